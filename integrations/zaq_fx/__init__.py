@@ -1,0 +1,1 @@
+"""PWLQ in torch.ao's FX graph mode quantization."""

@@ -1,0 +1,1 @@
+"""PWLQ in torchao's PT2E (export) quantization."""

@@ -1,0 +1,1 @@
+"""The model zoo: the `zaq-quantize` command, its demo, and the models that it ships."""
