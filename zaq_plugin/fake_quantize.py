@@ -1,0 +1,329 @@
+"""Fake-quantizers: they put tensors on a grid and let gradients through.
+
+Weights: `PWLQPerChannelFakeQuantize`. Activations: `ActivationFakeQuantize` (uniform, per tensor,
+exact on int8 kernels) and `PWLQActivationFakeQuantize` (simulated only). All of them serve
+torch.ao and torchao alike; see `zaq_plugin._host_module`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zaq_plugin._host_module import FakeQuantizeModule
+from zaq_plugin.observers import PWLQPerChannelObserver, TopKMedianObserver, qparams_of
+from zaq_plugin.pwlq import PWLQSpec, QuantSpec, fake_quantize, solve_edges
+
+__all__ = [
+    "ActivationFakeQuantize",
+    "PWLQActivationFakeQuantize",
+    "PWLQPerChannelFakeQuantize",
+]
+
+SAMPLE = 1 << 16
+"""Values of a batch that `PWLQActivationFakeQuantize` solves on: every n-th one."""
+
+
+class PWLQPerChannelFakeQuantize(FakeQuantizeModule):
+    """Puts a weight on its PWLQ levels, per output channel.
+
+    While the observer is enabled, breakpoints and clip are solved anew at each forward, as the
+    spec's policy says; ``disable_observer`` freezes them, which is what training at length wants.
+    The very first forward solves in any case.
+
+    Args:
+        spec: The number format; a `PWLQSpec`, or a `UniformSpec` for layers that stay uniform.
+        ch_axis: Axis of the channels; None for one grid per tensor.
+        learnable: Train the edges once the observer is disabled: ``p_l = p_{l+1} sigmoid(theta_l)``
+            with ``p_{n+1} = m exp(theta_m)``, so that they stay ordered and positive. The
+            parameter ``theta`` gets its shape at the first forward and keeps its identity.
+        observer: Class or factory of the weight observer; `PWLQPerChannelObserver`.
+        **observer_kwargs: ``dtype``, ``quant_min``, ``factory_kwargs`` ...; see the observer.
+    """
+
+    resizable = ("theta",)
+    theta: nn.Parameter | None
+
+    def __init__(
+        self,
+        spec: QuantSpec | None = None,
+        ch_axis: int | None = 0,
+        learnable: bool = False,
+        observer: Callable[..., Any] = PWLQPerChannelObserver,
+        **observer_kwargs: Any,
+    ) -> None:
+        super().__init__()
+        watch = observer(spec=spec, ch_axis=ch_axis, **observer_kwargs)
+        self.activation_post_process: PWLQPerChannelObserver = watch
+        self.spec: QuantSpec = watch.spec
+        self.ch_axis = ch_axis
+        self.dtype, self.qscheme = watch.dtype, watch.qscheme
+        self.quant_min, self.quant_max = watch.quant_min, watch.quant_max
+        self.eps, self.is_dynamic = watch.eps, watch.is_dynamic
+        self.learnable = learnable
+        device = (observer_kwargs.get("factory_kwargs") or {}).get("device")
+        self.to(device=device)
+        theta = nn.Parameter(torch.empty(0, device=device)) if learnable else None
+        self.register_parameter("theta", theta)
+
+    @property
+    def edges(self) -> Tensor:
+        """(sides, channels, n + 1) breakpoints and clip in use; empty before the first forward."""
+        solved = self.activation_post_process.edges
+        if self.theta is None or self.theta.numel() == 0:
+            return solved
+        upper = solved[..., -1] * self.theta[..., -1].exp()
+        columns = [upper]
+        for piece in range(solved.shape[-1] - 2, -1, -1):
+            upper = upper * self.theta[..., piece].sigmoid()
+            columns.append(upper)
+        return torch.stack(columns[::-1], -1)
+
+    def forward(self, w: Tensor) -> Tensor:
+        """The weight on its levels (or as it came, if fake quantization is off); same shape."""
+        observing, quantizing = self.switches()
+        if observing or self.activation_post_process.edges.numel() == 0:
+            self._observe(w)
+        if not quantizing:
+            return w
+        return fake_quantize(w, self.spec, self.ch_axis, edges=self.edges)
+
+    @torch.compiler.disable
+    def _observe(self, w: Tensor) -> None:
+        self.activation_post_process.observe(w)
+        if self.theta is None:
+            return
+        solved = self.activation_post_process.edges
+        ratio = solved[..., :-1] / solved[..., 1:]
+        ratio = torch.nan_to_num(ratio, nan=0.5).clamp(1e-4, 1 - 1e-4)
+        theta = torch.cat([ratio.logit(), torch.zeros_like(solved[..., -1:])], -1)
+        if self.theta.shape == theta.shape:
+            self.theta.data.copy_(theta)
+        else:
+            self.theta.data = theta.to(self.theta.device)
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of the int8 grid below; see `PWLQPerChannelObserver`."""
+        return qparams_of(self.activation_post_process, self.edges)
+
+    def extra_repr(self) -> str:
+        """The format and the switches."""
+        return f"{self.spec.label}, ch_axis={self.ch_axis}, learnable={self.learnable}"
+
+
+class _Round(torch.autograd.Function):
+    """Round half to even; the gradient passes straight through."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """Identity whose gradient is multiplied by a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad * ctx.factor, None
+
+
+def _lsq(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
+    """Learned step size quantization (Esser et al., ICLR 2020, equations 1 to 3 and section 2.2).
+
+    Rounds exactly as torch's quantize operators do. The step's gradient is multiplied by
+    ``1 / sqrt(numel * high)``.
+    """
+    step = _ScaleGradient.apply(scale, 1 / math.sqrt(x.numel() * max(high, 1)))
+    offset = zero_point.to(x.dtype)
+    rounded = _Round.apply(x * (1 / step)) + offset
+    return (rounded.clamp(low, high) - offset) * step
+
+
+class ActivationFakeQuantize(FakeQuantizeModule):
+    """Uniform per-tensor fake quantization of activations, exact on int8 kernels.
+
+    Args:
+        observer: Class or factory of the range observer, such as `TopKMedianObserver`.
+        bits: Width, 2 to 8; 8 if the host gives no quant_min and quant_max either.
+        symmetric: Whether the grid is symmetric around zero.
+        learnable: Train the step (LSQ) once the observer is disabled: ``scale`` is a parameter
+            then, instead of a buffer. The zero point stays as observed.
+        **observer_kwargs: ``dtype``, ``quant_min``, ``eps``, ``factory_kwargs`` ...; see
+            `MinMaxObserver`.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(
+        self,
+        observer: Callable[..., Any] = TopKMedianObserver,
+        bits: int | None = None,
+        symmetric: bool = False,
+        learnable: bool = False,
+        **observer_kwargs: Any,
+    ) -> None:
+        super().__init__()
+        watch = observer(bits=bits, symmetric=symmetric, **observer_kwargs)
+        self.activation_post_process = watch
+        self.dtype, self.qscheme = watch.dtype, watch.qscheme
+        self.quant_min, self.quant_max = watch.quant_min, watch.quant_max
+        self.eps, self.is_dynamic = watch.eps, watch.is_dynamic
+        self.learnable = learnable
+        if learnable:
+            self.scale = nn.Parameter(torch.ones(1))
+        else:
+            self.register_buffer("scale", torch.ones(1))
+        self.register_buffer("zero_point", torch.zeros(1, dtype=torch.int32))
+        self.to(device=(observer_kwargs.get("factory_kwargs") or {}).get("device"))
+
+    @property
+    def bits(self) -> int:
+        """Width of the grid."""
+        return int(self.activation_post_process.bits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The activation on its grid (or as it came, if fake quantization is off); same shape."""
+        observing, quantizing = self.switches()
+        if observing and x.numel():
+            self.activation_post_process(x)
+            with torch.no_grad():
+                scale, zero_point = self.activation_post_process.qparams()
+                self.scale.copy_(scale)
+                self.zero_point.copy_(zero_point)
+        if not quantizing:
+            return x
+        wide = x.float()
+        if self.learnable:
+            step = self.scale.abs().clamp(min=self.eps)
+            out = _lsq(wide, step, self.zero_point, self.quant_min, self.quant_max)
+        else:
+            out = torch.fake_quantize_per_tensor_affine(
+                wide, self.scale, self.zero_point, self.quant_min, self.quant_max
+            )
+        return out.to(x.dtype)
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scale (float32) and zero point (int32) in use, shape (1,).
+
+        Raises:
+            ValueError: nothing was observed, or something that is not finite.
+        """
+        self.activation_post_process.calculate_qparams()  # for its checks
+        return self.scale.detach().abs().clamp(min=self.eps), self.zero_point.clone()
+
+    def extra_repr(self) -> str:
+        """Width and grid."""
+        return (
+            f"bits={self.bits}, learnable={self.learnable}, scale={float(self.scale):.4g}, "
+            f"zero_point={int(self.zero_point)}"
+        )
+
+
+class PWLQActivationFakeQuantize(FakeQuantizeModule):
+    """PWLQ activations, per tensor. Simulated: no int8 kernel computes with them.
+
+    Range and breakpoints come from each calibration batch, cut to the observer's range, and are
+    averaged over batches. Activations that were never negative use a one-sided grid if the spec
+    is asymmetric: no code is spent on values that do not occur.
+
+    Args:
+        spec: The number format.
+        observer: Class or factory of the range observer.
+        **observer_kwargs: ``dtype``, ``eps`` ...; see `MinMaxObserver`.
+    """
+
+    resizable = ("edges",)
+    edges: Tensor
+    signed: Tensor
+    num_batches: Tensor
+
+    def __init__(
+        self,
+        spec: PWLQSpec | None = None,
+        observer: Callable[..., Any] = TopKMedianObserver,
+        **observer_kwargs: Any,
+    ) -> None:
+        super().__init__()
+        self.spec = PWLQSpec() if spec is None else spec
+        watch = observer(**observer_kwargs)
+        self.activation_post_process = watch
+        self.dtype, self.qscheme = watch.dtype, watch.qscheme
+        self.quant_min, self.quant_max = watch.quant_min, watch.quant_max
+        self.eps, self.is_dynamic = watch.eps, watch.is_dynamic
+        self.register_buffer("edges", torch.empty(0))
+        self.register_buffer("signed", torch.zeros(1, dtype=torch.uint8))
+        self.register_buffer("num_batches", torch.zeros((), dtype=torch.int64))
+        self.to(device=(observer_kwargs.get("factory_kwargs") or {}).get("device"))
+
+    @property
+    def format(self) -> PWLQSpec:
+        """The spec in use: one-sided as long as nothing negative was seen."""
+        if self.spec.symmetry != "asymmetric" or bool(self.signed[0]):
+            return self.spec
+        return dataclasses.replace(self.spec, symmetry="one-sided")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The activation on its levels (or as it came, if fake quantization is off)."""
+        observing, quantizing = self.switches()
+        if observing and x.numel():
+            self._observe(x)
+        if not quantizing:
+            return x
+        return self._quantize(x)
+
+    @torch.compiler.disable
+    def _quantize(self, x: Tensor) -> Tensor:
+        if self.edges.numel() == 0:
+            raise ValueError(
+                "PWLQActivationFakeQuantize has seen no data; run calibration batches with the "
+                "observer enabled first."
+            )
+        return fake_quantize(x, self.format, None, edges=self.edges)
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def _observe(self, x: Tensor) -> None:
+        x = x.detach().float()
+        self.activation_post_process(x)
+        low, high = self.activation_post_process.batch_range(x)
+        sample = x.flatten()[:: max(1, x.numel() // SAMPLE)].clamp(low, high)
+        if not bool(self.signed[0]) and float(low) < 0:
+            self.signed[0] = 1
+            if self.spec.symmetry == "asymmetric":
+                self.num_batches.zero_()
+        edges = solve_edges(sample, self.format, axis=None)
+        if int(self.num_batches) == 0:
+            self.edges.data = edges.to(self.edges.device, torch.float32)
+        else:
+            self.edges += (edges - self.edges) / (self.num_batches + 1)
+        self.num_batches += 1
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """There are none.
+
+        Raises:
+            ValueError: always, with the way out.
+        """
+        raise ValueError(
+            f"PWLQ activations ({self.format.label}) are simulated: no int8 kernel computes with "
+            "them. Evaluate the prepared model, or use ActivationFakeQuantize to convert."
+        )
+
+    def extra_repr(self) -> str:
+        """The format."""
+        return f"{self.format.label}, simulated"

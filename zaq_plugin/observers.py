@@ -1,0 +1,402 @@
+"""Observers: they watch tensors and say on which grid to put them.
+
+Activations (per tensor): `MinMaxObserver`, `PercentileObserver`, `TopKMedianObserver`.
+Weights (per output channel): `PWLQPerChannelObserver`.
+All of them serve torch.ao and torchao alike; see `zaq_plugin._host_module`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zaq_plugin._host_module import FLOAT32_EPS, HostModule, refuse_dynamic
+from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec, solve_edges
+from zaq_plugin.pwlq.levels import build_grid
+from zaq_plugin.pwlq.ranges import (
+    minmax_range,
+    percentile_range,
+    topk_median_range,
+    uniform_qparams,
+)
+
+__all__ = [
+    "MinMaxObserver",
+    "PWLQPerChannelObserver",
+    "PercentileObserver",
+    "TopKMedianObserver",
+    "WeightFormat",
+    "weight_format",
+]
+
+SIGNED = (torch.qint8, torch.int8)
+UNSIGNED = (torch.quint8, torch.uint8)
+
+
+def _integer_range(
+    owner: object,
+    dtype: torch.dtype,
+    bits: int | None,
+    symmetric: bool,
+    quant_min: int | None,
+    quant_max: int | None,
+) -> tuple[int, int]:
+    """quant_min and quant_max: given ones win, else those of ``bits`` (8 if None).
+
+    Unsigned types start at 0; signed types are ``-2^(b-1) .. 2^(b-1)-1``, symmetric ones without
+    the lowest value.
+    """
+    name = type(owner).__name__
+    if dtype not in SIGNED + UNSIGNED:
+        raise ValueError(
+            f"{name}: dtype must be torch.quint8, torch.uint8, torch.qint8 or torch.int8; "
+            f"got {dtype}."
+        )
+    if (quant_min is None) != (quant_max is None):
+        raise ValueError(
+            f"{name}: give both quant_min and quant_max or neither; "
+            f"got {quant_min} and {quant_max}."
+        )
+    if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int)):
+        raise TypeError(f"{name}: bits must be an int from 2 to 8; got {bits!r}.")
+    if bits is not None and not 2 <= bits <= 8:
+        raise ValueError(f"{name}: bits must be from 2 to 8; got {bits}.")
+    low, high = (-128, 127) if dtype in SIGNED else (0, 255)
+    if quant_min is not None and quant_max is not None:
+        if not low <= quant_min < quant_max <= high:
+            raise ValueError(
+                f"{name}: quant_min < quant_max must lie within {low} and {high} for {dtype}; "
+                f"got {quant_min} and {quant_max}."
+            )
+        if bits is not None and quant_max - quant_min + 1 > 2**bits:
+            raise ValueError(
+                f"{name}: {quant_min}..{quant_max} does not fit bits={bits}; give one of the two."
+            )
+        return quant_min, quant_max
+    count = 2 ** (8 if bits is None else bits)
+    if dtype in UNSIGNED:
+        return 0, count - 1
+    return (1 - count // 2 if symmetric else -count // 2), count // 2 - 1
+
+
+class _RangeObserver(HostModule):
+    """Running range of a tensor and the uniform per-tensor grid over it.
+
+    Args:
+        bits: Width of the grid, 2 to 8; 8 if neither it nor quant_min and quant_max are given.
+        symmetric: Whether the grid is symmetric around zero.
+        dtype: Integer type of the host: ``torch.quint8``/``qint8`` for torch.ao, ``torch.uint8``/
+            ``int8`` for torchao.
+        quant_min, quant_max: The integers to use, instead of those that follow from bits.
+        qscheme: ``torch.per_tensor_affine`` or ``torch.per_tensor_symmetric``, the hosts' word for
+            ``symmetric``; wins over it.
+        eps: Smallest scale. The default keeps small activations alive; qnnpack wants ``2**-12``.
+        is_dynamic: Must be False.
+        factory_kwargs: ``device`` of the buffers; its dtype is ignored, ranges stay float32.
+
+    Raises:
+        ValueError: a width, type or scheme that does not exist.
+    """
+
+    min_val: Tensor
+    max_val: Tensor
+    num_batches: Tensor
+
+    def __init__(
+        self,
+        bits: int | None = None,
+        symmetric: bool = False,
+        dtype: torch.dtype = torch.quint8,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        qscheme: torch.qscheme | None = None,
+        eps: float = FLOAT32_EPS,
+        is_dynamic: bool = False,
+        factory_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        refuse_dynamic(self, is_dynamic)
+        if qscheme not in (None, torch.per_tensor_affine, torch.per_tensor_symmetric):
+            raise ValueError(
+                f"{type(self).__name__} has one grid per tensor; got qscheme={qscheme}. Use "
+                "torch.per_tensor_affine or torch.per_tensor_symmetric."
+            )
+        if qscheme is not None:
+            symmetric = qscheme == torch.per_tensor_symmetric
+        self.quant_min, self.quant_max = _integer_range(
+            self, dtype, bits, symmetric, quant_min, quant_max
+        )
+        self.symmetric = symmetric
+        self.qscheme = torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine
+        self.dtype = dtype
+        self.eps = eps
+        self.is_dynamic = False
+        device = (factory_kwargs or {}).get("device")
+        self.register_buffer("min_val", torch.zeros((), device=device))
+        self.register_buffer("max_val", torch.zeros((), device=device))
+        self.register_buffer("num_batches", torch.zeros((), dtype=torch.int64, device=device))
+
+    @property
+    def bits(self) -> int:
+        """Width of the grid: the smallest b with quant_max - quant_min < 2^b."""
+        return (self.quant_max - self.quant_min).bit_length()
+
+    def batch_range(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(low, high) of one batch, two float32 scalars."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take a batch of any shape into account; returns it unchanged."""
+        if x.numel() == 0:
+            return x
+        with torch.no_grad():
+            low, high = self.batch_range(x.detach().float())
+            self._accumulate(low, high)
+            self.num_batches += 1
+        return x
+
+    def _accumulate(self, low: Tensor, high: Tensor) -> None:
+        """Mean over batches."""
+        count = self.num_batches + 1
+        self.min_val += (low - self.min_val) / count
+        self.max_val += (high - self.max_val) / count
+
+    def reset_min_max_vals(self) -> None:
+        """Forget everything seen."""
+        self.min_val.zero_()
+        self.max_val.zero_()
+        self.num_batches.zero_()
+
+    def qparams(self) -> tuple[Tensor, Tensor]:
+        """`calculate_qparams` without its checks; float32 and int32, shape (1,)."""
+        scale, zero_point = uniform_qparams(
+            self.min_val, self.max_val, self.bits, self.symmetric, self.quant_min, self.quant_max
+        )
+        scale = scale.reshape(1).float().clamp(min=self.eps)
+        return scale, zero_point.reshape(1).to(torch.int32)
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scale (float32, shape (1,)) and zero point (int32, shape (1,)).
+
+        Raises:
+            ValueError: nothing was observed, or something that is not finite.
+        """
+        name = type(self).__name__
+        if int(self.num_batches) == 0:
+            raise ValueError(
+                f"{name} has seen no data, so there is no range to quantize with. Run calibration "
+                "batches through the prepared model before converting it."
+            )
+        if not bool(torch.isfinite(self.min_val) & torch.isfinite(self.max_val)):
+            raise ValueError(
+                f"{name} has seen NaN or infinite activations: its range is "
+                f"[{float(self.min_val)}, {float(self.max_val)}]. Check the calibration batches "
+                "and the model's weights."
+            )
+        return self.qparams()
+
+    def extra_repr(self) -> str:
+        """Bits, integers and the range so far."""
+        return (
+            f"bits={self.bits}, symmetric={self.symmetric}, dtype={self.dtype}, "
+            f"quant_min={self.quant_min}, quant_max={self.quant_max}, "
+            f"range=[{float(self.min_val):.4g}, {float(self.max_val):.4g}]"
+        )
+
+
+class MinMaxObserver(_RangeObserver):
+    """The whole range seen in any batch: nothing is clipped, outliers cost everybody precision."""
+
+    def batch_range(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Smallest and largest value."""
+        return minmax_range(x)
+
+    def _accumulate(self, low: Tensor, high: Tensor) -> None:
+        first = self.num_batches == 0
+        self.min_val.copy_(torch.where(first, low, torch.minimum(low, self.min_val)))
+        self.max_val.copy_(torch.where(first, high, torch.maximum(high, self.max_val)))
+
+
+class PercentileObserver(_RangeObserver):
+    """A percentile of each batch at either end, averaged over batches.
+
+    Args:
+        percent: Percentage of values inside, such as 99.99. Further arguments: `MinMaxObserver`.
+    """
+
+    def __init__(self, percent: float = 99.99, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not 50 < percent <= 100:
+            raise ValueError(f"PercentileObserver: percent must be in (50, 100]; got {percent}.")
+        self.percent = percent
+
+    def batch_range(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The percentile at either end."""
+        return percentile_range(x, self.percent)
+
+
+class TopKMedianObserver(_RangeObserver):
+    """PWLQ's "top-10 median" (section 4): robust against single outliers, cheap, no histogram.
+
+    Of each batch the median of the k smallest and of the k largest values, averaged over batches.
+
+    Args:
+        k: How many values at either end. Further arguments: `MinMaxObserver`.
+    """
+
+    def __init__(self, k: int = 10, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise ValueError(f"TopKMedianObserver: k must be an int >= 1; got {k!r}.")
+        self.k = k
+
+    def batch_range(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Medians of the k smallest and the k largest values."""
+        return topk_median_range(x, self.k)
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """How to put a weight on its grid: what a converter needs to know beyond scale and zero point.
+
+    Attributes:
+        spec: The number format.
+        ch_axis: The channels' axis, or None for one grid per tensor.
+        edges: (sides, channels, n + 1) breakpoints and clip; see `zaq_plugin.pwlq.solve_edges`.
+    """
+
+    spec: QuantSpec
+    ch_axis: int | None
+    edges: Tensor
+
+
+def weight_format(scale: object) -> WeightFormat | None:
+    """The format that came with a scale of `PWLQPerChannelObserver.calculate_qparams`, or None.
+
+    torch.ao's FX conversion hands a layer's converter the scale that ``calculate_qparams``
+    returned, the very object, and nothing else of ours; so the format travels on it.
+    """
+    found = getattr(scale, "_zaq_format", None)
+    return found if isinstance(found, WeightFormat) else None
+
+
+class PWLQPerChannelObserver(HostModule):
+    """Chooses breakpoints and clip of each output channel of a weight.
+
+    `calculate_qparams` speaks of the int8 grid below the format: every level is ``scale * int8``,
+    so the host's own symmetric per-channel quantizer reproduces a snapped weight bit for bit.
+
+    Args:
+        spec: The number format; a `PWLQSpec`, or a `UniformSpec` for layers that stay uniform.
+        ch_axis: Axis of the channels; None for one grid per tensor (transposed convolutions on
+            fbgemm).
+        dtype: ``torch.qint8`` for torch.ao, ``torch.int8`` for torchao.
+        quant_min, quant_max: Accepted for the hosts' sake; levels lie within -127 and 127.
+        qscheme: Accepted for the hosts' sake; must agree with ch_axis.
+        eps, is_dynamic, factory_kwargs: As in `MinMaxObserver`.
+
+    Raises:
+        ValueError: a format or integer range that int8 kernels cannot hold.
+        TypeError: spec is no spec.
+    """
+
+    resizable = ("edges",)
+    edges: Tensor
+
+    def __init__(
+        self,
+        spec: QuantSpec | None = None,
+        ch_axis: int | None = 0,
+        dtype: torch.dtype = torch.qint8,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        qscheme: torch.qscheme | None = None,
+        eps: float = FLOAT32_EPS,
+        is_dynamic: bool = False,
+        factory_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        refuse_dynamic(self, is_dynamic)
+        spec = PWLQSpec() if spec is None else spec
+        if not isinstance(spec, PWLQSpec | UniformSpec):
+            raise TypeError(
+                f"{type(self).__name__}: spec must be a PWLQSpec or a UniformSpec; "
+                f"got {type(spec).__name__}."
+            )
+        if dtype not in SIGNED:
+            raise ValueError(
+                f"{type(self).__name__}: weights are torch.qint8 (torch.ao) or torch.int8 "
+                f"(torchao); got {dtype}."
+            )
+        wanted = torch.per_tensor_symmetric if ch_axis is None else torch.per_channel_symmetric
+        if qscheme is not None and qscheme != wanted:
+            raise ValueError(
+                f"{type(self).__name__}: ch_axis={ch_axis} goes with qscheme={wanted}; "
+                f"got {qscheme}."
+            )
+        low = -127 if quant_min is None else quant_min
+        high = 127 if quant_max is None else quant_max
+        if low > -127 or high < 127:
+            raise ValueError(
+                f"{type(self).__name__}: the levels need the integers -127..127; got {low}..{high}."
+                " The format's width is the spec's bits, not quant_min and quant_max."
+            )
+        self.spec: QuantSpec = spec
+        self.ch_axis = ch_axis
+        self.dtype = dtype
+        self.quant_min, self.quant_max = low, high
+        self.qscheme = wanted
+        self.eps = eps
+        self.is_dynamic = False
+        device = (factory_kwargs or {}).get("device")
+        self.register_buffer("edges", torch.empty(0, device=device))
+
+    @torch.compiler.disable
+    def observe(self, w: Tensor) -> None:
+        """Solve for the edges of this weight."""
+        edges = solve_edges(w.detach(), self.spec, axis=self.ch_axis)
+        if self.edges.shape == edges.shape:
+            self.edges.copy_(edges)
+        else:
+            self.edges.data = edges.to(self.edges.device, torch.float32)
+
+    def forward(self, w: Tensor) -> Tensor:
+        """Choose the edges for this weight; returns it unchanged."""
+        self.observe(w)
+        return w
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scale (float32) and zero point (int32, zeros), shape (channels,); (1,) per tensor.
+
+        Raises:
+            ValueError: no weight was seen, or the format has no int8 levels.
+        """
+        return qparams_of(self, self.edges)
+
+    def extra_repr(self) -> str:
+        """The format."""
+        return f"{self.spec.label}, ch_axis={self.ch_axis}, dtype={self.dtype}"
+
+
+def qparams_of(owner: PWLQPerChannelObserver, edges: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of the int8 grid below a format; see `PWLQPerChannelObserver`."""
+    name, spec = type(owner).__name__, owner.spec
+    if edges.numel() == 0:
+        raise ValueError(f"{name} has seen no weight yet; call it with the weight first.")
+    if spec.grid != "int8":
+        raise ValueError(
+            f"{name}: {spec.label} has levels that are no multiples of int8, so no integer kernel "
+            "can hold it. Use grid='int8' to convert, or evaluate the prepared model."
+        )
+    grid = build_grid(edges.detach(), spec)
+    if float(grid.values.abs().max()) > 127:
+        raise ValueError(
+            f"{name}: {spec.label} has integer levels up to {int(grid.values.abs().max())}, but "
+            "int8 kernels hold -127..127. Use symmetry='symmetric', or fewer bits."
+        )
+    scale = grid.scale.clone()
+    scale._zaq_format = WeightFormat(spec, owner.ch_axis, edges.detach())  # type: ignore[attr-defined]
+    return scale, torch.zeros_like(scale, dtype=torch.int32)
