@@ -1,0 +1,77 @@
+"""BatchNorm folding for any model, with the list of what was folded and what was not."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from torch import fx, nn
+
+from zaq_plugin.ptq.fold_graph import fold_graph
+from zaq_plugin.ptq.fold_modules import find_pairs, fold_pairs
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Folding:
+    """What folding did: ``(layer, norm)`` pairs, and for each BatchNorm that stayed the reason."""
+
+    folded: tuple[tuple[str, str], ...] = ()
+    kept: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"folded {len(self.folded)} BatchNorm, kept {len(self.kept)}"]
+        lines += [f"  kept {name}: {reason}" for name, reason in self.kept.items()]
+        return "\n".join(lines)
+
+
+def fold_batch_norm(
+    model: ModelT, example_inputs: Sequence[Any] | None = None, *, inplace: bool = False
+) -> ModelT:
+    """Fold every BatchNorm that directly follows a convolution or linear layer into that layer.
+
+    In a model of modules the BatchNorm becomes ``nn.Identity``, or what is left of it where it is
+    fused with an activation (timm's ``BatchNormAct2d``). In an ``fx.GraphModule``, traced or from
+    ``ExportedProgram.module()``, its node goes. A BatchNorm stays, with its reason, where folding
+    would change what the model computes: a layer called twice, a shared weight, an output used
+    elsewhere, batch statistics, a layer whose own forward is not a plain convolution.
+
+    Args:
+        model: A model in evaluation mode; its function is what is preserved. Half precision stays
+            so (the arithmetic is float64).
+        example_inputs: The tensors that the model is called with. Needed where torch.fx cannot
+            trace the model (``torch.export`` follows it then), and for a linear layer before a
+            BatchNorm, whose output's rank decides what its channels are.
+        inplace: Change ``model`` itself instead of a deep copy.
+
+    Returns:
+        The folded model; its attribute ``zaq_folding`` is a ``Folding`` that says what was done.
+
+    Raises:
+        TypeError: If ``model`` is no module, for instance an ``ExportedProgram``.
+        ValueError: If the model is in training mode, cannot be traced, or folding gives NaN or
+            infinity.
+    """
+    given: object = model
+    if not isinstance(given, nn.Module):
+        way_out = "; pass program.module()" if hasattr(given, "graph_signature") else ""
+        raise TypeError(
+            f"fold_batch_norm expects an nn.Module, got {type(given).__name__}{way_out}"
+        )
+    exported = isinstance(model, fx.GraphModule) and hasattr(model, "_guards_fn")
+    if model.training and not exported:
+        raise ValueError(
+            f"{type(model).__name__} is in training mode, where BatchNorm uses batch statistics; "
+            "call .eval() before folding"
+        )
+    if not inplace:
+        model = copy.deepcopy(model)
+    if isinstance(model, fx.GraphModule):
+        folded, kept = fold_graph(model)
+    else:
+        folded, kept = fold_pairs(model, find_pairs(model, example_inputs))
+    model.zaq_folding = Folding(tuple(folded), kept)  # type: ignore[assignment]
+    return model
