@@ -1,0 +1,42 @@
+"""The PWLQ number format: specs, breakpoints, levels, operators, packing.
+
+Piecewise linear quantization (Fang et al., ECCV 2020): fine in the center, coarse in the tails, computed with integers.
+"""
+
+from zaq_plugin.pwlq import ops as ops
+from zaq_plugin.pwlq.correction import correct_mean_std, correct_spread
+from zaq_plugin.pwlq.functional import fake_quantize, quantize
+from zaq_plugin.pwlq.packing import entropy_bits, pack_codes, packed_size, unpack_codes
+from zaq_plugin.pwlq.ranges import (
+    minmax_range,
+    percentile_range,
+    topk_median_range,
+    uniform_qparams,
+)
+from zaq_plugin.pwlq.solve import solve_edges
+from zaq_plugin.pwlq.spec import PWLQSpec, QuantSpec, UniformSpec, spec_from_json
+from zaq_plugin.pwlq.tensor import PWLQTensor, load_quantized, save_quantized, sqnr_db
+
+__all__ = [
+    "PWLQSpec",
+    "PWLQTensor",
+    "QuantSpec",
+    "UniformSpec",
+    "correct_mean_std",
+    "correct_spread",
+    "entropy_bits",
+    "fake_quantize",
+    "load_quantized",
+    "minmax_range",
+    "pack_codes",
+    "packed_size",
+    "percentile_range",
+    "quantize",
+    "save_quantized",
+    "solve_edges",
+    "spec_from_json",
+    "sqnr_db",
+    "topk_median_range",
+    "uniform_qparams",
+    "unpack_codes",
+]

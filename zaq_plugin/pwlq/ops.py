@@ -1,0 +1,148 @@
+"""The format as ``torch.library`` operators, namespace ``zaq``.
+
+The spec travels as its JSON text, so that graphs which contain the operators can be saved and loaded. All of them take checked
+input: the public functions in `functional` check it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zaq_plugin.pwlq import solve
+from zaq_plugin.pwlq.kernels import codebook_of, look_up
+from zaq_plugin.pwlq.layout import channels_of, from_rows, from_rows_shape, to_rows
+from zaq_plugin.pwlq.levels import build_grid
+from zaq_plugin.pwlq.spec import QuantSpec, spec_from_json
+from zaq_plugin.pwlq.straight_through import edge_gradients, value_gradient
+
+
+def code_dtype(spec: QuantSpec) -> torch.dtype:
+    """uint8 where the codes fit, else int16."""
+    return torch.uint8 if spec.stored_bits <= 8 else torch.int16
+
+
+def codebook_dtype(spec: QuantSpec) -> torch.dtype:
+    """int8 on the int8 grid, int16 for 8-bit asymmetric uniform levels, float32 on the float grid."""
+    if spec.grid == "float":
+        return torch.float32
+    wide = spec.kind == "uniform" and spec.symmetry != "symmetric" and spec.bits == 8
+    return torch.int16 if wide else torch.int8
+
+
+@torch.library.custom_op("zaq::pwlq_solve", mutates_args=())
+def pwlq_solve(w: Tensor, spec: str, axis: int | None) -> Tensor:
+    """Edges (sides, channels, n + 1) of w by the spec's policy."""
+    return solve.edges_for(w, spec_from_json(spec), axis)
+
+
+@pwlq_solve.register_fake
+def _(w: Tensor, spec: str, axis: int | None) -> Tensor:
+    s = spec_from_json(spec)
+    shape = (s.sides, channels_of(w, axis), s.breakpoints + 1)
+    return w.new_empty(shape, dtype=torch.float32)
+
+
+@torch.library.custom_op("zaq::pwlq_quantize", mutates_args=())
+def pwlq_quantize(
+    w: Tensor, edges: Tensor, spec: str, axis: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes (w's shape, contiguous), codebook (channels, levels) and scale (channels,)."""
+    s = spec_from_json(spec)
+    grid = build_grid(edges, s)
+    book = codebook_of(grid)
+    rows = look_up(to_rows(w, axis), grid, s, book.rank.to(code_dtype(s)))
+    codes = from_rows_shape(rows, tuple(w.shape), axis).contiguous()
+    return codes, book.levels.to(codebook_dtype(s)), book.scale.clone()
+
+
+@pwlq_quantize.register_fake
+def _(
+    w: Tensor, edges: Tensor, spec: str, axis: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    s = spec_from_json(spec)
+    channels = channels_of(w, axis)
+    codes = w.new_empty(w.shape, dtype=code_dtype(s))
+    codebook = w.new_empty((channels, s.num_levels), dtype=codebook_dtype(s))
+    return codes, codebook, w.new_empty((channels,), dtype=torch.float32)
+
+
+@torch.library.custom_op("zaq::pwlq_dequantize", mutates_args=())
+def pwlq_dequantize(codes: Tensor, codebook: Tensor, scale: Tensor, axis: int | None) -> Tensor:
+    """float32 values ``codebook[c, code] * scale[c]``, contiguous."""
+    table = codebook.float() * scale.unsqueeze(1)
+    rows = to_rows(codes, axis)
+    channels = torch.arange(table.shape[0], device=codes.device).unsqueeze(1)
+    values = torch.take(table, rows.long() + channels * table.shape[1])
+    return from_rows_shape(values, tuple(codes.shape), axis).contiguous()
+
+
+@pwlq_dequantize.register_fake
+def _(codes: Tensor, codebook: Tensor, scale: Tensor, axis: int | None) -> Tensor:
+    return codes.new_empty(codes.shape, dtype=torch.float32)
+
+
+def fake_quantized(w: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None) -> Tensor:
+    """The quantized and dequantized values of w, in its dtype; no gradient of its own."""
+    grid = build_grid(edges, spec)
+    values = grid.values * grid.scale.unsqueeze(1) if grid.integer else grid.values
+    rows = look_up(to_rows(w, axis), grid, spec, values + 0.0)
+    return from_rows(rows.to(w.dtype), w, axis)
+
+
+@torch.library.custom_op("zaq::pwlq_fake_quantize", mutates_args=())
+def pwlq_fake_quantize(w: Tensor, edges: Tensor, spec: str, axis: int | None) -> Tensor:
+    """Differentiable quantize-dequantize; see `functional.fake_quantize`."""
+    out = fake_quantized(w, edges, spec_from_json(spec), axis)
+    return out.clone() if out.data_ptr() == w.data_ptr() else out
+
+
+@pwlq_fake_quantize.register_fake
+def _(w: Tensor, edges: Tensor, spec: str, axis: int | None) -> Tensor:
+    return torch.empty_like(w)
+
+
+def fake_quantize_gradients(
+    grad: Tensor, w: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None, need_edges: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients with respect to w and, if needed, to the edges."""
+    grad_rows, rows = to_rows(grad, axis), to_rows(w, axis)
+    to_w = from_rows(value_gradient(grad_rows, rows, edges, spec), w, axis)
+    if not need_edges:
+        return to_w, None
+    quantized = to_rows(fake_quantized(w, edges, spec, axis), axis)
+    return to_w, edge_gradients(grad_rows, rows, quantized, edges, spec).to(edges.dtype)
+
+
+@torch.library.custom_op("zaq::pwlq_fake_quantize_backward", mutates_args=())
+def pwlq_fake_quantize_backward(
+    grad: Tensor, w: Tensor, edges: Tensor, spec: str, axis: int | None, need_edges: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients with respect to w and to the edges (zeros unless needed)."""
+    to_w, to_edges = fake_quantize_gradients(
+        grad, w, edges, spec_from_json(spec), axis, need_edges
+    )
+    return to_w, torch.zeros_like(edges) if to_edges is None else to_edges
+
+
+@pwlq_fake_quantize_backward.register_fake
+def _(
+    grad: Tensor, w: Tensor, edges: Tensor, spec: str, axis: int | None, need_edges: bool
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(w), torch.empty_like(edges)
+
+
+def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    w, edges, ctx.spec, ctx.axis = inputs
+    ctx.save_for_backward(w, edges)
+
+
+def _backward(ctx, grad):  # type: ignore[no-untyped-def]
+    w, edges = ctx.saved_tensors
+    to_w, to_edges = torch.ops.zaq.pwlq_fake_quantize_backward(
+        grad, w, edges, ctx.spec, ctx.axis, ctx.needs_input_grad[1]
+    )
+    return to_w, to_edges if ctx.needs_input_grad[1] else None, None, None
+
+
+pwlq_fake_quantize.register_autograd(_backward, setup_context=_save)

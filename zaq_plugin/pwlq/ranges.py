@@ -1,0 +1,95 @@
+"""Ranges of activations as pure functions; the observers call them batch by batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zaq_plugin.pwlq.checks import check_tensor
+
+TOP_K = 10
+
+
+def minmax_range(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value, as 0-d tensors."""
+    check_tensor(x, "x")
+    low, high = torch.aminmax(x)
+    return low, high
+
+
+def percentile_range(x: Tensor, percent: float) -> tuple[Tensor, Tensor]:
+    """The (100 - percent)th and percent-th percentiles of all values (nearest rank, exact).
+
+    Raises:
+        ValueError: unless 50 < percent <= 100.
+    """
+    check_tensor(x, "x")
+    if not 50 < percent <= 100:
+        raise ValueError(f"percent must be in (50, 100]; got {percent}. A common value is 99.9.")
+    flat = x.reshape(-1).float()
+    last = flat.numel() - 1
+    rank = min(last, max(0, round(last * percent / 100)))
+    high = torch.kthvalue(flat, rank + 1).values
+    low = torch.kthvalue(flat, last - rank + 1).values
+    return low.to(x.dtype), high.to(x.dtype)
+
+
+def topk_median_range(x: Tensor, k: int = TOP_K) -> tuple[Tensor, Tensor]:
+    """Median of the k smallest and of the k largest values (PWLQ section 4.1, "top-10 median").
+
+    A median of an even number of values is the mean of the two in the middle.
+
+    Raises:
+        ValueError: if k < 1.
+    """
+    check_tensor(x, "x")
+    if k < 1:
+        raise ValueError(f"k must be at least 1; got {k}. The paper uses {TOP_K}.")
+    flat = x.reshape(-1).float()
+    k = min(k, flat.numel())
+    low = _median(torch.topk(flat, k, largest=False).values)
+    high = _median(torch.topk(flat, k).values)
+    return low.to(x.dtype), high.to(x.dtype)
+
+
+def _median(values: Tensor) -> Tensor:
+    ordered, count = values.sort().values, values.numel()
+    return (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
+
+
+def uniform_qparams(
+    low: Tensor,
+    high: Tensor,
+    bits: int = 8,
+    symmetric: bool = False,
+    quant_min: int | None = None,
+    quant_max: int | None = None,
+    eps: float = torch.finfo(torch.float32).eps,
+) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of an affine integer grid for the range [low, high].
+
+    The range is widened to contain zero, so that zero is exact.
+
+    Args:
+        low, high: range, any equal shape.
+        bits: width; the default integer range is [0, 2^b - 1], or [-(2^(b-1) - 1), 2^(b-1) - 1] if symmetric.
+        symmetric: one scale for both signs and zero point 0 in a signed range (the middle otherwise).
+        quant_min, quant_max: another integer range.
+        eps: smallest scale.
+
+    Returns:
+        float32 scale and int32 zero point, of low's shape.
+    """
+    if quant_min is None or quant_max is None:
+        half = 2 ** (bits - 1) - 1
+        quant_min, quant_max = (-half, half) if symmetric else (0, 2**bits - 1)
+    low = low.float().clamp(max=0)
+    high = high.float().clamp(min=0)
+    if symmetric:
+        reach = torch.maximum(high, -low)
+        middle = 0 if quant_min < 0 else (quant_min + quant_max + 1) // 2
+        scale = (reach / (quant_max - middle)).clamp(min=eps)
+        return scale, torch.full_like(scale, middle, dtype=torch.int32)
+    scale = ((high - low) / (quant_max - quant_min)).clamp(min=eps)
+    zero_point = (quant_min - torch.round(low / scale)).clamp(quant_min, quant_max)
+    return scale, zero_point.to(torch.int32)

@@ -1,0 +1,189 @@
+"""Clip and breakpoints of least squared error on the values themselves.
+
+`search` is the paper's three-stage coarse-to-fine search over p/m with m = max|w|. `joint` moves the clip as well; measured on real
+weights it gains more than any choice of breakpoint alone. Each side of an asymmetric grid is a problem of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from zaq_plugin.pwlq.levels import INT8_MAX, build_grid, side_grid
+from zaq_plugin.pwlq.moments import Moments, mean_squared_error, measure
+from zaq_plugin.pwlq.spec import PWLQSpec, QuantSpec, UniformSpec
+
+BINS = 512
+_BLOCK_ELEMENTS = 1 << 18
+_CLIP_RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_BREAK_RATIOS = (0.1, 0.17, 0.24, 0.31, 0.38, 0.45, 0.52, 0.6)
+_TEMPLATES = {
+    2: ((0.12, 0.35), (0.2, 0.5), (0.3, 0.63)),
+    3: ((0.08, 0.2, 0.45), (0.15, 0.32, 0.6), (0.22, 0.46, 0.72)),
+}
+_SEARCH_STAGES = ((0.05, 10), (0.01, 5), (0.002, 5))
+"""(step of p/m, reach in steps) of the paper's three stages."""
+_FLOOR = 0.02
+
+
+def side_values(rows: Tensor, spec: QuantSpec) -> list[Tensor]:
+    """What each side of the grid has to represent: magnitudes, (C, K) each, zeros elsewhere."""
+    if spec.symmetry == "asymmetric":
+        return [rows.clamp(min=0), (-rows).clamp_(min=0)]
+    if spec.symmetry == "one-sided":
+        return [rows.clamp(min=0)]
+    return [rows.abs()]
+
+
+def _candidate_error(
+    moments: Moments, clip: Tensor, ratios: Tensor, spec: QuantSpec
+) -> Tensor:
+    """Error of (C, Q) candidates; ratios (C, Q, n + 1): clip / max and breakpoints / clip."""
+    m = clip.unsqueeze(1) * ratios[..., 0]
+    edges = torch.cat([m.unsqueeze(-1) * ratios[..., 1:], m.unsqueeze(-1)], -1)
+    step = m.clamp(min=1e-30) / INT8_MAX if _snaps(spec) else None
+    levels, thresholds = side_grid(edges, spec, step)
+    overlapping = isinstance(spec, PWLQSpec) and spec.overlapping
+    if step is not None:
+        levels = levels * step.unsqueeze(-1)
+        thresholds = thresholds * (step / 2).unsqueeze(-1)
+    return mean_squared_error(moments, levels, thresholds if overlapping else None)
+
+
+def _snaps(spec: QuantSpec) -> bool:
+    return isinstance(spec, PWLQSpec) and spec.grid == "int8"
+
+
+def _take_best(error: Tensor, ratios: Tensor) -> tuple[Tensor, Tensor]:
+    best = error.argmin(1, keepdim=True)
+    chosen = torch.gather(ratios, 1, best.unsqueeze(-1).expand(-1, -1, ratios.shape[-1]))
+    return torch.gather(error, 1, best), chosen
+
+
+def _valid(ratios: Tensor) -> Tensor:
+    """Keep clip ratios in (0, 1] and breakpoint ratios ascending within (0, 1)."""
+    ratios = ratios.clamp(_FLOOR, 1.0)
+    if ratios.shape[-1] > 1:
+        breaks = ratios[..., 1:].clamp(max=0.95).cummax(-1).values
+        ratios = torch.cat([ratios[..., :1], breaks], -1)
+    return ratios
+
+
+def _refine(
+    best: Tensor,
+    error: Tensor,
+    coordinates: range,
+    steps: tuple[float, ...],
+    evaluate: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Coordinate descent with shrinking steps; best (C, 1, n + 1), error (C, 1)."""
+    for step in steps:
+        for index in coordinates:
+            moves = torch.zeros(4, best.shape[-1], dtype=best.dtype, device=best.device)
+            moves[:, index] = torch.tensor([-step, -step / 2, step / 2, step])
+            candidates = torch.cat([best, _valid(best + moves)], 1)
+            errors = torch.cat([error, evaluate(candidates[:, 1:])], 1)
+            error, best = _take_best(errors, candidates)
+    return best, error
+
+
+def _search_side(values: Tensor, spec: QuantSpec, joint: bool) -> Tensor:
+    """Edges (C, n + 1) of one side."""
+    clip = values.amax(1)
+    dtype = torch.float64 if spec.bits > 5 else torch.float32
+    moments = measure(values, torch.zeros_like(clip), clip, BINS, dtype)
+
+    def evaluate(ratios: Tensor) -> Tensor:
+        return _candidate_error(moments, clip, ratios, spec)
+
+    count = spec.breakpoints
+    if count == 1 and not joint:
+        return _edges(clip, _three_stages(evaluate, values)[:, 0])
+    clips = _CLIP_RATIOS if joint else (1.0,)
+    breaks: tuple[tuple[float, ...], ...]
+    if count == 0:
+        breaks = ((),)
+    elif count == 1:
+        breaks = tuple((ratio,) for ratio in _BREAK_RATIOS)
+    else:
+        breaks = _TEMPLATES[count]
+    start = torch.tensor(
+        [(m, *p) for m, p in itertools.product(clips, breaks)], device=values.device
+    )
+    candidates = start.unsqueeze(0).expand(values.shape[0], -1, -1)
+    error, best = _take_best(evaluate(candidates), candidates)
+    coordinates = range(0 if joint else 1, count + 1)
+    steps = (0.05, 0.02, 0.008, 0.003) if count < 2 else (0.08, 0.05, 0.03, 0.02, 0.01, 0.004)
+    best, _ = _refine(best, error, coordinates, steps, evaluate)
+    return _edges(clip, best[:, 0])
+
+
+def _three_stages(evaluate: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """The paper's coarse-to-fine search over p / m in (0, m/2], with m = max|w|; (C, 1, 2)."""
+    best = torch.zeros(values.shape[0], 1, 2, device=values.device)
+    best[..., 0] = 1.0
+    for step, reach in _SEARCH_STAGES:
+        offsets = torch.arange(1 - reach, reach, device=values.device) * step
+        if step == _SEARCH_STAGES[0][0]:
+            offsets = torch.arange(1, reach + 1, device=values.device) * step
+        candidates = best.repeat(1, len(offsets), 1)
+        candidates[..., 1] = (candidates[..., 1] + offsets).clamp(_SEARCH_STAGES[-1][0], 0.5)
+        _, best = _take_best(evaluate(candidates), candidates)
+    return best
+
+
+def _edges(clip: Tensor, chosen: Tensor) -> Tensor:
+    """Ratios (C, n + 1) in absolute units, the clip moved to the end."""
+    edge = clip * chosen[:, 0]
+    return torch.cat([edge.unsqueeze(1) * chosen[:, 1:], edge.unsqueeze(1)], 1)
+
+
+def search_edges(rows: Tensor, spec: QuantSpec, *, joint: bool) -> Tensor:
+    """Edges of least squared error, (sides, C, n + 1), for rows (C, K).
+
+    Args:
+        joint: move the clip too; otherwise the clip is max|w|.
+    """
+    block = max(1, _BLOCK_ELEMENTS // max(rows.shape[1], 16 * BINS))
+    parts = []
+    for start in range(0, rows.shape[0], block):
+        part = rows[start : start + block].float()
+        if isinstance(spec, UniformSpec) and spec.symmetry == "asymmetric":
+            parts.append(_search_uniform_range(part, spec))
+        else:
+            parts.append(torch.stack([_search_side(v, spec, joint) for v in side_values(part, spec)]))
+    return torch.cat(parts, 1)
+
+
+def _search_uniform_range(rows: Tensor, spec: UniformSpec) -> Tensor:
+    """Both ends of a uniform asymmetric grid: they share one step, so they are searched together."""
+    low, high = rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0)
+    dtype = torch.float64 if spec.bits > 5 else torch.float32
+    moments = measure(rows, low, high, 2 * BINS, dtype)
+
+    def edges(ratios: Tensor) -> Tensor:
+        positive = high.unsqueeze(1) * ratios[..., 0]
+        negative = -low.unsqueeze(1) * ratios[..., 1]
+        return torch.stack([positive, negative])
+
+    def evaluate(ratios: Tensor) -> Tensor:
+        both = edges(ratios)
+        flat = both.reshape(2, -1, 1)
+        grid = build_grid(flat, spec)
+        levels = grid.values * grid.scale.unsqueeze(1)
+        return mean_squared_error(moments, levels.view(rows.shape[0], -1, spec.num_levels))
+
+    grid = torch.tensor(list(itertools.product((0.4, 0.6, 0.8, 1.0), repeat=2)))
+    candidates = grid.to(rows.device).unsqueeze(0).expand(rows.shape[0], -1, -1)
+    error, best = _take_best(evaluate(candidates), candidates)
+    for step in (0.1, 0.05, 0.02, 0.01):
+        for index in (0, 1):
+            moves = torch.zeros(4, 2, device=rows.device)
+            moves[:, index] = torch.tensor([-step, -step / 2, step / 2, step])
+            candidates = torch.cat([best, (best + moves).clamp(_FLOOR, 1.0)], 1)
+            errors = torch.cat([error, evaluate(candidates[:, 1:])], 1)
+            error, best = _take_best(errors, candidates)
+    return edges(best)

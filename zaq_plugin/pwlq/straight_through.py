@@ -1,0 +1,98 @@
+"""Gradients of fake quantization: straight through inside the range, and to clip and breakpoints.
+
+The surrogate replaces round(v) by v + constant. On piece l, q = p_l + (p_{l+1} - p_l) (v + constant) with
+v = (|r| - p_l) / (p_{l+1} - p_l), so that with e = q - |r| (the quantization error)
+
+    dq/d|r| = 1,   dq/dp_{l+1} = e / (p_{l+1} - p_l),   dq/dp_l = -e / (p_{l+1} - p_l),
+
+and beyond the clip q = m: dq/d|r| = 0, dq/dm = 1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zaq_plugin.pwlq.layout import blocks
+from zaq_plugin.pwlq.spec import PWLQSpec, QuantSpec, UniformSpec
+
+BLOCK = 65536
+
+
+def limits(edges: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+    """Range of every channel, (C, 1) each: values outside are clipped and pass no gradient."""
+    high = edges[0, :, -1:]
+    if spec.symmetry == "asymmetric":
+        return -edges[1, :, -1:], high
+    return (torch.zeros_like(high) if spec.symmetry == "one-sided" else -high), high
+
+
+def value_gradient(grad: Tensor, rows: Tensor, edges: Tensor, spec: QuantSpec) -> Tensor:
+    """The gradient to the values, (C, K): grad where the value lies within the range."""
+    low, high = (t.to(rows.dtype) for t in limits(edges.detach(), spec))
+    if rows.is_cuda or torch.compiler.is_compiling():
+        return torch.where((rows >= low) & (rows <= high), grad, 0.0)
+    out = torch.empty_like(grad, memory_format=torch.contiguous_format)
+    for channel, element in blocks(rows, BLOCK):
+        values = rows[channel, element]
+        inside = (values >= low[channel]).logical_and_(values <= high[channel])
+        torch.mul(grad[channel, element], inside, out=out[channel, element])
+    return out
+
+
+def edge_gradients(
+    grad: Tensor, rows: Tensor, quantized: Tensor, edges: Tensor, spec: QuantSpec
+) -> Tensor:
+    """The gradient to the edges, (sides, C, n + 1), summed over each channel's values."""
+    compute = torch.float64 if edges.dtype == torch.float64 else torch.float32
+    grad, rows, quantized = (t.to(compute) for t in (grad, rows, quantized))
+    edges = edges.detach().to(compute)
+    if isinstance(spec, UniformSpec) and spec.symmetry == "asymmetric":
+        return _uniform_range_gradients(grad, rows, quantized, edges)
+    overlapping = isinstance(spec, PWLQSpec) and spec.overlapping
+    sides = []
+    for side in range(edges.shape[0]):
+        if spec.symmetry == "asymmetric":
+            own = (rows > 0) if side == 0 else (rows < 0)
+        else:
+            own = torch.ones_like(rows, dtype=torch.bool)
+        signed = grad * torch.sign(rows) * own
+        magnitude, level = rows.abs(), quantized.abs()
+        if spec.symmetry == "one-sided":
+            signed = signed * (rows > 0)
+        sides.append(_side(signed, magnitude, level, edges[side], overlapping))
+    return torch.stack(sides)
+
+
+def _side(grad: Tensor, magnitude: Tensor, level: Tensor, edges: Tensor, overlapping: bool) -> Tensor:
+    clip = edges[:, -1:]
+    inside = magnitude <= clip
+    error = (level - magnitude) * grad * inside
+    totals = [torch.zeros_like(edges[:, 0]) for _ in range(edges.shape[1])]
+    below = torch.zeros_like(clip)
+    for piece in range(edges.shape[1]):
+        above = edges[:, piece : piece + 1]
+        in_piece = (magnitude <= above) & ((magnitude > below) | (piece == 0))
+        start = torch.zeros_like(below) if overlapping else below
+        width = above - start
+        share = torch.where(width > 0, 1 / width, torch.zeros_like(width)).squeeze(1)
+        pull = (error * in_piece).sum(1) * share
+        totals[piece] = totals[piece] + pull
+        if piece > 0 and not overlapping:
+            totals[piece - 1] = totals[piece - 1] - pull
+        below = above
+    totals[-1] = totals[-1] + (grad * ~inside).sum(1)
+    return torch.stack(totals, -1)
+
+
+def _uniform_range_gradients(grad: Tensor, rows: Tensor, quantized: Tensor, edges: Tensor) -> Tensor:
+    """Both ends share one step: dq/dm+ = dq/dm- = e / (m+ + m-) inside (the zero point held)."""
+    high, low = edges[0], -edges[1]
+    above, below = rows > high, rows < low
+    inside = ~(above | below)
+    width = high - low
+    share = torch.where(width > 0, 1 / width, torch.zeros_like(width)).squeeze(1)
+    pull = ((quantized - rows) * grad * inside).sum(1) * share
+    return torch.stack(
+        [pull + (grad * above).sum(1), pull - (grad * below).sum(1)]
+    ).unsqueeze(-1)

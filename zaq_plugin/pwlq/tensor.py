@@ -1,0 +1,209 @@
+"""`PWLQTensor`: codes, codebooks and scales, their sizes, and their file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from zaq_plugin.pwlq.layout import to_rows
+from zaq_plugin.pwlq.packing import entropy_bits, pack_codes, packed_size, unpack_codes
+from zaq_plugin.pwlq.spec import QuantSpec, spec_from_json
+
+_FORMAT = "zaq_plugin.pwlq/1"
+
+
+@dataclass(frozen=True)
+class PWLQTensor:
+    """A quantized tensor.
+
+    Attributes:
+        codes: w's shape, uint8 (int16 above 8 stored bits): position of each value's level in its
+            channel's codebook.
+        codebook: (channels, levels) ascending; int8 (int16 for 8-bit asymmetric uniform grids) in units
+            of scale, or float32 levels on the float grid, where scale is 1.
+        scale: (channels,) float32.
+        axis: channel axis, None per tensor.
+        spec: the format.
+        dtype: of the tensor that was quantized.
+        sqnr_db: signal to quantization noise of the whole tensor, dB; infinite if exact.
+        center_fraction: share of values within the center piece, |w| <= p_1; 1 for a uniform grid.
+    """
+
+    codes: Tensor
+    codebook: Tensor
+    scale: Tensor
+    axis: int | None
+    spec: QuantSpec
+    dtype: torch.dtype
+    sqnr_db: float
+    center_fraction: float
+
+    @classmethod
+    def measured(
+        cls,
+        codes: Tensor,
+        codebook: Tensor,
+        scale: Tensor,
+        axis: int | None,
+        spec: QuantSpec,
+        w: Tensor,
+        edges: Tensor,
+    ) -> PWLQTensor:
+        """Assemble a tensor and measure it against the original w."""
+        values = torch.ops.zaq.pwlq_dequantize(codes, codebook, scale, axis)
+        fraction = _center_fraction(w, edges, axis) if spec.breakpoints else 1.0
+        return cls(codes, codebook, scale, axis, spec, w.dtype, sqnr_db(w, values), fraction)
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The represented values: ``codebook[code] * scale``, computed in float32.
+
+        Args:
+            dtype: of the result; by default that of the original tensor.
+        """
+        values: Tensor = torch.ops.zaq.pwlq_dequantize(
+            self.codes, self.codebook, self.scale, self.axis
+        )
+        return values.to(dtype or self.dtype)
+
+    def integer_weight(self) -> Tensor:
+        """Integers q with ``dequantize() == scale * q``, for an int8 kernel (w's shape).
+
+        Raises:
+            ValueError: on the float grid, whose levels are no integers.
+        """
+        if self.codebook.is_floating_point():
+            raise ValueError(
+                "integer_weight() needs the int8 grid; this tensor is on the float grid. "
+                "Quantize with grid='int8' (up to 6 MAC bits)."
+            )
+        ones = torch.ones_like(self.scale)
+        values: Tensor = torch.ops.zaq.pwlq_dequantize(self.codes, self.codebook, ones, self.axis)
+        return values.to(self.codebook.dtype)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the represented tensor."""
+        return self.codes.shape
+
+    @property
+    def mac_bits(self) -> int:
+        """Width of the multiplier's weight operand, the paper's b."""
+        return self.spec.mac_bits
+
+    @property
+    def stored_bits(self) -> int:
+        """Width of one stored code."""
+        return self.spec.stored_bits
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes on disk: dense codes, codebooks and scales (a uniform grid stores a zero point per channel, if any)."""
+        channels = self.scale.numel()
+        return packed_size(self.codes.numel(), self.stored_bits) + _side_bytes(
+            self.spec, channels, self.codebook
+        )
+
+    @property
+    def entropy_bits(self) -> float:
+        """Measured entropy of the codes, bits per value: what ideal entropy coding would store."""
+        return entropy_bits(self.codes, self.codebook.shape[1])
+
+    def pack(self) -> Tensor:
+        """The codes as dense bytes, see `zaq_plugin.pwlq.packing.pack_codes`."""
+        return pack_codes(self.codes, self.stored_bits)
+
+
+def _side_bytes(spec: QuantSpec, channels: int, codebook: Tensor) -> int:
+    if spec.kind == "uniform":
+        zero_point = 1 if spec.symmetry == "asymmetric" else 0
+        return channels * (4 + zero_point)
+    return 4 * channels + codebook.numel() * codebook.element_size()
+
+
+def sqnr_db(w: Tensor, quantized: Tensor) -> float:
+    """10 log10(sum w^2 / sum (w - quantized)^2); infinite where nothing was lost."""
+    noise = float((w.double() - quantized.double()).square().sum())
+    signal = float(w.double().square().sum())
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def _center_fraction(w: Tensor, edges: Tensor, axis: int | None) -> float:
+    rows = to_rows(w, axis)
+    first = edges[..., 0].to(rows.dtype)
+    upper, lower = first[0].unsqueeze(1), -first[-1].unsqueeze(1)
+    return float(((rows <= upper) & (rows >= lower)).double().mean())
+
+
+def save_quantized(path: str | os.PathLike[str], tensors: Mapping[str, PWLQTensor]) -> None:
+    """Write quantized tensors to one safetensors file: packed codes, codebooks, scales.
+
+    Raises:
+        ValueError: if there is nothing to write.
+    """
+    if not tensors:
+        raise ValueError("save_quantized: no tensors given; nothing was quantized.")
+    arrays: dict[str, Tensor] = {}
+    entries = {}
+    for name, q in tensors.items():
+        arrays[f"{name}.codes"] = q.pack().cpu().contiguous()
+        arrays[f"{name}.codebook"] = q.codebook.cpu().contiguous()
+        arrays[f"{name}.scale"] = q.scale.cpu().contiguous()
+        entries[name] = {
+            "spec": json.loads(q.spec.to_json()),
+            "shape": list(q.shape),
+            "axis": q.axis,
+            "dtype": str(q.dtype).removeprefix("torch."),
+            "sqnr_db": q.sqnr_db if math.isfinite(q.sqnr_db) else None,
+            "center_fraction": q.center_fraction,
+        }
+    save_file(arrays, path, {"format": _FORMAT, "tensors": json.dumps(entries)})
+
+
+def load_quantized(path: str | os.PathLike[str]) -> dict[str, PWLQTensor]:
+    """Read what `save_quantized` wrote. Nothing is unpickled.
+
+    Raises:
+        ValueError: if the file is not such a file, or a code lies outside its codebook.
+    """
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") != _FORMAT:
+            raise ValueError(
+                f"{os.fspath(path)}: not a file of quantized tensors (format "
+                f"{metadata.get('format')!r}, expected {_FORMAT!r}). Write it with save_quantized."
+            )
+        entries = json.loads(metadata["tensors"])
+        return {name: _read(file, name, entry) for name, entry in entries.items()}
+
+
+def _read(file, name: str, entry: dict) -> PWLQTensor:  # type: ignore[no-untyped-def,type-arg]
+    spec = spec_from_json(json.dumps(entry["spec"]))
+    shape = entry["shape"]
+    codebook = file.get_tensor(f"{name}.codebook")
+    codes = unpack_codes(file.get_tensor(f"{name}.codes"), spec.stored_bits, math.prod(shape))
+    if codes.numel() and int(codes.max()) >= codebook.shape[1]:
+        raise ValueError(
+            f"{name}: code {int(codes.max())} lies outside its codebook of {codebook.shape[1]} levels; "
+            "the file is damaged."
+        )
+    codes = codes if spec.stored_bits <= 8 else codes.to(torch.int16)
+    return PWLQTensor(
+        codes.view(shape),
+        codebook,
+        file.get_tensor(f"{name}.scale"),
+        entry["axis"],
+        spec,
+        getattr(torch, entry["dtype"]),
+        math.inf if entry["sqnr_db"] is None else entry["sqnr_db"],
+        entry["center_fraction"],
+    )
