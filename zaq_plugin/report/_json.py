@@ -21,8 +21,8 @@ _NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 def plain(value: Any, where: str = "value") -> Any:
     """Turns `value` into what JSON knows: dicts with string keys, lists, strings, numbers, None.
 
-    Dataclasses become dicts; tensors and NumPy arrays become (nested) lists; tuples become lists;
-    sets become sorted lists; paths become strings.
+    Objects with ``to_json`` give what that says; dataclasses become dicts; tensors and NumPy arrays
+    become (nested) lists; tuples become lists; sets become sorted lists; paths become strings.
 
     Raises:
         TypeError: `value` holds something JSON has no place for; the text names where it sits.
@@ -41,6 +41,8 @@ def plain(value: Any, where: str = "value") -> Any:
         return [plain(v, where) for v in sorted(value)]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if hasattr(value, "to_json") and not isinstance(value, type):
+        return json.loads(value.to_json())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
         return {f.name: plain(getattr(value, f.name), f"{where}.{f.name}") for f in fields}

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from zaq_plugin.report._json import check_keys, dumps, loads_object, plain, to_float
 
@@ -177,7 +177,7 @@ class Audit:
 
     def to_json(self) -> str:
         """The audit as JSON text."""
-        return dumps(self)
+        return dumps({"records": self.records})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Audit:
@@ -284,7 +284,10 @@ _BIT_FIELDS = (
 )
 
 
-def _build(cls: Any, data: Mapping[str, Any], what: str) -> Any:
+_Record = TypeVar("_Record", LayerRecord, ResultRow)
+
+
+def _build(cls: type[_Record], data: Mapping[str, Any], what: str) -> _Record:
     fields = dataclasses.fields(cls)
     check_keys(data, [f.name for f in fields], what)
     required = [
