@@ -9,6 +9,7 @@ classes as virtual subclasses of its host's abstract bases.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,21 +21,33 @@ FLOAT32_EPS = torch.finfo(torch.float32).eps
 class ModuleFactory:
     """A module class with keyword arguments: what ``with_args`` returns and a qconfig holds.
 
-    Factories compare equal if class and arguments do, which the hosts use to share observers.
+    Factories compare equal if class and (early) arguments do, so that hosts can
+    share observers.
     """
 
-    def __init__(self, cls: type[nn.Module], kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        cls: type[nn.Module],
+        kwargs: dict[str, Any],
+        late: dict[str, Callable[[], Any]] | None = None,
+    ) -> None:
         self.cls = cls
         self.kwargs = kwargs
+        self.late = late or {}
         self.__name__ = cls.__name__  # torchao looks for "PerChannel" in it
 
     def __call__(self, **kwargs: Any) -> nn.Module:
         """Build the module; arguments given here win."""
-        return self.cls(**{**copy.deepcopy(self.kwargs), **kwargs})
+        late = {name: make() for name, make in self.late.items() if name not in kwargs}
+        return self.cls(**{**copy.deepcopy(self.kwargs), **late, **kwargs})
 
     def with_args(self, **kwargs: Any) -> ModuleFactory:
         """A factory with more arguments; those given here win."""
-        return ModuleFactory(self.cls, {**self.kwargs, **kwargs})
+        return ModuleFactory(self.cls, {**self.kwargs, **kwargs}, self.late)
+
+    def with_callable_args(self, **kwargs: Callable[[], Any]) -> ModuleFactory:
+        """A factory with arguments computed when the module is built, such as its device."""
+        return ModuleFactory(self.cls, self.kwargs, {**self.late, **kwargs})
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ModuleFactory):
@@ -63,6 +76,11 @@ class HostModule(nn.Module):
     def with_args(cls, **kwargs: Any) -> Any:
         """A factory that calls the class with these arguments; factories can be chained."""
         return ModuleFactory(cls, kwargs)
+
+    @classmethod
+    def with_callable_args(cls, **kwargs: Callable[[], Any]) -> Any:
+        """A factory with arguments computed when the module is built."""
+        return ModuleFactory(cls, {}, kwargs)
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point of the grid, as the host's quantize operators take them."""

@@ -14,14 +14,17 @@ import torch
 from torch import Tensor
 
 from zaq_plugin._host_module import FLOAT32_EPS, HostModule, refuse_dynamic
-from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec, solve_edges
-from zaq_plugin.pwlq.levels import build_grid
-from zaq_plugin.pwlq.ranges import (
+from zaq_plugin.pwlq import (
+    PWLQSpec,
+    QuantSpec,
+    UniformSpec,
     minmax_range,
     percentile_range,
+    solve_edges,
     topk_median_range,
     uniform_qparams,
 )
+from zaq_plugin.pwlq.levels import build_grid
 
 __all__ = [
     "MinMaxObserver",
@@ -173,10 +176,15 @@ class _RangeObserver(HostModule):
     def qparams(self) -> tuple[Tensor, Tensor]:
         """`calculate_qparams` without its checks; float32 and int32, shape (1,)."""
         scale, zero_point = uniform_qparams(
-            self.min_val, self.max_val, self.bits, self.symmetric, self.quant_min, self.quant_max
+            self.min_val,
+            self.max_val,
+            self.bits,
+            self.symmetric,
+            self.quant_min,
+            self.quant_max,
+            self.eps,
         )
-        scale = scale.reshape(1).float().clamp(min=self.eps)
-        return scale, zero_point.reshape(1).to(torch.int32)
+        return scale.reshape(1), zero_point.reshape(1)
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Scale (float32, shape (1,)) and zero point (int32, shape (1,)).
