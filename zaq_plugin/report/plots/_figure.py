@@ -1,0 +1,125 @@
+"""The look that all plots share, and the way from a matplotlib figure to an SVG string.
+
+matplotlib is imported here and nowhere else, when the first plot is drawn. No pyplot, no global
+state: a plot neither reads nor changes the user's matplotlib settings.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+# Okabe and Ito's palette: told apart under every common colour blindness, and by grey value.
+BLUE = "#0072b2"
+VERMILION = "#d55e00"
+GREEN = "#009e73"
+PURPLE = "#cc79a7"
+ORANGE = "#e69f00"
+SKY = "#56b4e9"
+SERIES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
+INK = "#1b1b1b"
+MUTED = "#6a6a6a"
+GRID = "#dadada"
+MARKERS = ("o", "s", "^", "D", "v", "P")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))
+
+_SETTINGS: dict[str, Any] = {
+    "svg.hashsalt": "zaq_plugin.report",
+    "svg.fonttype": "none",
+    "font.family": ["sans-serif"],
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10.0,
+    "axes.titlesize": 10.0,
+    "axes.titlelocation": "left",
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "axes.formatter.useoffset": False,
+    "text.color": INK,
+    "text.usetex": False,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "lines.linewidth": 1.9,
+    "lines.markersize": 5.5,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
+    "legend.fontsize": 9.0,
+    "legend.labelcolor": INK,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+_FONT_STACK = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', Helvetica, Arial, sans-serif"
+_Plot = TypeVar("_Plot", bound=Callable[..., Any])
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError(
+            "plots need matplotlib, which is not installed; install it with: "
+            "pip install 'zaq-plugin[report]'. Tables and the HTML page work without it."
+        ) from error
+    return matplotlib
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The shared look, for the time of one plot.
+
+    Raises:
+        ImportError: matplotlib is missing; the text says how to get it.
+    """
+    matplotlib = _matplotlib()
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_SETTINGS)
+        yield
+
+
+def figure(width: float = 6.6, height: float = 3.7) -> Any:
+    """An empty figure of the given size in inches, laid out by itself."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def to_svg(fig: Any, label: str) -> str:
+    """The figure as a stand-alone SVG string, equal for equal data.
+
+    Text stays text, there is no date and nothing refers to the outside. `label` is what a screen
+    reader says.
+    """
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    FigureCanvasSVG(fig)
+    buffer = io.StringIO()
+    metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    fig.savefig(buffer, format="svg", metadata=metadata)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", rf"font-size: \1px; font-family: {_FONT_STACK}", svg)
+    text = html.escape(label, quote=True)
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{text}" ', 1)
+    end = svg.index(">", svg.index("<svg")) + 1
+    return f"{svg[:end]}\n <title>{text}</title>{svg[end:]}"
+
+
+def plain(axes: Any, grid: str = "y") -> None:
+    """Draws the grid lines of one direction, and no more ink than that."""
+    axes.grid(visible=True, axis=grid)
+    axes.tick_params(length=3)

@@ -1,0 +1,82 @@
+"""The plot that decides: accuracy over what is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from zaq_plugin.report.columns import bits
+from zaq_plugin.report.plots._figure import (
+    DASHES,
+    INK,
+    MARKERS,
+    SERIES,
+    figure,
+    plain,
+    style,
+    to_svg,
+)
+from zaq_plugin.report.records import ResultRow
+
+
+def accuracy_over_bits(rows: Sequence[ResultRow], *, title: str = "") -> str:
+    """Top-1 over *stored* bits a weight, one line a method, FP32 as a dashed line.
+
+    Rows of one method are joined; where a method comes with several activation widths each of them
+    is its own line, named by its MAC bits. Several seeds get an error bar of one standard
+    deviation.
+
+    Returns:
+        SVG text.
+
+    Raises:
+        ValueError: no quantized row with a top-1.
+    """
+    graded = [r for r in rows if not r.is_float and r.top1 is not None]
+    if not graded:
+        raise ValueError(
+            "accuracy_over_bits needs at least one quantized row with a top1; "
+            f"got {len(rows)} rows without one."
+        )
+    series = _series(graded)
+    with style():
+        fig = figure(6.6, 3.9)
+        axes = fig.subplots()
+        for row in rows:
+            if row.is_float and row.top1 is not None:
+                label = f"{row.method}: {row.top1:.2f} %"
+                axes.axhline(row.top1, color=INK, linestyle=(0, (6, 3)), linewidth=1.1, label=label)
+        for index, (name, members) in enumerate(series.items()):
+            members = sorted(members, key=lambda r: r.weight_stored_bits)
+            x = [r.weight_stored_bits for r in members]
+            y = [float(r.top1 or 0.0) for r in members]
+            spread = [r.spread or 0.0 for r in members]
+            color = SERIES[index % len(SERIES)]
+            dash = DASHES[index // len(SERIES) % len(DASHES)]
+            marker = MARKERS[index % len(MARKERS)]
+            axes.plot(
+                x, y, marker=marker, linestyle=dash, color=color, label=name, gid=f"series-{index}"
+            )
+            if any(spread):
+                axes.errorbar(x, y, spread, fmt="none", color=color, capsize=3, linewidth=1.1)
+        ticks = sorted({r.weight_stored_bits for r in graded})
+        axes.set_xticks(ticks, [bits(t) for t in ticks])
+        axes.margins(x=0.06)
+        axes.set_xlabel("stored bits per weight")
+        axes.set_ylabel("top-1 accuracy (%)")
+        plain(axes)
+        if title:
+            axes.set_title(title)
+        fig.legend(loc="outside lower center", ncols=2)
+        return to_svg(fig, "Top-1 accuracy over stored bits per weight, by method")
+
+
+def _series(rows: Sequence[ResultRow]) -> dict[str, list[ResultRow]]:
+    widths: dict[str, set[float]] = {}
+    for row in rows:
+        widths.setdefault(row.method, set()).add(row.activation_mac_bits)
+    series: dict[str, list[ResultRow]] = {}
+    for row in rows:
+        several = len(widths[row.method]) > 1
+        name = f"{row.method}, A{bits(row.activation_mac_bits)}" if several else row.method
+        series.setdefault(name, []).append(row)
+    return series
