@@ -1,0 +1,256 @@
+"""The package as a whole: which way imports point, what an import costs, and that it installs."""
+
+import ast
+import configparser
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+import zaq_plugin
+
+ROOT = Path(__file__).parents[1]
+CORE = ROOT / "zaq_plugin"
+INTEGRATIONS = ROOT / "integrations"
+ZOO = "zaq_timm"
+PROJECT = {"zaq_plugin", "zaq_fx", "zaq_pt2e", "zaq_nncf", "zaq_onnx", ZOO}
+# What each package may import besides the standard library and zaq_plugin.
+ALLOWED = {
+    "zaq_plugin": {"torch", "numpy", "safetensors", "rich"},
+    "zaq_fx": {"torch"},
+    "zaq_pt2e": {"torch", "torchao"},
+    "zaq_nncf": {"torch", "nncf"},
+    "zaq_onnx": {"torch", "numpy", "onnx", "onnxruntime", "onnxscript", "openvino"},
+}
+
+
+def sources(package: Path) -> list[Path]:
+    found = sorted(package.rglob("*.py"))
+    assert found, f"no sources under {package}"
+    return found
+
+
+def module_name(path: Path) -> str:
+    base = INTEGRATIONS if path.is_relative_to(INTEGRATIONS) else ROOT
+    parts = path.relative_to(base).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yields the dotted name of everything that a file imports, at whatever depth."""
+    package = module_name(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def third_party(name: str) -> str | None:
+    top = name.split(".")[0]
+    return None if top in sys.stdlib_module_names or top in PROJECT else top
+
+
+def packages() -> list[Path]:
+    return [CORE, *sorted(p.parent for p in INTEGRATIONS.glob("*/__init__.py"))]
+
+
+@pytest.fixture(params=packages(), ids=lambda path: path.name)
+def package(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+def test_the_import_reader_sees_every_kind_of_import(tmp_path: Path) -> None:
+    path = CORE / "pwlq" / "imaginary.py"
+    code = "import a.b\nfrom c import d\ndef f():\n    from . import e\n    from ..g import h\n"
+
+    class Text(type(path)):  # a path whose text is given, so that nothing is written to the tree
+        def read_text(self, *_: object, **__: object) -> str:
+            return code
+
+    seen = set(imports(Text(path)))
+    assert seen == {"a.b", "c.d", "zaq_plugin.pwlq.e", "zaq_plugin.g.h"}
+
+
+@pytest.mark.parametrize(
+    "package", [path for path in packages() if path.name != ZOO], ids=lambda path: path.name
+)
+def test_packages_import_only_what_they_may(package: Path) -> None:
+    """All but the model zoo, which stands above everything and may import any host."""
+    wrong = []
+    for path in sources(package):
+        for name in imports(path):
+            top = third_party(name)
+            plots = path.is_relative_to(CORE / "report") and top == "matplotlib"
+            if top is not None and top not in ALLOWED[package.name] and not plots:
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not wrong
+
+
+def test_arrows_between_packages_point_down(package: Path) -> None:
+    """Zoo -> hosts and export -> zaq_plugin; no host knows another, nobody knows the zoo."""
+    below = PROJECT if package.name == ZOO else {package.name, "zaq_plugin"}
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in sources(package)
+        for name in imports(path)
+        if name.split(".")[0] in PROJECT - below
+    ]
+    assert not wrong
+
+
+def test_the_number_format_imports_nothing_else_of_the_project() -> None:
+    wrong = [
+        f"{path.name} imports {name}"
+        for path in sources(CORE / "pwlq")
+        for name in imports(path)
+        if name.split(".")[0] in PROJECT and not name.startswith("zaq_plugin.pwlq")
+    ]
+    assert not wrong
+
+
+def test_the_core_does_not_touch_torch_ao() -> None:
+    """Neither imported nor reached as an attribute: torch.ao is on its way out of torch."""
+    wrong = []
+    for path in sources(CORE):
+        dotted = set(imports(path))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute):
+                dotted.add(ast.unparse(node))
+        wrong += [
+            f"{path.relative_to(ROOT)}: {name}"
+            for name in dotted
+            if f"{name}.".startswith(("torch.ao.", "torch.quantization."))
+        ]
+    assert not wrong
+
+
+def test_parts_of_the_core_do_not_import_in_circles() -> None:
+    def part(name: str) -> str:
+        return ".".join(name.split(".")[:2])
+
+    graph: dict[str, set[str]] = {}
+    for path in sources(CORE):
+        own = part(module_name(path))
+        if own == "zaq_plugin":
+            continue  # __init__ re-exports from all of them
+        found = {part(name) for name in imports(path) if name.startswith("zaq_plugin.")}
+        graph.setdefault(own, set()).update(found - {own})
+    try:
+        order = list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(f"parts of zaq_plugin import each other: {error.args[1]}")
+    assert "zaq_plugin.pwlq" in order
+
+
+def python(code: str, **kwargs: object) -> str:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, check=True, capture_output=True, text=True, **kwargs).stdout  # type: ignore[call-overload]
+
+
+def test_importing_the_core_loads_only_its_four_dependencies() -> None:
+    code = "import sys, {}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    torch_alone = set(python(code.format("torch")).split())
+    ours = set(python(code.format("zaq_plugin")).split())
+    names = {name for name in ours - torch_alone if not name.startswith("_")}
+    extra = names - sys.stdlib_module_names - {"numpy", "safetensors", "rich", "zaq_plugin"}
+    # pip's hooks of editable installs sit in sys.modules without having been imported by us.
+    assert {name for name in extra if not name.startswith("__editable__")} == set()
+    assert "zaq_plugin" in names
+
+
+def test_importing_the_core_takes_at_most_1_3_times_as_long_as_torch() -> None:
+    """Both are timed in one process after the other, so that a busy machine slows them alike."""
+    code = (
+        "import time; a = time.perf_counter(); import torch; b = time.perf_counter();"
+        "import zaq_plugin; c = time.perf_counter(); print((c - a) / (b - a))"
+    )
+    python(code)  # reads the files once
+    ratios = [float(python(code)) for _ in range(5)]
+    assert median(ratios) <= 1.3, f"import zaq_plugin / import torch: {ratios}"
+
+
+def setup_cfg() -> configparser.ConfigParser:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    return config
+
+
+def test_setup_cfg_lists_every_package_of_the_two_source_trees() -> None:
+    listed = set(setup_cfg()["options"]["packages"].split())
+    found = {module_name(path) for top in packages() for path in top.rglob("__init__.py")}
+    assert listed == found
+
+
+def test_every_directory_of_sources_is_a_package() -> None:
+    wrong = {
+        path.parent.relative_to(ROOT)
+        for top in packages()
+        for path in sources(top)
+        if not (path.parent / "__init__.py").exists()
+    }
+    assert not wrong
+
+
+def test_the_installed_package_is_this_one() -> None:
+    assert metadata.version("zaq_plugin") == zaq_plugin.__version__
+    assert setup_cfg()["metadata"]["name"] == "zaq_plugin"
+
+
+def test_extras_only_name_extras_that_exist() -> None:
+    extras = setup_cfg()["options.extras_require"]
+    for name in extras:
+        for line in extras[name].split():
+            if line.startswith("zaq_plugin["):
+                assert set(line[len("zaq_plugin[") : -1].split(",")) <= set(extras), name
+
+
+@pytest.mark.slow
+def test_the_sdist_installs_and_works_from_any_folder(tmp_path: Path) -> None:
+    def call(*command: str) -> None:
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    here = str(tmp_path)
+    call(sys.executable, "-m", "build", "--no-isolation", "--outdir", here, str(ROOT))
+    (sdist,), (wheel,) = tmp_path.glob("*.tar.gz"), tmp_path.glob("*.whl")
+
+    sourced = {
+        module_name(path).replace(".", "/") + ("/__init__.py" if init else ".py")
+        for top in packages()
+        for path in sources(top)
+        for init in [path.name == "__init__.py"]
+    }
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {name for name in names if name.endswith(".py")} == sourced
+    assert {f"{top.name}/py.typed" for top in packages()} <= names
+    assert "zaq_timm/data/digits.safetensors" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    with tarfile.open(sdist) as archive:
+        inside = {name.split("/", 1)[-1] for name in archive.getnames()}
+    assert {"README.md", "LICENSE", "CHANGELOG.md", "tests/test_package.py"} <= inside
+
+    for source in (sdist, wheel):
+        target = tmp_path / f"from-{source.suffix[1:]}"
+        pip = (sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation")
+        call(*pip, "--target", str(target), str(source))
+        told = python(
+            "import zaq_plugin, zaq_timm.digits as digits, torch;"
+            "print(zaq_plugin.__file__);"
+            "print(digits.digits_model()(torch.zeros(1, 1, 8, 8)).shape)",
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(target), "PATH": ""},
+        ).splitlines()
+        assert Path(told[0]).is_relative_to(target)
+        assert told[1] == "torch.Size([1, 10])"
