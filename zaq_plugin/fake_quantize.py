@@ -116,16 +116,19 @@ class PWLQPerChannelFakeQuantize(FakeQuantizeModule):
         return f"{self.spec.label}, ch_axis={self.ch_axis}, learnable={self.learnable}"
 
 
-class _Round(torch.autograd.Function):
-    """Round half to even; the gradient passes straight through."""
+class _RoundAndClamp(torch.autograd.Function):
+    """``clamp(round(x) + offset)``; the gradient passes where nothing was clamped."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.round()
+    def forward(ctx: Any, x: Tensor, offset: Tensor, low: int, high: int) -> Tensor:
+        rounded = x.round() + offset
+        ctx.save_for_backward((rounded >= low) & (rounded <= high))
+        return rounded.clamp(low, high)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (inside,) = ctx.saved_tensors
+        return grad * inside, None, None, None
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -149,8 +152,8 @@ def _lsq(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> T
     """
     step = _ScaleGradient.apply(scale, 1 / math.sqrt(x.numel() * max(high, 1)))
     offset = zero_point.to(x.dtype)
-    rounded = _Round.apply(x * (1 / step)) + offset
-    return (rounded.clamp(low, high) - offset) * step
+    codes: Tensor = _RoundAndClamp.apply(x * (1 / step), offset, low, high)
+    return (codes - offset) * step
 
 
 class ActivationFakeQuantize(FakeQuantizeModule):
@@ -229,7 +232,7 @@ class ActivationFakeQuantize(FakeQuantizeModule):
     def extra_repr(self) -> str:
         """Width and grid."""
         return (
-            f"bits={self.bits}, learnable={self.learnable}, scale={float(self.scale):.4g}, "
+            f"bits={self.bits}, learnable={self.learnable}, scale={float(self.scale.detach()):.4g}, "
             f"zero_point={int(self.zero_point)}"
         )
 

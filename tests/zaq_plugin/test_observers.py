@@ -1,0 +1,214 @@
+"""Observers against brute force in numpy, and the protocol that both hosts rely on."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from zaq_plugin.observers import (
+    MinMaxObserver,
+    PercentileObserver,
+    PWLQPerChannelObserver,
+    TopKMedianObserver,
+    weight_format,
+)
+from zaq_plugin.pwlq import PWLQSpec, UniformSpec, quantize
+
+ACTIVATION = [MinMaxObserver, PercentileObserver, TopKMedianObserver]
+
+
+def batches(seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(2, 3, 5, 7, generator=generator) * s for s in (1.0, 3.0, 0.5)]
+
+
+def test_top_k_median_is_the_papers():
+    lows, highs = [], []
+    watch = TopKMedianObserver(k=10)
+    for batch in batches():
+        watch(batch)
+        ordered = np.sort(batch.double().numpy().ravel())
+        lows.append(np.median(ordered[:10]))
+        highs.append(np.median(ordered[-10:]))
+    assert float(watch.min_val) == pytest.approx(np.mean(lows), rel=1e-6)
+    assert float(watch.max_val) == pytest.approx(np.mean(highs), rel=1e-6)
+    scale, zero_point = watch.calculate_qparams()
+    step = (np.mean(highs) - np.mean(lows)) / 255
+    assert float(scale) == pytest.approx(step, rel=1e-6)
+    assert int(zero_point) == round(-np.mean(lows) / step)
+
+
+def test_min_max_is_over_all_batches():
+    watch = MinMaxObserver()
+    for batch in batches():
+        watch(batch)
+    everything = torch.cat([b.flatten() for b in batches()])
+    assert watch.min_val == everything.min()
+    assert watch.max_val == everything.max()
+
+
+def test_percentile_clips_the_outlier():
+    x = torch.linspace(-1, 1, 1001)
+    x[-1] = 1000.0
+    watch = PercentileObserver(percent=99.5)
+    watch(x)
+    assert 0.9 < float(watch.max_val) < 1.0
+    assert -1.0 < float(watch.min_val) < -0.9
+
+
+@pytest.mark.parametrize("observer", ACTIVATION)
+@pytest.mark.parametrize("bits", [4, 6, 8])
+@pytest.mark.parametrize("dtype", [torch.quint8, torch.uint8, torch.qint8, torch.int8])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_grid_covers_its_range_and_zero_is_exact(observer, bits, dtype, symmetric):
+    watch = observer(bits=bits, dtype=dtype, symmetric=symmetric)
+    watch(torch.linspace(-2, 5, 5000))
+    scale, zero_point = watch.calculate_qparams()
+    assert watch.bits == bits
+    assert watch.quant_min <= int(zero_point) <= watch.quant_max
+    top = (watch.quant_max - int(zero_point)) * float(scale)
+    bottom = (watch.quant_min - int(zero_point)) * float(scale)
+    assert top >= float(watch.max_val) - float(scale)
+    assert bottom <= float(watch.min_val) + float(scale)
+    if symmetric:
+        assert int(zero_point) == (0 if dtype in (torch.qint8, torch.int8) else 2 ** (bits - 1))
+
+
+def test_positive_activations_spend_no_code_on_negative_values():
+    watch = TopKMedianObserver(bits=4)
+    watch(torch.rand(1000, generator=torch.Generator().manual_seed(0)) + 1)
+    _, zero_point = watch.calculate_qparams()
+    assert int(zero_point) == 0
+
+
+@pytest.mark.parametrize("observer", ACTIVATION)
+def test_half_precision_and_empty_batches(observer):
+    wide, half = observer(), observer()
+    x = batches()[0].half()
+    wide(x.float())
+    half(x)
+    half(torch.empty(0, 3))
+    assert half.min_val.dtype == torch.float32
+    assert torch.equal(wide.min_val, half.min_val)
+    assert int(half.num_batches) == 1
+
+
+@pytest.mark.parametrize("observer", ACTIVATION)
+def test_no_data_is_an_error(observer):
+    with pytest.raises(ValueError, match="has seen no data.*Run calibration batches"):
+        observer().calculate_qparams()
+
+
+def test_nan_activations_are_an_error():
+    watch = MinMaxObserver()
+    watch(torch.tensor([1.0, float("nan")]))
+    with pytest.raises(ValueError, match="NaN or infinite activations"):
+        watch.calculate_qparams()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"bits": 9}, "bits must be from 2 to 8; got 9"),
+        ({"quant_min": 0}, "give both quant_min and quant_max"),
+        ({"quant_min": 0, "quant_max": 300}, "must lie within 0 and 255"),
+        ({"quant_min": 0, "quant_max": 255, "bits": 4}, "does not fit bits=4"),
+        ({"dtype": torch.float32}, "dtype must be torch.quint8"),
+        ({"is_dynamic": True}, "holds static ranges"),
+        ({"qscheme": torch.per_channel_affine}, "has one grid per tensor"),
+    ],
+)
+def test_nonsense_is_refused(arguments, text):
+    with pytest.raises(ValueError, match=text):
+        MinMaxObserver(**arguments)
+
+
+def test_more_nonsense_is_refused():
+    with pytest.raises(ValueError, match=r"percent must be in \(50, 100\]; got 30"):
+        PercentileObserver(percent=30)
+    with pytest.raises(ValueError, match="k must be an int >= 1; got 0"):
+        TopKMedianObserver(k=0)
+    with pytest.raises(TypeError, match="bits must be an int from 2 to 8; got '8'"):
+        MinMaxObserver(bits="8")
+
+
+def test_factories():
+    factory = TopKMedianObserver.with_args(k=5).with_args(bits=4)
+    assert factory == TopKMedianObserver.with_args(bits=4, k=5)
+    assert factory != TopKMedianObserver.with_args(bits=6, k=5)
+    assert factory != MinMaxObserver.with_args(bits=4, k=5)
+    assert hash(factory) == hash(TopKMedianObserver.with_args(k=5, bits=4))
+    assert factory() is not factory()
+    assert factory(k=3).k == 3
+    assert copy.deepcopy(factory) == factory
+    late = factory.with_callable_args(factory_kwargs=lambda: {"device": "meta"})
+    assert late().min_val.device.type == "meta"
+    assert late(factory_kwargs=None).min_val.device.type == "cpu"
+    assert late.with_args(bits=8)().min_val.device.type == "meta"
+    assert "PerChannel" in PWLQPerChannelObserver.with_args().__name__
+    assert "bits=4" in repr(factory)
+
+
+@pytest.mark.parametrize("axis", [0, 1, None])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        PWLQSpec(bits=3),
+        PWLQSpec(bits=4, symmetry="symmetric"),
+        PWLQSpec(bits=5, breakpoints=2),
+        PWLQSpec(bits=6, policy="laplacian", symmetry="symmetric"),
+        UniformSpec(bits=8),
+        UniformSpec(bits=4, symmetry="asymmetric", clip="mse"),
+    ],
+    ids=lambda s: s.label if hasattr(s, "label") else None,
+)
+def test_host_quantizer_reproduces_snapped_weights(spec, axis):
+    generator = torch.Generator().manual_seed(1)
+    w = torch.randn(6, 4, 3, 3, generator=generator)
+    w[2] = 0  # a dead channel
+    w[:, 1] *= 1e-3
+    watch = PWLQPerChannelObserver(spec, ch_axis=axis)
+    assert watch(w) is w
+    snapped = quantize(w, spec, axis).dequantize()
+    scale, zero_point = watch.calculate_qparams()
+    assert not zero_point.any()
+    if axis is None:
+        stock = torch.quantize_per_tensor(snapped, scale, zero_point, torch.qint8)
+    else:
+        stock = torch.quantize_per_channel(snapped, scale, zero_point, axis, torch.qint8)
+    assert torch.equal(stock.dequantize(), snapped)
+    found = weight_format(scale)
+    assert found is not None
+    again = quantize(w, found.spec, found.ch_axis, edges=found.edges)
+    assert torch.equal(again.dequantize(), snapped)
+
+
+def test_weight_observer_loads_into_a_fresh_one():
+    w = torch.randn(6, 4, generator=torch.Generator().manual_seed(2))
+    watch = PWLQPerChannelObserver(PWLQSpec(bits=4))
+    watch(w)
+    fresh = PWLQPerChannelObserver(PWLQSpec(bits=4))
+    fresh.load_state_dict(watch.state_dict())
+    assert torch.equal(fresh.calculate_qparams()[0], watch.calculate_qparams()[0])
+
+
+def test_weight_observer_says_what_is_wrong():
+    with pytest.raises(ValueError, match="has seen no weight yet"):
+        PWLQPerChannelObserver().calculate_qparams()
+    with pytest.raises(TypeError, match="spec must be a PWLQSpec or a UniformSpec; got int"):
+        PWLQPerChannelObserver(4)
+    with pytest.raises(ValueError, match=r"torch.qint8 \(torch.ao\) or torch.int8"):
+        PWLQPerChannelObserver(dtype=torch.quint8)
+    with pytest.raises(ValueError, match=r"need the integers -127..127; got -8..7"):
+        PWLQPerChannelObserver(quant_min=-8, quant_max=7)
+    with pytest.raises(ValueError, match="goes with qscheme"):
+        PWLQPerChannelObserver(qscheme=torch.per_tensor_symmetric)
+    floating = PWLQPerChannelObserver(PWLQSpec(bits=4, grid="float"))
+    floating(torch.randn(3, 4))
+    with pytest.raises(ValueError, match="no multiples of int8.*grid='int8'"):
+        floating.calculate_qparams()
+    wide = PWLQPerChannelObserver(UniformSpec(bits=8, symmetry="one-sided"))
+    wide(torch.rand(3, 40))
+    with pytest.raises(ValueError, match="integer levels up to 255"):
+        wide.calculate_qparams()
