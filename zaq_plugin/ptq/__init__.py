@@ -1,8 +1,26 @@
 """What happens to a model before, or without, training.
 
-Folding BatchNorm, simulating quantized weights and activations, calibrating, correcting biases.
+Folding BatchNorm (`fold_batch_norm`), a copy with simulated quantization (`simulate`), activation
+ranges (`calibrate`), and bias correction from activations (`correct_bias`):
+
+    student = simulate(fold_batch_norm(model), PWLQSpec(bits=4), activations=8)
+    calibrate(student, batches)
+    correct_bias(student, batches)
+    print(audit(student))
 """
 
+from zaq_plugin.ptq.bias import correct_bias
+from zaq_plugin.ptq.calibrate import calibrate
 from zaq_plugin.ptq.fold import Folding, fold_batch_norm
+from zaq_plugin.ptq.simulate import audit, quantized_tensors, simulate, twin
 
-__all__ = ["Folding", "fold_batch_norm"]
+__all__ = [
+    "Folding",
+    "audit",
+    "calibrate",
+    "correct_bias",
+    "fold_batch_norm",
+    "quantized_tensors",
+    "simulate",
+    "twin",
+]

@@ -1,0 +1,291 @@
+"""Simulated quantization: a copy of the model whose layers compute with grid values in float.
+
+Each convolution or linear layer gets a fake-quantizer on its weight (a parametrization, so that the
+float weight stays a trainable parameter) and one on its input (a submodule ``input_fake_quant``).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from zaq_plugin.fake_quantize import (
+    ActivationFakeQuantize,
+    PWLQActivationFakeQuantize,
+    PWLQPerChannelFakeQuantize,
+)
+from zaq_plugin.observers import MinMaxObserver, TopKMedianObserver
+from zaq_plugin.ptq.plan import (
+    Activations,
+    Depthwise,
+    LayerPlan,
+    Override,
+    channel_axis,
+    make_plan,
+)
+from zaq_plugin.pwlq import PWLQSpec, PWLQTensor, QuantSpec, UniformSpec, quantize
+from zaq_plugin.report import Audit, LayerRecord
+
+SHIFT = "zaq_bias_shift"
+"""Buffer of a layer whose bias was corrected: what was taken out of it."""
+
+
+def simulate(
+    model: nn.Module,
+    weights: QuantSpec | None,
+    activations: Activations = 8,
+    *,
+    overrides: Mapping[str, Override] | None = None,
+    input_bits: int | None = 8,
+    first_last: Override = None,
+    depthwise: Depthwise = "int8",
+    observer: Callable[..., Any] = TopKMedianObserver,
+    example_inputs: Sequence[Any] | None = None,
+) -> nn.Module:
+    """A deep copy of the model with fake-quantized weights and layer inputs.
+
+    Fold BatchNorm first (`fold_batch_norm`). Weights are on their grid at once; activations pass
+    unchanged until `calibrate` has seen data. Nothing is left out silently: ``student.zaq_audit``
+    lists every weight with its grid or the reason why it has none.
+
+    Args:
+        model: Any module; it is not touched.
+        weights: Grid of all weights, per output channel.
+        activations: Grid of the layers' inputs, per tensor: a width of 2 to 8 bits for a uniform
+            asymmetric grid with ranges by ``observer``, a `UniformSpec` (clip ``minmax``), a
+            `PWLQSpec`, or None for float.
+        overrides: ``{pattern: (weights, activations)}``, or None for a layer that stays float;
+            patterns as in ``fnmatch``, the first that matches a layer's name wins.
+        input_bits: Width of the network's own input, which the published protocols leave at 8 bits;
+            None treats it like any other activation.
+        first_last: ``(weights, activations)`` of the first and the last layer.
+        depthwise: ``int8`` keeps a depthwise layer at 8 uniform bits where its PWLQ codebooks would
+            cost more than the narrow codes save (nine weights a channel: always); ``as-told`` does
+            not.
+        observer: Range observer of uniform activations.
+        example_inputs: What the model is called with. If given, the model runs once to see which
+            layer is first and which takes the network's input; otherwise the first one registered
+            is taken to be it.
+
+    Returns:
+        The student, in the model's mode, with the attribute ``zaq_audit``.
+
+    Raises:
+        ValueError: If nothing was quantized, a pattern matches nothing, or a weight cannot be
+            quantized.
+        TypeError: If a grid is neither a spec nor a width.
+    """
+    _check(model, weights, activations)
+    student = copy.deepcopy(model)
+    plans = make_plan(
+        student,
+        weights,
+        activations,
+        overrides=overrides,
+        input_bits=input_bits,
+        first_last=first_last,
+        depthwise=depthwise,
+        example_inputs=example_inputs,
+    )
+    for plan in plans:
+        if plan.weights is None:
+            continue
+        layer = student.get_submodule(plan.name)
+        try:
+            attach(layer, plan.weights, plan.activations, observer)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"layer {plan.name!r} ({plan.kind}): {error}") from error
+    student.zaq_plan = {plan.name: plan for plan in plans}  # type: ignore[assignment]
+    student.zaq_audit = audit(student).require_any()  # type: ignore[assignment]
+    return student
+
+
+def _check(model: object, weights: object, activations: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"simulate expects an nn.Module, got {type(model).__name__}")
+    if weights is not None and not isinstance(weights, PWLQSpec | UniformSpec):
+        raise TypeError(
+            f"weights must be a PWLQSpec, a UniformSpec or None, got {type(weights).__name__}"
+        )
+    if activations is not None and not isinstance(activations, PWLQSpec | UniformSpec | int):
+        raise TypeError(
+            "activations must be a width in bits, a PWLQSpec, a UniformSpec or None, got "
+            f"{type(activations).__name__}"
+        )
+
+
+def attach(
+    layer: nn.Module,
+    weights: QuantSpec,
+    activations: Activations,
+    observer: Callable[..., Any] = TopKMedianObserver,
+) -> None:
+    """Put one layer's weight, and its input if ``activations`` is given, behind fake-quantizers."""
+    device: Any = layer.weight.device
+    fake_quant = PWLQPerChannelFakeQuantize(weights, channel_axis(layer))
+    fake_quant.to(device=device).train(layer.training)
+    fake_quant.disable_observer()  # edges are solved once, at the first forward
+    parametrize.register_parametrization(layer, "weight", fake_quant)
+    if activations is None:
+        return
+    watcher = activation_fake_quant(activations, observer).to(device=device)
+    watcher.train(layer.training)
+    watcher.disable_observer()
+    watcher.disable_fake_quant()
+    layer.add_module("input_fake_quant", watcher)
+    layer.register_forward_pre_hook(_quantize_input, with_kwargs=True)
+
+
+def activation_fake_quant(
+    activations: QuantSpec | int, observer: Callable[..., Any] = TopKMedianObserver
+) -> ActivationFakeQuantize | PWLQActivationFakeQuantize:
+    """The fake-quantizer of one activation tensor.
+
+    Raises:
+        ValueError: If a width is out of range, or a uniform spec asks for a clip by squared error.
+    """
+    if isinstance(activations, PWLQSpec):
+        return PWLQActivationFakeQuantize(activations, observer=observer)
+    if isinstance(activations, UniformSpec):
+        if activations.clip != "minmax":
+            raise ValueError(
+                f"activations: clip={activations.clip!r} is for weights; use clip='minmax', or a "
+                "width in bits with observer=PercentileObserver or TopKMedianObserver"
+            )
+        symmetric = activations.symmetry == "symmetric"
+        return ActivationFakeQuantize(MinMaxObserver, activations.bits, symmetric)
+    return ActivationFakeQuantize(observer, activations)
+
+
+def _quantize_input(
+    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Forward pre-hook: the layer's first argument on its grid."""
+    watcher: Any = layer.input_fake_quant
+    if args:
+        return (watcher(args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "input": watcher(kwargs["input"])}
+
+
+def weight_fake_quant(layer: nn.Module) -> PWLQPerChannelFakeQuantize | None:
+    """The fake-quantizer on a layer's weight, or None."""
+    if not parametrize.is_parametrized(layer, "weight"):
+        return None
+    first = layer.parametrizations.weight[0]  # type: ignore[union-attr, index]
+    return first if isinstance(first, PWLQPerChannelFakeQuantize) else None
+
+
+def float_weight(layer: nn.Module) -> Tensor:
+    """The float weight behind a layer's fake-quantizer."""
+    original: Tensor = layer.parametrizations.weight.original  # type: ignore[union-attr, assignment]
+    return original
+
+
+def quantized_layers(student: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every layer whose weight is fake-quantized by a parametrization, with its name."""
+    for name, module in student.named_modules():
+        if weight_fake_quant(module) is not None:
+            yield name, module
+
+
+def quantized_tensors(student: nn.Module) -> dict[str, PWLQTensor]:
+    """Codes, codebooks and scales of every quantized weight by layer name.
+
+    ``dequantize()`` of each equals the layer's fake-quantized weight bit for bit.
+
+    Raises:
+        ValueError: If the model has no fake-quantized weights.
+    """
+    tensors = {}
+    for name, layer in quantized_layers(student):
+        fake_quant = weight_fake_quant(layer)
+        assert fake_quant is not None
+        edges = fake_quant.edges.detach()
+        weight = float_weight(layer).detach()
+        tensors[name] = quantize(weight, fake_quant.spec, fake_quant.ch_axis, edges=edges)
+    if not tensors:
+        raise ValueError(
+            f"{type(student).__name__} has no fake-quantized weights; pass what simulate() returned"
+        )
+    return tensors
+
+
+def audit(student: nn.Module) -> Audit:
+    """What was quantized, how and how well, and what was not and why, one record per weight.
+
+    Raises:
+        ValueError: If ``student`` does not come from `simulate`.
+    """
+    plans: dict[str, LayerPlan] | None = getattr(student, "zaq_plan", None)
+    if plans is None:
+        raise ValueError(f"{type(student).__name__} carries no plan; pass what simulate() returned")
+    found = Audit()
+    seen: dict[int, str] = {}
+    tensors = quantized_tensors(student) if any(p.weights for p in plans.values()) else {}
+    for plan in plans.values():
+        if plan.weights is None:
+            reason = plan.reason or "unknown"
+            found.add(LayerRecord(plan.name, plan.kind, plan.numel, False, reason))
+            continue
+        layer, tensor, remark = student.get_submodule(plan.name), tensors[plan.name], plan.reason
+        twin_name = seen.setdefault(id(float_weight(layer)), plan.name)
+        shared = twin_name != plan.name
+        if shared:
+            remark = f"shares its weight with {twin_name!r}, where it is counted"
+        found.add(
+            LayerRecord(
+                plan.name,
+                plan.kind,
+                0 if shared else plan.numel,
+                True,
+                remark,
+                spec=tensor.spec.label,
+                mac_bits=tensor.mac_bits,
+                stored_bits=tensor.stored_bits,
+                stored_bytes=0 if shared else tensor.stored_bytes,
+                sqnr_db=tensor.sqnr_db,
+                kernel="simulated",
+                entropy_bits=tensor.entropy_bits,
+                activation=_activation_label(layer),
+            )
+        )
+    return found
+
+
+def _activation_label(layer: nn.Module) -> str:
+    watcher = getattr(layer, "input_fake_quant", None)
+    if watcher is None:
+        return "float"
+    if isinstance(watcher, PWLQActivationFakeQuantize):
+        label = watcher.format.label + " per tensor"
+    else:
+        bits = int(watcher.bits)
+        label = f"uniform {bits}b MAC/{bits}b stored per tensor"
+    if not bool(watcher.fake_quant_enabled[0]):
+        label += " (not calibrated)"
+    return label
+
+
+def twin(student: nn.Module) -> nn.Module:
+    """The float teacher: a deep copy that computes what the model computed before it was quantized.
+
+    Fake-quantizers and observers are off, corrected biases are as they were, parameters need no
+    gradient, and the copy is in evaluation mode, so that BatchNorm is frozen. Take it before the
+    student's weights are trained.
+    """
+    teacher = copy.deepcopy(student)
+    for module in teacher.modules():
+        for switch in ("disable_fake_quant", "disable_observer"):
+            if callable(getattr(module, switch, None)):
+                getattr(module, switch)()
+        shift = getattr(module, SHIFT, None)
+        if isinstance(shift, Tensor):
+            with torch.no_grad():
+                module.bias.add_(shift.to(module.bias.dtype))  # type: ignore[operator, arg-type]
+                shift.zero_()
+    return teacher.eval().requires_grad_(False)
