@@ -1,6 +1,34 @@
-"""Tables, plots and one page: how a run is told to people, and the records that it is told from."""
+"""Tables, plots and one page: how a run is told to people, and the records that it is told from.
 
+`zaq_plugin.report.plots` draws, and needs matplotlib (extra ``report``); everything else does not.
+"""
+
+from zaq_plugin.report._html import Figure
+from zaq_plugin.report.images import image_grid
 from zaq_plugin.report.manifest import Manifest, Stage, collect_versions
+from zaq_plugin.report.page import Headline, render_page, write_page
 from zaq_plugin.report.records import Audit, LayerRecord, ResultRow
+from zaq_plugin.report.tables import (
+    audit_markdown,
+    audit_table,
+    results_markdown,
+    results_table,
+)
 
-__all__ = ["Audit", "LayerRecord", "Manifest", "ResultRow", "Stage", "collect_versions"]
+__all__ = [
+    "Audit",
+    "Figure",
+    "Headline",
+    "LayerRecord",
+    "Manifest",
+    "ResultRow",
+    "Stage",
+    "audit_markdown",
+    "audit_table",
+    "collect_versions",
+    "image_grid",
+    "render_page",
+    "results_markdown",
+    "results_table",
+    "write_page",
+]

@@ -22,7 +22,8 @@ def accuracy_over_bits(rows: Sequence[ResultRow], *, title: str = "") -> str:
     """Top-1 over *stored* bits a weight, one line a method, FP32 as a dashed line.
 
     Rows of one method are joined; where a method comes with several activation widths each of them
-    is its own line, named by its MAC bits. Several seeds get an error bar of one standard
+    is its own line, named by its MAC bits: colour tells the method, the dash the activation width.
+    Several seeds get an error bar of one standard
     deviation.
 
     Returns:
@@ -45,16 +46,23 @@ def accuracy_over_bits(rows: Sequence[ResultRow], *, title: str = "") -> str:
             if row.is_float and row.top1 is not None:
                 label = f"{row.method}: {row.top1:.2f} %"
                 axes.axhline(row.top1, color=INK, linestyle=(0, (6, 3)), linewidth=1.1, label=label)
+        methods = list(dict.fromkeys(r.method for r in graded))
+        widths = sorted({r.activation_mac_bits for r in graded}, reverse=True)
         for index, (name, members) in enumerate(series.items()):
             members = sorted(members, key=lambda r: r.weight_stored_bits)
             x = [r.weight_stored_bits for r in members]
             y = [float(r.top1 or 0.0) for r in members]
             spread = [r.spread or 0.0 for r in members]
-            color = SERIES[index % len(SERIES)]
-            dash = DASHES[index // len(SERIES) % len(DASHES)]
-            marker = MARKERS[index % len(MARKERS)]
+            place = methods.index(members[0].method)
+            color = SERIES[place % len(SERIES)]
             axes.plot(
-                x, y, marker=marker, linestyle=dash, color=color, label=name, gid=f"series-{index}"
+                x,
+                y,
+                marker=MARKERS[place % len(MARKERS)],
+                linestyle=DASHES[widths.index(members[0].activation_mac_bits) % len(DASHES)],
+                color=color,
+                label=name,
+                gid=f"series-{index}",
             )
             if any(spread):
                 axes.errorbar(x, y, spread, fmt="none", color=color, capsize=3, linewidth=1.1)

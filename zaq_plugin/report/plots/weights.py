@@ -222,7 +222,7 @@ def error_over_breakpoint(
     clip: float = 4.0,
     name: str = "",
 ) -> str:
-    """Squared error over p/m with its optimum, and what uniform grids reach.
+    """Squared error over p/m, in dB, with its optimum, and what uniform grids reach.
 
     A tensor is quantized for real, every channel and side at the same p/m and at the clip that the
     spec's policy chooses. A distribution's error is the paper's expectation (PWLQ, section 3.2).
@@ -242,23 +242,35 @@ def error_over_breakpoint(
         fig = figure(6.6, 3.7)
         axes = fig.subplots()
         label = f"PWLQ, {spec.mac_bits} MAC / {spec.stored_bits} stored bits"
-        axes.plot(curve.fractions, curve.errors, color=BLUE, label=label, gid="error")
-        for (text, (x, y)), marker in zip(curve.marks.items(), "oD", strict=False):
-            note = f"{text}: {x:.3f}"
-            axes.plot([x], [y], marker, color=VERMILION, label=note, gid=f"mark-{marker}", zorder=4)
+        axes.plot(curve.fractions, _decibel(curve.errors), color=BLUE, label=label, gid="error")
+        for index, (text, (x, y)) in enumerate(curve.marks.items()):
+            look: dict[str, Any] = {"marker": "o", "markersize": 6}
+            if index:
+                look = {"marker": "D", "markersize": 10, "fillstyle": "none"}
+            axes.plot(
+                [x],
+                [_decibel(y)],
+                color=VERMILION,
+                linestyle="none",
+                label=f"{text}: p/m = {x:.3f}",
+                gid=f"mark-{index}",
+                zorder=4,
+                **look,
+            )
         dashes = [(0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2))]
         colors = [GREEN, MUTED, INK] if len(curve.lines) > 2 else [MUTED, INK]
         for (text, y), dash, color in zip(curve.lines.items(), dashes, colors, strict=False):
-            axes.axhline(y, color=color, linestyle=dash, linewidth=1.4, label=text)
-        values = [*curve.errors.tolist(), *curve.lines.values()]
-        axes.set_yscale("log")
-        axes.set_ylim(min(values) * 0.75, max(values) * 1.25)
+            axes.axhline(_decibel(y), color=color, linestyle=dash, linewidth=1.4, label=text)
         axes.set_xlim(0, 1)
         axes.set_xlabel("breakpoint over clip, p/m")
-        axes.set_ylabel("squared error / signal power")
+        axes.set_ylabel("squared error / signal (dB)")
         plain(axes)
         what = source.capitalize() if isinstance(source, str) else name or "weights"
         given = f", m = {clip:g} σ" if isinstance(source, str) else ""
         axes.set_title(f"{what}{given}")
         fig.legend(loc="outside lower center", ncols=2)
         return to_svg(fig, f"Squared error over p/m of {what}, {label}")
+
+
+def _decibel(ratio: Any) -> Any:
+    return 10 * torch.log10(torch.as_tensor(ratio, dtype=torch.float64).clamp(min=1e-15))

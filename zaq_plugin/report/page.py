@@ -1,0 +1,283 @@
+"""One self-contained HTML page about a run: no address in it leads outside, it prints well."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zaq_plugin.report import columns as col
+from zaq_plugin.report._html import Figure, esc, pairs, table
+from zaq_plugin.report._json import write_atomic
+from zaq_plugin.report._style import CSS, SCRIPT
+from zaq_plugin.report.manifest import Manifest
+from zaq_plugin.report.protocol import label
+from zaq_plugin.report.records import Audit, ResultRow
+
+_WITHIN = 1.0
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One number at the page's top: what it is, the number, and a word on it."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+def featured_row(rows: Sequence[ResultRow]) -> int | None:
+    """Which row the headline tells: the smallest within one point of FP32, else the most accurate.
+
+    Rows of equal size go by accuracy. None if no quantized row has a top-1. This picks what to
+    show, never a model: the page says how it was picked.
+    """
+    graded = [i for i, r in enumerate(rows) if not r.is_float and r.top1 is not None]
+    if not graded:
+        return None
+    near = []
+    for i in graded:
+        baseline = col.fp32_top1(rows[i], rows)
+        if baseline is not None and baseline - _top1(rows[i]) <= _WITHIN:
+            near.append(i)
+    if near:
+        return min(near, key=lambda i: (_weight(rows[i]), -_top1(rows[i])))
+    return max(graded, key=lambda i: _top1(rows[i]))
+
+
+def _top1(row: ResultRow) -> float:
+    return -1.0 if row.top1 is None else row.top1
+
+
+def _weight(row: ResultRow) -> tuple[float, float]:
+    size = float("inf") if row.size_bytes is None else float(row.size_bytes)
+    return (size, row.weight_stored_bits)
+
+
+def headlines(manifest: Manifest) -> list[Headline]:
+    """The numbers at the top, from the manifest alone."""
+    rows = manifest.results
+    out: list[Headline] = []
+    baseline = next((r for r in rows if r.is_float and r.top1 is not None), None)
+    place = featured_row(rows)
+    if baseline is not None:
+        size = f"{col.size(baseline.size_bytes)} of weights" if baseline.size_bytes else ""
+        out.append(Headline(f"{baseline.method} top-1", f"{baseline.top1:.2f} %", size))
+    if place is not None:
+        row = rows[place]
+        widths = f"W{col.bits(row.weight_mac_bits)}A{col.bits(row.activation_mac_bits)}"
+        out.append(
+            Headline(
+                f"{row.method}, {widths}",
+                f"{row.top1:.2f} %",
+                "top-1 at "
+                f"{col.bit_pair(row.weight_mac_bits, row.weight_stored_bits)} weight bits "
+                "(MAC / stored)",
+            )
+        )
+        if row.size_bytes and baseline is not None and baseline.size_bytes:
+            ratio = baseline.size_bytes / row.size_bytes
+            note = f"{ratio:.1f} × smaller, codebooks and scales counted"
+            out.append(Headline("Size of its weights", col.size(row.size_bytes), note))
+        if row.agreement is not None:
+            note = "of images get the same top class"
+            out.append(Headline("Agreement with FP32", f"{row.agreement:.2f} %", note))
+    if len(manifest.layers):
+        done, left = len(manifest.layers.quantized), len(manifest.layers.skipped)
+        note = f"{left} left alone, each with its reason" if left else "none left out"
+        out.append(Headline("Layers quantized", f"{done} of {done + left}", note))
+    return out
+
+
+def render_page(
+    manifest: Manifest,
+    figures: Sequence[Figure] = (),
+    title: str = "Quantization report",
+    *,
+    lead: str = "",
+    headline: Sequence[Headline] | None = None,
+) -> str:
+    """The page as HTML text.
+
+    Args:
+        manifest: what to tell.
+        figures: pictures, in order; those of one section stand together.
+        title: the page's title.
+        lead: a sentence under the title; by default the audit's summary.
+        headline: the numbers at the top; by default `headlines`.
+    """
+    shown = list(headlines(manifest) if headline is None else headline)
+    place = featured_row(manifest.results)
+    sections: list[tuple[str, str]] = []
+    if manifest.results:
+        sections.append(("Results", _results(manifest.results, place)))
+    for name in dict.fromkeys(f.section for f in figures):
+        bodies = [f.to_html(i) for i, f in enumerate(figures) if f.section == name]
+        sections.append((name, f'<div class="figures">{"".join(bodies)}</div>'))
+    if len(manifest.layers) or manifest.audits:
+        sections.append(("Layers", _audits(manifest)))
+    if manifest.stages:
+        sections.append(("Stages", _stages(manifest)))
+    sections.append(("Protocol and versions", _facts(manifest)))
+    if not lead and len(manifest.layers):
+        lead = col.audit_summary(manifest.layers)
+    what = f"{manifest.model} · " if manifest.model else ""
+    nav = "".join(f'<a href="#s{i}">{esc(name)}</a>' for i, (name, _) in enumerate(sections))
+    cards = "".join(
+        f'<div class="card"><dt>{esc(h.label)}</dt><dd class="value">{esc(h.value)}</dd>'
+        f'<dd class="note">{esc(h.note)}</dd></div>'
+        for h in shown
+    )
+    body = "".join(
+        f'<section id="s{i}"><h2>{esc(name)}</h2>{inner}</section>'
+        for i, (name, inner) in enumerate(sections)
+    )
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    policy = (
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+        f"script-src 'sha256-{digest}'"
+    )
+    version = manifest.versions.get("zaq-plugin", "")
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{esc(title)}</title><style>{CSS}</style></head>\n<body>"
+        f'<header><div><h1>{esc(title)}</h1><p class="lead">{esc(what + lead)}</p>'
+        f"<nav>{nav}</nav></div></header>\n<main>"
+        + (f'<dl class="cards">{cards}</dl>' if cards else "")
+        + f"{body}</main>\n<footer><div>Written by zaq-plugin {esc(version)}. "
+        "Everything on this page comes from the run's manifest.</div></footer>"
+        f"<script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def write_page(
+    path: str | os.PathLike[str],
+    manifest: Manifest,
+    figures: Sequence[Figure] = (),
+    title: str = "Quantization report",
+    *,
+    lead: str = "",
+    headline: Sequence[Headline] | None = None,
+) -> Path:
+    """Writes `render_page`'s HTML to `path`, atomically; arguments as there."""
+    text = render_page(manifest, figures, title, lead=lead, headline=headline)
+    return write_atomic(path, text)
+
+
+def _results(rows: Sequence[ResultRow], place: int | None) -> str:
+    def row_class(row: int) -> str:
+        return "base" if rows[row].is_float else ("pick" if row == place else "")
+
+    lines = col.notes(rows)
+    if place is not None:
+        lines.insert(
+            0,
+            "Marked row, also told above: the smallest within "
+            f"{_WITHIN:g} point of FP32, or the most accurate if none is that near.",
+        )
+    body = table(col.result_columns(rows), row_class=row_class, caption="Results")
+    return body + '<div class="notes">' + "".join(f"<p>{esc(x)}</p>" for x in lines) + "</div>"
+
+
+def _audits(manifest: Manifest) -> str:
+    parts = []
+    if len(manifest.layers):
+        summary = esc(col.audit_summary(manifest.layers))
+        parts.append(f'<p class="lead above">{summary}</p>{_audit(manifest.layers, "Layers")}')
+    for name, audit in manifest.audits.items():
+        parts.append(
+            f"<details><summary>{esc(name)} <span>— {esc(col.audit_summary(audit))}</span>"
+            f"</summary>{_audit(audit, name)}</details>"
+        )
+    return "".join(parts)
+
+
+def _audit(audit: Audit, caption: str) -> str:
+    if not len(audit):
+        return "<p>No layer has a weight to quantize.</p>"
+    records = audit.records
+    finite = [r.sqnr_db for r in records if r.sqnr_db is not None and 0 < r.sqnr_db < 1e3]
+    top = max(finite, default=1.0)
+
+    def cell(row: int, column: col.Column, text: str) -> str:
+        record = records[row]
+        if column.title == "Layer":
+            return f"<code>{text}</code>"
+        if column.title.startswith("Format") and not record.quantized:
+            return f'<span class="why">{text}</span>'
+        if column.title.startswith("SQNR") and record.sqnr_db is not None:
+            width = 56 * min(1.0, max(0.0, record.sqnr_db / top))
+            return f'<span class="bar" style="width:{width:.0f}px"></span>{text}'
+        return text
+
+    return table(
+        col.audit_columns(records),
+        row_class=lambda row: "" if records[row].quantized else "left",
+        cell=cell,
+        caption=caption,
+    )
+
+
+def _stages(manifest: Manifest) -> str:
+    stages = manifest.stages
+    names = [s.name for s in stages]
+    facts = ["; ".join(f"{label(k)}: {_brief(v)}" for k, v in s.facts.items()) for s in stages]
+    columns = [
+        col.Column("Stage", "Stage", names, list(names), numeric=False),
+        col.Column(
+            "Time",
+            "Time",
+            [col.seconds_text(s.seconds) for s in stages],
+            [s.seconds for s in stages],
+        ),
+        col.Column("What happened", "", facts, list(facts), numeric=False),
+    ]
+
+    def cell(row: int, column: col.Column, text: str) -> str:
+        if column.title == "What happened" and stages[row].status != "done":
+            return f'<span class="fail">{esc(stages[row].status)}</span> {text}'
+        return text
+
+    return table(columns, cell=cell, caption="Stages")
+
+
+def _facts(manifest: Manifest) -> str:
+    blocks = []
+    if manifest.protocol:
+        told = {label(k): _brief(v) for k, v in manifest.protocol.items()}
+        blocks.append(("Protocol", pairs(told)))
+    if manifest.seeds:
+        blocks.append(("Seeds", pairs(manifest.seeds)))
+    if manifest.specs:
+        blocks.append(("Formats", pairs({k: _brief(v) for k, v in manifest.specs.items()}, True)))
+    if manifest.versions:
+        blocks.append(("Versions", pairs(manifest.versions)))
+    inner = "".join(f"<div><h3>{esc(name)}</h3>{body}</div>" for name, body in blocks)
+    out = f'<div class="facts">{inner}</div>' if inner else "<p>Nothing was recorded.</p>"
+    if manifest.ranges:
+        ranges = {k: _brief(v) for k, v in manifest.ranges.items()}
+        out += (
+            f"<details><summary>Activation ranges <span>— {len(ranges)} taps</span></summary>"
+            f'<div class="scroll" style="padding:12px 16px">{pairs(ranges, True)}</div></details>'
+        )
+    return out
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{k}={_brief(v)}" for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        head = ", ".join(_brief(v) for v in value[:8])
+        return f"[{head}, … {len(value)} values]" if len(value) > 8 else f"[{head}]"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
