@@ -280,7 +280,7 @@ def test_errors_name_what_came_and_the_way_out() -> None:
         broken.stem.weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"layer 'stem' \(Conv2d\): .*NaN"):
         simulate(broken, PWLQSpec())
-    with pytest.raises(ValueError, match=r"layer 'head' \(Linear\): .*bits must be from 2 to 8"):
+    with pytest.raises(ValueError, match=r"layer 'stem' \(Conv2d\): .*bits must be from 2 to 8"):
         simulate(small(), PWLQSpec(), 9)
     with pytest.raises(ValueError, match="clip='mse' is for weights; use clip='minmax'"):
         activation_fake_quant(UniformSpec(8, clip="mse"))
