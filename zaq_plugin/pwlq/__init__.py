@@ -1,6 +1,7 @@
 """The PWLQ number format: specs, breakpoints, levels, operators, packing.
 
-Piecewise linear quantization (Fang et al., ECCV 2020): fine in the center, coarse in the tails, computed with integers.
+Piecewise linear quantization (Fang et al., ECCV 2020): fine in the center, coarse in the tails,
+computed with integers.
 """
 
 from zaq_plugin.pwlq import ops as ops
@@ -15,7 +16,8 @@ from zaq_plugin.pwlq.ranges import (
 )
 from zaq_plugin.pwlq.solve import solve_edges
 from zaq_plugin.pwlq.spec import PWLQSpec, QuantSpec, UniformSpec, spec_from_json
-from zaq_plugin.pwlq.tensor import PWLQTensor, load_quantized, save_quantized, sqnr_db
+from zaq_plugin.pwlq.statistics import sqnr_db
+from zaq_plugin.pwlq.tensor import PWLQTensor, load_quantized, save_quantized
 
 __all__ = [
     "PWLQSpec",

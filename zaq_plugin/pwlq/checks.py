@@ -32,7 +32,8 @@ def check_tensor(w: Tensor, name: str = "w") -> None:
     if w.dtype not in FLOAT_DTYPES:
         raise TypeError(
             f"{name} must be a floating-point tensor; got {w.dtype}. "
-            f"Integer weights are already quantized: dequantize them first, or leave this layer out."
+            "Integer weights are already quantized: dequantize them first, "
+            "or leave this layer out."
         )
     if w.numel() == 0:
         raise ValueError(

@@ -1,4 +1,7 @@
-"""Weight-only bias correction: match each channel's mean and standard deviation (ACIQ, Banner et al. 2019)."""
+"""Weight-only bias correction: match mean and spread of every channel.
+
+ACIQ (Banner et al., 2019), as PWLQ section 4 uses it.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,16 @@ import torch
 from torch import Tensor
 
 from zaq_plugin.pwlq.layout import to_rows
-from zaq_plugin.pwlq.tensor import PWLQTensor, sqnr_db
+from zaq_plugin.pwlq.statistics import sqnr_db
+from zaq_plugin.pwlq.tensor import PWLQTensor
 
 
 def correct_spread(q: PWLQTensor, w: Tensor) -> tuple[PWLQTensor, Tensor]:
     """Match the standard deviation on the grid, and say what is left of the mean.
 
-    The spread goes into the scale, ``scale * std(W) / std(Q)``, which stays on the int8 grid. The mean shift cannot: it is returned
-    so that it can be folded into a bias, ``b += shift * E[sum of the inputs]``.
+    The spread goes into the scale, ``scale * std(W) / std(Q)``, which stays on the int8 grid. The
+    mean shift cannot: it is returned so that it can be folded into a bias, ``b += shift * E[sum of
+    the inputs]``.
 
     Args:
         q: the quantized tensor.

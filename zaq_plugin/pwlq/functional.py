@@ -27,11 +27,13 @@ def quantize(
         w: float16, bfloat16, float32 or float64, any shape and memory format; computed in float32.
         spec: `PWLQSpec` or `UniformSpec`.
         axis: channel axis (0 for convolution and linear weights), or None for one grid per tensor.
-        edges: clip and breakpoints to use, (sides, channels, n + 1); by default `solve_edges` chooses.
+        edges: clip and breakpoints to use, (sides, channels, n + 1); by default `solve_edges`
+        chooses.
 
     Raises:
         TypeError: if w is no floating-point tensor, or spec no spec.
-        ValueError: if w is empty or holds NaN or infinity, axis does not exist, or edges do not fit.
+        ValueError: if w is empty or holds NaN or infinity, axis does not exist, or edges do not
+        fit.
 
     Example:
         >>> w = torch.tensor([[-1.0, -0.1, 0.0, 0.1, 1.0]])
@@ -49,12 +51,12 @@ def fake_quantize(
 ) -> Tensor:
     """Quantize and dequantize, differentiably; equal to ``quantize(...).dequantize()`` bit for bit.
 
-    The gradient passes straight through inside the clip and is zero outside. Given edges receive the
-    gradient of the straight-through surrogate, so that clip and breakpoints can be learned
+    The gradient passes straight through inside the clip and is zero outside. Given edges receive
+    the gradient of the straight-through surrogate, so that clip and breakpoints can be learned
     (``p = m * sigmoid(theta)``). Edges that the policy solves are constants.
 
-    Args and errors: as `quantize`; under ``torch.compile`` and ``torch.export`` the values themselves
-    are not checked. The result has w's shape, dtype and memory format.
+    Args and errors: as `quantize`; under ``torch.compile`` and ``torch.export`` the values
+    themselves are not checked. The result has w's shape, dtype and memory format.
     """
     spec, axis, edges = _prepare(w, spec, axis, edges)
     if torch.compiler.is_compiling():
@@ -90,10 +92,15 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         w, edges = ctx.saved_tensors
-        return (*ops.fake_quantize_gradients(grad, w, edges, ctx.spec, ctx.axis,
-                                             ctx.needs_input_grad[1]), None, None)
+        return (
+            *ops.fake_quantize_gradients(
+                grad, w, edges, ctx.spec, ctx.axis, ctx.needs_input_grad[1]
+            ),
+            None,
+            None,
+        )
 
 
 def _traceable(w: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None) -> Tensor:
-    out: Tensor = _StraightThrough.apply(w, edges, spec, axis)  # type: ignore[no-untyped-call]
+    out: Tensor = _StraightThrough.apply(w, edges, spec, axis)
     return out

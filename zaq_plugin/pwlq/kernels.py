@@ -1,12 +1,14 @@
 """Elementwise work over rows of channels, in blocks that stay in cache.
 
-On the int8 grid every decision threshold is a multiple of half a step, so the half step that a value falls in decides its level:
-one multiplication, one truncation and one table look-up, exactly the nearest level. Ties go away from zero.
-On the float grid the level is found by binary search among the thresholds.
+On the int8 grid every decision threshold is a multiple of half a step, so the half step that a value
+falls in decides its level: one multiplication, one truncation and one table look-up, exactly the
+nearest level. Ties go away from zero.
+On the float grid the paper's formula gives the level's number within its piece.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -34,20 +36,18 @@ class Codebook(NamedTuple):
     rank: Tensor
 
 
-class Table(NamedTuple):
-    """What a block of values needs to find decision intervals.
+class HalfSteps(NamedTuple):
+    """How values find their decision interval on the int8 grid.
 
     Attributes:
-        multiplier: (C, 1) half steps per weight unit; unused on the float grid.
-        radius: largest half step looked up; 0 on the float grid.
-        interval: (C, 2 radius + 1) int64 decision interval of each half step (int8 grid).
-        thresholds: (C, J - 1) float32 (float grid).
+        multiplier: (C, 1) half steps per weight unit.
+        radius: the largest half step in the table.
+        interval: (C, 2 radius + 1) int64 decision interval of each half step.
     """
 
     multiplier: Tensor
     radius: int
     interval: Tensor
-    thresholds: Tensor
 
 
 def codebook_of(grid: Grid) -> Codebook:
@@ -63,62 +63,128 @@ def _radius(spec: QuantSpec) -> int:
     return 2 * (2 ** (spec.bits - 1) - 1 if spec.symmetry == "symmetric" else 2**spec.bits - 1)
 
 
-def build_table(grid: Grid, spec: QuantSpec) -> Table:
+def half_steps(grid: Grid, spec: QuantSpec) -> HalfSteps:
     """The look-up table of every channel; pure tensor code, so that it also traces."""
-    if not grid.integer:
-        empty = torch.zeros_like(grid.thresholds[:, :0])
-        return Table(empty, 0, empty.long(), grid.thresholds.contiguous())
     radius = _radius(spec)
     # A value v (in half steps, truncated towards zero to a cell) lies above a threshold t > 0 iff
     # cell >= t, and above t <= 0 iff cell > t.
     first = grid.thresholds + (grid.thresholds <= 0) + radius
-    steps = torch.zeros(
-        grid.values.shape[0], 2 * radius + 2, dtype=torch.float32, device=first.device
-    )
-    position = first.clamp(0, 2 * radius + 1).long()
+    width = 2 * radius + 2
+    steps = torch.zeros(grid.values.shape[0], width, dtype=torch.float32, device=first.device)
+    position = first.clamp(0, width - 1).long()
     steps = steps.scatter_add(1, position, torch.ones_like(first))
     interval = torch.cumsum(steps[:, :-1], dim=1).long()
-    return Table((2 / grid.scale).unsqueeze(1), radius, interval, grid.thresholds)
+    return HalfSteps((2 / grid.scale).unsqueeze(1), radius, interval)
 
 
-def flat_index(rows: Tensor, table: Table, grid_width: int, first_channel: Tensor) -> Tensor:
-    """Index of each value in a flattened per-channel table of ``grid_width`` columns.
+def _cells(rows: Tensor, multiplier: Tensor, radius: int) -> Tensor:
+    """Half step of each value, counted from ``-radius``; int32."""
+    cell = rows * multiplier
+    if rows.is_cuda:
+        cell = cell.nan_to_num_(0.0)
+    return cell.clamp_(-radius, radius).int().add_(radius)
 
-    Int8 grid: the column is the half step. Float grid: the column is the decision interval.
+
+def _inverse_steps(edges: Tensor, spec: PWLQSpec) -> list[tuple[Tensor, Tensor, int]]:
+    """Per piece of one side: its start and steps per weight unit, (C, 1) each, and its steps."""
+    below = torch.zeros_like(edges[:, :1])
+    pieces = []
+    for piece, count in enumerate(spec.piece_steps):
+        above = edges[:, piece : piece + 1]
+        start = torch.zeros_like(below) if spec.overlapping else below
+        width = above - start
+        inverse = torch.where(width > 0, count / width, torch.zeros_like(width))
+        pieces.append((start, inverse, count))
+        below = above
+    return pieces
+
+
+def _intervals(rows: Tensor, edges: Tensor, spec: PWLQSpec) -> Tensor:
+    """Decision interval of each value on the float grid, int32; edges (sides, C, n + 1).
+
+    Each piece counts the steps that a value climbs in it, 0 below and all of them above; the sum
+    over the pieces is the level's number.
     """
-    offset = first_channel * grid_width
-    if table.radius:
-        cell = (rows * table.multiplier).nan_to_num_(0.0) if rows.is_cuda else rows * table.multiplier
-        cell = cell.clamp_(-table.radius, table.radius)
-        return cell.long().add_(offset + table.radius)
-    return torch.searchsorted(table.thresholds, rows.contiguous(), right=True).add_(offset)
+    total = sum(spec.piece_steps)
+    if spec.overlapping:
+        return _overlapping_intervals(rows, edges, spec)
+    number = torch.zeros_like(rows)
+    for piece, (start, inverse, count) in enumerate(_inverse_steps(edges[0], spec)):
+        low = -count if spec.symmetry == "symmetric" and piece == 0 else 0
+        number += ((rows - start) * inverse).round_().clamp_(low, count)
+    if spec.symmetry == "one-sided":
+        return number.int()
+    negative = _inverse_steps(edges[-1], spec)
+    for start, inverse, count in negative[1:] if spec.symmetry == "symmetric" else negative:
+        number += ((rows + start) * inverse).round_().clamp_(-count, 0)
+    return number.int().add_(total)
 
 
-def look_up(rows: Tensor, grid: Grid, spec: QuantSpec, per_interval: Tensor) -> Tensor:
+def _overlapping_intervals(rows: Tensor, edges: Tensor, spec: PWLQSpec) -> Tensor:
+    """The overlapping variant: beyond the breakpoint rules the tail's grid, which starts at zero."""
+    one_sided = spec.symmetry == "one-sided"
+    magnitude = rows.clamp(min=0) if one_sided else rows.abs()
+    numbers = []
+    for side in edges:
+        (_, inner, center), (_, outer, tail) = _inverse_steps(side, spec)
+        near = (magnitude * inner).round_().clamp_(0, center)
+        far = (magnitude * outer).round_().clamp_(1, tail).add_(center)
+        numbers.append(torch.where(magnitude > side[:, :1], far, near))
+    if one_sided:
+        return numbers[0].int()
+    signed = torch.where(rows < 0, -numbers[-1], numbers[0])
+    return signed.int().add_(sum(spec.piece_steps))
+
+
+def look_up(
+    rows: Tensor, grid: Grid, edges: Tensor, spec: QuantSpec, per_interval: Tensor
+) -> Tensor:
     """``per_interval[c, interval of rows[c, k]]`` for every value.
 
     Args:
         rows: (C, K), any float dtype; computed in float32.
+        grid: of the edges.
+        edges: (sides, C, n + 1).
         per_interval: (C, J) what to return for each decision interval.
 
     Returns:
         (C, K) in per_interval's dtype.
     """
-    table = build_table(grid, spec)
-    lookup = torch.gather(per_interval, 1, table.interval) if table.radius else per_interval
-    width = lookup.shape[1]
-    lookup = lookup.contiguous()
-    channels = torch.arange(rows.shape[0], device=rows.device).unsqueeze(1)
+    edges = edges.float()
+    table = half_steps(grid, spec) if grid.integer else None
+    lookup = per_interval if table is None else torch.gather(per_interval, 1, table.interval)
+
+    def place(channel: slice, values: Tensor) -> Tensor:
+        if table is not None:
+            return _cells(values, table.multiplier[channel], table.radius)
+        if not isinstance(spec, PWLQSpec):
+            raise TypeError("only PWLQ specs have a float grid.")
+        return _intervals(values, edges[:, channel], spec)
+
     if rows.is_cuda or torch.compiler.is_compiling():
-        return torch.take(lookup, flat_index(rows.float(), table, width, channels))
+        whole = slice(0, rows.shape[0])
+        return select(lookup, place(whole, rows.float()), whole)
     out = torch.empty(rows.shape, dtype=per_interval.dtype, device=rows.device)
-    for channel, element in blocks(rows, BLOCK):
-        part = Table(
-            table.multiplier[channel],
-            table.radius,
-            table.interval[:0],
-            table.thresholds[channel],
-        )
-        index = flat_index(rows[channel, element].float(), part, width, channels[channel])
-        out[channel, element] = torch.take(lookup, index)
+    for channel, element in cache_blocks(rows):
+        found = place(channel, rows[channel, element].float())
+        out[channel, element] = select(lookup, found, channel)
     return out
+
+
+def cache_blocks(rows: Tensor) -> Iterator[tuple[slice, slice]]:
+    """`layout.blocks` of the size that suits this machine's caches; one block on a GPU."""
+    return blocks(rows, rows.numel() if rows.is_cuda else BLOCK)
+
+
+def select(table: Tensor, column: Tensor, channel: slice) -> Tensor:
+    """``table[c, column[c, k]]`` for the rows of one block.
+
+    Args:
+        table: (C, W).
+        column: (B, K) int32, a block of channels.
+        channel: which channels the block holds.
+    """
+    part = table[channel].contiguous()
+    first = torch.arange(part.shape[0], dtype=torch.int32, device=part.device) * part.shape[1]
+    flat = (column + first.unsqueeze(1)).reshape(-1)
+    return part.view(-1).index_select(0, flat).view(column.shape)

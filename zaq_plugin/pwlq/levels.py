@@ -1,4 +1,4 @@
-"""From edges (breakpoints and clip) to the sorted levels of a channel and its decision thresholds."""
+"""From edges (breakpoints and clip) to a channel's levels and decision thresholds."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ class Grid(NamedTuple):
 
     Attributes:
         values: (C, J) level of each decision interval, from the most negative interval upwards:
-            integers (float32 tensor) in units of scale on the int8 grid, else levels in weight units.
-        thresholds: (C, J - 1), not descending. On the int8 grid they count half steps (integers);
-            else weight units, and a value r belongs to the interval above a threshold t iff r >= t.
+            integers (float32 tensor) in units of scale on the int8 grid, else levels in weight
+            units.
+        thresholds: (C, J - 1), not descending, in half steps (integers) on the int8 grid; the float
+            grid finds its levels by the paper's formula and has none, shape (C, 0).
         scale: (C,) the int8 grid's step; ones on the float grid.
         integer: whether values are integers in units of scale.
     """
@@ -97,11 +98,8 @@ def _overlapping_thresholds(
 ) -> Tensor:
     """The center rules up to p, the tail's grid beyond; tail thresholds below p collapse onto p."""
     center = spec.piece_steps[0]
-    if step is not None:
-        # r <= p is the center; the half step above the snapped p still is.
-        border = 2 * levels[..., center] + 1
-    else:
-        border = torch.nextafter(edges[..., 0], torch.full_like(edges[..., 0], torch.inf))
+    # r <= p is the center; on the int8 grid the half step above the snapped p still is.
+    border = edges[..., 0] if step is None else 2 * levels[..., center] + 1
     tail = torch.maximum(thresholds[..., center + 1 :], border.unsqueeze(-1))
     return torch.cat([thresholds[..., :center], border.unsqueeze(-1), tail], -1)
 
@@ -126,16 +124,13 @@ def build_grid(edges: Tensor, spec: QuantSpec) -> Grid:
     step = scale if integer else None
     positive, above = side_grid(edges[0], spec, step)
     if spec.symmetry == "one-sided":
-        return Grid(positive, above, scale, integer)
+        return Grid(positive, above if integer else above[:, :0], scale, integer)
     negative, below = (
         (positive, above) if spec.symmetry == "symmetric" else side_grid(edges[1], spec, step)
     )
     values = torch.cat([-negative.flip(-1), positive[..., 1:]], -1)
-    mirrored = -below.flip(-1)
-    if not integer:
-        # r >= t decides; ties go away from zero, so the mirrored threshold excludes its own value.
-        mirrored = torch.nextafter(mirrored, torch.full_like(mirrored, torch.inf))
-    return Grid(values, torch.cat([mirrored, above], -1), scale, integer)
+    thresholds = torch.cat([-below.flip(-1), above], -1)
+    return Grid(values, thresholds if integer else thresholds[:, :0], scale, integer)
 
 
 def _uniform_grid(edges: Tensor, spec: UniformSpec) -> Grid:

@@ -1,12 +1,14 @@
 """Squared error of any grid on given data, from one histogram: the engine of every search.
 
-With G(t) = sum over values a < t of (t - a), the squared error of a sorted set of levels L with thresholds T (midpoints) is
+With G(t) = sum over values a < t of (t - a), the squared error of a sorted set of levels L with
+thresholds T (midpoints) is
 
     sum_k (L_last - a_k)^2 - 2 sum_j (L_{j+1} - L_j) G(T_j),
 
-because moving a value below a threshold from the upper to the lower level changes its squared error by 2 (L_{j+1} - L_j)(a - T_j).
-G is convex and smooth, and is read off a table by linear interpolation. For thresholds off the midpoint
-(the overlapping grid), the count N(T_j) of values below enters as well.
+because moving a value below a threshold from the upper to the lower level changes its squared
+error by 2 (L_{j+1} - L_j)(a - T_j). G is convex and smooth, and is read off a table by linear
+interpolation. For thresholds off the midpoint (the overlapping grid), the count N(T_j) of values
+below enters as well.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ class Moments(NamedTuple):
         low: (C,) lower end of the range.
         width: (C,) width of a bin; 1 for an empty range.
         area: (C, bins + 1) G at the bin edges, divided by the number of values.
-        count: (C, bins + 1) share of values below each bin edge.
+        below: (C, bins + 1) share of values below each bin edge.
         mean: (C,) mean value.
         square: (C,) mean square.
     """
@@ -32,7 +34,7 @@ class Moments(NamedTuple):
     low: Tensor
     width: Tensor
     area: Tensor
-    count: Tensor
+    below: Tensor
     mean: Tensor
     square: Tensor
 
@@ -107,7 +109,7 @@ def mean_squared_error(
     saved = step * area
     if thresholds is not None:
         position = (cut - moments.low[:, None, None]) / moments.width[:, None, None]
-        below = _interpolate(moments.count, position.reshape(channels, -1))
+        below = _interpolate(moments.below, position.reshape(channels, -1))
         saved = saved + step * (middle - cut) * below.view_as(area)
     top = levels[..., -1]
     mean, square = moments.mean.unsqueeze(1), moments.square.unsqueeze(1)

@@ -1,6 +1,7 @@
 """The format as ``torch.library`` operators, namespace ``zaq``.
 
-The spec travels as its JSON text, so that graphs which contain the operators can be saved and loaded. All of them take checked
+The spec travels as its JSON text, so that graphs which contain the operators can be saved and
+loaded. All of them take checked
 input: the public functions in `functional` check it.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zaq_plugin.pwlq import solve
+from zaq_plugin.pwlq import solve, statistics
 from zaq_plugin.pwlq.kernels import codebook_of, look_up
 from zaq_plugin.pwlq.layout import channels_of, from_rows, from_rows_shape, to_rows
 from zaq_plugin.pwlq.levels import build_grid
@@ -23,7 +24,7 @@ def code_dtype(spec: QuantSpec) -> torch.dtype:
 
 
 def codebook_dtype(spec: QuantSpec) -> torch.dtype:
-    """int8 on the int8 grid, int16 for 8-bit asymmetric uniform levels, float32 on the float grid."""
+    """int8, int16 for 8-bit asymmetric uniform levels, or float32 on the float grid."""
     if spec.grid == "float":
         return torch.float32
     wide = spec.kind == "uniform" and spec.symmetry != "symmetric" and spec.bits == 8
@@ -51,15 +52,13 @@ def pwlq_quantize(
     s = spec_from_json(spec)
     grid = build_grid(edges, s)
     book = codebook_of(grid)
-    rows = look_up(to_rows(w, axis), grid, s, book.rank.to(code_dtype(s)))
+    rows = look_up(to_rows(w, axis), grid, edges, s, book.rank.to(code_dtype(s)))
     codes = from_rows_shape(rows, tuple(w.shape), axis).contiguous()
     return codes, book.levels.to(codebook_dtype(s)), book.scale.clone()
 
 
 @pwlq_quantize.register_fake
-def _(
-    w: Tensor, edges: Tensor, spec: str, axis: int | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(w: Tensor, edges: Tensor, spec: str, axis: int | None) -> tuple[Tensor, Tensor, Tensor]:
     s = spec_from_json(spec)
     channels = channels_of(w, axis)
     codes = w.new_empty(w.shape, dtype=code_dtype(s))
@@ -70,11 +69,7 @@ def _(
 @torch.library.custom_op("zaq::pwlq_dequantize", mutates_args=())
 def pwlq_dequantize(codes: Tensor, codebook: Tensor, scale: Tensor, axis: int | None) -> Tensor:
     """float32 values ``codebook[c, code] * scale[c]``, contiguous."""
-    table = codebook.float() * scale.unsqueeze(1)
-    rows = to_rows(codes, axis)
-    channels = torch.arange(table.shape[0], device=codes.device).unsqueeze(1)
-    values = torch.take(table, rows.long() + channels * table.shape[1])
-    return from_rows_shape(values, tuple(codes.shape), axis).contiguous()
+    return statistics.dequantize(codes, codebook, scale, axis)
 
 
 @pwlq_dequantize.register_fake
@@ -86,7 +81,7 @@ def fake_quantized(w: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None) 
     """The quantized and dequantized values of w, in its dtype; no gradient of its own."""
     grid = build_grid(edges, spec)
     values = grid.values * grid.scale.unsqueeze(1) if grid.integer else grid.values
-    rows = look_up(to_rows(w, axis), grid, spec, values + 0.0)
+    rows = look_up(to_rows(w, axis), grid, edges, spec, values + 0.0)
     return from_rows(rows.to(w.dtype), w, axis)
 
 
@@ -119,9 +114,7 @@ def pwlq_fake_quantize_backward(
     grad: Tensor, w: Tensor, edges: Tensor, spec: str, axis: int | None, need_edges: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradients with respect to w and to the edges (zeros unless needed)."""
-    to_w, to_edges = fake_quantize_gradients(
-        grad, w, edges, spec_from_json(spec), axis, need_edges
-    )
+    to_w, to_edges = fake_quantize_gradients(grad, w, edges, spec_from_json(spec), axis, need_edges)
     return to_w, torch.zeros_like(edges) if to_edges is None else to_edges
 
 

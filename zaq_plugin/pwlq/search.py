@@ -1,7 +1,8 @@
 """Clip and breakpoints of least squared error on the values themselves.
 
-`search` is the paper's three-stage coarse-to-fine search over p/m with m = max|w|. `joint` moves the clip as well; measured on real
-weights it gains more than any choice of breakpoint alone. Each side of an asymmetric grid is a problem of its own.
+`search` is the paper's three-stage coarse-to-fine search over p/m with m = max|w|. `joint` moves
+the clip as well; measured on real weights it gains more than any choice of breakpoint alone. Each
+side of an asymmetric grid is a problem of its own.
 """
 
 from __future__ import annotations
@@ -38,9 +39,7 @@ def side_values(rows: Tensor, spec: QuantSpec) -> list[Tensor]:
     return [rows.abs()]
 
 
-def _candidate_error(
-    moments: Moments, clip: Tensor, ratios: Tensor, spec: QuantSpec
-) -> Tensor:
+def _candidate_error(moments: Moments, clip: Tensor, ratios: Tensor, spec: QuantSpec) -> Tensor:
     """Error of (C, Q) candidates; ratios (C, Q, n + 1): clip / max and breakpoints / clip."""
     m = clip.unsqueeze(1) * ratios[..., 0]
     edges = torch.cat([m.unsqueeze(-1) * ratios[..., 1:], m.unsqueeze(-1)], -1)
@@ -154,12 +153,14 @@ def search_edges(rows: Tensor, spec: QuantSpec, *, joint: bool) -> Tensor:
         if isinstance(spec, UniformSpec) and spec.symmetry == "asymmetric":
             parts.append(_search_uniform_range(part, spec))
         else:
-            parts.append(torch.stack([_search_side(v, spec, joint) for v in side_values(part, spec)]))
+            parts.append(
+                torch.stack([_search_side(v, spec, joint) for v in side_values(part, spec)])
+            )
     return torch.cat(parts, 1)
 
 
 def _search_uniform_range(rows: Tensor, spec: UniformSpec) -> Tensor:
-    """Both ends of a uniform asymmetric grid: they share one step, so they are searched together."""
+    """Both ends of a uniform asymmetric grid, searched together: they share one step."""
     low, high = rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0)
     dtype = torch.float64 if spec.bits > 5 else torch.float32
     moments = measure(rows, low, high, 2 * BINS, dtype)

@@ -95,8 +95,9 @@ class _JsonSpec:
 class PWLQSpec(_JsonSpec):
     """A piecewise linear number format (PWLQ, Fang et al., ECCV 2020, section 3).
 
-    The range of one side, ``[0, m]``, is cut at n breakpoints ``p_1 < ... < p_n < m`` into n + 1 pieces,
-    and each piece carries a uniform grid of ``b - 1`` bits (``b`` bits for one-sided values, which need no sign).
+    The range of one side, ``[0, m]``, is cut at n breakpoints ``p_1 < ... < p_n < m`` into n + 1
+    pieces, and each piece carries a uniform grid of ``b - 1`` bits (``b`` bits for one-sided
+    values, which need no sign).
 
     Attributes:
         bits: MAC bits, the paper's b: the width that the multiplier sees, 2 to 8.
@@ -105,13 +106,13 @@ class PWLQSpec(_JsonSpec):
             (one breakpoint only). Worse than the default, kept for comparison.
         symmetry: ``symmetric`` uses one clip and one set of breakpoints for both signs (the paper);
             ``asymmetric`` gives each side its own; ``one-sided`` describes values >= 0.
-        policy: how clip and breakpoints are chosen. ``gaussian`` and ``laplacian`` are the closed forms
-            with clip ``max|w|`` (the exact minimiser outside 3 <= m/sigma <= 10, and for n > 1);
-            ``gaussian-exact`` and ``laplacian-exact`` always use the minimiser; ``search`` is the
-            paper's three-stage search over p/m; ``joint`` minimises the squared error over clip and
-            breakpoints together; ``given`` takes them from the caller (``edges=``).
-        grid: ``int8`` snaps the levels to ``scale * int8`` so that any int8 kernel computes with them
-            exactly; ``float`` keeps the ideal levels.
+        policy: how clip and breakpoints are chosen. ``gaussian`` and ``laplacian`` are the closed
+            forms with clip ``max|w|`` (the exact minimiser outside 3 <= m/sigma <= 10, and for n >
+            1); ``gaussian-exact`` and ``laplacian-exact`` always use the minimiser; ``search`` is
+            the paper's three-stage search over p/m; ``joint`` minimises the squared error over
+            clip and breakpoints together; ``given`` takes them from the caller (``edges=``).
+        grid: ``int8`` snaps the levels to ``scale * int8`` so that any int8 kernel computes with
+            them exactly; ``float`` keeps the ideal levels.
         shared_endpoints: True is the paper's formula, in which the tail's first level repeats the
             breakpoint; False starts the tail one step further out, so that no code is wasted.
 
@@ -141,14 +142,14 @@ class PWLQSpec(_JsonSpec):
                 raise TypeError(f"{name} must be True or False; got {getattr(self, name)!r}.")
         if self.grid == "int8" and self.bits > MAX_INT8_BITS:
             raise ValueError(
-                f"grid='int8' holds at most {MAX_INT8_BITS} bits, got bits={self.bits}: above that the center's "
-                "step is finer than the int8 step, and snapping throws PWLQ's gain away. "
+                f"grid='int8' holds at most {MAX_INT8_BITS} bits, got bits={self.bits}: above that "
+                "the center's step is finer than the int8 step, and snapping loses PWLQ's gain. "
                 "Use grid='float', or UniformSpec(bits=8)."
             )
         if self.overlapping and self.breakpoints != 1:
             raise ValueError(
-                f"overlapping=True is defined for one breakpoint; got breakpoints={self.breakpoints}. "
-                "Use overlapping=False, which is also the more accurate variant."
+                "overlapping=True is defined for one breakpoint; got "
+                f"breakpoints={self.breakpoints}. Use overlapping=False, the more accurate variant."
             )
 
     @property
@@ -185,7 +186,7 @@ class PWLQSpec(_JsonSpec):
     @property
     def label(self) -> str:
         """Short text for tables, with both widths."""
-        extras = [self.policy]
+        extras: list[str] = [self.policy]
         if self.breakpoints > 1:
             extras.append(f"n={self.breakpoints}")
         if self.symmetry != "asymmetric":
@@ -201,8 +202,9 @@ class PWLQSpec(_JsonSpec):
 class UniformSpec(_JsonSpec):
     """A uniform grid with the same interface: the baseline of every table.
 
-    Symmetric levels are ``scale * k`` for ``|k| <= 2^(b-1) - 1`` (narrow range); asymmetric levels are
-    ``scale * (k - zero_point)`` for ``0 <= k < 2^b``; one-sided levels are ``scale * k`` for ``0 <= k < 2^b``.
+    Symmetric levels are ``scale * k`` for ``|k| <= 2^(b-1) - 1`` (narrow range); asymmetric levels
+    are ``scale * (k - zero_point)`` for ``0 <= k < 2^b``; one-sided levels are ``scale * k`` for
+    ``0 <= k < 2^b``.
 
     Attributes:
         bits: MAC bits, which are also the stored bits; 2 to 8.

@@ -1,7 +1,7 @@
 """Gradients of fake quantization: straight through inside the range, and to clip and breakpoints.
 
-The surrogate replaces round(v) by v + constant. On piece l, q = p_l + (p_{l+1} - p_l) (v + constant) with
-v = (|r| - p_l) / (p_{l+1} - p_l), so that with e = q - |r| (the quantization error)
+The surrogate replaces round(v) by v + constant. On piece l, q = p_l + (p_{l+1} - p_l) (v +
+constant) with v = (|r| - p_l) / (p_{l+1} - p_l), so that with e = q - |r| (the quantization error)
 
     dq/d|r| = 1,   dq/dp_{l+1} = e / (p_{l+1} - p_l),   dq/dp_l = -e / (p_{l+1} - p_l),
 
@@ -13,10 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zaq_plugin.pwlq.layout import blocks
+from zaq_plugin.pwlq.kernels import cache_blocks
 from zaq_plugin.pwlq.spec import PWLQSpec, QuantSpec, UniformSpec
-
-BLOCK = 65536
 
 
 def limits(edges: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
@@ -33,7 +31,7 @@ def value_gradient(grad: Tensor, rows: Tensor, edges: Tensor, spec: QuantSpec) -
     if rows.is_cuda or torch.compiler.is_compiling():
         return torch.where((rows >= low) & (rows <= high), grad, 0.0)
     out = torch.empty_like(grad, memory_format=torch.contiguous_format)
-    for channel, element in blocks(rows, BLOCK):
+    for channel, element in cache_blocks(rows):
         values = rows[channel, element]
         inside = (values >= low[channel]).logical_and_(values <= high[channel])
         torch.mul(grad[channel, element], inside, out=out[channel, element])
@@ -64,7 +62,9 @@ def edge_gradients(
     return torch.stack(sides)
 
 
-def _side(grad: Tensor, magnitude: Tensor, level: Tensor, edges: Tensor, overlapping: bool) -> Tensor:
+def _side(
+    grad: Tensor, magnitude: Tensor, level: Tensor, edges: Tensor, overlapping: bool
+) -> Tensor:
     clip = edges[:, -1:]
     inside = magnitude <= clip
     error = (level - magnitude) * grad * inside
@@ -85,7 +85,9 @@ def _side(grad: Tensor, magnitude: Tensor, level: Tensor, edges: Tensor, overlap
     return torch.stack(totals, -1)
 
 
-def _uniform_range_gradients(grad: Tensor, rows: Tensor, quantized: Tensor, edges: Tensor) -> Tensor:
+def _uniform_range_gradients(
+    grad: Tensor, rows: Tensor, quantized: Tensor, edges: Tensor
+) -> Tensor:
     """Both ends share one step: dq/dm+ = dq/dm- = e / (m+ + m-) inside (the zero point held)."""
     high, low = edges[0], -edges[1]
     above, below = rows > high, rows < low
@@ -93,6 +95,4 @@ def _uniform_range_gradients(grad: Tensor, rows: Tensor, quantized: Tensor, edge
     width = high - low
     share = torch.where(width > 0, 1 / width, torch.zeros_like(width)).squeeze(1)
     pull = ((quantized - rows) * grad * inside).sum(1) * share
-    return torch.stack(
-        [pull + (grad * above).sum(1), pull - (grad * below).sum(1)]
-    ).unsqueeze(-1)
+    return torch.stack([pull + (grad * above).sum(1), pull - (grad * below).sum(1)]).unsqueeze(-1)

@@ -7,15 +7,16 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from zaq_plugin.pwlq.layout import to_rows
 from zaq_plugin.pwlq.packing import entropy_bits, pack_codes, packed_size, unpack_codes
 from zaq_plugin.pwlq.spec import QuantSpec, spec_from_json
+from zaq_plugin.pwlq.statistics import measure
 
 _FORMAT = "zaq_plugin.pwlq/1"
 
@@ -27,8 +28,8 @@ class PWLQTensor:
     Attributes:
         codes: w's shape, uint8 (int16 above 8 stored bits): position of each value's level in its
             channel's codebook.
-        codebook: (channels, levels) ascending; int8 (int16 for 8-bit asymmetric uniform grids) in units
-            of scale, or float32 levels on the float grid, where scale is 1.
+        codebook: (channels, levels) ascending; int8 (int16 for 8-bit asymmetric uniform grids) in
+            units of scale, or float32 levels on the float grid, where scale is 1.
         scale: (channels,) float32.
         axis: channel axis, None per tensor.
         spec: the format.
@@ -58,9 +59,10 @@ class PWLQTensor:
         edges: Tensor,
     ) -> PWLQTensor:
         """Assemble a tensor and measure it against the original w."""
-        values = torch.ops.zaq.pwlq_dequantize(codes, codebook, scale, axis)
-        fraction = _center_fraction(w, edges, axis) if spec.breakpoints else 1.0
-        return cls(codes, codebook, scale, axis, spec, w.dtype, sqnr_db(w, values), fraction)
+        noise, fraction = measure(
+            w, codes, codebook, scale, axis, edges if spec.breakpoints else None
+        )
+        return cls(codes, codebook, scale, axis, spec, w.dtype, noise, fraction)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The represented values: ``codebook[code] * scale``, computed in float32.
@@ -105,7 +107,7 @@ class PWLQTensor:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes on disk: dense codes, codebooks and scales (a uniform grid stores a zero point per channel, if any)."""
+        """Bytes on disk: dense codes, codebooks and scales (zero points for uniform grids)."""
         channels = self.scale.numel()
         return packed_size(self.codes.numel(), self.stored_bits) + _side_bytes(
             self.spec, channels, self.codebook
@@ -126,22 +128,6 @@ def _side_bytes(spec: QuantSpec, channels: int, codebook: Tensor) -> int:
         zero_point = 1 if spec.symmetry == "asymmetric" else 0
         return channels * (4 + zero_point)
     return 4 * channels + codebook.numel() * codebook.element_size()
-
-
-def sqnr_db(w: Tensor, quantized: Tensor) -> float:
-    """10 log10(sum w^2 / sum (w - quantized)^2); infinite where nothing was lost."""
-    noise = float((w.double() - quantized.double()).square().sum())
-    signal = float(w.double().square().sum())
-    if noise == 0:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
-
-
-def _center_fraction(w: Tensor, edges: Tensor, axis: int | None) -> float:
-    rows = to_rows(w, axis)
-    first = edges[..., 0].to(rows.dtype)
-    upper, lower = first[0].unsqueeze(1), -first[-1].unsqueeze(1)
-    return float(((rows <= upper) & (rows >= lower)).double().mean())
 
 
 def save_quantized(path: str | os.PathLike[str], tensors: Mapping[str, PWLQTensor]) -> None:
@@ -186,15 +172,15 @@ def load_quantized(path: str | os.PathLike[str]) -> dict[str, PWLQTensor]:
         return {name: _read(file, name, entry) for name, entry in entries.items()}
 
 
-def _read(file, name: str, entry: dict) -> PWLQTensor:  # type: ignore[no-untyped-def,type-arg]
+def _read(file: Any, name: str, entry: dict[str, Any]) -> PWLQTensor:
     spec = spec_from_json(json.dumps(entry["spec"]))
     shape = entry["shape"]
     codebook = file.get_tensor(f"{name}.codebook")
     codes = unpack_codes(file.get_tensor(f"{name}.codes"), spec.stored_bits, math.prod(shape))
     if codes.numel() and int(codes.max()) >= codebook.shape[1]:
         raise ValueError(
-            f"{name}: code {int(codes.max())} lies outside its codebook of {codebook.shape[1]} levels; "
-            "the file is damaged."
+            f"{name}: code {int(codes.max())} lies outside its codebook of "
+            f"{codebook.shape[1]} levels; the file is damaged."
         )
     codes = codes if spec.stored_bits <= 8 else codes.to(torch.int16)
     return PWLQTensor(
