@@ -14,12 +14,12 @@ from typing import Any
 from zaq_plugin.report import columns as col
 from zaq_plugin.report._html import Figure, esc, pairs, table
 from zaq_plugin.report._json import write_atomic
-from zaq_plugin.report._style import CSS, SCRIPT
 from zaq_plugin.report.manifest import Manifest
-from zaq_plugin.report.protocol import label
+from zaq_plugin.report.protocol import footnotes, label
 from zaq_plugin.report.records import Audit, ResultRow
 
 _WITHIN = 1.0
+_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,9 @@ def render_page(
         f'<section id="s{i}"><h2>{esc(name)}</h2>{inner}</section>'
         for i, (name, inner) in enumerate(sections)
     )
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    style = (_HERE / "page.css").read_text(encoding="utf-8")
+    script = (_HERE / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
         "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
         f"script-src 'sha256-{digest}'"
@@ -147,13 +149,13 @@ def render_page(
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{esc(title)}</title><style>{CSS}</style></head>\n<body>"
+        f"<title>{esc(title)}</title><style>{style}</style></head>\n<body>"
         f'<header><div><h1>{esc(title)}</h1><p class="lead">{esc(what + lead)}</p>'
         f"<nav>{nav}</nav></div></header>\n<main>"
         + (f'<dl class="cards">{cards}</dl>' if cards else "")
         + f"{body}</main>\n<footer><div>Written by zaq-plugin {esc(version)}. "
         "Everything on this page comes from the run's manifest.</div></footer>"
-        f"<script>{SCRIPT}</script></body></html>\n"
+        f"<script>{script}</script></body></html>\n"
     )
 
 
@@ -173,7 +175,17 @@ def write_page(
 
 def _results(rows: Sequence[ResultRow], place: int | None) -> str:
     def row_class(row: int) -> str:
-        return "base" if rows[row].is_float else ("pick" if row == place else "")
+        names = ["base" if rows[row].is_float else ("pick" if row == place else "")]
+        if row and _widths(rows[row]) != _widths(rows[row - 1]):
+            names.append("group")
+        return " ".join(filter(None, names))
+
+    marks = footnotes(rows)[1]
+
+    def cell(row: int, column: col.Column, text: str) -> str:
+        if column.title == "Method" and marks[row]:
+            return f"{esc(rows[row].method)}&#8239;<sup>{marks[row]}</sup>"
+        return text
 
     lines = col.notes(rows)
     if place is not None:
@@ -182,8 +194,12 @@ def _results(rows: Sequence[ResultRow], place: int | None) -> str:
             "Marked row, also told above: the smallest within "
             f"{_WITHIN:g} point of FP32, or the most accurate if none is that near.",
         )
-    body = table(col.result_columns(rows), row_class=row_class, caption="Results")
+    body = table(col.result_columns(rows), row_class=row_class, cell=cell, caption="Results")
     return body + '<div class="notes">' + "".join(f"<p>{esc(x)}</p>" for x in lines) + "</div>"
+
+
+def _widths(row: ResultRow) -> tuple[float, float]:
+    return (row.weight_mac_bits, row.activation_mac_bits)
 
 
 def _audits(manifest: Manifest) -> str:
@@ -217,12 +233,29 @@ def _audit(audit: Audit, caption: str) -> str:
             return f'<span class="bar" style="width:{width:.0f}px"></span>{text}'
         return text
 
-    return table(
-        col.audit_columns(records),
+    shared = _shared(audit)
+    columns = [c for c in col.audit_columns(records) if c.title not in shared]
+    body = table(
+        columns,
         row_class=lambda row: "" if records[row].quantized else "left",
         cell=cell,
         caption=caption,
     )
+    if shared:
+        told = "; ".join(f"{title.lower()}: {value}" for title, value in shared.items())
+        body += f'<div class="notes"><p>All quantized layers: {esc(told)}.</p></div>'
+    return body
+
+
+def _shared(audit: Audit) -> dict[str, str]:
+    """Columns that say the same in every quantized layer: told once instead."""
+    found = {}
+    if len(audit.quantized) > 2:
+        for title, name in (("Input", "activation"), ("Kernel", "kernel")):
+            values = {getattr(r, name) for r in audit.quantized}
+            if len(values) == 1 and None not in values:
+                found[title] = str(values.pop())
+    return found
 
 
 def _stages(manifest: Manifest) -> str:

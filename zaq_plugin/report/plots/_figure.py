@@ -90,7 +90,7 @@ def style() -> Iterator[None]:
         yield
 
 
-def figure(width: float = 6.6, height: float = 3.7) -> Any:
+def figure(width: float = 5.4, height: float = 3.5) -> Any:
     """An empty figure of the given size in inches, laid out by itself."""
     from matplotlib.figure import Figure
 

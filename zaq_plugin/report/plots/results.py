@@ -40,7 +40,7 @@ def accuracy_over_bits(rows: Sequence[ResultRow], *, title: str = "") -> str:
         )
     series = _series(graded)
     with style():
-        fig = figure(6.6, 3.9)
+        fig = figure(5.4, 3.1 + 0.2 * ((len(series) + 2) // 2))
         axes = fig.subplots()
         for row in rows:
             if row.is_float and row.top1 is not None:

@@ -26,7 +26,7 @@ def optimal_breakpoint_figure(low: float = 1.5, high: float = 10.0) -> str:
     begin, end = max(low, CLOSED_FORM_RANGE[0]), min(high, CLOSED_FORM_RANGE[1])
     fitted = torch.linspace(begin, end, 60, dtype=torch.float64)
     with style():
-        fig = figure(6.6, 3.7)
+        fig = figure()
         axes = fig.subplots()
         for density, color in (("gaussian", BLUE), ("laplacian", VERMILION)):
             exact = optimal_breakpoint(m, density) / m  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ def discrepancy_curves(
     """
     _check("discrepancy_curves", steps, curves)
     with style():
-        fig = figure(6.6, 1.0 + 1.55 * len(curves))
+        fig = figure(5.4, 1.0 + 1.55 * len(curves))
         panels = fig.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
         for index, ((name, values), axes) in enumerate(zip(curves.items(), panels, strict=True)):
             axes.plot(steps, values, color=SERIES[index % len(SERIES)], gid=f"curve-{index}")
@@ -67,7 +67,7 @@ def layer_weight_lines(steps: Sequence[int], weights: Mapping[str, Sequence[floa
     _check("layer_weight_lines", steps, weights)
     with style():
         rows = (len(weights) + 2) // 3
-        fig = figure(6.6, 3.3 + 0.2 * rows)
+        fig = figure(5.4, 3.3 + 0.2 * rows)
         axes = fig.subplots()
         for index, (name, values) in enumerate(weights.items()):
             axes.plot(

@@ -81,7 +81,7 @@ def weight_histogram(
 
 
 def _draw_histogram(row: Tensor, levels: Tensor, edges: Tensor, q: PWLQTensor, title: str) -> str:
-    fig = figure(6.6, 3.7)
+    fig = figure()
     top, strip = fig.subplots(2, 1, sharex=True, height_ratios=[7, 1])
     bins = max(12, min(80, int(2 * row.numel() ** 0.5)))
     top.hist(row.numpy(), bins=bins, color=MUTED, alpha=0.55, gid="weights")
@@ -176,11 +176,14 @@ def error_curve(
         errors = expected_error(fractions * m, m, spec.bits, source)
         best, closed = optimal_breakpoint(m, source), closed_form_breakpoint(m, source)
         marks = {
-            "exact minimiser": (float(best / m), float(expected_error(best, m, spec.bits, source)))
+            "exact optimal p/m": (
+                float(best / m),
+                float(expected_error(best, m, spec.bits, source)),
+            )
         }
         if 3.0 <= clip <= 10.0:
             error = expected_error(closed, m, spec.bits, source)
-            marks["closed form"] = (float(closed / m), float(error))
+            marks["closed-form p/m"] = (float(closed / m), float(error))
         widths = dict.fromkeys((spec.mac_bits, spec.stored_bits))
         lines = {f"uniform, {b} bits stored": float(uniform_expected_error(m, b)) for b in widths}
         return ErrorCurve(fractions, errors, marks, lines)
@@ -203,7 +206,7 @@ def error_curve(
             swept.append(relative(fake_quantize(source, given, axis, edges=trial)))
         errors = torch.tensor(swept, dtype=torch.float64)
         place = int(errors.argmin())
-        marks = {"best common p/m": (float(fractions[place]), float(errors[place]))}
+        marks = {"best p/m for all channels": (float(fractions[place]), float(errors[place]))}
         chosen = relative(fake_quantize(source, given, axis, edges=edges))
         lines = {f"{spec.policy}: each channel its own p and m": chosen}
         for b in dict.fromkeys((spec.mac_bits, min(8, spec.stored_bits))):
@@ -239,7 +242,7 @@ def error_over_breakpoint(
     """
     curve = error_curve(source, spec, axis=axis, clip=clip)
     with style():
-        fig = figure(6.6, 3.7)
+        fig = figure()
         axes = fig.subplots()
         label = f"PWLQ, {spec.mac_bits} MAC / {spec.stored_bits} stored bits"
         axes.plot(curve.fractions, _decibel(curve.errors), color=BLUE, label=label, gid="error")
@@ -252,7 +255,7 @@ def error_over_breakpoint(
                 [_decibel(y)],
                 color=VERMILION,
                 linestyle="none",
-                label=f"{text}: p/m = {x:.3f}",
+                label=f"{text}: {x:.3f}",
                 gid=f"mark-{index}",
                 zorder=4,
                 **look,
