@@ -1,0 +1,80 @@
+"""Every private name of torch.ao that this package leans on, in one place.
+
+``tests/integrations/zaq_fx/test_host_facts.py`` pins each of them: it fails loudly, naming the
+fact, when a new torch changes one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+import torch.ao.nn.intrinsic.qat as nniqat
+import torch.ao.nn.qat as nnqat
+from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantizeBase, ObserverBase
+from torch.fx import GraphModule
+
+HOST_WARNINGS = (
+    ("torch.ao.quantization is deprecated", DeprecationWarning),
+    (r"(?s).*are deprecated and will be removed in a future PyTorch release", UserWarning),
+    (r"(?s).*reduce_range will be deprecated", UserWarning),
+)
+"""The host's announcements of its own end, as (message pattern, category)."""
+
+_SLOW_PATH = "_enable_slow_path_for_better_numerical_stability"
+_ATTRS = "_observed_graph_module_attrs"
+
+
+def silence_host() -> None:
+    """Ignore the host's deprecation notices (they say nothing that a user can act on)."""
+    for message, category in HOST_WARNINGS:
+        warnings.filterwarnings("ignore", message=message, category=category)
+
+
+def is_watcher(module: nn.Module) -> bool:
+    """Whether a module is an observer or a fake-quantizer."""
+    return isinstance(module, ObserverBase | FakeQuantizeBase)
+
+
+def qconfigs_of(prepared: GraphModule) -> dict[str, Any]:
+    """The qconfig of every node of a prepared model, by node name.
+
+    Raises:
+        ValueError: the model was not prepared.
+    """
+    attributes = getattr(prepared, "meta", {}).get(_ATTRS)
+    if attributes is None:
+        raise ValueError(
+            f"expected a model from prepare_fx or prepare_qat_fx; got {type(prepared).__name__} "
+            "that was not prepared (or is already converted)."
+        )
+    return dict(attributes.node_name_to_qconfig)
+
+
+def is_prepared(model: nn.Module) -> bool:
+    """Whether a model came from prepare_fx or prepare_qat_fx and is not converted yet."""
+    return _ATTRS in getattr(model, "meta", {})
+
+
+def use_exact_batch_norm(module: nn.Module) -> None:
+    """Let a QAT Conv-BN compute without dividing by gamma.
+
+    The fast path divides the convolution's output by ``gamma / sqrt(var + eps)``: NaN for
+    gamma = 0, which timm's residual blocks start with. The exact path needs a second convolution
+    in training.
+    """
+    setattr(module, _SLOW_PATH, True)
+
+
+def preactivation(module: nn.Module, x: Tensor) -> Tensor:
+    """The output of a weighted module of a prepared model, before a fused ReLU or addition."""
+    if isinstance(module, nniqat.ConvBn1d | nniqat.ConvBn2d | nniqat.ConvBn3d):
+        return module._forward(x)
+    if isinstance(module, nnqat.Conv1d | nnqat.Conv2d | nnqat.Conv3d):
+        weight = module.weight_fake_quant(module.weight)
+        return module._conv_forward(x, weight, module.bias)
+    if isinstance(module, nnqat.Linear):
+        return torch.nn.functional.linear(x, module.weight_fake_quant(module.weight), module.bias)
+    return module(x)

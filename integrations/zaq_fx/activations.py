@@ -1,0 +1,215 @@
+"""Widths of activations: which tensors need how many bits, and clamps for fewer than eight.
+
+The multiplier's width concerns inputs of convolutions and linear layers. Everything else (the
+image, the logits, addends of a residual sum) costs no multiplication and stays at 8 bits.
+Stock conversion stores every activation as uint8 and saturates at 0 and 255 whatever width was
+asked for, so a 4-bit tensor needs a clamp at 15 to be what training saw.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from zaq_fx._compat import is_watcher
+from zaq_fx.layers import root_of
+from zaq_plugin.fake_quantize import ActivationFakeQuantize, PWLQActivationFakeQuantize
+
+Range = tuple[int, int]
+_UINT8 = (0, 255)
+
+
+def watcher_nodes(prepared: fx.GraphModule) -> Iterator[tuple[fx.Node, nn.Module]]:
+    """The calls of activation observers and fake-quantizers, in order."""
+    modules = dict(prepared.named_modules(remove_duplicate=False))
+    for node in prepared.graph.nodes:
+        if node.op == "call_module" and is_watcher(modules[str(node.target)]):
+            yield node, modules[str(node.target)]
+
+
+def keep_wide(prepared: fx.GraphModule, *, input_bits: int = 8, other_bits: int = 8) -> list[str]:
+    """Give 8 bits to activations that no convolution or linear layer reads.
+
+    Call it on a freshly prepared model, before calibration. Watchers of other packages are left
+    alone.
+
+    Args:
+        prepared: From prepare_fx or prepare_qat_fx; changed in place.
+        input_bits: Width of the model's inputs.
+        other_bits: Width of tensors that are only added, pooled, or returned.
+
+    Returns:
+        Names of the watchers that were replaced.
+    """
+    modules = dict(prepared.named_modules(remove_duplicate=False))
+    readers: dict[nn.Module, list[bool]] = {}
+    of_input: dict[nn.Module, list[bool]] = {}
+    names: dict[nn.Module, list[str]] = {}
+    for node, watcher in watcher_nodes(prepared):
+        readers.setdefault(watcher, []).append(_is_multiplied(node, modules))
+        source = node.args[0]
+        of_input.setdefault(watcher, []).append(
+            isinstance(source, fx.Node) and source.op == "placeholder"
+        )
+        names.setdefault(watcher, []).append(str(node.target))
+    changed = []
+    for watcher, multiplied in readers.items():
+        if all(of_input[watcher]):
+            bits = input_bits
+        elif not any(multiplied):
+            bits = other_bits
+        else:
+            continue
+        made = _with_bits(watcher, bits)
+        if made is None:
+            continue
+        for name in names[watcher]:
+            prepared.set_submodule(name, made)
+            changed.append(name)
+    return changed
+
+
+def _is_multiplied(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a convolution, linear layer or matrix product reads this tensor, unobserved between.
+
+    Operators that keep their input's range (pooling, reshaping, ReLU) are followed by a watcher
+    that shares the range: their readers count, too.
+    """
+    seen, stack = set(), list(node.users)
+    start = modules[str(node.target)]
+    while stack:
+        user = stack.pop()
+        if user in seen:
+            continue
+        seen.add(user)
+        if user.op == "call_module":
+            module = modules[str(user.target)]
+            if root_of(module) is not None:
+                return True
+            if is_watcher(module) and module is not start:
+                continue
+        elif user.op == "call_function" and user.target in _PRODUCTS:
+            return True
+        stack.extend(user.users)
+    return False
+
+
+_PRODUCTS = {
+    torch.matmul,
+    torch.bmm,
+    torch.conv1d,
+    torch.conv2d,
+    torch.conv3d,
+    nn.functional.linear,
+    nn.functional.scaled_dot_product_attention,
+}
+
+
+def _with_bits(watcher: nn.Module, bits: int) -> nn.Module | None:
+    """A fresh watcher of the same kind with another width; None for those of other packages."""
+    inner: Any = getattr(watcher, "activation_post_process", watcher)
+    if not hasattr(inner, "batch_range") or not hasattr(inner, "bits"):
+        return None
+    arguments: dict[str, Any] = {
+        "bits": bits,
+        "symmetric": inner.symmetric,
+        "dtype": inner.dtype,
+        "eps": inner.eps,
+    }
+    for extra in ("k", "percent"):
+        if hasattr(inner, extra):
+            arguments[extra] = getattr(inner, extra)
+    if isinstance(watcher, PWLQActivationFakeQuantize):
+        # Simulated anyway: a wide tensor is uniform.
+        made: nn.Module = ActivationFakeQuantize(observer=type(inner), **arguments)
+    elif isinstance(watcher, ActivationFakeQuantize):
+        made = ActivationFakeQuantize(
+            observer=type(inner), learnable=watcher.learnable, **arguments
+        )
+    else:
+        made = type(inner)(**arguments)
+    return made.to(inner.min_val.device)
+
+
+def narrow_ranges(prepared: fx.GraphModule) -> dict[tuple[float, int], Range]:
+    """(scale, zero point) -> integer range of every calibrated activation below eight bits."""
+    found: dict[tuple[float, int], Range] = {}
+    for _, watcher in watcher_nodes(prepared):
+        if isinstance(watcher, PWLQActivationFakeQuantize):
+            continue
+        low: int | None = getattr(watcher, "quant_min", None)
+        high: int | None = getattr(watcher, "quant_max", None)
+        if low is None or high is None or getattr(watcher, "dtype", None) != torch.quint8:
+            continue
+        if (low, high) == _UINT8:
+            continue
+        scale, zero_point = watcher.calculate_qparams()  # type: ignore[operator]
+        key = (float(scale), int(zero_point))
+        old = found.get(key, (low, high))
+        found[key] = (min(old[0], low), max(old[1], high))
+    return found
+
+
+def clamp_narrow(
+    converted: fx.GraphModule, ranges: dict[tuple[float, int], Range], *, reference: bool = False
+) -> int:
+    """Clamp every activation of fewer than 8 bits to its integers, as training saw it.
+
+    Args:
+        converted: From convert_fx or convert_to_reference_fx; changed in place.
+        ranges: From `narrow_ranges` of the prepared model.
+        reference: Whether it is a reference model: the clamp goes before the quantize node.
+
+    Returns:
+        Number of clamps inserted.
+    """
+    modules = dict(converted.named_modules(remove_duplicate=False))
+    count = 0
+    for node in list(converted.graph.nodes):
+        grid = _output_grid(converted, node, modules)
+        if grid is None or grid not in ranges:
+            continue
+        scale, zero_point = grid
+        low, high = ((q - zero_point) * scale for q in ranges[grid])
+        count += 1
+        if reference:
+            with converted.graph.inserting_before(node):
+                clamp = converted.graph.call_function(torch.clamp, (node.args[0], low, high))
+            node.update_arg(0, clamp)
+            continue
+        with converted.graph.inserting_after(node):
+            clamp = converted.graph.call_function(torch.ops.quantized.clamp, (node, low, high))
+        node.replace_all_uses_with(clamp, delete_user_cb=partial(operator.is_not, clamp))
+    converted.recompile()
+    return count
+
+
+def _output_grid(
+    converted: fx.GraphModule, node: fx.Node, modules: dict[str, nn.Module]
+) -> tuple[float, int] | None:
+    """(scale, zero point) that a node requantizes its output to; None if it does not."""
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        scale, zero_point = getattr(module, "scale", None), getattr(module, "zero_point", None)
+        if not type(module).__module__.startswith("torch.ao.nn") or scale is None:
+            return None
+        return float(scale), int(zero_point)  # type: ignore[arg-type]
+    if node.op != "call_function":
+        return None
+    values = {}
+    for argument in (*node.args, *node.kwargs.values()):
+        if isinstance(argument, fx.Node) and argument.op == "get_attr":
+            name = str(argument.target)
+            value: Any = converted
+            for part in name.split("."):
+                value = getattr(value, part)
+            if isinstance(value, torch.Tensor) and value.numel() == 1:
+                values["zero_point" if "_zero_point_" in name else "scale"] = value
+    if set(values) != {"scale", "zero_point"}:
+        return None
+    return float(values["scale"]), int(values["zero_point"])

@@ -1,0 +1,232 @@
+"""What became of every weighted layer: by what format, on which kernel, and if not, why not."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+import torch.ao.nn.quantized as nnq
+from torch import Tensor, fx, nn
+
+from zaq_fx._compat import is_prepared
+from zaq_fx.layers import WEIGHTED, Layer, engine, input_watcher, layers_of, root_of
+from zaq_fx.surgery import FUNCTIONAL
+from zaq_plugin.fake_quantize import PWLQActivationFakeQuantize
+from zaq_plugin.report import Audit, LayerRecord
+
+_FLOAT = "left float by the qconfig mapping"
+_HOST = "the host kept it float: its backend configuration does not take this qconfig here"
+
+
+def audit(model: nn.Module, planned: Audit | None = None) -> Audit:
+    """What was quantized in a prepared or converted model, and what was not and why.
+
+    For a prepared model the audit says what conversion will do. `zaq_fx.convert` passes that on to
+    the model that it returns, as ``zaq_audit``. Stock ``convert_fx`` forgets everything but the
+    integers: audit the prepared model first and hand the result in as ``planned``, or the formats
+    are only guessed from the integers.
+
+    Args:
+        model: From prepare_fx, prepare_qat_fx, convert_fx or convert_to_reference_fx.
+        planned: The audit of the prepared model; by default what the model remembers.
+
+    Returns:
+        One record per convolution, linear layer and other module with a weight matrix.
+
+    Raises:
+        ValueError: nothing was quantized.
+        TypeError: model is no GraphModule.
+    """
+    if not isinstance(model, fx.GraphModule):
+        raise TypeError(
+            f"audit expects the GraphModule that FX preparation or conversion returns; got "
+            f"{type(model).__name__}."
+        )
+    if is_prepared(model):
+        return plan(model).require_any()
+    if planned is None:
+        planned = getattr(model, "zaq_audit", None)
+    return _converted(model, planned).require_any()
+
+
+def plan(prepared: fx.GraphModule, *, measure: bool = True) -> Audit:
+    """The records of a prepared model, in order of execution.
+
+    Args:
+        measure: Quantize every weight to measure sizes and errors; else only name the formats.
+    """
+    found = Audit()
+    for layer in layers_of(prepared):
+        found.add(_planned(prepared, layer, measure))
+    for record in _strangers(prepared):
+        found.add(record)
+    return found
+
+
+def _planned(prepared: fx.GraphModule, layer: Layer, measure: bool) -> LayerRecord:
+    weight: Tensor = layer.root.weight  # type: ignore[assignment]
+    if layer.qconfig is None:
+        return LayerRecord(layer.name, layer.kind, weight.numel(), False, reason=_FLOAT)
+    if layer.spec is None:
+        kept = "quantized by the host's own uniform weight observer, not by this package"
+        return LayerRecord(layer.name, layer.kind, weight.numel(), False, reason=kept)
+    record = LayerRecord(
+        layer.name,
+        layer.kind,
+        weight.numel(),
+        True,
+        spec=layer.spec.label,
+        mac_bits=layer.spec.mac_bits,
+        stored_bits=layer.spec.stored_bits,
+        kernel="simulated (not converted yet)",
+        activation=_activation_label(input_watcher(prepared, layer)),
+    )
+    if not measure:
+        return record
+    packed = layer.quantized()
+    return dataclasses.replace(
+        record,
+        stored_bytes=packed.stored_bytes,
+        sqnr_db=packed.sqnr_db,
+        entropy_bits=packed.entropy_bits,
+    )
+
+
+def _activation_label(watcher: Any) -> str | None:
+    if watcher is None:
+        return None
+    if isinstance(watcher, PWLQActivationFakeQuantize):
+        return f"{watcher.spec.label} per tensor, simulated"
+    low, high = getattr(watcher, "quant_min", None), getattr(watcher, "quant_max", None)
+    if low is None or high is None:
+        return None
+    return f"uniform {(high - low).bit_length()} bits per tensor"
+
+
+def _strangers(model: fx.GraphModule) -> list[LayerRecord]:
+    """Weight matrices outside convolution and linear modules: nobody here quantizes them."""
+    records = []
+    called = {str(n.target) for n in model.graph.nodes if n.op == "call_module"}
+    for name, module in model.named_modules():
+        if (
+            name not in called
+            or root_of(module) is not None
+            or isinstance(module, tuple(_QUANTIZED))
+        ):
+            continue
+        weights = [p for p in module.parameters() if p.dim() >= 2]
+        if weights and not type(module).__module__.startswith("torch.ao"):
+            records.append(
+                LayerRecord(
+                    name,
+                    type(module).__name__,
+                    sum(p.numel() for p in weights),
+                    False,
+                    reason="FX treats this module as a whole; it has no convolution or linear "
+                    "layer that could be quantized",
+                )
+            )
+    unreached = (
+        "its weight is no parameter of the model (computed from the input, or "
+        "zaq_fx.prepare_model was not called before preparing)"
+    )
+    functional = [
+        LayerRecord(n.name, f"functional {n.target.__name__}", 0, False, reason=unreached)
+        for n in model.graph.nodes
+        if n.op == "call_function" and n.target in FUNCTIONAL
+    ]
+    return records + functional
+
+
+_QUANTIZED: dict[type[Any], str] = {
+    nnq.Conv1d: "conv1d",
+    nnq.Conv2d: "conv2d",
+    nnq.Conv3d: "conv3d",
+    nnq.ConvTranspose1d: "conv_transpose1d",
+    nnq.ConvTranspose2d: "conv_transpose2d",
+    nnq.ConvTranspose3d: "conv_transpose3d",
+    nnq.Linear: "linear",
+}
+
+
+def _converted(model: fx.GraphModule, planned: Audit | None) -> Audit:
+    modules = dict(model.named_modules())
+    found = Audit()
+    for name, module in modules.items():
+        kernel = _kernel(module)
+        if kernel is None:
+            continue
+        before = None if planned is None else _lookup(planned, name)
+        if kernel == "":
+            reason = _HOST if before is None or before.quantized else before.reason
+            found.add(
+                LayerRecord(name, type(module).__name__, _numel(module), False, reason=reason)
+            )
+        elif before is not None and before.quantized:
+            found.add(dataclasses.replace(before, kernel=kernel))
+        else:
+            found.add(_from_integers(name, module, kernel))
+    for record in _strangers(model):
+        found.add(record)
+    return found
+
+
+def _lookup(planned: Audit, name: str) -> LayerRecord | None:
+    """The record of a module, which may be the first part of a fused one."""
+    for candidate in (name, name.removesuffix(".0")):
+        try:
+            return planned[candidate]
+        except KeyError:
+            continue
+    return None
+
+
+def _kernel(module: nn.Module) -> str | None:
+    """What runs a module: a kernel's name, "" if float arithmetic on floats, None if no layer."""
+    if isinstance(module, tuple(_QUANTIZED)):
+        operator = next(name for kind, name in _QUANTIZED.items() if isinstance(module, kind))
+        fused = "_relu" if "ReLU" in type(module).__name__ else ""
+        return f"int8 {operator}{fused} ({engine()})"
+    if not isinstance(module, WEIGHTED) or not isinstance(getattr(module, "weight", None), Tensor):
+        return None
+    return "float on int8 levels (reference)" if hasattr(module, "weight_scale") else ""
+
+
+def _numel(module: nn.Module) -> int:
+    weight: Any = module.weight
+    return int((weight() if callable(weight) else weight).numel())
+
+
+def integer_weight(module: nn.Module) -> Tensor:
+    """The quantized weight tensor (torch.qint8) of a converted or reference layer."""
+    if isinstance(module, tuple(_QUANTIZED)):
+        packed: Any = module
+        return packed.weight()
+    made: Tensor = module.get_quantized_weight()  # type: ignore[operator]
+    return made
+
+
+def _from_integers(name: str, module: nn.Module, kernel: str) -> LayerRecord:
+    """A record made of what the integers show, for models whose preparation was not audited."""
+    weight = integer_weight(module)
+    integers = weight.int_repr()
+    axis = 0
+    if weight.qscheme() in (torch.per_channel_affine, torch.per_channel_symmetric):
+        axis = weight.q_per_channel_axis()
+        rows = integers.movedim(axis, 0).flatten(1)
+    else:
+        rows = integers.reshape(1, -1)
+    levels = max(int(row.unique().numel()) for row in rows)
+    return LayerRecord(
+        name,
+        type(module).__name__,
+        integers.numel(),
+        True,
+        spec=f"int8 grid, at most {levels} levels a channel",
+        mac_bits=8,
+        stored_bits=max(1, math.ceil(math.log2(levels))),
+        kernel=kernel,
+        reason="format guessed from the integers",
+    )

@@ -1,0 +1,160 @@
+"""The backend configuration that makes stock ``convert_fx`` put weights on PWLQ levels.
+
+Stock conversion rounds every weight to a uniform grid. Here the entry that turns a float layer
+into a reference quantized layer is a small object of ours: it first snaps the weight to its
+levels, all of which are ``scale * int8``, and then calls the stock class. The stock rounding
+reproduces such a weight bit for bit, and everything after it (lowering, kernels) is untouched.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.ao.nn.intrinsic.qat as nniqat
+import torch.ao.nn.quantized.reference as nnqr
+from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantizeBase, ObserverBase
+from torch.ao.quantization.backend_config import (
+    BackendConfig,
+    BackendPatternConfig,
+    get_native_backend_config,
+)
+
+from zaq_fx._compat import use_exact_batch_norm
+from zaq_fx.notes import note_host
+from zaq_plugin import fake_quantize, observers
+from zaq_plugin.pwlq import quantize
+
+for _name in ("MinMaxObserver", "PercentileObserver", "TopKMedianObserver"):
+    ObserverBase.register(getattr(observers, _name))
+ObserverBase.register(observers.PWLQPerChannelObserver)
+for _name in fake_quantize.__all__:
+    FakeQuantizeBase.register(getattr(fake_quantize, _name))
+
+
+class SnappedReference:
+    """Stands where the host expects a reference module class; makes the stock one.
+
+    Args:
+        reference: The stock class, such as ``torch.ao.nn.quantized.reference.Conv2d``.
+    """
+
+    def __init__(self, reference: type[nn.Module]) -> None:
+        self.reference = reference
+
+    def from_float(self, module: nn.Module, weight_qparams: dict[str, Any]) -> nn.Module:
+        """The stock reference module of a float layer, its weight on the levels.
+
+        Layers whose qconfig is not ours pass through as they are.
+
+        Raises:
+            ValueError: the weight is not float32.
+        """
+        found = observers.weight_format(weight_qparams.get("scale"))
+        if found is not None:
+            weight: Tensor = module.weight  # type: ignore[assignment]
+            if weight.dtype != torch.float32:
+                raise ValueError(
+                    f"{type(module).__name__} has {weight.dtype} weights, but torch.ao's int8 "
+                    "kernels work with float32 models. Call model.float() before preparing."
+                )
+            packed = quantize(weight.detach(), found.spec, found.ch_axis, edges=found.edges)
+            module = with_parameter(module, "weight", packed.dequantize())
+        made: nn.Module = self.reference.from_float(module, weight_qparams)  # type: ignore[attr-defined]
+        return made
+
+    def __repr__(self) -> str:
+        return f"SnappedReference({self.reference.__name__})"
+
+
+def with_parameter(module: nn.Module, name: str, value: Tensor | None) -> nn.Module:
+    """A shallow copy of a module with another parameter: neither module nor tensor is changed."""
+    twin = copy.copy(module)
+    twin._parameters = dict(module._parameters)
+    twin._parameters[name] = (
+        None if value is None else nn.Parameter(value.detach(), requires_grad=True)
+    )
+    return twin
+
+
+class _ExactBatchNorm:
+    """A QAT Conv-BN that takes the host's exact path if some gamma is zero."""
+
+    @classmethod
+    def from_float(cls, mod: nn.Module, use_precomputed_fake_quant: bool = False) -> nn.Module:
+        made: nn.Module = super().from_float(mod, use_precomputed_fake_quant)  # type: ignore[misc]
+        if bool((made.bn.weight == 0).any()):  # type: ignore[union-attr]
+            use_exact_batch_norm(made)
+        return made
+
+
+class ConvBn1d(_ExactBatchNorm, nniqat.ConvBn1d):
+    """See `_ExactBatchNorm`."""
+
+
+class ConvBn2d(_ExactBatchNorm, nniqat.ConvBn2d):
+    """See `_ExactBatchNorm`."""
+
+
+class ConvBn3d(_ExactBatchNorm, nniqat.ConvBn3d):
+    """See `_ExactBatchNorm`."""
+
+
+class ConvBnReLU1d(_ExactBatchNorm, nniqat.ConvBnReLU1d):
+    """See `_ExactBatchNorm`."""
+
+
+class ConvBnReLU2d(_ExactBatchNorm, nniqat.ConvBnReLU2d):
+    """See `_ExactBatchNorm`."""
+
+
+class ConvBnReLU3d(_ExactBatchNorm, nniqat.ConvBnReLU3d):
+    """See `_ExactBatchNorm`."""
+
+
+_EXACT = {
+    base: made
+    for made in (ConvBn1d, ConvBn2d, ConvBn3d, ConvBnReLU1d, ConvBnReLU2d, ConvBnReLU3d)
+    for base in made.__bases__[1:]
+}
+_WEIGHTED = (
+    nnqr.Conv1d,
+    nnqr.Conv2d,
+    nnqr.Conv3d,
+    nnqr.ConvTranspose1d,
+    nnqr.ConvTranspose2d,
+    nnqr.ConvTranspose3d,
+    nnqr.Linear,
+)
+
+
+def pwlq_backend_config(base: BackendConfig | None = None) -> BackendConfig:
+    """The backend configuration to pass to prepare_fx, prepare_qat_fx and convert_fx.
+
+    Args:
+        base: The configuration to start from; torch's native one (fbgemm, x86, onednn, qnnpack).
+
+    Returns:
+        A new configuration with the same patterns, in which convolutions and linear layers go
+        through `SnappedReference`, and Conv-BN survives a zero gamma in training.
+    """
+    note_host()
+    made = BackendConfig("zaq_pwlq")
+    for pattern in (base or get_native_backend_config()).configs:
+        ours = copy.copy(pattern)
+        if ours.reference_quantized_module in _WEIGHTED:
+            ours.reference_quantized_module = SnappedReference(ours.reference_quantized_module)  # type: ignore[assignment]
+        if ours.qat_module in _EXACT:
+            ours.qat_module = _EXACT[ours.qat_module]
+        made.set_backend_pattern_config(ours)
+        if ours.pattern in _EXACT:
+            made.set_backend_pattern_config(_as_pattern(ours, _EXACT[ours.pattern]))
+    return made
+
+
+def _as_pattern(config: BackendPatternConfig, cls: type[nn.Module]) -> BackendPatternConfig:
+    made = copy.copy(config)
+    made.set_pattern(cls)
+    return made

@@ -1,0 +1,138 @@
+"""The weighted layers of a prepared model: where they are, their float weights, their formats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.ao.nn.intrinsic as nni
+from torch import Tensor, fx, nn
+
+from zaq_fx._compat import is_watcher, qconfigs_of
+from zaq_plugin.observers import PWLQPerChannelObserver
+from zaq_plugin.pwlq import PWLQTensor, QuantSpec, quantize
+
+WEIGHTED = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or linear layer of a prepared model.
+
+    Attributes:
+        name: Its name in the model.
+        node: The node that calls it (the first one, if there are several).
+        module: The module called: float (maybe fused with its ReLU), or in training clothes.
+        root: The float layer inside: for a QAT layer, BatchNorm folded, a fresh copy.
+        spec: The weight's format, or None if the host will not quantize it with ours.
+        qconfig: The host's setting for it; None if it stays float.
+    """
+
+    name: str
+    node: fx.Node
+    module: nn.Module
+    root: nn.Module
+    spec: QuantSpec | None
+    qconfig: Any
+
+    @property
+    def kind(self) -> str:
+        """The float layer's type."""
+        return next(c.__name__ for c in WEIGHTED if isinstance(self.root, c))
+
+    @property
+    def watcher(self) -> Any:
+        """The weight's fake-quantizer in training, else a new observer; None if not ours."""
+        if self.spec is None:
+            return None
+        found = getattr(self.module, "weight_fake_quant", None)
+        return found if found is not None else self.qconfig.weight()
+
+    def quantized(self) -> PWLQTensor:
+        """The weight on its levels, as conversion will have it.
+
+        Raises:
+            ValueError: the weight is not quantized by this package.
+        """
+        watcher = self.watcher
+        if watcher is None or self.spec is None:
+            raise ValueError(f"layer '{self.name}' is not quantized by this package.")
+        weight: Tensor = self.root.weight.detach()  # type: ignore[operator]
+        watcher = watcher.to(weight.device)
+        observer = getattr(watcher, "activation_post_process", watcher)
+        frozen = hasattr(watcher, "observer_enabled") and not bool(watcher.observer_enabled[0])
+        edges = watcher.edges.detach() if frozen and observer.edges.numel() else None
+        return quantize(weight, self.spec, watcher.ch_axis, edges=edges)
+
+
+def root_of(module: nn.Module) -> nn.Module | None:
+    """The float convolution or linear layer in a module of a prepared model, or None."""
+    if hasattr(module, "weight_fake_quant"):
+        was_training = module.training
+        module = module.to_float()  # type: ignore[operator]
+        module.train(was_training)
+    if isinstance(module, nni._FusedModule) and len(module) and isinstance(module[0], WEIGHTED):
+        return module[0]
+    return module if isinstance(module, WEIGHTED) else None
+
+
+def layers_of(prepared: fx.GraphModule) -> Iterator[Layer]:
+    """All convolutions and linear layers that a prepared model calls, in order of execution.
+
+    Raises:
+        ValueError: the model was not prepared.
+    """
+    qconfigs = qconfigs_of(prepared)
+    modules = dict(prepared.named_modules(remove_duplicate=False))
+    seen = set()
+    for node in prepared.graph.nodes:
+        if node.op != "call_module" or str(node.target) in seen:
+            continue
+        module = modules[str(node.target)]
+        root = root_of(module)
+        if root is None:
+            continue
+        seen.add(str(node.target))
+        qconfig = qconfigs.get(node.name)
+        yield Layer(str(node.target), node, module, root, _spec_of(module, qconfig), qconfig)
+
+
+def _spec_of(module: nn.Module, qconfig: Any) -> QuantSpec | None:
+    watcher = getattr(module, "weight_fake_quant", None)
+    if watcher is None and qconfig is not None and isinstance(module, nn.Module):
+        watcher = qconfig.weight()
+    watcher = getattr(watcher, "activation_post_process", watcher)
+    return watcher.spec if isinstance(watcher, PWLQPerChannelObserver) else None
+
+
+def input_watcher(prepared: fx.GraphModule, layer: Layer) -> nn.Module | None:
+    """The observer or fake-quantizer of a layer's input, looking through shared-range operators."""
+    modules = dict(prepared.named_modules(remove_duplicate=False))
+    node: Any = layer.node.args[0] if layer.node.args else None
+    for _ in range(len(prepared.graph.nodes)):
+        if not isinstance(node, fx.Node):
+            return None
+        if node.op == "call_module" and is_watcher(modules[str(node.target)]):
+            return modules[str(node.target)]
+        if node.op == "placeholder" or not node.args:
+            return None
+        node = node.args[0]
+    return None
+
+
+def engine() -> str:
+    """The quantized engine in use."""
+    return str(torch.backends.quantized.engine)
+
+
+__all__ = ["WEIGHTED", "Layer", "engine", "input_watcher", "layers_of", "root_of"]
