@@ -1,0 +1,218 @@
+"""The demo: one real model on real images, quantized in several formats and reported.
+
+Stages run in the order of `STAGES`; each takes the run and adds to it. A new stage (fine-tuning,
+export) is a function and one more line there.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from zaq_plugin.ptq import fold_batch_norm
+from zaq_plugin.pwlq import QuantSpec
+from zaq_plugin.report import Manifest, ResultRow, write_page
+from zaq_timm.checkpoint import save_checkpoint
+from zaq_timm.digits import DigitsSplit, digits_model, load_digits_split
+from zaq_timm.figures import demo_figures
+from zaq_timm.formats import FORMATS, WIDTHS
+from zaq_timm.hosts import HOSTS, Quantized
+
+CALIBRATION_IMAGES, BATCH = 512, 32
+KEPT = ("PWLQ", 4, 8)
+"""Format and widths of the checkpoint that the demo hands back: the paper's, chosen beforehand."""
+
+PAGE, MANIFEST = "report.html", "manifest.json"
+LEAD = (
+    "A small residual network on handwritten digits, {images} of them never seen in training. "
+    "The checkpoint in this folder is {method} with {weights}-bit multiplications, {stored} bits "
+    "stored a weight, and {activations}-bit activations."
+)
+PROTOCOL = {
+    "first_last": "like all other layers; the network's own input at 8 bits",
+    "residual_adds": "in float",
+    "symmetry": "weights and activations asymmetric",
+    "granularity": "weights per output channel, activations per tensor",
+    "calibration": f"{CALIBRATION_IMAGES} training images, drawn by the seed, for activation "
+    "ranges (top-10 median) and bias correction",
+    "quantized model": "simulated in float",
+}
+
+
+def nothing(_: str) -> None:
+    """Stands in for a progress bar."""
+
+
+@dataclass
+class DemoRun:
+    """One run of the demo: its settings, and what its stages have made so far.
+
+    Attributes:
+        out: the folder to write to; it exists.
+        seed: what draws the calibration images.
+        host: who quantizes, a key of `zaq_timm.hosts.HOSTS`.
+        step: told the name of each step as it begins.
+        manifest: everything the run knows about itself.
+        files: what was written, in order.
+        split: the images.
+        model: the float model, BatchNorm folded.
+        top: the float model's top class of each held-out image.
+        batches: calibration images.
+        kept: the quantized model that the run hands back.
+    """
+
+    out: Path
+    seed: int = 0
+    host: str = "simulated"
+    step: Callable[[str], None] = nothing
+    manifest: Manifest = field(default_factory=Manifest)
+    files: list[Path] = field(default_factory=list)
+    split: DigitsSplit = field(init=False)
+    model: nn.Module = field(init=False)
+    top: Tensor = field(init=False)
+    batches: list[Tensor] = field(init=False)
+    kept: Quantized = field(init=False)
+
+
+def load(run: DemoRun) -> None:
+    """Loads model and images, folds BatchNorm, draws the calibration images."""
+    run.step("loading the network")
+    with run.manifest.stage("load and fold BatchNorm") as facts:
+        run.split = load_digits_split()
+        model = digits_model()
+        run.model = fold_batch_norm(model, (run.split.train_images[:1],))
+        generator = torch.Generator().manual_seed(run.seed)
+        order = torch.randperm(len(run.split.train_images), generator=generator)
+        chosen = run.split.train_images[order[:CALIBRATION_IMAGES]]
+        run.batches = list(chosen.split(BATCH))
+        with torch.no_grad():
+            before, after = model(run.split.test_images), run.model(run.split.test_images)
+        facts["folded"] = len(run.model.zaq_folding.folded)  # type: ignore[union-attr, arg-type]
+        facts["largest change of a logit by folding"] = (before - after).abs().max().item()
+    run.top = after.argmax(1)
+    right = _percent(run.top == run.split.test_labels)
+    size = 4 * sum(p.numel() for p in run.model.parameters())
+    run.manifest.results.append(
+        ResultRow("FP32", 32, 32, 32, 32, size, top1=right, agreement=100.0, protocol={})
+    )
+
+
+def quantize_all(run: DemoRun) -> None:
+    """Quantizes in every format at every width, and measures on the held-out images."""
+    for weights, activations in WIDTHS:
+        for form in FORMATS:
+            spec = form.spec(weights)
+            run.step(f"{form.name}, W{weights}A{activations}")
+            _quantize_one(run, form.name, spec, activations)
+
+
+def _quantize_one(run: DemoRun, method: str, spec: QuantSpec, activations: int) -> None:
+    begin = time.perf_counter()
+    name = f"{method}, W{spec.mac_bits}A{activations}"
+    with run.manifest.stage("quantize " + name, host=run.host) as facts:
+        result = HOSTS[run.host](run.model, spec, activations, run.batches)
+        seconds = time.perf_counter() - begin
+        facts["layers quantized"] = len(result.layers.quantized)
+        facts["layers left alone"] = len(result.layers.skipped)
+    with torch.no_grad():
+        top = result.model(run.split.test_images).argmax(1)
+    run.manifest.specs[name] = {"weights": spec.to_json(), "activations": activations}
+    run.manifest.audits[name] = result.layers
+    run.manifest.results.append(
+        ResultRow(
+            method,
+            spec.mac_bits,
+            spec.stored_bits,
+            activations,
+            activations,
+            result.layers.stored_bytes + _float_bytes(run.model, result),
+            sqnr_db=_sqnr(run.model, result),
+            top1=_percent(top == run.split.test_labels),
+            agreement=_percent(top == run.top),
+            protocol=PROTOCOL,
+            seconds=seconds,
+        )
+    )
+    if (method, spec.mac_bits, activations) == KEPT:
+        run.kept = result
+        run.manifest.layers = result.layers
+        run.manifest.ranges = {name: list(bounds) for name, bounds in result.ranges.items()}
+
+
+def write_checkpoint(run: DemoRun) -> None:
+    """Writes the quantized network."""
+    run.step("writing the checkpoint")
+    with run.manifest.stage("write the checkpoint", format="W{1}A{2} {0}".format(*KEPT)) as facts:
+        written = save_checkpoint(run.out, run.kept.model, run.kept.tensors, KEPT[2])
+        facts["bytes"] = {path.name: path.stat().st_size for path in written}
+    run.files += written
+
+
+def write_report(run: DemoRun) -> None:
+    """Draws the figures and writes the page, and the manifest last of all."""
+    run.step("drawing the page")
+    with run.manifest.stage("draw the figures") as facts:
+        figures = demo_figures(run.model, run.kept.tensors, run.manifest.results)
+        facts["figures"] = len(figures)
+    spec = next(iter(run.kept.tensors.values())).spec
+    lead = LEAD.format(
+        images=len(run.split.test_labels),
+        method=KEPT[0],
+        weights=spec.mac_bits,
+        stored=spec.stored_bits,
+        activations=KEPT[2],
+    )
+    title = "Digits, quantized"
+    run.files.append(write_page(run.out / PAGE, run.manifest, figures, title, lead=lead))
+    run.files.append(run.manifest.save(run.out / MANIFEST))
+
+
+STAGES: tuple[Callable[[DemoRun], None], ...] = (load, quantize_all, write_checkpoint, write_report)
+"""What a run does, in order."""
+
+STEPS = len(WIDTHS) * len(FORMATS) + 3
+"""How many steps the stages announce."""
+
+
+def run_demo(
+    out: Path, seed: int = 0, host: str = "simulated", step: Callable[[str], None] = nothing
+) -> DemoRun:
+    """Runs all stages; see `DemoRun` for arguments and result.
+
+    Raises:
+        ImportError: scikit-learn, which holds the images, or matplotlib is missing.
+        OSError: the folder cannot be made or written to.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    manifest = Manifest.start("digits residual network", seeds={"calibration images": seed})
+    manifest.protocol = {
+        "evaluation": "599 held-out images, a third of scikit-learn's handwritten digits",
+        **PROTOCOL,
+    }
+    run = DemoRun(out, seed, host, step, manifest)
+    for stage in STAGES:
+        stage(run)
+    return run
+
+
+def _percent(hits: Tensor) -> float:
+    return 100.0 * int(hits.sum()) / hits.numel()
+
+
+def _sqnr(model: nn.Module, result: Quantized) -> float:
+    """Signal to quantization noise of all quantized weights together, in dB."""
+    signal = noise = 0.0
+    for name, tensor in result.tensors.items():
+        weight = model.get_submodule(name).weight.detach().double()  # type: ignore[operator]
+        signal += weight.square().sum().item()
+        noise += (tensor.dequantize().double() - weight).square().sum().item()
+    return 10 * torch.tensor(signal / noise, dtype=torch.float64).log10().item()
+
+
+def _float_bytes(model: nn.Module, result: Quantized) -> int:
+    """Bytes of the parameters that stay float: biases (skipped weights are in the audit)."""
+    recorded = {f"{record.name}.weight" for record in result.layers}
+    return 4 * sum(p.numel() for name, p in model.named_parameters() if name not in recorded)

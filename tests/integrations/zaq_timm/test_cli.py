@@ -1,0 +1,121 @@
+"""The command as a user meets it: its words, its exit codes, its output."""
+
+import json
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import zaq_plugin
+from zaq_timm import cli
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1, "one clear line"
+    return err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["demo", "--seed", "x"], "argument --seed: expected a whole number from 0 on, got 'x'"),
+        (["demo", "--seed", "-1"], "argument --seed: expected"),
+        (["demo", "--seed", str(2**63)], "argument --seed: expected a number below 2**63"),
+        (["demo", "--out"], "argument --out: expected one argument"),
+        (["demo", "--out", ""], "argument --out: expected a folder, got an empty name"),
+        (["demo", "--colour"], "unrecognized arguments: --colour"),
+        (["dmeo"], "argument COMMAND: invalid choice: 'dmeo'"),
+        ([], "the following arguments are required: COMMAND"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_argument_is_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], text: str
+) -> None:
+    line = fails(capsys, *arguments)
+    assert text in line
+    assert "--help" in line
+
+
+def test_an_output_folder_that_is_a_file_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    for out in (taken, taken / "below"):
+        assert f"{taken} is a file; name a folder" in fails(capsys, "demo", "--out", str(out))
+    assert taken.read_text() == "mine"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"]])
+def test_help_is_printed_without_loading_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys; from zaq_timm import cli\n"
+        f"try: cli.main({arguments})\nexcept SystemExit as end: assert end.code == 0\n"
+        "print('rich.progress' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert told.startswith("usage: zaq-quantize")
+    assert told.endswith("False\n")
+
+
+def test_help_explains_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["demo", "--help"])
+    text = capsys.readouterr().out
+    for word in ("MAC bits", "stored bits", "SQNR", "agreement", "--json", "examples", "held-out"):
+        assert word in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"zaq-quantize {zaq_plugin.__version__}\n"
+
+
+def test_the_command_is_installed() -> None:
+    (entry,) = (e for e in metadata.entry_points(name="zaq-quantize") if e.group)
+    assert entry.load() is cli.main
+
+
+def test_missing_images_are_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert cli.main(["demo", "--out", str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1] == (
+        "zaq-quantize demo: error: the handwritten digits come with scikit-learn, which is not "
+        "installed. Install it with: pip install 'zaq_plugin[timm]'."
+    )
+
+
+@pytest.mark.slow
+def test_the_demo_as_a_program(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "zaq_timm.cli", "demo", "--json", "--seed", "2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout)
+    assert told["seed"] == 2
+    assert {Path(name).name for name in told["files"]} == {
+        "report.html",
+        "manifest.json",
+        "quantized.safetensors",
+        "rest.safetensors",
+    }
+    assert all((tmp_path / name).is_file() for name in told["files"])
+    assert len(done.stderr.splitlines()) == 1  # no terminal: one line in place of the bar
+    plain = subprocess.run(
+        [*command[:4], "--seed", "2"], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
+    for word in ("FP32", "PWLQ", "uniform", "SQNR", "Agree", "zaq-demo/report.html"):
+        assert word in plain

@@ -1,0 +1,135 @@
+"""The demo: what it measures is what the models in its folder do."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from zaq_plugin.report import Manifest
+from zaq_timm.checkpoint import load_checkpoint
+from zaq_timm.demo import KEPT, STEPS, DemoRun, run_demo
+from zaq_timm.digits import digits_model, load_digits_split
+from zaq_timm.formats import FORMATS, WIDTHS
+
+
+@pytest.fixture(scope="module")
+def steps() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, steps: list[str]) -> DemoRun:
+    return run_demo(tmp_path_factory.mktemp("demo") / "made" / "here", step=steps.append)
+
+
+def row(run: DemoRun, method: str, weights: int, activations: int) -> dict:
+    (found,) = (
+        r.to_dict()
+        for r in run.manifest.results
+        if (r.method, r.weight_mac_bits, r.activation_mac_bits) == (method, weights, activations)
+    )
+    return found
+
+
+def test_every_format_is_measured_at_every_width(run: DemoRun, steps: list[str]) -> None:
+    assert len(run.manifest.results) == 1 + len(FORMATS) * len(WIDTHS)
+    assert len(steps) == STEPS
+    assert len(run.manifest.audits) == len(FORMATS) * len(WIDTHS)
+    for audit in run.manifest.audits.values():
+        assert len(audit.quantized) == 10
+        assert not audit.skipped
+
+
+@torch.no_grad()
+def test_the_float_row_is_the_untouched_network(run: DemoRun) -> None:
+    split = load_digits_split()
+    right = int((digits_model()(split.test_images).argmax(1) == split.test_labels).sum())
+    float_row = row(run, "FP32", 32, 32)
+    assert float_row["top1"] == pytest.approx(100 * right / 599, abs=1e-9)
+    assert float_row["top1"] >= 98
+
+
+@torch.no_grad()
+def test_the_checkpoint_does_what_its_row_says(run: DemoRun) -> None:
+    split = load_digits_split()
+    top = load_checkpoint(run.out)(split.test_images).argmax(1)
+    told = row(run, *KEPT)
+    assert told["top1"] == pytest.approx(100 * int((top == split.test_labels).sum()) / 599)
+    float_top = digits_model()(split.test_images).argmax(1)
+    assert told["agreement"] == pytest.approx(100 * int((top == float_top).sum()) / 599)
+
+
+def test_stored_bits_and_size_are_told_for_what_they_are(run: DemoRun) -> None:
+    weights = sum(p.numel() for n, p in run.model.named_parameters() if n.endswith("weight"))
+    for weight_bits, activation_bits in WIDTHS:
+        for form in FORMATS:
+            told = row(run, form.name, weight_bits, activation_bits)
+            extra = 1 if form.name == "PWLQ" else 0
+            assert told["weight_stored_bits"] == weight_bits + extra
+            codes = weights * told["weight_stored_bits"] / 8
+            assert told["size_bytes"] > codes
+
+
+def test_pwlq_is_nearer_to_the_weights_than_uniform_of_the_same_multiplier(run: DemoRun) -> None:
+    for widths in WIDTHS:
+        noise = {form.name: row(run, form.name, *widths)["sqnr_db"] for form in FORMATS}
+        assert all(math.isfinite(value) for value in noise.values())
+        assert noise["PWLQ"] > noise["uniform, best clip"] >= noise["uniform, min-max"] - 0.01
+
+
+def test_sqnr_is_that_of_the_weights(run: DemoRun) -> None:
+    flat, error = [], []
+    for name, tensor in run.kept.tensors.items():
+        weight = run.model.get_submodule(name).weight.detach().double()
+        flat.append(weight.flatten())
+        error.append((tensor.dequantize().double() - weight).flatten())
+    expected = 20 * torch.log10(torch.cat(flat).norm() / torch.cat(error).norm()).item()
+    assert row(run, *KEPT)["sqnr_db"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_calibration_uses_training_images_alone(run: DemoRun) -> None:
+    split = load_digits_split()
+
+    def contents(images: torch.Tensor) -> set[bytes]:
+        return {image.numpy().tobytes() for image in images}
+
+    used = contents(torch.cat(run.batches))
+    assert len(used) == 512
+    assert used <= contents(split.train_images)
+    assert not used & contents(split.test_images)
+
+
+def test_the_manifest_on_disk_is_the_runs(run: DemoRun) -> None:
+    manifest = Manifest.load(run.out / "manifest.json")
+    assert manifest.results == run.manifest.results
+    assert manifest.layers["linear"].spec == run.kept.tensors["linear"].spec.label
+    assert manifest.ranges.keys() == run.kept.tensors.keys()
+    assert manifest.seeds == {"calibration images": 0}
+    assert all(stage.status == "done" for stage in manifest.stages)
+
+
+def test_the_page_is_self_contained_and_has_its_pictures(run: DemoRun) -> None:
+    page = (run.out / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 4
+    assert 'src="http' not in page
+    assert 'href="http' not in page
+    for text in ("Accuracy over stored bits", "Error over the breakpoint", "PWLQ", "99.50"):
+        assert text in page
+
+
+@pytest.mark.slow
+def test_a_seed_fixes_the_run(run: DemoRun, tmp_path: Path) -> None:
+    def facts(folder: Path) -> list[tuple[object, ...]]:
+        rows = Manifest.load(folder / "manifest.json").results
+        return [(r.method, r.size_bytes, r.sqnr_db, r.top1, r.agreement) for r in rows]
+
+    run_demo(tmp_path / "again")
+    run_demo(tmp_path / "other", seed=1)
+    assert facts(tmp_path / "again") == facts(run.out)
+    names = ("quantized.safetensors", "rest.safetensors")
+    again, first = (
+        [(folder / name).read_bytes() for name in names] for folder in (tmp_path / "again", run.out)
+    )
+    assert again == first
+    assert (tmp_path / "other" / names[1]).read_bytes() != first[1]
