@@ -252,18 +252,24 @@ class TopKMedianObserver(_RangeObserver):
     Of each batch the median of the k smallest and of the k largest values, averaged over batches.
 
     Args:
-        k: How many values at either end. Further arguments: `MinMaxObserver`.
+        k: How many values at either end, but no more than ``share`` of the batch.
+        share: The paper's activations have 10^5 values and more; in a batch of 40 (logits, the
+            inner layer of squeeze-and-excitation) the median of the ten largest would clip the
+            very values that matter. Further arguments: `MinMaxObserver`.
     """
 
-    def __init__(self, k: int = 10, **kwargs: Any) -> None:
+    def __init__(self, k: int = 10, share: float = 0.01, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if not 0 < share <= 1:
+            raise ValueError(f"TopKMedianObserver: share must be in (0, 1]; got {share}.")
+        self.share = share
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ValueError(f"TopKMedianObserver: k must be an int >= 1; got {k!r}.")
         self.k = k
 
     def batch_range(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Medians of the k smallest and the k largest values."""
-        return topk_median_range(x, self.k)
+        return topk_median_range(x, min(self.k, max(1, int(x.numel() * self.share))))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch import fx, nn
 from zaq_fx._compat import is_watcher
 from zaq_fx.layers import root_of
 from zaq_plugin.fake_quantize import ActivationFakeQuantize, PWLQActivationFakeQuantize
+from zaq_plugin.observers import MinMaxObserver
 
 Range = tuple[int, int]
 _UINT8 = (0, 255)
@@ -35,6 +36,8 @@ def watcher_nodes(prepared: fx.GraphModule) -> Iterator[tuple[fx.Node, nn.Module
 def keep_wide(prepared: fx.GraphModule, *, input_bits: int = 8, other_bits: int = 8) -> list[str]:
     """Give 8 bits to activations that no convolution or linear layer reads.
 
+    The model's outputs get their whole range, too: clipped logits would tie for the top class.
+
     Call it on a freshly prepared model, before calibration. Watchers of other packages are left
     alone.
 
@@ -49,6 +52,7 @@ def keep_wide(prepared: fx.GraphModule, *, input_bits: int = 8, other_bits: int 
     modules = dict(prepared.named_modules(remove_duplicate=False))
     readers: dict[nn.Module, list[bool]] = {}
     of_input: dict[nn.Module, list[bool]] = {}
+    final: dict[nn.Module, list[bool]] = {}
     names: dict[nn.Module, list[str]] = {}
     for node, watcher in watcher_nodes(prepared):
         readers.setdefault(watcher, []).append(_is_multiplied(node, modules))
@@ -56,6 +60,7 @@ def keep_wide(prepared: fx.GraphModule, *, input_bits: int = 8, other_bits: int 
         of_input.setdefault(watcher, []).append(
             isinstance(source, fx.Node) and source.op == "placeholder"
         )
+        final.setdefault(watcher, []).append(any(user.op == "output" for user in node.users))
         names.setdefault(watcher, []).append(str(node.target))
     changed = []
     for watcher, multiplied in readers.items():
@@ -65,7 +70,7 @@ def keep_wide(prepared: fx.GraphModule, *, input_bits: int = 8, other_bits: int 
             bits = other_bits
         else:
             continue
-        made = _with_bits(watcher, bits)
+        made = _with_bits(watcher, bits, whole=any(final[watcher]))
         if made is None:
             continue
         for name in names[watcher]:
@@ -110,8 +115,12 @@ _PRODUCTS = {
 }
 
 
-def _with_bits(watcher: nn.Module, bits: int) -> nn.Module | None:
-    """A fresh watcher of the same kind with another width; None for those of other packages."""
+def _with_bits(watcher: nn.Module, bits: int, whole: bool) -> nn.Module | None:
+    """A fresh watcher with another width; None for those of other packages.
+
+    Args:
+        whole: Observe the whole range instead of what the observer would clip it to.
+    """
     inner: Any = getattr(watcher, "activation_post_process", watcher)
     if not hasattr(inner, "batch_range") or not hasattr(inner, "bits"):
         return None
@@ -121,18 +130,17 @@ def _with_bits(watcher: nn.Module, bits: int) -> nn.Module | None:
         "dtype": inner.dtype,
         "eps": inner.eps,
     }
-    for extra in ("k", "percent"):
+    kind = MinMaxObserver if whole else type(inner)
+    for extra in () if whole else ("k", "share", "percent"):
         if hasattr(inner, extra):
             arguments[extra] = getattr(inner, extra)
     if isinstance(watcher, PWLQActivationFakeQuantize):
         # Simulated anyway: a wide tensor is uniform.
-        made: nn.Module = ActivationFakeQuantize(observer=type(inner), **arguments)
+        made: nn.Module = ActivationFakeQuantize(observer=kind, **arguments)
     elif isinstance(watcher, ActivationFakeQuantize):
-        made = ActivationFakeQuantize(
-            observer=type(inner), learnable=watcher.learnable, **arguments
-        )
+        made = ActivationFakeQuantize(observer=kind, learnable=watcher.learnable, **arguments)
     else:
-        made = type(inner)(**arguments)
+        made = kind(**arguments)
     return made.to(inner.min_val.device)
 
 

@@ -20,7 +20,7 @@ ACTIVATION = [MinMaxObserver, PercentileObserver, TopKMedianObserver]
 
 def batches(seed: int = 0) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(2, 3, 5, 7, generator=generator) * s for s in (1.0, 3.0, 0.5)]
+    return [torch.randn(2, 3, 15, 17, generator=generator) * s for s in (1.0, 3.0, 0.5)]
 
 
 def test_top_k_median_is_the_papers():
@@ -37,6 +37,16 @@ def test_top_k_median_is_the_papers():
     step = (np.mean(highs) - np.mean(lows)) / 255
     assert float(scale) == pytest.approx(step, rel=1e-6)
     assert int(zero_point) == round(-np.mean(lows) / step)
+
+
+def test_small_batches_are_not_clipped():
+    logits = torch.arange(40.0)
+    watch = TopKMedianObserver(k=10)
+    watch(logits)
+    assert float(watch.max_val) == 39
+    paper = TopKMedianObserver(k=10, share=1.0)
+    paper(logits)
+    assert float(paper.max_val) == 34.5
 
 
 def test_min_max_is_over_all_batches():
@@ -129,6 +139,8 @@ def test_more_nonsense_is_refused():
         PercentileObserver(percent=30)
     with pytest.raises(ValueError, match="k must be an int >= 1; got 0"):
         TopKMedianObserver(k=0)
+    with pytest.raises(ValueError, match=r"share must be in \(0, 1\]; got 0"):
+        TopKMedianObserver(share=0)
     with pytest.raises(TypeError, match="bits must be an int from 2 to 8; got '8'"):
         MinMaxObserver(bits="8")
 
