@@ -72,7 +72,7 @@ def mean_output_error(layer: nn.Module, x: Tensor) -> Tensor:
     if not isinstance(layer, nn.Linear) and x.dim() == weight_rank - 1:
         x = x.unsqueeze(0)  # a convolution's single sample without its batch axis
     axes = tuple(range(x.dim() - 1)) if isinstance(layer, nn.Linear) else (0,)
-    mean_input = x.to(wide).mean(axes).unsqueeze(0)
+    mean_input = x.mean(axes, dtype=wide).unsqueeze(0)
     with torch.no_grad():
         error = quantizer(original).to(wide) - original.to(wide)
     kept, bias = original.data, layer._parameters.get("bias")

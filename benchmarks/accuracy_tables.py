@@ -1,0 +1,173 @@
+"""What the accuracy benchmark measures, and the tables that tell it."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
+from zaq_plugin.report import ResultRow
+from zaq_plugin.report.tables import results_markdown
+
+CALIBRATION = {"cifar10": 512, "imagenet": 128}
+TITLES = {"cifar10": "CIFAR-10 ResNet-20", "imagenet": "ImageNet MobileNetV1 0.25"}
+INTRODUCTION = """Written by `python benchmarks/accuracy.py --data DIR`. Each method appears at its
+MAC bits; a uniform grid also at one bit more, which is what PWLQ *stores*: compare methods at equal
+stored bits, or at equal MAC bits where the multiplier counts. A top-1 difference below about one
+standard error of the evaluation (0.5 points for 5,000 images, 2.5 for 400) means nothing by itself.
+"""
+SOURCE = {"cifar10": "`train` images", "imagenet": "images distilled from BatchNorm statistics"}
+
+
+def _pwlq(bits: int, **options: object) -> PWLQSpec:
+    grid = "int8" if bits <= 6 else "float"
+    return PWLQSpec(bits=bits, grid=grid, **options)  # type: ignore[arg-type]
+
+
+METHODS: dict[str, Callable[[int], QuantSpec]] = {
+    "uniform min-max, symmetric": lambda b: UniformSpec(b),
+    "uniform min-max, asymmetric": lambda b: UniformSpec(b, "asymmetric"),
+    "uniform clipped, symmetric": lambda b: UniformSpec(b, clip="mse"),
+    "uniform clipped, asymmetric": lambda b: UniformSpec(b, "asymmetric", "mse"),
+    "PWLQ closed form, symmetric": lambda b: _pwlq(
+        b, symmetry="symmetric", policy="gaussian", shared_endpoints=True
+    ),
+    "PWLQ search, symmetric": lambda b: _pwlq(b, symmetry="symmetric", policy="search"),
+    "PWLQ joint, symmetric": lambda b: _pwlq(b, symmetry="symmetric"),
+    "PWLQ joint, asymmetric": lambda b: _pwlq(b),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One configuration to measure."""
+
+    task: str
+    method: str
+    weight_bits: int
+    activation_bits: int
+    observer: str
+    depthwise: str
+    seed: int
+    images: int
+    corrected: bool = False
+
+    @property
+    def spec(self) -> QuantSpec:
+        """The grid of the weights."""
+        return METHODS[self.method](self.weight_bits)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a cell gave; percentages, bytes, dB, nats, seconds."""
+
+    top1: float
+    agreement: float
+    divergence: float
+    held_out_divergence: float
+    size_bytes: int
+    sqnr_db: float
+    seconds: float
+    float_top1: float
+    float_bytes: int
+
+
+def read_lines(path: Path) -> dict[Cell, Measured]:
+    """Results of earlier runs; a line that a stopped run left half-written is dropped."""
+    done: dict[Cell, Measured] = {}
+    if not path.exists():
+        return done
+    names = [f.name for f in fields(Cell)]
+    for line in path.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        cell = Cell(**{n: entry.pop(n) for n in names})
+        done[cell] = Measured(**entry)
+    return done
+
+
+def to_rows(done: dict[Cell, Measured], task: str, images: int) -> list[ResultRow]:
+    """One row per configuration of a task, averaged over seeds, with the float model first."""
+    groups: dict[Cell, list[tuple[int, Measured]]] = {}
+    for cell, measured in done.items():
+        if (cell.task, cell.images) == (task, images):
+            key = replace(cell, seed=0)
+            groups.setdefault(key, []).append((cell.seed, measured))
+    rows = []
+    for cell, found in groups.items():
+        top1 = [m.top1 for _, m in found]
+        rows.append(
+            ResultRow(
+                cell.method + (" + bias correction" if cell.corrected else ""),
+                cell.spec.mac_bits,
+                cell.spec.stored_bits,
+                cell.activation_bits,
+                cell.activation_bits,
+                found[0][1].size_bytes,
+                statistics.fmean(m.sqnr_db for _, m in found),
+                statistics.fmean(top1),
+                statistics.fmean(m.agreement for _, m in found),
+                len(found),
+                statistics.stdev(top1) if len(found) > 1 else None,
+                protocol(cell, sorted(seed for seed, _ in found)),
+                statistics.fmean(m.seconds for _, m in found),
+            )
+        )
+    return [*float_row(groups), *sorted(rows, key=_order)]
+
+
+def float_row(groups: dict[Cell, list[tuple[int, Measured]]]) -> list[ResultRow]:
+    """The float model's row, if anything was measured."""
+    for found in groups.values():
+        first = found[0][1]
+        size, top1 = first.float_bytes, first.float_top1
+        return [ResultRow("FP32", 32, 32, 32, 32, size, None, top1, 100.0)]
+    return []
+
+
+def _order(row: ResultRow) -> tuple[object, ...]:
+    """Kind of run, then wide activations to narrow ones, then stored bits."""
+    kind = section(row)
+    return (kind, -row.activation_mac_bits, -row.weight_stored_bits, row.method)
+
+
+def section(row: ResultRow) -> str:
+    """Rows that differ in their calibration or in their depthwise layers stand apart."""
+    depthwise = row.protocol.get("depthwise")
+    calibration = str(row.protocol.get("calibration", ""))
+    return calibration + (f"; depthwise layers: {depthwise}" if depthwise else "")
+
+
+def protocol(cell: Cell, seeds: list[int]) -> dict[str, object]:
+    """What the numbers of a row mean."""
+    ranges = {"minmax": "min-max", "topk": "top-10 median, batches of 4"}[cell.observer]
+    facts: dict[str, object] = {
+        "first_last": "as all layers; the network's input at 8 bits",
+        "residual_adds": "float",
+        "granularity": "weights per output channel, activations per tensor",
+        "symmetry": "weights as named, activations asymmetric",
+        "calibration": f"{CALIBRATION[cell.task]} {SOURCE[cell.task]}, {ranges}",
+        "evaluation": f"{cell.images} images, used for nothing else",
+        "seed": seeds,
+    }
+    if cell.depthwise != "none":
+        facts["depthwise"] = "uniform int8" if cell.depthwise == "int8" else "as all layers"
+    return facts
+
+
+def markdown(done: dict[Cell, Measured]) -> str:
+    """All results as one Markdown page: per task and kind of run a table, widest first."""
+    text = ["# Accuracy of weight formats", "", INTRODUCTION]
+    for task, images in sorted({(cell.task, cell.images) for cell in done}):
+        rows = to_rows(done, task, images)
+        text += ["", f"## {TITLES[task]}, FP32 {rows[0].top1:.2f} %"]
+        for kind in sorted({section(row) for row in rows[1:]}):
+            chosen = [row for row in rows[1:] if section(row) == kind]
+            text += ["", f"### {kind}", "", results_markdown([rows[0], *chosen])]
+    return "\n".join(text) + "\n"
