@@ -1,0 +1,190 @@
+"""Same levels everywhere: one proof for all hosts.
+
+For each host, after training and after calibration alone: the converted model's integer weight,
+dequantized, equals the fake-quantizer's output and ``quantize(...).dequantize()``, bit for bit;
+and the converted model computes what the prepared one did, within one step of its output.
+
+A host is one function that takes a float model and returns an `Outcome`; to add one, write it and
+put it into `HOSTS`.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from zaq_plugin.fake_quantize import PWLQPerChannelFakeQuantize
+from zaq_plugin.pwlq import PWLQSpec, quantize
+
+
+class Weights(NamedTuple):
+    """One layer: the folded float weight, the fake-quantizer's output, the converted weight."""
+
+    name: str
+    floating: Tensor
+    fake_quantized: Tensor
+    converted: Tensor
+    edges: Tensor | None  # frozen by training, None if the policy solves them
+
+
+class Outcome(NamedTuple):
+    """What a host made of the model."""
+
+    layers: list[Weights]
+    prepared_output: Tensor
+    converted_output: Tensor
+    output_step: float
+
+
+class Block(nn.Module):
+    """Convolution, depthwise convolution, a strided shortcut and a sum."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, groups=outputs, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.short = nn.Sequential(nn.Conv2d(inputs, outputs, 1, 2), nn.BatchNorm2d(outputs))
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(y)) + self.short(x))
+
+
+class Net(nn.Module):
+    """A small residual network with everything that conversion has to fold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.block = Block(8, 16)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.pool(self.block(self.stem(x))).flatten(1))
+
+
+LAYERS = 5
+
+
+def model_and_images() -> tuple[nn.Module, Tensor]:
+    """The network with perturbed BatchNorm statistics, and images."""
+    torch.manual_seed(0)
+    model = Net()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, 0, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.2)
+    return model.eval(), torch.randn(8, 3, 17, 17)
+
+
+def train(model: nn.Module, images: Tensor) -> None:
+    """A few steps of training, enough to move every weight and BatchNorm."""
+    target = torch.randn(len(images), 10, generator=torch.Generator().manual_seed(1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for _ in range(4):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(images), target).backward()
+        optimizer.step()
+
+
+def fx(model: nn.Module, images: Tensor, spec: PWLQSpec, qat: bool) -> Outcome:
+    """torch.ao FX graph mode, with the stock functions throughout."""
+    from torch.ao.quantization import disable_observer
+    from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qat_fx
+
+    import zaq_fx
+    from zaq_fx.layers import layers_of
+
+    backend = zaq_fx.pwlq_backend_config()
+    if qat:
+        mapping = zaq_fx.pwlq_qat_qconfig_mapping(spec)
+        prepared = prepare_qat_fx(model.train(), mapping, (images,), backend_config=backend)
+        train(prepared, images)
+        prepared.apply(disable_observer)
+        train(prepared, images)  # with frozen edges
+        prepared.eval()
+        simulated = prepared(images)
+    else:
+        mapping = zaq_fx.pwlq_qconfig_mapping(spec)
+        prepared = prepare_fx(model, mapping, (images,), backend_config=backend)
+        prepared(images)
+        simulated = _simulated(prepared, spec)(images)
+    step = float(
+        dict(zaq_fx.activations.watcher_nodes(prepared)).popitem()[1].calculate_qparams()[0]
+    )
+    before = {}
+    for layer in layers_of(prepared):
+        weight = layer.root.weight.detach()
+        if qat:
+            fake = layer.module.weight_fake_quant
+            edges = fake.edges
+        else:
+            fake, edges = PWLQPerChannelFakeQuantize(spec), None
+        before[layer.name] = (weight, fake(weight).detach(), edges)
+    converted = convert_fx(prepared, backend_config=backend)
+    layers = []
+    for name, (weight, faked, edges) in before.items():
+        stored = zaq_fx.integer_weight(converted.get_submodule(name)).dequantize()
+        layers.append(Weights(name, weight, faked, stored, edges))
+    return Outcome(layers, simulated.detach(), converted(images), step)
+
+
+def _simulated(prepared: nn.Module, spec: PWLQSpec) -> nn.Module:
+    """A calibrated model with quantized weights, and torch's operator in each observer's place."""
+    from zaq_fx.activations import watcher_nodes
+    from zaq_fx.layers import root_of
+
+    model = copy.deepcopy(prepared)
+    for node, watcher in list(watcher_nodes(model)):
+        scale, zero_point = watcher.calculate_qparams()
+        fake = _Affine(float(scale), int(zero_point), watcher.quant_min, watcher.quant_max)
+        model.set_submodule(str(node.target), fake)
+    for module in model.modules():
+        root = root_of(module) if not list(module.children()) else None
+        if root is not None:
+            root.weight.data = quantize(root.weight.detach(), spec).dequantize()
+    return model
+
+
+class _Affine(nn.Module):
+    def __init__(self, *qparams: float) -> None:
+        super().__init__()
+        self.qparams = qparams
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fake_quantize_per_tensor_affine(x, *self.qparams)
+
+
+Host = Callable[[nn.Module, Tensor, PWLQSpec, bool], Outcome]
+HOSTS: dict[str, Host] = {"fx": fx}
+
+SPECS = [PWLQSpec(bits=b, breakpoints=n) for b in (3, 4, 5, 6) for n in (1, 2)]
+SPECS += [PWLQSpec(bits=4, symmetry="symmetric", policy="laplacian", shared_endpoints=True)]
+
+
+@pytest.mark.parametrize("host", HOSTS.values(), ids=HOSTS.keys())
+@pytest.mark.parametrize("qat", [False, True], ids=["ptq", "qat"])
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: f"b{s.bits}n{s.breakpoints}{s.symmetry[0]}")
+def test_same_levels_everywhere(host: Host, qat: bool, spec: PWLQSpec) -> None:
+    model, images = model_and_images()
+    outcome = host(model, images, spec, qat)
+    assert len(outcome.layers) == LAYERS
+    for layer in outcome.layers:
+        expected = quantize(layer.floating, spec, edges=layer.edges)
+        assert torch.equal(layer.fake_quantized, expected.dequantize()), layer.name
+        assert torch.equal(layer.converted, expected.dequantize()), layer.name
+        levels = max(len(row.unique()) for row in layer.converted.flatten(1))
+        assert levels <= spec.num_levels, layer.name
+        assert (layer.converted - layer.floating).abs().max() > 0, layer.name
+    difference = (outcome.converted_output - outcome.prepared_output).abs().max()
+    assert difference <= 1.001 * outcome.output_step
+    assert outcome.converted_output.std() > 0
