@@ -61,8 +61,7 @@ def fold_batch_norm(
         raise TypeError(
             f"fold_batch_norm expects an nn.Module, got {type(given).__name__}{way_out}"
         )
-    exported = isinstance(model, fx.GraphModule) and hasattr(model, "_guards_fn")
-    if model.training and not exported:
+    if model.training and not isinstance(model, fx.GraphModule):  # a graph says it node by node
         raise ValueError(
             f"{type(model).__name__} is in training mode, where BatchNorm uses batch statistics; "
             "call .eval() before folding"

@@ -279,6 +279,8 @@ def twin(student: nn.Module) -> nn.Module:
     student's weights are trained.
     """
     teacher = copy.deepcopy(student)
+    for name in ("zaq_plan", "zaq_audit"):
+        teacher.__dict__.pop(name, None)  # they speak of the student
     for module in teacher.modules():
         for switch in ("disable_fake_quant", "disable_observer"):
             if callable(getattr(module, switch, None)):

@@ -348,3 +348,8 @@ def test_exported_in_training_mode_is_left_alone() -> None:
     model = Pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train()
     exported = torch.export.export(model, (torch.randn(2, 3, 8, 8),)).module()
     assert "evaluation mode" in fold_batch_norm(exported).zaq_folding.kept["norm"]
+
+
+def test_a_traced_graph_in_training_mode_is_left_alone() -> None:
+    model = Pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train()
+    assert "in training mode" in fold_batch_norm(fx.symbolic_trace(model)).zaq_folding.kept["norm"]
