@@ -99,7 +99,12 @@ class Figure:
 def _inline_svg(svg: str, prefix: str) -> str:
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg)
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}\1"', svg)
+    used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', svg))
+
+    def name(found: re.Match[str]) -> str:
+        return f' id="{prefix}{found[1]}"' if found[1] in used else ""
+
+    svg = re.sub(r'\s+id="([^"]+)"', name, svg)
     svg = re.sub(r"url\(#", f"url(#{prefix}", svg)
     svg = re.sub(r'(xlink:)?href="#', f'href="#{prefix}', svg)
     svg = re.sub("|".join(_THEME), lambda found: f"var({_THEME[found[0]]},{found[0]})", svg)

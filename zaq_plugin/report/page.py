@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 from zaq_plugin.report import columns as col
 from zaq_plugin.report._html import Figure, esc, pairs, table
-from zaq_plugin.report._json import write_atomic
+from zaq_plugin.report._json import plain, write_atomic
 from zaq_plugin.report.manifest import Manifest
 from zaq_plugin.report.protocol import footnotes, label
 from zaq_plugin.report.records import Audit, ResultRow
@@ -297,20 +296,21 @@ def _facts(manifest: Manifest) -> str:
     if manifest.ranges:
         ranges = {k: _brief(v) for k, v in manifest.ranges.items()}
         out += (
-            f"<details><summary>Activation ranges <span>— {len(ranges)} taps</span></summary>"
+            f"<details><summary>Activation ranges <span>— {len(ranges)} recorded</span></summary>"
             f'<div class="scroll" style="padding:12px 16px">{pairs(ranges, True)}</div></details>'
         )
     return out
 
 
 def _brief(value: Any) -> str:
+    value = plain(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, dict):
         return ", ".join(f"{k}={_brief(v)}" for k, v in value.items())
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, list):
         head = ", ".join(_brief(v) for v in value[:8])
         return f"[{head}, … {len(value)} values]" if len(value) > 8 else f"[{head}]"
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    return "–" if value is None else str(value)

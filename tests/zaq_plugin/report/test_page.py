@@ -1,0 +1,324 @@
+"""The page: well-formed, self-contained, safe against whatever names and texts come in."""
+
+import base64
+import hashlib
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+
+import zaq_plugin.report.page as page_module
+from zaq_plugin.pwlq import PWLQSpec, quantize
+from zaq_plugin.report import (
+    Audit,
+    Figure,
+    Headline,
+    LayerRecord,
+    Manifest,
+    ResultRow,
+    image_grid,
+    plots,
+    render_page,
+    write_page,
+)
+from zaq_plugin.report.page import featured_row
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+EVIL = "</td></script><script>alert(1)</script><img src=x onerror=alert(2)> \"'&"
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and collects tags, attributes and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[tuple[str, str]] = []
+        self.feed(text)
+        self.close()
+        assert self.open == [], f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open[-1] == tag, f"</{tag}> closes <{self.open[-1]}>"
+        self.open.pop()
+
+    def handle_data(self, data):
+        self.text.append((self.open[-1] if self.open else "", data))
+
+    def shown(self) -> str:
+        return "".join(t for tag, t in self.text if tag not in ("script", "style"))
+
+
+def example(name: str = "net") -> Manifest:
+    protocol = {
+        "first_last": 8,
+        "residual_adds": "float",
+        "symmetry": "symmetric",
+        "granularity": "per channel",
+        "calibration": name,
+    }
+    manifest = Manifest(model=name, versions={"zaq-plugin": "1.2.3", "torch": name})
+    manifest.seeds = {name: 7}
+    manifest.specs = {name: PWLQSpec(), "text": name}
+    manifest.ranges = {name: [-1.0, 2.5]}
+    manifest.protocol = {"calibration": name}
+    manifest.results = [
+        ResultRow("FP32", 32, 32, 32, 32, size_bytes=4000, top1=90.0, agreement=100.0),
+        ResultRow(name, 4, 5, 8, 8, 700, 25.0, 89.5, 97.0, seeds=3, spread=0.25, protocol=protocol),
+        ResultRow("uniform", 4, 4, 8, 8, 600, 18.0, 80.0, 85.0, protocol=protocol),
+    ]
+    records = [
+        LayerRecord(
+            f"{name}.0", name, 90, True, name, name, 4, 5, 60, 25.0, name, 4.5, activation=name
+        ),
+        LayerRecord(f"{name}.1", name, 10, False, f"why: {name}"),
+        LayerRecord("exact", "Conv2d", 9, True, None, "x", 4, 5, 60, float("inf")),
+    ]
+    manifest.layers = Audit(records)
+    manifest.audits = {name: Audit(records), "empty": Audit()}
+    with manifest.stage(name, fact=name, many=list(range(20)), nested={name: True}):
+        pass
+    with pytest.raises(RuntimeError), manifest.stage("broken"):
+        raise RuntimeError(name)
+    return manifest
+
+
+def figures(name: str = "net") -> list[Figure]:
+    w = torch.linspace(-1, 1, 64).pow(3).reshape(2, 32)
+    row = ResultRow(name, 4, 5, 8, 8, top1=50.0)
+    return [
+        Figure(name, plots.weight_histogram(w, quantize(w, PWLQSpec()), name=name), name, name),
+        Figure("accuracy", plots.accuracy_over_bits([row], title=name), section=name),
+        Figure("theory", plots.optimal_breakpoint_figure()),
+        Figure("images", image_grid(torch.zeros(2, 3, 4, 4, dtype=torch.uint8)), name),
+    ]
+
+
+@pytest.mark.parametrize("name", ["net", EVIL, "a < b && c > d", "ünïcode ∞"])
+def test_page_is_well_formed_and_shows_names_as_they_are(name):
+    page = Page(render_page(example(name), figures(name), title=name, lead=name))
+    assert page.shown().count(name) >= 15
+    assert sum(tag == "h1" for tag, _ in page.tags) == 1
+    scripts = [t for t in page.tags if t[0] == "script"]
+    assert len(scripts) == 1
+    for tag, attributes in page.tags:
+        assert not any(key.startswith("on") for key in attributes), (tag, attributes)
+
+
+def test_page_is_one_file_that_refers_to_nothing_outside():
+    text = render_page(example(), figures())
+    assert not re.search(r"(?i)https?:|//[a-z]|@import|file:", text)
+    page = Page(text)
+    for tag, attributes in page.tags:
+        assert tag not in {"link", "iframe", "object", "embed", "base"}
+        for key in ("src", "href", "xlink:href", "data", "action", "srcset"):
+            value = attributes.get(key)
+            assert value is None or value.startswith(("#", "data:image/")), (tag, value)
+    policy = next(a["content"] for t, a in page.tags if t == "meta" and "http-equiv" in a)
+    assert "default-src 'none'" in policy
+    script = next(t for tag, t in page.text if tag == "script")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+
+
+def test_ids_are_unique_and_every_reference_has_its_target():
+    text = render_page(example(), [*figures(), *figures()])
+    page = Page(text)
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    links = [a.get(k) or "" for _, a in page.tags for k in ("href", "xlink:href")]
+    wanted = {link[1:] for link in links if link.startswith("#")}
+    wanted |= set(re.findall(r"url\(#([^)]+)\)", text))
+    assert wanted <= set(ids)
+    assert len(wanted) > 20
+
+
+def cells(text: str, label: str) -> list[list[str]]:
+    """A table's text, rows of cells, found by its aria-label."""
+    start = text.index(f'aria-label="{label}"')
+    body = text[start : text.index("</table>", start)]
+    rows = re.findall(r"<tr.*?</tr>", body, flags=re.DOTALL)
+    return [
+        [Page(f"<p>{c}</p>").shown() for c in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)]
+        for row in rows
+    ]
+
+
+def test_results_table_tells_both_widths_seeds_and_protocol():
+    text = render_page(example())
+    head, *rows = cells(text, "Results")
+    assert head[:3] == ["Method", "Weight bits, MAC / stored", "Activation bits, MAC / stored"]
+    assert [row[1] for row in rows] == ["32 / 32", "4 / 5", "4 / 4"]
+    assert rows[1][head.index("Top-1 (%)")] == "89.50 ± 0.25"
+    assert rows[1][head.index("Seeds")] == "3"
+    shown = Page(text).shown()
+    assert "Protocol: bits of first and last layer: 8; residual adds: float" in shown
+    assert "MAC bits: width of the multiplier." in shown
+
+
+def test_layers_table_lists_what_was_not_quantized_and_why():
+    head, *rows = cells(render_page(example()), "Layers")
+    last = head.index("Format, or why not quantized")
+    assert rows[1][0] == "net.1"
+    assert rows[1][last] == "not quantized: why: net"
+    assert rows[0][head.index("Bits, MAC / stored")] == "4 / 5"
+    assert rows[2][head.index("SQNR (dB)")] == "∞"
+
+
+def test_columns_that_say_the_same_everywhere_are_told_once():
+    records = [
+        LayerRecord(f"l{i}", "Conv2d", 9, True, None, "x", 4, 5, kernel="int8", activation="u8")
+        for i in range(3)
+    ]
+    text = render_page(Manifest(layers=Audit(records)))
+    assert "Kernel" not in cells(text, "Layers")[0]
+    assert "All quantized layers: input: u8; kernel: int8." in Page(text).shown()
+
+
+def test_sort_keys_are_the_numbers_behind_the_text():
+    text = render_page(example())
+    assert 'data-k="1e999"' in text
+    start = text.index('aria-label="Results"')
+    row = text[start : text.index("</table>", start)].split("<tr")[3]
+    keys = re.findall(r'data-k="([^"]*)"', row)
+    assert [float(k) for k in keys[1:6]] == [5.04, 8.08, 700, 25.0, 89.5]
+
+
+def test_stages_versions_and_failures_are_told():
+    shown = Page(render_page(example())).shown()
+    assert "many: [0, 1, 2, 3, 4, 5, 6, 7, … 20 values]" in shown
+    assert "failed" in shown
+    assert "RuntimeError: net" in shown
+    assert "Written by zaq-plugin 1.2.3" in shown
+    assert "policy=joint" in shown
+    assert "[-1, 2.5]" in shown
+
+
+def test_headlines_tell_the_marked_row():
+    text = render_page(example())
+    values = re.findall(r'class="value">([^<]+)<', text)
+    assert values == ["90.00 %", "89.50 %", "0.7 kB", "97.00 %", "2 of 3"]
+    assert "5.7 × smaller" in text
+    assert text.count('class="pick') == 1
+
+
+def test_own_headline_replaces_the_computed_one():
+    text = render_page(example(), headline=[Headline("Speed", "2 × <faster>", "a & b")])
+    assert re.findall(r'class="value">([^<]+)<', text) == ["2 × &lt;faster&gt;"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([], None),
+        ([("FP32", 32, 90.0, 400)], None),
+        ([("FP32", 32, 90.0, 400), ("big", 8, 90.0, 100), ("small", 4, 89.2, 50)], 2),
+        ([("FP32", 32, 90.0, 400), ("big", 8, 88.0, 100), ("small", 4, 70.0, 50)], 1),
+        ([("FP32", 32, 90.0, 400), ("a", 4, 89.1, 50), ("b", 4, 89.9, 50)], 2),
+        ([("a", 8, 80.0, 100), ("b", 4, 79.9, 50)], 0),
+    ],
+)
+def test_featured_row_is_the_smallest_within_a_point_else_the_best(rows, expected):
+    made = [ResultRow(n, b, b, b, b, size_bytes=s, top1=t) for n, b, t, s in rows]
+    assert featured_row(made) == expected
+
+
+def test_an_empty_manifest_gives_a_page():
+    page = Page(render_page(Manifest()))
+    assert "Nothing was recorded." in page.shown()
+
+
+def test_write_page_writes_what_render_page_says(tmp_path):
+    path = write_page(tmp_path / "out" / "report.html", example_without_times(), figures())
+    assert path.read_text(encoding="utf-8") == render_page(example_without_times(), figures())
+
+
+def example_without_times() -> Manifest:
+    manifest = example()
+    for stage in manifest.stages:
+        stage.seconds = 0.0
+    return manifest
+
+
+def test_figures_follow_the_readers_theme_but_stand_alone_without_it():
+    svg = plots.optimal_breakpoint_figure()
+    assert "var(" not in svg
+    text = render_page(Manifest(), [Figure("t", svg)])
+    assert "var(--fig-blue,#0072b2)" in text
+    style = text[text.index("<style>") : text.index("</style>")]
+    for name in set(re.findall(r"var\((--[\w-]+)", text)):
+        assert style.count(f"{name}:") >= 2, f"{name} lacks a value for light or dark"
+
+
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">{}</svg>'
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("plot.png", "expected SVG text or a data:image/... URI, got 'plot.png'"),
+        ("https://example.org/a.svg", "takes no paths or addresses"),
+        ('data:image/png;base64,"><script>', "the data URI is not base64"),
+        ("<svg><g></svg>", "the SVG does not parse"),
+        (SVG.format("<!DOCTYPE x>"), "with declarations"),
+        (SVG.format("<script>1</script>"), "holds a <script>"),
+        (SVG.format("<foreignObject/>"), "holds a <foreignobject>"),
+        (SVG.format('<g onclick="1"/>'), "holds a handler, onclick"),
+        (SVG.format('<use xlink:href="//e.org/x"/>'), "refers outside, to '//e.org/x'"),
+        (SVG.format('<a href="javascript:1"/>'), "refers outside, to 'javascript:1'"),
+        (SVG.format("<style>@import 'x'</style>"), "style refers outside"),
+        (SVG.format('<g style="fill: url(http://e.org)"/>'), "style refers outside"),
+    ],
+)
+def test_a_figure_that_is_not_self_contained_is_refused(body, message):
+    with pytest.raises(ValueError, match=f"Figure 'pic'.*{re.escape(message)}"):
+        Figure("pic", body)
+
+
+def test_style_and_script_ship_with_the_package():
+    folder = Path(page_module.__file__).parent
+    assert (folder / "page.css").is_file()
+    assert (folder / "page.js").is_file()
+    assert "</" not in (folder / "page.js").read_text()
+
+
+def _themes() -> dict[str, dict[str, str]]:
+    css = (Path(page_module.__file__).parent / "page.css").read_text()
+    blocks = re.findall(r":root \{([^}]*)\}", css)
+    found = [dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{3,6});", b)) for b in blocks]
+    return dict(zip(("light", "dark", "print"), found, strict=True))
+
+
+def _luminance(color: str) -> float:
+    digits = color[1:] if len(color) == 7 else "".join(2 * d for d in color[1:])
+    parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark", "print"])
+def test_text_has_the_contrast_that_wcag_asks_for(theme):
+    colors = _themes()[theme]
+    grounds = ("--bg", "--card", "--soft")
+    pairs = [(ink, ground) for ink in ("--ink", "--muted") for ground in grounds]
+    pairs += [("--accent", "--card"), ("--warn", "--warn-soft"), ("--ink", "--accent-soft")]
+    pairs += [("--fig-ink", "--card"), ("--muted", "--accent-soft")]
+    for ink, ground in pairs:
+        bright, dim = sorted((_luminance(colors[ink]), _luminance(colors[ground])), reverse=True)
+        assert (bright + 0.05) / (dim + 0.05) >= 4.5, f"{ink} on {ground}"
+    for name, color in colors.items():
+        if name in ("--fig-blue", "--fig-vermilion", "--fig-green"):
+            bright, dim = sorted((_luminance(color), _luminance(colors["--card"])), reverse=True)
+            assert (bright + 0.05) / (dim + 0.05) >= 3, f"{name} on the card"
