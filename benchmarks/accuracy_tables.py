@@ -161,13 +161,81 @@ def protocol(cell: Cell, seeds: list[int]) -> dict[str, object]:
     return facts
 
 
+def pivot(done: dict[Cell, Measured], by: str, value: Callable[[Measured], str | float]) -> str:
+    """One line per method, one column per width; a number is the mean over seeds.
+
+    Args:
+        done: Results of one task and one kind of run.
+        by: ``stored`` or ``MAC``: which bits of the weights name the column.
+        value: What to show of a result.
+    """
+    found: dict[tuple[str, bool], dict[tuple[int, int], list[str | float]]] = {}
+    for cell, measured in done.items():
+        bits = cell.spec.stored_bits if by == "stored" else cell.spec.mac_bits
+        line = found.setdefault((cell.method, cell.corrected), {})
+        line.setdefault((bits, cell.activation_bits), []).append(value(measured))
+    columns = sorted({c for line in found.values() for c in line}, reverse=True)
+    columns = [c for c in columns if sum(c in line for line in found.values()) > 4]
+    names = [f"W{w}A{a}" for w, a in columns]
+    text = ["| method | " + " | ".join(names) + " |", "| :--- |" + " ---: |" * len(names)]
+    for method in METHODS:
+        for corrected in (False, True):
+            line = found.get((method, corrected), {})
+            if not any(c in line for c in columns):
+                continue
+            cells = [_mean(line[c]) if c in line else "" for c in columns]
+            name = method + (" + bias correction" if corrected else "")
+            text.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(text)
+
+
+def _mean(values: list[str | float]) -> str:
+    numbers = [v for v in values if isinstance(v, float)]
+    if len(numbers) < len(values):
+        return " ".join(str(v) for v in values)
+    mean = statistics.fmean(numbers)
+    return f"{mean:.2f}" if mean >= 1 else f"{mean:.4f}"
+
+
+def summaries(done: dict[Cell, Measured], source: str) -> list[str]:
+    """Small tables: equal stored bits, equal MAC bits, and one that touches no test image."""
+    return [
+        "#### Top-1 (%) at equal stored bits",
+        "",
+        pivot(done, "stored", lambda m: m.top1),
+        "",
+        "#### Agreement with FP32 (%) at equal stored bits",
+        "",
+        pivot(done, "stored", lambda m: m.agreement),
+        "",
+        "#### Top-1 (%) at equal MAC bits",
+        "",
+        pivot(done, "MAC", lambda m: m.top1),
+        "",
+        f"#### KL divergence from FP32 (nats) on other {source}, equal stored bits",
+        "",
+        pivot(done, "stored", lambda m: m.held_out_divergence),
+    ]
+
+
 def markdown(done: dict[Cell, Measured]) -> str:
-    """All results as one Markdown page: per task and kind of run a table, widest first."""
+    """All results as one Markdown page: per task and kind of run summaries and the full table."""
     text = ["# Accuracy of weight formats", "", INTRODUCTION]
     for task, images in sorted({(cell.task, cell.images) for cell in done}):
         rows = to_rows(done, task, images)
-        text += ["", f"## {TITLES[task]}, FP32 {rows[0].top1:.2f} %"]
+        text += [f"## {TITLES[task]}, FP32 {rows[0].top1:.2f} %"]
         for kind in sorted({section(row) for row in rows[1:]}):
             chosen = [row for row in rows[1:] if section(row) == kind]
-            text += ["", f"### {kind}", "", results_markdown([rows[0], *chosen])]
+            part = {
+                c: m
+                for c, m in done.items()
+                if (c.task, c.images, _kind(c)) == (task, images, kind)
+            }
+            text += ["", f"### {kind}", "", *summaries(part, SOURCE[task])]
+            text += ["", "#### All rows", "", results_markdown([rows[0], *chosen])]
     return "\n".join(text) + "\n"
+
+
+def _kind(cell: Cell) -> str:
+    row = ResultRow("", 32, 32, 32, 32, protocol=protocol(cell, [0]))
+    return section(row)
