@@ -4,6 +4,41 @@ The number format lives in `zaq_plugin.pwlq`, what happens to a model before tra
 `zaq_plugin.ptq`, tables and the HTML page in `zaq_plugin.report`. This package knows torch and
 nothing else; each quantization tool that it plugs into has a package of its own (`zaq_fx`,
 `zaq_pt2e`, ...).
+
+The name `fake_quantize` is both a function, found here, and a module of fake-quantizers, found by
+`from zaq_plugin.fake_quantize import ...`.
 """
 
+# Before the function of the same name, which thereby wins as an attribute of this package: Python
+# binds a submodule's name only when it is first imported.
+import zaq_plugin.fake_quantize  # noqa: F401
+from zaq_plugin.pwlq import (
+    PWLQSpec,
+    PWLQTensor,
+    QuantSpec,
+    UniformSpec,
+    correct_mean_std,
+    fake_quantize,
+    load_quantized,
+    quantize,
+    save_quantized,
+    solve_edges,
+    spec_from_json,
+)
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "PWLQSpec",
+    "PWLQTensor",
+    "QuantSpec",
+    "UniformSpec",
+    "__version__",
+    "correct_mean_std",
+    "fake_quantize",
+    "load_quantized",
+    "quantize",
+    "save_quantized",
+    "solve_edges",
+    "spec_from_json",
+]

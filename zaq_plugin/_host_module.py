@@ -9,13 +9,34 @@ classes as virtual subclasses of its host's abstract bases.
 from __future__ import annotations
 
 import copy
+import functools
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 FLOAT32_EPS = torch.finfo(torch.float32).eps
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def outside_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Keeps torch.compile out of a function, as ``torch.compiler.disable`` does, but lazily.
+
+    ``torch.compiler.disable`` imports the whole compiler when a class is defined, which takes as
+    long as importing torch; here that waits until something else has imported it.
+    """
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if "torch._dynamo" in sys.modules:
+            return torch.compiler.disable(function)(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return call
 
 
 class ModuleFactory:

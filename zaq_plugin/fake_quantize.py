@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin._host_module import FakeQuantizeModule
+from zaq_plugin._host_module import FakeQuantizeModule, outside_graphs
 from zaq_plugin.observers import PWLQPerChannelObserver, TopKMedianObserver, qparams_of
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, fake_quantize, solve_edges
 
@@ -93,7 +93,7 @@ class PWLQPerChannelFakeQuantize(FakeQuantizeModule):
             return w
         return fake_quantize(w, self.spec, self.ch_axis, edges=self.edges)
 
-    @torch.compiler.disable
+    @outside_graphs
     def _observe(self, w: Tensor) -> None:
         self.activation_post_process.observe(w)
         if self.theta is None:
@@ -232,8 +232,8 @@ class ActivationFakeQuantize(FakeQuantizeModule):
     def extra_repr(self) -> str:
         """Width and grid."""
         return (
-            f"bits={self.bits}, learnable={self.learnable}, scale={float(self.scale.detach()):.4g}, "
-            f"zero_point={int(self.zero_point)}"
+            f"bits={self.bits}, learnable={self.learnable}, "
+            f"scale={float(self.scale.detach()):.4g}, zero_point={int(self.zero_point)}"
         )
 
 
@@ -289,7 +289,7 @@ class PWLQActivationFakeQuantize(FakeQuantizeModule):
             return x
         return self._quantize(x)
 
-    @torch.compiler.disable
+    @outside_graphs
     def _quantize(self, x: Tensor) -> Tensor:
         if self.edges.numel() == 0:
             raise ValueError(
@@ -298,7 +298,7 @@ class PWLQActivationFakeQuantize(FakeQuantizeModule):
             )
         return fake_quantize(x, self.format, None, edges=self.edges)
 
-    @torch.compiler.disable
+    @outside_graphs
     @torch.no_grad()
     def _observe(self, x: Tensor) -> None:
         x = x.detach().float()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zaq_plugin._host_module import FLOAT32_EPS, HostModule, refuse_dynamic
+from zaq_plugin._host_module import FLOAT32_EPS, HostModule, outside_graphs, refuse_dynamic
 from zaq_plugin.pwlq import (
     PWLQSpec,
     QuantSpec,
@@ -368,7 +368,7 @@ class PWLQPerChannelObserver(HostModule):
         device = (factory_kwargs or {}).get("device")
         self.register_buffer("edges", torch.empty(0, device=device))
 
-    @torch.compiler.disable
+    @outside_graphs
     def observe(self, w: Tensor) -> None:
         """Solve for the edges of this weight."""
         edges = solve_edges(w.detach(), self.spec, axis=self.ch_axis)

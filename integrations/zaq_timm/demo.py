@@ -41,6 +41,11 @@ PROTOCOL = {
     "quantized model": "simulated in float",
 }
 
+FLOAT_LEVELS = (
+    "float, since int8 cannot tell them apart; their codebooks outweigh the weights of so small a "
+    "network: PWLQ is meant for 6 bits and fewer"
+)
+
 
 def nothing(_: str) -> None:
     """Stands in for a progress bar."""
@@ -132,7 +137,7 @@ def _quantize_one(run: DemoRun, method: str, spec: QuantSpec, activations: int) 
             sqnr_db=_sqnr(run.model, result),
             top1=_percent(top == run.split.test_labels),
             agreement=_percent(top == run.top),
-            protocol=PROTOCOL,
+            protocol=PROTOCOL | _remark(spec),
             seconds=seconds,
         )
     )
@@ -196,6 +201,12 @@ def run_demo(
     for stage in STAGES:
         stage(run)
     return run
+
+
+def _remark(spec: QuantSpec) -> dict[str, str]:
+    if spec.kind == "pwlq" and spec.grid == "float":
+        return {"levels": FLOAT_LEVELS}
+    return {}
 
 
 def _percent(hits: Tensor) -> float:
