@@ -1,0 +1,341 @@
+"""Zero-shot fine-tuning on real weights: before, after, with real images, at any widths.
+
+    python benchmarks/zero_shot.py --data DIR --bits 4/4 3/3 2/4 --method default --seeds 0 1 2
+
+One JSON line per result goes to ``--out``; what is there already is not run again. ``--set`` changes
+settings of `ZeroShotConfig`; ``--jobs FILE`` runs a list of jobs (one JSON object per line, with the
+same names) in ``--workers`` processes. ``--table`` prints what ``--out`` holds.
+
+Protocol: all layers quantized, weights per output channel, activations per tensor at the inputs of
+all layers (residual additions are not quantized separately), the network's own input at 8 bits unless
+``--input-bits`` says otherwise, BatchNorm folded. No real image is seen before the last line, which
+evaluates on the test images; ``--method real`` is fine-tuning with the ``train`` images, the ceiling.
+``--tune`` leaves the test images alone and reports agreement with the float model on ``train`` images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.data import Task, load_task
+from zaq_plugin.observers import MinMaxObserver
+from zaq_plugin.ptq import calibrate, fold_batch_norm, simulate
+from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
+from zaq_plugin.zero_shot import (
+    ZeroShotConfig,
+    ZeroShotLoader,
+    zero_shot_finetune,
+)
+
+NORMALISATION = {
+    "cifar10": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "imagenet": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+DEFAULTS: dict[str, Any] = {
+    "task": "cifar10",
+    "method": "default",
+    "bits": "4/4",
+    "weights": "uniform",
+    "seed": 0,
+    "input_bits": 8,
+    "set": {},
+}
+
+
+def weight_spec(kind: str, stored_bits: int) -> QuantSpec:
+    """A weight format by its stored bits.
+
+    ``uniform`` is symmetric with the min-max clip, ``uniform-asymmetric`` has a zero point, ``pwlq``
+    has one breakpoint and one MAC bit less than it stores.
+    """
+    if kind == "uniform":
+        return UniformSpec(bits=stored_bits)
+    if kind == "uniform-asymmetric":
+        return UniformSpec(bits=stored_bits, symmetry="asymmetric")
+    if kind == "uniform-mse":
+        return UniformSpec(bits=stored_bits, symmetry="asymmetric", clip="mse")
+    if kind == "pwlq":
+        return PWLQSpec(bits=stored_bits - 1)
+    if kind == "pwlq-minmax":
+        return PWLQSpec(bits=stored_bits - 1, policy="search")
+    raise ValueError(f"unknown weights {kind!r}")
+
+
+def prepare_student(task: Task, job: dict[str, Any], device: torch.device) -> nn.Module:
+    """The folded model with fake-quantizers on every layer."""
+    weight_bits, activation_bits = (int(b) for b in job["bits"].split("/"))
+    input_bits = job["input_bits"] or None
+    student = simulate(
+        fold_batch_norm(task.model, (task.images[:1],)),
+        weight_spec(job["weights"], weight_bits),
+        activation_bits,
+        input_bits=input_bits,
+        depthwise="as-told",
+        observer=MinMaxObserver,
+        example_inputs=(task.images[:1],),
+    )
+    return student.to(device)
+
+
+@torch.no_grad()
+def answers(model: nn.Module, images: Tensor, device: torch.device) -> Tensor:
+    """Logits of all images, on the CPU."""
+    return torch.cat([model(part.to(device)).float().cpu() for part in images.split(256)])
+
+
+def measure(
+    model: nn.Module, task: Task, device: torch.device, tune: bool, reference: nn.Module
+) -> dict[str, float]:
+    """Test accuracy and agreement; when tuning, agreement on ``train`` images only."""
+    if tune:
+        if task.train is None:
+            return {}
+        mine, right = (answers(m, task.train, device) for m in (model, reference))
+        return {"train_agreement": _percent(mine.argmax(1) == right.argmax(1))}
+    mine, right = (answers(m, task.images, device) for m in (model, reference))
+    return {
+        "top1": _percent(mine.argmax(1) == task.labels),
+        "agreement": _percent(mine.argmax(1) == right.argmax(1)),
+        "fp32": _percent(right.argmax(1) == task.labels),
+    }
+
+
+def _percent(hits: Tensor) -> float:
+    return round(100 * float(hits.double().mean()), 3)
+
+
+def config_of(job: dict[str, Any]) -> ZeroShotConfig:
+    """The job's settings."""
+    preset = job["method"] if job["method"] in ("paper", "fast", "default") else "default"
+    return ZeroShotConfig.preset(preset, seed=job["seed"], **job["set"])
+
+
+def distilled(
+    task: Task, student: nn.Module, config: ZeroShotConfig, cache: Path | None
+) -> tuple[Tensor, float]:
+    """Training and validation images, and the seconds that making them took.
+
+    Jobs that make the same images share them through the cache folder.
+    """
+    names = (
+        "seed", "distilled_images", "validation_images", "distill_steps", "distill_lr",
+        "distill_method", "total_variation", "class_weight", "swing", "low_pass",
+    )  # fmt: skip
+    key = "-".join(f"{getattr(config, n)}" for n in names)
+    path = None if cache is None else cache / f"{task.name}-{key}.pt"
+    if path is not None and _made_already(path):
+        kept = torch.load(path, weights_only=True)
+        return kept["images"], float(kept["seconds"])
+    mean, std = NORMALISATION[task.name]
+    shape = task.images.shape[1:]
+    device = next(student.parameters()).device
+    start = time.perf_counter()
+    loader = ZeroShotLoader(
+        student,
+        (shape[0], shape[1], shape[2]),
+        config,
+        float_model=copy.deepcopy(task.model).to(device),
+        mean=mean,
+        std=std,
+    )
+    images = loader.distill(config.distilled_images + config.validation_images).cpu()
+    seconds = time.perf_counter() - start
+    if path is not None:
+        temporary = path.with_suffix(f".{time.time_ns()}.tmp")
+        torch.save({"images": images, "seconds": seconds}, temporary)
+        temporary.replace(path)
+    return images, seconds
+
+
+def _made_already(path: Path) -> bool:
+    """Whether a cached file exists; waits for a job that is making it, at most ten minutes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_suffix(".lock")
+    for _ in range(600):
+        if path.exists():
+            return True
+        try:
+            lock.touch(exist_ok=False)
+        except FileExistsError:
+            time.sleep(1)
+            continue
+        return False
+    return False
+
+
+def run_job(job: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """One row."""
+    torch.manual_seed(job["seed"])
+    device = torch.device(args.device)
+    task = load_task(job["task"], Path(args.data))
+    float_model = copy.deepcopy(task.model).to(device)
+    config = config_of(job)
+    student = prepare_student(task, job, device)
+    row: dict[str, Any] = {"job": job}
+    start = time.perf_counter()
+    images, made = None, 0.0
+    if job["method"] == "real":
+        images = task.train
+    elif config.uses_distilled:
+        images, made = distilled(task, student, config, args.cache)
+        start = time.perf_counter()
+    if job["method"] == "before":
+        assert images is not None
+        calibrate(student, images[: config.calibration_images].to(device).split(64))
+    else:
+        mean, std = NORMALISATION[task.name]
+        shape = task.images.shape[1:]
+        result = zero_shot_finetune(
+            student,
+            config,
+            image_shape=(shape[0], shape[1], shape[2]),
+            float_model=copy.deepcopy(task.model).to(device),
+            mean=mean,
+            std=std,
+            images=images,
+            progress=args.progress,
+        )
+        row["verdicts"] = [
+            [v.label, round(v.divergence, 5), round(v.agreement, 4), v.accepted]
+            for v in result.verdicts
+        ]
+        row["best"] = None if result.best is None else result.best.label
+        row["stages"] = {k: round(v, 1) for k, v in result.seconds.items()}
+        row["blocks"] = [
+            [b.name, round(b.before, 5), round(b.after, 5), round(b.rerounded, 4)]
+            for b in result.blocks
+        ]
+        row["layer_weights"] = result.layer_weights
+        row["restarts"] = result.restarts
+    row["seconds"] = round(time.perf_counter() - start + made, 1)
+    row.update(measure(student, task, device, args.tune, float_model))
+    row["machine"] = {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    row["protocol"] = "tuning: train images, agreement only" if args.tune else "test images"
+    return row
+
+
+def jobs_of(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The jobs that the command line or the job file asks for."""
+    if args.jobs:
+        lines = [line for line in Path(args.jobs).read_text().splitlines() if line.strip()]
+        listed = [json.loads(line) for line in lines]
+    else:
+        changes = {}
+        for item in args.set:
+            name, _, value = item.partition("=")
+            try:
+                changes[name] = json.loads(value)
+            except json.JSONDecodeError:
+                changes[name] = value
+        listed = [
+            {
+                "task": args.task, "method": method, "bits": bits, "weights": weights,
+                "seed": seed, "input_bits": args.input_bits, "set": changes,
+            }
+            for seed in args.seeds
+            for bits in args.bits
+            for weights in args.weights
+            for method in args.method
+        ]  # fmt: skip
+    full = []
+    for job in listed:
+        unknown = set(job) - set(DEFAULTS)
+        if unknown:
+            raise ValueError(f"unknown names in a job: {sorted(unknown)}; known: {list(DEFAULTS)}")
+        full.append({**DEFAULTS, **job})
+        config_of(full[-1])  # refuses unknown settings before anything runs
+    return full
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """What a result file holds."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+
+
+def _work(package: tuple[dict[str, Any], argparse.Namespace]) -> dict[str, Any]:
+    job, args = package
+    torch.set_num_threads(args.threads)
+    try:
+        return run_job(job, args)
+    except Exception as error:  # one bad job must not end the others
+        return {"job": job, "error": f"{type(error).__name__}: {error}"}
+
+
+def run_all(jobs: list[dict[str, Any]], args: argparse.Namespace) -> Iterable[dict[str, Any]]:
+    """Rows as they are finished."""
+    packages = [(job, args) for job in jobs]
+    if args.workers <= 1:
+        yield from map(_work, packages)
+        return
+    with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
+        yield from pool.imap_unordered(_work, packages)
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """One short line per row."""
+    for row in rows:
+        job = row["job"]
+        what = f"{job['task']} {job['bits']} {job['weights']} {job['method']} seed {job['seed']}"
+        if "error" in row:
+            print(f"{what}: {row['error']}")
+            continue
+        verdicts = row.get("verdicts") or []
+        best = [v for v in verdicts if v[0] == row.get("best")]
+        figures = {k: row[k] for k in ("top1", "agreement", "train_agreement", "fp32") if k in row}
+        print(f"{what} {job['set']} {figures} best {best} {row['seconds']} s {row.get('stages')}")
+
+
+def main() -> None:
+    """Run, or print, what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--data", default="../shared/data")
+    parser.add_argument("--out", type=Path, default=Path("zero_shot.jsonl"))
+    parser.add_argument("--task", default="cifar10")
+    parser.add_argument("--bits", nargs="+", default=["4/4"], help="stored weight bits/activation")
+    parser.add_argument("--weights", nargs="+", default=["uniform"])
+    parser.add_argument("--method", nargs="+", default=["default"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--input-bits", type=int, default=8, help="0: as other activations")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--jobs", help="file of jobs, one JSON object per line")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--cache", type=Path, default=None, help="folder of distilled images")
+    parser.add_argument("--tune", action="store_true", help="leave the test images alone")
+    parser.add_argument("--progress", action="store_true")
+    parser.add_argument("--table", action="store_true", help="print --out and stop")
+    args = parser.parse_args()
+    if args.table:
+        show(rows_of(args.out))
+        return
+    done = {json.dumps(r["job"], sort_keys=True) for r in rows_of(args.out) if "error" not in r}
+    todo = [j for j in jobs_of(args) if json.dumps(j, sort_keys=True) not in done]
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    for row in run_all(todo, args):
+        with args.out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        show([row])
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

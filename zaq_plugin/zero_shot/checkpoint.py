@@ -1,0 +1,51 @@
+"""Checkpoints of a run: written at once or not at all, read without unpickling code."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+NAME = "checkpoint.pt"
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
+    """Write a state (tensors, numbers, strings, lists, dicts) to ``folder/checkpoint.pt``.
+
+    It goes to a temporary file first, so that a kill leaves the checkpoint before it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, temporary = folder / NAME, folder / f"{NAME}.{os.getpid()}.tmp"
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+    return path
+
+
+def load_checkpoint(folder: Path, config: str, device: torch.device | str) -> dict[str, Any] | None:
+    """Read a folder's checkpoint, or None if there is none.
+
+    Raises:
+        ValueError: if it was written with another config, or is no checkpoint.
+    """
+    path = folder / NAME
+    if not path.exists():
+        return None
+    state = torch.load(path, map_location=device, weights_only=True)
+    if not isinstance(state, dict) or "config" not in state:
+        raise ValueError(f"{path} is no checkpoint of zero-shot fine-tuning; delete it or move it.")
+    if state["config"] != config:
+        changed = _differences(state["config"], config)
+        raise ValueError(
+            f"{path} belongs to a run with other settings ({changed}); resume with those, or give "
+            "another checkpoint folder."
+        )
+    return state
+
+
+def _differences(saved: str, present: str) -> str:
+    old, new = json.loads(saved), json.loads(present)
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return ", ".join(f"{name}: {old.get(name)!r}, now {new.get(name)!r}" for name in names)

@@ -1,0 +1,264 @@
+"""Images distilled from a model's own memory (ZeroQ, DeepInversion, Genie).
+
+Noise is optimised until the model's BatchNorms see the statistics that they remember from training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from zaq_plugin.zero_shot.bn_statistics import BatchNormLoss
+from zaq_plugin.zero_shot.generator import Generator
+from zaq_plugin.zero_shot.statistics import ImageStatistics
+
+Progress = Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True)
+class DistillOptions:
+    """How images are distilled.
+
+    Attributes:
+        steps: Adam steps on each batch.
+        batch_size: Images that share their statistics.
+        lr: Adam's learning rate on the pixels, with a cosine schedule to zero.
+        bn_weight: Weight of the BatchNorm-statistics loss.
+        relative: Divide the statistics' differences by the remembered deviation.
+        total_variation: Weight of the mean absolute difference of neighbouring pixels.
+        l2: Weight of the mean squared pixel.
+        class_weight: Weight of the cross-entropy towards a class drawn for each image, which makes
+            the teacher sure of it (classifiers only).
+        method: ``pixels`` optimises the images; ``generator`` optimises latents and a fresh
+            generator together for each batch (Genie), with ``generator_lr`` and ``latent_lr``.
+        swing: Jitter strided convolutions by a pixel or so (Genie's swing convolution).
+        low_pass: Standard deviation, in pixels, of a Gaussian low-pass filter at the end; 0 for
+            none (SynQ).
+        flip: Mirror the batch at random in each step, so that images survive mirroring.
+    """
+
+    steps: int = 80
+    batch_size: int = 128
+    lr: float = 0.1
+    bn_weight: float = 1.0
+    relative: bool = False
+    total_variation: float = 0.0
+    l2: float = 0.0
+    class_weight: float = 0.0
+    method: str = "pixels"
+    generator_lr: float = 0.1
+    latent_lr: float = 0.01
+    swing: bool = False
+    low_pass: float = 0.0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.method not in ("pixels", "generator"):
+            raise ValueError(
+                f"DistillOptions: method must be 'pixels' or 'generator'; got {self.method!r}."
+            )
+        if self.steps < 1 or self.batch_size < 2:
+            raise ValueError(
+                "DistillOptions: steps must be at least 1 and batch_size at least 2 (statistics "
+                f"need more than one image); got {self.steps} and {self.batch_size}."
+            )
+
+
+def distill_images(
+    model: nn.Module,
+    count: int,
+    image_shape: tuple[int, int, int],
+    *,
+    options: DistillOptions | None = None,
+    statistics: ImageStatistics | None = None,
+    rng: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Images on which the model's BatchNorms see what they remember.
+
+    Args:
+        model: The float model with its BatchNorms; it is put in evaluation mode. Without BatchNorm
+            what remains are the priors, the class term and the image statistics.
+        count: Number of images; batches of ``options.batch_size``.
+        image_shape: (channels, height, width).
+        statistics: The model's input normalisation.
+        rng: CPU source of all noise.
+        progress: Called with (step, steps, loss).
+
+    Returns:
+        (count, C, H, W) float32, in the model's normalisation, between black and white.
+    """
+    options = options or DistillOptions()
+    statistics = statistics or ImageStatistics.for_channels(image_shape[0])
+    rng = rng or torch.Generator().manual_seed(0)
+    if device is None:
+        first = next(model.parameters(), None)
+        device = torch.device("cpu") if first is None else first.device
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    bn_loss = BatchNormLoss(model, relative=options.relative)
+    batches = []
+    done = 0
+    total = -(-count // options.batch_size) * options.steps
+    try:
+        while done < count:
+            # A short last batch would have statistics of its own.
+            job = _Job(model, bn_loss, image_shape, options, statistics, rng, torch.device(device))
+
+            def step_done(step: int, loss: float, start: int = len(batches)) -> None:
+                if progress is not None:
+                    progress(start * options.steps + step + 1, total, loss)
+
+            batches.append(job.run(step_done))
+            done += options.batch_size
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+    return torch.cat(batches)[:count]
+
+
+class _Job:
+    """One batch."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        bn_loss: BatchNormLoss,
+        image_shape: tuple[int, int, int],
+        options: DistillOptions,
+        statistics: ImageStatistics,
+        rng: torch.Generator,
+        device: torch.device,
+    ) -> None:
+        self.model, self.bn_loss, self.options = model, bn_loss, options
+        self.statistics, self.rng = statistics, rng
+        shape = (options.batch_size, *image_shape)
+        self.classes: Tensor | None = None
+        self.generator: Generator | None = None
+        if options.method == "pixels":
+            start = torch.randn(shape, generator=rng).to(device)
+            start = start * statistics.scale(start) + statistics.shift(start)
+            self.variables: list[dict[str, object]] = [
+                {"params": [start.requires_grad_(True)], "lr": options.lr}
+            ]
+            self.pixels = start
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int(torch.randint(2**31, (1,), generator=rng)))
+                self.generator = Generator(image_shape, statistics=statistics)
+            self.generator.to(device)
+            self.latents = self.generator.noise(options.batch_size, rng, device)
+            self.latents.requires_grad_(True)
+            self.variables = [
+                {"params": list(self.generator.parameters()), "lr": options.generator_lr},
+                {"params": [self.latents], "lr": options.latent_lr},
+            ]
+
+    def images(self) -> Tensor:
+        if self.generator is None:
+            return self.statistics.clamp(self.pixels)
+        return self.statistics.clamp(self.generator(self.latents))
+
+    def run(self, step_done: Callable[[int, float], None]) -> Tensor:
+        options = self.options
+        optimizer = torch.optim.Adam(self.variables)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
+        for step in range(options.steps):
+            images = self.images()
+            seen = images
+            if options.flip and int(torch.randint(2, (1,), generator=self.rng)):
+                seen = seen.flip(-1)
+            with swinging(self.model, self.rng, options.swing), self.bn_loss.recording():
+                logits = self.model(seen)
+            loss = options.bn_weight * self.bn_loss.value().to(images) + self._priors(images)
+            if options.class_weight > 0:
+                loss = loss + options.class_weight * self._class_loss(logits)
+            optimizer.zero_grad(set_to_none=True)
+            if loss.requires_grad:
+                loss.backward()
+            optimizer.step()
+            schedule.step()
+            step_done(step, float(loss.detach()))
+        with torch.no_grad():
+            images = self.images()
+            if options.low_pass > 0:
+                images = low_pass(images, options.low_pass)
+            return images.detach().float()
+
+    def _priors(self, images: Tensor) -> Tensor:
+        total = images.new_zeros(())
+        if self.options.total_variation > 0:
+            total = total + self.options.total_variation * total_variation(images)
+        if self.options.l2 > 0:
+            total = total + self.options.l2 * images.square().mean()
+        return total
+
+    def _class_loss(self, logits: object) -> Tensor:
+        if not isinstance(logits, Tensor) or logits.dim() != 2:
+            raise ValueError(
+                "DistillOptions.class_weight is for classifiers with logits (batch, classes); this "
+                "model returns something else. Set class_weight=0."
+            )
+        if self.classes is None:
+            drawn = torch.randint(logits.shape[1], (logits.shape[0],), generator=self.rng)
+            self.classes = drawn.to(logits.device)
+        return nn.functional.cross_entropy(logits, self.classes)
+
+
+def total_variation(images: Tensor) -> Tensor:
+    """Mean absolute difference of neighbouring pixels, vertical plus horizontal; a scalar."""
+    down = (images[..., 1:, :] - images[..., :-1, :]).abs().mean()
+    across = (images[..., :, 1:] - images[..., :, :-1]).abs().mean()
+    return down + across
+
+
+def low_pass(images: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of (B, C, H, W) with reflected borders; sigma in pixels (SynQ)."""
+    radius = max(1, min(round(3 * sigma), images.shape[-1] - 1, images.shape[-2] - 1))
+    offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
+    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
+    kernel = kernel / kernel.sum()
+    channels = images.shape[1]
+    padded = nn.functional.pad(images, (radius,) * 4, mode="reflect")
+    row = kernel.reshape(1, 1, 1, -1).expand(channels, 1, 1, -1)
+    column = kernel.reshape(1, 1, -1, 1).expand(channels, 1, -1, 1)
+    blurred = nn.functional.conv2d(padded, row, groups=channels)
+    return nn.functional.conv2d(blurred, column, groups=channels)
+
+
+@contextmanager
+def swinging(model: nn.Module, rng: torch.Generator, active: bool = True) -> Iterator[None]:
+    """Shift the input of every strided Conv2d by up to stride - 1 pixels at random (Genie).
+
+    A strided convolution looks at some pixels more than at others; images distilled through it get
+    a checkerboard. Works on convolution modules; those that are operators of a graph stay as they are.
+    """
+    if not active:
+        yield
+        return
+
+    def jitter(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        reach = max(module.stride) - 1  # type: ignore[arg-type]
+        x = inputs[0]
+        if min(x.shape[-2:]) <= reach:
+            return inputs
+        top, left = torch.randint(2 * reach + 1, (2,), generator=rng).tolist()
+        padded = nn.functional.pad(x, (reach,) * 4, mode="reflect")
+        return (padded[..., top : top + x.shape[-2], left : left + x.shape[-1]], *inputs[1:])
+
+    handles = [
+        module.register_forward_pre_hook(jitter)
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d) and max(module.stride) > 1
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,142 @@
+"""The judge: decides, on synthetic images that nothing trains on, which state is handed back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zaq_plugin.zero_shot.outputs import OutputAdapter
+from zaq_plugin.zero_shot.quantizers import to_evaluation
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a state did on the validation images.
+
+    Attributes:
+        label: Which state: ``start``, ``reconstructed``, ``step 300``, ``average at step 300``.
+        divergence: Mean distance of its outputs from the teacher's.
+        agreement: Share of images (and positions) whose top class is the teacher's.
+        accepted: Whether it became the best state.
+    """
+
+    label: str
+    divergence: float
+    agreement: float
+    accepted: bool
+
+
+class Judge:
+    """Compares states of a student on a fixed set of images.
+
+    A state becomes the best if its divergence is below the best one's. The first state, the untrained
+    one, is displaced only by one that is better beyond doubt: agreement not lower, and the paired
+    difference of divergences more than ``certainty`` standard errors below zero.
+
+    Args:
+        teacher: P.
+        images: (N, C, H, W) validation images.
+        adapter: From the model's output to tensors.
+        loss: ``kl`` or ``l1``, the divergence.
+        certainty: See above.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        images: Tensor,
+        adapter: OutputAdapter,
+        loss: str = "kl",
+        certainty: float = 2.0,
+    ) -> None:
+        self.images, self.adapter, self.loss, self.certainty = images, adapter, loss, certainty
+        self.targets = self._outputs(teacher)
+        self.history: list[Verdict] = []
+        self.best: Verdict | None = None
+        self.best_state: dict[str, Tensor] = {}
+        self._first: Tensor | None = None
+        self._first_agreement = 0.0
+
+    @torch.no_grad()
+    def _outputs(self, model: nn.Module) -> list[list[Tensor]]:
+        modes = {m: m.training for m in model.modules()}
+        to_evaluation(model)
+        try:
+            return [self.adapter(model(part)) for part in self.images.split(64)]
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+    def look(self, student: nn.Module, label: str) -> Verdict:
+        """Judge the student as it stands, and keep its state if it is the best."""
+        each, agreeing = self._measure(student)
+        divergence, agreement = float(each.mean()), float(agreeing.mean())
+        accepted = self._better(each, divergence, agreement)
+        verdict = Verdict(label, divergence, agreement, accepted)
+        self.history.append(verdict)
+        if accepted:
+            self.best = verdict
+            self.best_state = {k: v.detach().clone() for k, v in student.state_dict().items()}
+        return verdict
+
+    def _measure(self, student: nn.Module) -> tuple[Tensor, Tensor]:
+        each, agreeing = [], []
+        for teacher_parts, student_parts in zip(self.targets, self._outputs(student), strict=True):
+            pairs = list(zip(teacher_parts, student_parts, strict=True))
+            each.append(torch.stack([_per_sample(t, s, self.loss) for t, s in pairs]).mean(0))
+            same = [
+                (t.argmax(1) == s.argmax(1)).float().reshape(len(t), -1).mean(1) for t, s in pairs
+            ]
+            agreeing.append(torch.stack(same).mean(0))
+        return torch.cat(each).double(), torch.cat(agreeing).double()
+
+    def _better(self, each: Tensor, divergence: float, agreement: float) -> bool:
+        if not math.isfinite(divergence):
+            return False
+        if self.best is None or self._first is None:
+            self._first, self._first_agreement = each, agreement
+            return True
+        if divergence >= self.best.divergence or agreement < self._first_agreement:
+            return False
+        if self.best.label != self.history[0].label:
+            return True
+        gap = each - self._first
+        error = float(gap.std()) / math.sqrt(max(1, len(gap)))
+        return float(gap.mean()) < -self.certainty * error
+
+    def restore_best(self, student: nn.Module) -> Verdict:
+        """Put the best state into the student; returns its verdict."""
+        if self.best is None:
+            raise ValueError("Judge.restore_best: nothing was judged yet; call look() first.")
+        student.load_state_dict(self.best_state)
+        return self.best
+
+    def state_dict(self) -> dict[str, Any]:
+        """History, best state, images."""
+        return {
+            "images": self.images,
+            "history": [[v.label, v.divergence, v.agreement, v.accepted] for v in self.history],
+            "best": None if self.best is None else self.history.index(self.best),
+            "best_state": self.best_state,
+            "first": self._first,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo `state_dict` (the images are given to the constructor)."""
+        self.history = [Verdict(*values) for values in state["history"]]
+        self.best = None if state["best"] is None else self.history[state["best"]]
+        self.best_state = dict(state["best_state"])
+        self._first = state["first"]
+        self._first_agreement = self.history[0].agreement if self.history else 0.0
+
+
+def _per_sample(teacher: Tensor, student: Tensor, loss: str) -> Tensor:
+    if loss == "l1":
+        return (teacher - student).abs().reshape(len(teacher), -1).mean(1)
+    log_p, log_q = torch.log_softmax(teacher, 1), torch.log_softmax(student, 1)
+    each = (log_p.exp() * (log_p - log_q)).sum(1)
+    return each.reshape(len(teacher), -1).mean(1)

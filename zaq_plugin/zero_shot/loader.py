@@ -1,0 +1,346 @@
+"""`ZeroShotLoader`: batches without data, in place of a DataLoader."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zaq_plugin.zero_shot.adversary import Adversary
+from zaq_plugin.zero_shot.config import ZeroShotConfig
+from zaq_plugin.zero_shot.discrepancy import (
+    LayerWeights,
+    feature_discrepancy,
+    output_discrepancy,
+    teacher_divergence,
+)
+from zaq_plugin.zero_shot.distill import DistillOptions, distill_images
+from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs, detached, mean_over
+from zaq_plugin.zero_shot.quantizers import (
+    fake_quantizers,
+    freeze_batch_norm,
+    to_evaluation,
+    twin,
+)
+from zaq_plugin.zero_shot.sources import ImageSource
+from zaq_plugin.zero_shot.statistics import ImageStatistics
+from zaq_plugin.zero_shot.taps import TapSet, find_taps, unwrapped
+
+logger = logging.getLogger(__name__)
+
+
+class ZeroShotLoader:
+    """Yields ``(images, teacher_logits)``; the generator's step happens inside the iterator.
+
+    Lifecycle: build it from a prepared, calibrated student; iterate; in the loop call
+    ``loader.loss(student(images), targets)`` or any criterion of your own on the soft targets. The
+    first iteration distils images and warms the generator up, whichever the config asks for
+    (`prepare` does it at a time of your choosing).
+
+    Args:
+        student: A prepared model, with fake-quantizers; may be wrapped in DDP.
+        image_shape: (channels, height, width).
+        config: Settings; ``len(loader)`` is ``config.steps``.
+        teacher: P; the student's twin by default.
+        float_model: The float model before its BatchNorms were folded, whose statistics guide the
+            images. By default the teacher is looked at.
+        mean, std: The model's input normalisation; see `ImageStatistics.for_channels`.
+        adapter: From the model's output to a list of tensors; all floating-point tensors by default.
+        device, dtype: Of the yielded images; the student's by default.
+        rank: Position among the processes of a distributed run, which decides the noise; taken from
+            torch.distributed by default.
+
+    Raises:
+        ValueError: if the student has no fake-quantizer.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        image_shape: tuple[int, int, int],
+        config: ZeroShotConfig | None = None,
+        *,
+        teacher: nn.Module | None = None,
+        float_model: nn.Module | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        adapter: OutputAdapter = all_outputs,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        rank: int | None = None,
+    ) -> None:
+        self.config = config or ZeroShotConfig()
+        self.student = student
+        core = unwrapped(student)
+        if not fake_quantizers(core):
+            raise ValueError(
+                f"nothing was quantized: {type(core).__name__} has no fake-quantizer, so student "
+                "and teacher would be the same model. Prepare it first, for instance with "
+                "zaq_plugin.ptq.simulate, prepare_qat_fx or prepare_qat_pt2e."
+            )
+        first = next(core.parameters())
+        self.device = torch.device(device) if device is not None else first.device
+        self.dtype = dtype or first.dtype
+        self.image_shape = (image_shape[0], image_shape[1], image_shape[2])
+        self.statistics = ImageStatistics.for_channels(image_shape[0], mean, std)
+        self.teacher = (teacher if teacher is not None else twin(core)).to(self.device)
+        self.memory = self.teacher if float_model is None else float_model.to(self.device)
+        if self.memory is not self.teacher:
+            to_evaluation(self.memory)
+        self.adapter = adapter
+        self.rank = _rank() if rank is None else rank
+        # What the ranks share (distilled images) and what is each one's own (noise).
+        self.shared_rng = torch.Generator().manual_seed(self.config.seed)
+        self.rng = torch.Generator().manual_seed(self.config.seed * 7919 + 1 + self.rank)
+        self.step = 0
+        self.losses: dict[str, float] = {}
+        self.source: ImageSource | None = None
+        self.adversary: Adversary | None = None
+        self._taps: tuple[TapSet, TapSet] | None = None
+        self.layer_weights: LayerWeights | None = None
+        self._teacher_features: dict[str, Tensor] = {}
+
+    def __len__(self) -> int:
+        return self.config.steps
+
+    # ---- getting ready -------------------------------------------------------------------------
+
+    def prepare(
+        self,
+        pool: Tensor | None = None,
+        report: Callable[[str, int, int, float], None] | None = None,
+    ) -> None:
+        """Find taps, distil images, warm the generator up. Called by the first iteration.
+
+        Args:
+            pool: (N, C, H, W) images in place of distilled ones.
+            report: Called with (stage, step, steps, loss).
+        """
+        if self.source is not None:
+            return
+        config = self.config
+        if config.uses_generator:
+            self.adversary = Adversary(
+                config,
+                self.image_shape,
+                self.teacher,
+                self.memory,
+                self.statistics,
+                self.adapter,
+                self.rng,
+                self.device,
+            )
+            self.adversary.warm_up(
+                config.warmup_steps,
+                None
+                if report is None
+                else lambda s, v: report("warm-up", s, config.warmup_steps, v),
+            )
+        if pool is None and config.uses_distilled:
+            pool = self.distill(config.distilled_images, report)
+        if pool is not None:
+            pool = pool.to(self.device, self.dtype)
+        self.source = ImageSource(
+            config, pool if config.uses_distilled else None, self.adversary, self.rng
+        )
+        self._place_taps()
+
+    def distill(
+        self, count: int, report: Callable[[str, int, int, float], None] | None = None
+    ) -> Tensor:
+        """Distilled images, the same on every rank, (count, C, H, W)."""
+        config = self.config
+        options = DistillOptions(
+            steps=config.distill_steps,
+            batch_size=min(128, max(2, count)),
+            lr=config.distill_lr,
+            method=config.distill_method,
+            total_variation=config.total_variation,
+            class_weight=config.class_weight,
+            swing=config.swing,
+            low_pass=config.low_pass,
+        )
+        return distill_images(
+            self.memory,
+            count,
+            self.image_shape,
+            options=options,
+            statistics=self.statistics,
+            rng=self.shared_rng,
+            device=self.device,
+            progress=None if report is None else lambda s, n, v: report("distil", s, n, v),
+        )
+
+    def _place_taps(self) -> None:
+        config = self.config
+        if config.alpha <= 0 and config.feature_weight <= 0:
+            return
+        example = torch.zeros(2, *self.image_shape, device=self.device, dtype=self.dtype)
+        names = find_taps(self.teacher, example, config.taps)
+        self._taps = TapSet(self.teacher, names), TapSet(unwrapped(self.student), names)
+        self.layer_weights = LayerWeights(len(names), config.lambda_decay).to(self.device)
+        logger.info("taps: %s", ", ".join(names))
+
+    # ---- the loop ------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
+        self.prepare()
+        if self.step >= self.config.steps:
+            self.step = 0
+        while self.step < self.config.steps:
+            if self.step % self.config.student_steps == 0:
+                self._generator_step()
+            batch = self.next_batch()
+            self.step += 1
+            yield batch
+
+    def next_batch(self) -> tuple[Tensor, Any]:
+        """Draw images and let the teacher answer; no generator step."""
+        assert self.source is not None
+        images = self.source.draw(self.step).to(self.dtype)
+        with torch.no_grad():
+            targets = self.teacher(images)
+        if self._taps is not None:
+            teacher_taps, student_taps = self._taps
+            self._teacher_features = teacher_taps.take()
+            student_taps.clear()
+        return images, targets
+
+    def _generator_step(self) -> None:
+        if self.layer_weights is not None and self.step and self.step % self.epoch == 0:
+            self.layer_weights.end_epoch()
+        if self.adversary is None or self.config.gamma == 0:
+            return
+        core = unwrapped(self.student)
+        training = {m: m.training for m in core.modules()}
+        trained = [p for p in core.parameters() if p.requires_grad]
+        try:
+            to_evaluation(core)
+            for parameter in trained:
+                parameter.requires_grad_(False)
+            teacher_taps, student_taps = self._taps if self._taps else (None, None)
+            terms = self.adversary.step(core, student_taps, teacher_taps, self.layer_weights)
+            self.losses.update({f"G {name}": value for name, value in terms.items()})
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+            for module, mode in training.items():
+                module.training = mode
+        self.adversary.restart_if_collapsed(self.adversary.sample(), self.step)
+
+    @property
+    def epoch(self) -> int:
+        """Steps after which λ is renewed: a twentieth of the run, in whole generator rounds."""
+        rounds = max(1, self.config.steps // (20 * self.config.student_steps))
+        return rounds * self.config.student_steps
+
+    def loss(self, output: Any, targets: Any) -> Tensor:
+        """The student's loss on the latest batch: D_o (or KL), α D_f, and the feature distance.
+
+        Args:
+            output: What the student gave for the images of this batch.
+            targets: What the loader gave beside them.
+
+        Raises:
+            ValueError: if the student has not run on the images since.
+        """
+        config = self.config
+        teacher_out, student_out = self.adapter(detached(targets)), self.adapter(output)
+        measure = output_discrepancy if config.loss == "l1" else teacher_divergence
+        total = mean_over(measure, teacher_out, student_out)
+        terms = {"D_o" if config.loss == "l1" else "KL": total.detach()}
+        if self._taps is not None and self.layer_weights is not None:
+            student_features = self._taps[1].take()
+            if config.alpha > 0:
+                d_f, distances = feature_discrepancy(
+                    self._teacher_features, student_features, self.layer_weights,
+                    config.relation_norm,
+                )
+                self.layer_weights.observe(distances)
+                total = total + config.alpha * d_f
+                terms["D_f"] = d_f.detach()
+            if config.feature_weight > 0:
+                gap = feature_distance(self._teacher_features, student_features)
+                total = total + config.feature_weight * gap
+                terms["features"] = gap.detach()
+        terms["loss"] = total.detach()
+        self.losses.update({name: float(value) for name, value in terms.items()})
+        return total
+
+    def freeze(self) -> None:
+        """Freeze the student's BatchNorm; call it after every ``student.train()``."""
+        freeze_batch_norm(unwrapped(self.student))
+
+    # ---- state ---------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs: tensors, numbers, strings, lists and dicts."""
+        self.prepare()
+        assert self.source is not None
+        return {
+            "step": self.step,
+            "config": self.config.to_json(),
+            "rng": self.rng.get_state(),
+            "shared_rng": self.shared_rng.get_state(),
+            "source": self.source.state_dict(),
+            "adversary": None if self.adversary is None else self.adversary.state_dict(),
+            "layer_weights": None
+            if self.layer_weights is None
+            else self.layer_weights.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo `state_dict`.
+
+        Raises:
+            ValueError: if the state belongs to another config.
+        """
+        if state["config"] != self.config.to_json():
+            raise ValueError(
+                "ZeroShotLoader: the saved state belongs to another config; build the loader with "
+                f"ZeroShotConfig.from_json({state['config']!r})."
+            )
+        if self.source is None:
+            pool = state["source"]["pool"]
+            saved, self.config = self.config, self.config.with_changes(warmup_steps=0)
+            if pool is None and saved.uses_distilled:
+                raise ValueError("ZeroShotLoader: the saved state holds no distilled images.")
+            self.prepare(pool)
+            self.config = saved
+            if self.adversary is not None:
+                self.adversary.config = saved
+            assert self.source is not None
+            self.source.config = saved
+        assert self.source is not None
+        self.source.load_state_dict(state["source"])
+        if self.adversary is not None:
+            self.adversary.load_state_dict(state["adversary"])
+        if self.layer_weights is not None:
+            self.layer_weights.load_state_dict(state["layer_weights"])
+        self.step = int(state["step"])
+        self.rng.set_state(state["rng"].cpu())
+        self.shared_rng.set_state(state["shared_rng"].cpu())
+
+    def close(self) -> None:
+        """Remove the hooks from the models."""
+        for taps in self._taps or ():
+            taps.close()
+        self._taps = None
+
+
+def feature_distance(teacher: dict[str, Tensor], student: dict[str, Tensor]) -> Tensor:
+    """Σ_l mean (F_P - F_Q)^2 / mean F_P^2 over the taps; a scalar."""
+    parts = []
+    for name, mine in teacher.items():
+        energy = mine.square().mean().clamp(min=1e-12)
+        parts.append((mine - student[name]).square().mean() / energy)
+    return torch.stack(parts).sum()
+
+
+def _rank() -> int:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank()
+    return 0

@@ -1,0 +1,275 @@
+"""Block-by-block reconstruction: AdaRound, BRECQ, LSQ and QDrop on synthetic images.
+
+Each block of the student is tuned, alone and in order, until it answers as the teacher's does: the
+roundings of its weights (between neighbouring levels of whatever grid they have) and the steps of
+its activations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from zaq_plugin.zero_shot.blocks import Block, find_blocks
+from zaq_plugin.zero_shot.quantizers import (
+    Slot,
+    WeightSlot,
+    activation_slots,
+    set_switches,
+    weight_slots,
+)
+from zaq_plugin.zero_shot.rounding import LearnedRounding, LearnedStep
+
+Progress = Callable[[str, int, int, float], None]
+
+
+@dataclass(frozen=True)
+class ReconstructOptions:
+    """How blocks are reconstructed.
+
+    Attributes:
+        iterations: Adam steps per block.
+        batch_size: Images per step.
+        rounding_lr: Learning rate of the roundings.
+        step_lr: Learning rate of the activations' steps, relative to the step itself.
+        scale_lr: Learning rate of the logarithm of each weight channel's scale; 0 keeps scales.
+        regulariser: Weight of AdaRound's regulariser, whose exponent falls from 20 to 2.
+        warmup: Share of the iterations without the regulariser.
+        drop: QDrop's probability, for activations inside the block and for its input.
+        exact: Write the levels themselves into the weights; else the nearest value that the
+            fake-quantizer rounds to the learned level, which leaves more for training to work on.
+    """
+
+    iterations: int = 400
+    batch_size: int = 32
+    rounding_lr: float = 1e-2
+    step_lr: float = 1e-2
+    scale_lr: float = 0.0
+    regulariser: float = 1e-3
+    warmup: float = 0.2
+    drop: float = 0.5
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1 or self.batch_size < 1:
+            raise ValueError(
+                "ReconstructOptions: iterations and batch_size must be at least 1; got "
+                f"{self.iterations} and {self.batch_size}."
+            )
+        if not 0 <= self.drop < 1 or not 0 <= self.warmup < 1:
+            raise ValueError(
+                f"ReconstructOptions: drop and warmup must be in [0, 1); got {self.drop} and "
+                f"{self.warmup}."
+            )
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """What reconstruction did to one block.
+
+    Attributes:
+        name: The block.
+        before: Mean squared error of its output against the teacher's, at its student input.
+        after: The same afterwards; a block that got worse keeps its first state.
+        rerounded: Share of its weights that no longer have their nearest level.
+    """
+
+    name: str
+    before: float
+    after: float
+    rerounded: float
+
+
+def reconstruct(
+    student: nn.Module,
+    teacher: nn.Module,
+    images: Tensor,
+    options: ReconstructOptions | None = None,
+    *,
+    rng: torch.Generator | None = None,
+    progress: Progress | None = None,
+    refresh: Callable[[int], Tensor | None] | None = None,
+) -> list[BlockResult]:
+    """Reconstruct a calibrated student in place, block after block.
+
+    Args:
+        student: Prepared and calibrated; its observers are switched off.
+        teacher: Its twin.
+        images: (N, C, H, W) synthetic (or real) images.
+        rng: CPU source of batches; drops on another device are seeded from it.
+        progress: Called with (block, blocks done, blocks, error).
+        refresh: Called with the number of blocks done; may return new images for the rest.
+
+    Raises:
+        ValueError: if nothing is quantized, or a layer lies in no block.
+    """
+    options = options or ReconstructOptions()
+    rng = rng or torch.Generator().manual_seed(0)
+    set_switches(student, observe=False, quantize=True)
+    set_switches(teacher, observe=False, quantize=False)
+    example = images[:2]
+    blocks = find_blocks(student, teacher, example)
+    slots = {slot.name: slot for slot in weight_slots(student, example)}
+    results = []
+    for position, block in enumerate(blocks):
+        fresh = refresh(position) if refresh is not None else None
+        images = images if fresh is None else fresh
+        work = _BlockWork(student, block, slots, options, rng, images.device)
+        results.append(work.run(images))
+        if progress is not None:
+            progress(block.name, position + 1, len(blocks), results[-1].after)
+    return results
+
+
+class _BlockWork:
+    """One block: its learned stand-ins, its data, its training."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        block: Block,
+        slots: dict[str, WeightSlot],
+        options: ReconstructOptions,
+        rng: torch.Generator,
+        device: torch.device,
+    ) -> None:
+        self.block, self.options, self.rng, self.device = block, options, rng, device
+        self.weights = [slots[name] for name in block.weights]
+        inside = {id(m) for part in block.modules for m in part.modules()}
+        self.activations: list[Slot] = [
+            slot for slot in activation_slots(student) if id(slot.module) in inside
+        ]
+        seed = int(torch.randint(2**31, (1,), generator=rng))
+        self.drops = torch.Generator(device=device).manual_seed(seed)
+
+    def run(self, images: Tensor) -> BlockResult:
+        block, options = self.block, self.options
+        noisy = _in_batches(block.student_input, images, options.batch_size)
+        clean = _in_batches(block.teacher_input, images, options.batch_size)
+        target = _in_batches(block.teacher, clean, options.batch_size)
+        before = self._error(noisy, target)
+        first = _snapshot(self.weights, self.activations)
+        nearest = [slot.quantized(slot.seen) for slot in self.weights]
+        with self._learning() as (roundings, steps):
+            self._train(noisy, clean, target, roundings, steps)
+        for slot, rounding in zip(self.weights, roundings, strict=True):
+            rounding.bake(slot, options.exact)
+        for place, step in zip(self.activations, steps, strict=True):
+            step.bake(place)
+        after = self._error(noisy, target)
+        if not after <= before:
+            _put_back(first, self.weights, self.activations)
+            return BlockResult(block.name, before, before, 0.0)
+        changed, total = 0, 0
+        for slot, rounding, old in zip(self.weights, roundings, nearest, strict=True):
+            rounding.log_scale.data.zero_()
+            changed += int((rounding(slot.seen) - old).abs().gt(1e-6 * old.abs().max()).sum())
+            total += old.numel()
+        return BlockResult(block.name, before, after, changed / max(total, 1))
+
+    def _error(self, inputs: Tensor, target: Tensor) -> float:
+        out = _in_batches(self.block.student, inputs, self.options.batch_size)
+        return float((out - target).square().mean())
+
+    @contextmanager
+    def _learning(self) -> Iterator[tuple[list[LearnedRounding], list[LearnedStep]]]:
+        options = self.options
+        roundings = [
+            LearnedRounding(slot, learn_scale=options.scale_lr > 0).to(self.device)
+            for slot in self.weights
+        ]
+        steps = [
+            LearnedStep(slot, options.drop, self.drops).to(self.device)
+            for slot in self.activations
+        ]
+        pairs = [*zip(self.weights, roundings, strict=True)]
+        places: list[tuple[Slot, nn.Module]] = [*pairs, *zip(self.activations, steps, strict=True)]
+        for slot, stand_in in places:
+            slot.swap(stand_in)
+        try:
+            yield roundings, steps
+        finally:
+            for slot, _ in places:
+                slot.restore()
+
+    def _train(
+        self,
+        noisy: Tensor,
+        clean: Tensor,
+        target: Tensor,
+        roundings: list[LearnedRounding],
+        steps: list[LearnedStep],
+    ) -> None:
+        options = self.options
+        groups = [{"params": [r.logits for r in roundings], "lr": options.rounding_lr}]
+        if options.scale_lr > 0:
+            groups.append({"params": [r.log_scale for r in roundings], "lr": options.scale_lr})
+        # Adam moves by about lr per step, so lr is relative to each step's size.
+        groups += [
+            {"params": [s.step], "lr": options.step_lr * float(s.step.detach().abs())}
+            for s in steps
+        ]
+        optimizer = torch.optim.Adam(groups)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, [_constant] + [self._cosine] * (len(groups) - 1)
+        )
+        start = int(options.warmup * options.iterations)
+        for step in steps:
+            step.train()
+        for iteration in range(options.iterations):
+            chosen = torch.randint(len(target), (options.batch_size,), generator=self.rng)
+            chosen = chosen.to(target.device)
+            x, y = noisy[chosen], target[chosen]
+            if options.drop > 0:
+                mask = torch.empty_like(x).bernoulli_(options.drop, generator=self.drops)
+                x = torch.lerp(x, clean[chosen], mask)
+            out = self.block.student(x)
+            loss = (out - y).square().sum() / (y.numel() / y.shape[1])
+            if iteration >= start:
+                done = (iteration - start) / max(1, options.iterations - start)
+                sharpness = 2 + 18 * (1 - done)
+                for rounding in roundings:
+                    loss = loss + options.regulariser * rounding.regulariser(sharpness)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+
+    def _cosine(self, iteration: int) -> float:
+        return 0.5 * (1 + math.cos(math.pi * iteration / self.options.iterations))
+
+
+def _constant(iteration: int) -> float:
+    return 1.0
+
+
+@torch.no_grad()
+def _in_batches(call: Callable[[Tensor], Tensor], x: Tensor, batch_size: int) -> Tensor:
+    return torch.cat([call(part) for part in x.split(max(batch_size, 64))])
+
+
+_State = list[tuple[Tensor, Tensor]]
+
+
+def _snapshot(weights: list[WeightSlot], activations: list[Slot]) -> tuple[_State, list[Tensor]]:
+    kept = [
+        (s.parameter.detach().clone(), s.module.activation_post_process.edges.clone())  # type: ignore[union-attr, operator]
+        for s in weights
+    ]
+    return kept, [s.module.scale.detach().clone() for s in activations]  # type: ignore[union-attr, operator]
+
+
+@torch.no_grad()
+def _put_back(
+    state: tuple[_State, list[Tensor]], weights: list[WeightSlot], activations: list[Slot]
+) -> None:
+    for slot, (parameter, edges) in zip(weights, state[0], strict=True):
+        slot.parameter.copy_(parameter)
+        slot.module.activation_post_process.edges.copy_(edges)  # type: ignore[union-attr, operator]
+    for place, scale in zip(activations, state[1], strict=True):
+        place.module.scale.copy_(scale)  # type: ignore[union-attr, operator]

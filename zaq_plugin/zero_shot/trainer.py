@@ -1,0 +1,398 @@
+"""`zero_shot_finetune`: calibration, reconstruction and training without data, with every guard."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zaq_plugin.zero_shot.checkpoint import load_checkpoint, save_checkpoint
+from zaq_plugin.zero_shot.config import ZeroShotConfig
+from zaq_plugin.zero_shot.judge import Judge, Verdict
+from zaq_plugin.zero_shot.learner import Learner
+from zaq_plugin.zero_shot.loader import ZeroShotLoader
+from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs
+from zaq_plugin.zero_shot.progress import RunProgress
+from zaq_plugin.zero_shot.quantizers import (
+    check_graph_mode,
+    freeze_batch_norm,
+    set_switches,
+    to_evaluation,
+    weight_slots,
+)
+from zaq_plugin.zero_shot.reconstruction import BlockResult, ReconstructOptions, reconstruct
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss became NaN or infinite; the student holds the best state seen before."""
+
+
+@dataclass
+class FinetuneResult:
+    """What happened.
+
+    Attributes:
+        verdicts: The judge's history; the first is the calibrated, untrained state.
+        best: The state that the student holds now.
+        blocks: What reconstruction did, block by block.
+        curve: Terms of the loss at every judged step, with ``step``.
+        layer_weights: λ by tap at the end.
+        restarts: Steps at which the generator was restarted.
+        seconds: Wall time by stage.
+        examples: Some of the synthetic images, (n, C, H, W).
+    """
+
+    verdicts: list[Verdict] = field(default_factory=list)
+    best: Verdict | None = None
+    blocks: list[BlockResult] = field(default_factory=list)
+    curve: list[dict[str, float]] = field(default_factory=list)
+    layer_weights: dict[str, float] = field(default_factory=dict)
+    restarts: list[int] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    examples: Tensor | None = None
+
+    @property
+    def start(self) -> Verdict:
+        """The untrained state."""
+        return self.verdicts[0]
+
+    @property
+    def improved(self) -> bool:
+        """Whether anything better than the untrained state was found."""
+        return self.best is not None and self.best.label != self.start.label
+
+
+def zero_shot_finetune(
+    student: nn.Module,
+    config: ZeroShotConfig | None = None,
+    *,
+    image_shape: tuple[int, int, int],
+    float_model: nn.Module | None = None,
+    teacher: nn.Module | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    adapter: OutputAdapter = all_outputs,
+    images: Tensor | None = None,
+    checkpoint_dir: str | Path | None = None,
+    progress: bool = True,
+    on_step: Callable[[int], None] | None = None,
+) -> FinetuneResult:
+    """Fine-tune a prepared student in place, without data (ZAQ and its successors).
+
+    Lifecycle: distil images and warm the generator up; calibrate activation ranges and freeze them;
+    judge the untrained state; reconstruct block by block; train; hand back the best state by the
+    judge's synthetic images, the untrained one included.
+
+    Args:
+        student: Prepared for quantization-aware training, in any host; changed in place.
+        config: Settings; `ZeroShotConfig.preset` has three.
+        image_shape: (channels, height, width).
+        float_model: The float model before its BatchNorms were folded, if they were: its
+            statistics guide the synthetic images.
+        teacher: P; the student's twin by default.
+        mean, std: The model's input normalisation, pixels in 0..1.
+        adapter: From the model's output to a list of tensors, for models with several outputs.
+        images: (N, C, H, W) images in place of distilled ones; real ones make it fine-tuning with
+            data, the ceiling.
+        checkpoint_dir: Where to leave checkpoints; a run that finds one there resumes it.
+        progress: Show a progress bar.
+        on_step: Called after every student step.
+
+    Raises:
+        ValueError: if nothing is quantized, or a checkpoint belongs to other settings.
+        TrainingDiverged: if the loss becomes NaN or infinite.
+    """
+    run = _Run(
+        student, config or ZeroShotConfig(), checkpoint_dir, progress, on_step,
+        dict(
+            image_shape=image_shape, float_model=float_model, teacher=teacher, mean=mean, std=std,
+            adapter=adapter,
+        ),
+    )
+    modes = {m: m.training for m in student.modules()}
+    try:
+        with run.progress:
+            return run.go(images)
+    finally:
+        run.close()
+        for module in student.modules():
+            if module in modes:
+                module.training = modes[module]
+
+
+class _Run:
+    """One run's parts and stages."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        config: ZeroShotConfig,
+        folder: str | Path | None,
+        show: bool,
+        on_step: Callable[[int], None] | None,
+        loader_args: dict[str, Any],
+    ) -> None:
+        check_graph_mode(student)
+        self.student, self.config, self.on_step = student, config, on_step
+        self.folder = None if folder is None else Path(folder)
+        self.loader = ZeroShotLoader(student, config=config, **loader_args)
+        self.progress = RunProgress(show)
+        self.result = FinetuneResult()
+        self.learner: Learner | None = None
+        self.judge: Judge | None = None
+        # Work on a graph's or model's own mode, with BatchNorm frozen: dropout would be noise.
+        to_evaluation(student)
+        freeze_batch_norm(student)
+
+    def go(self, images: Tensor | None) -> FinetuneResult:
+        saved = None
+        if self.folder is not None:
+            saved = load_checkpoint(self.folder, self.config.to_json(), self.loader.device)
+        if saved is None:
+            self._prepare(images)
+        else:
+            self._resume(saved)
+        if self.config.steps:
+            self._timed("training", lambda: self._train(saved))
+        return self._hand_over()
+
+    def close(self) -> None:
+        if self.learner is not None:
+            self.learner.detach()
+        self.loader.close()
+
+    # ---- before training ------------------------------------------------------------------------
+
+    def _prepare(self, images: Tensor | None) -> None:
+        held_out = self._timed("images", lambda: self._make_images(images))
+        if self.config.recalibrate:
+            self._timed("calibration", self._calibrate)
+        set_switches(self.student, observe=False, quantize=True)
+        self._make_judge(held_out)
+        assert self.judge is not None
+        self.judge.look(self.student, "start")
+        if self.config.reconstruct:
+            self._timed("reconstruction", self._reconstruct)
+            self.judge.look(self.student, "reconstructed")
+
+    def _make_images(self, images: Tensor | None) -> Tensor:
+        """Pool and validation images; the two never meet."""
+        config, loader = self.config, self.loader
+
+        def report(stage: str, step: int, steps: int, loss: float) -> None:
+            self.progress.show(stage, step, steps, {"loss": loss})
+
+        if images is not None:
+            images = images.to(loader.device, loader.dtype)
+            count = min(config.validation_images, max(2, len(images) // 3))
+            loader.prepare(images[:-count], report)
+            self._pool = images[:-count]
+            return images[-count:]
+        if config.uses_distilled:
+            total = config.distilled_images + config.validation_images
+            made = loader.distill(total, report).to(loader.dtype)
+            loader.prepare(made[: config.distilled_images], report)
+            self._pool = made[: config.distilled_images]
+            return made[config.distilled_images :]
+        loader.prepare(None, report)
+        assert loader.adversary is not None
+        held_out = self._generate(config.validation_images)
+        self._pool = self._generate(max(config.calibration_images, 2))
+        return held_out
+
+    def _generate(self, count: int) -> Tensor:
+        assert self.loader.adversary is not None
+        batches = -(-count // self.config.batch_size)
+        made = [self.loader.adversary.sample() for _ in range(batches)]
+        return torch.cat(made)[:count].to(self.loader.dtype)
+
+    @torch.no_grad()
+    def _calibrate(self) -> None:
+        set_switches(self.student, observe=True, quantize=False)
+        for slot in weight_slots(self.student, self._pool[:2]):
+            slot.module.disable_observer()  # type: ignore[operator]
+        _forget_ranges(self.student)
+        for batch in self._pool[: self.config.calibration_images].split(self.config.batch_size):
+            self.student(batch)
+        set_switches(self.student, observe=False, quantize=True)
+        to_evaluation(self.student)
+
+    def _make_judge(self, held_out: Tensor) -> None:
+        config = self.config
+        self.judge = Judge(self.loader.teacher, held_out, self.loader.adapter, config.loss)
+
+    def _reconstruct(self) -> None:
+        config = self.config
+        options = ReconstructOptions(
+            iterations=config.reconstruct_iterations,
+            batch_size=config.reconstruct_batch_size,
+            step_lr=config.reconstruct_step_lr,
+            scale_lr=config.reconstruct_scale_lr,
+            regulariser=config.reconstruct_regulariser,
+            drop=config.drop,
+        )
+        self.result.blocks = reconstruct(
+            self.student,
+            self.loader.teacher,
+            self._pool,
+            options,
+            rng=self.loader.shared_rng,
+            progress=lambda name, n, total, error: self.progress.show(
+                "reconstruct", n, total, {"error": error}
+            ),
+        )
+
+    # ---- training --------------------------------------------------------------------------------
+
+    def _train(self, saved: dict[str, Any] | None) -> None:
+        config, loader = self.config, self.loader
+        assert self.judge is not None
+        self.learner = Learner(self.student, self.judge.images[:2], config)
+        if saved is not None and saved["learner"] is not None:
+            self.learner.load_state_dict(saved["learner"])
+        elif self.folder is not None:
+            self._save()
+        for batch, targets in loader:
+            loss = loader.loss(self.student(batch), targets)
+            extra = self.learner.regulariser()
+            loss = loss if extra is None else loss + extra
+            self._check_finite(loss)
+            self.learner.update(loss)
+            step = loader.step
+            last = step == config.steps
+            if step % config.validate_every == 0 or last:
+                self._judge(step)
+            self.progress.show("train", step, config.steps, self._shown())
+            if self.folder is not None and (
+                (config.checkpoint_every and step % config.checkpoint_every == 0) or last
+            ):
+                self._save()
+            if self.on_step is not None:
+                self.on_step(step)
+        self.learner.detach()
+
+    def _shown(self) -> dict[str, float]:
+        names = ("D_o", "KL", "D_f", "features", "loss")
+        shown = {n: self.loader.losses[n] for n in names if n in self.loader.losses}
+        if self.judge is not None and self.judge.best is not None:
+            shown["agreement"] = self.judge.history[-1].agreement
+        return shown
+
+    def _judge(self, step: int) -> None:
+        assert self.judge is not None
+        assert self.learner is not None
+        with self.learner.judged():
+            verdict = self.judge.look(self.student, f"step {step}")
+        if self.learner.average:
+            with self.learner.averaged(), self.learner.judged():
+                self.judge.look(self.student, f"average at step {step}")
+        terms = {**self.loader.losses, "divergence": verdict.divergence}
+        self.result.curve.append({"step": step, **terms, "agreement": verdict.agreement})
+
+    def _check_finite(self, loss: Tensor) -> None:
+        if math.isfinite(float(loss.detach())):
+            return
+        assert self.learner is not None
+        assert self.judge is not None
+        self.learner.detach()
+        best = self.judge.restore_best(self.student)
+        terms = ", ".join(f"{name} {value:.4g}" for name, value in self.loader.losses.items())
+        where = f"; the last checkpoint is in {self.folder}" if self.folder else ""
+        raise TrainingDiverged(
+            f"step {self.loader.step}: the loss is {float(loss.detach())} ({terms}). The student "
+            f"holds the best state so far ({best.label}, agreement {best.agreement:.3f}){where}. Try "
+            "a smaller student_lr, edge_lr and step_lr, or grad_clip=1."
+        )
+
+    # ---- checkpoints -----------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        assert self.folder is not None
+        assert self.judge is not None
+        assert self.learner is not None
+        learned = self.learner.state_dict()
+        base = self._base
+        save_checkpoint(
+            self.folder,
+            {
+                "config": self.config.to_json(),
+                "base": base,
+                "loader": self.loader.state_dict(),
+                "judge": self.judge.state_dict(),
+                "learner": learned,
+                "curve": self.result.curve,
+                "seconds": self.result.seconds,
+            },
+        )
+
+    @property
+    def _base(self) -> dict[str, Tensor]:
+        """The student before training: what the learner's stand-ins were built on."""
+        if not hasattr(self, "_kept_base"):
+            assert self.learner is not None
+            self.learner.detach()
+            self._kept_base = {
+                k: v.detach().clone() for k, v in self.student.state_dict().items()
+            }
+            self.learner.attach()
+        return self._kept_base
+
+    def _resume(self, saved: dict[str, Any]) -> None:
+        set_switches(self.student, observe=False, quantize=True)
+        self.student.load_state_dict(saved["base"])
+        self._kept_base = saved["base"]
+        set_switches(self.student, observe=False, quantize=True)
+        self.loader.load_state_dict(saved["loader"])
+        self._make_judge(saved["judge"]["images"])
+        assert self.judge is not None
+        self.judge.load_state_dict(saved["judge"])
+        self.result.curve = list(saved["curve"])
+        self.result.seconds = dict(saved["seconds"])
+        logger.info("resumed at step %d", self.loader.step)
+
+    # ---- the end ---------------------------------------------------------------------------------
+
+    def _hand_over(self) -> FinetuneResult:
+        assert self.judge is not None
+        result, loader = self.result, self.loader
+        result.best = self.judge.restore_best(self.student)
+        result.verdicts = list(self.judge.history)
+        if loader.layer_weights is not None and loader._taps is not None:
+            values = loader.layer_weights.values.tolist()
+            result.layer_weights = dict(zip(loader._taps[0].names, values, strict=True))
+        if loader.adversary is not None:
+            result.restarts = list(loader.adversary.restarts)
+            result.examples = loader.adversary.sample()[:64].float().cpu()
+        elif loader.source is not None and loader.source.pool is not None:
+            result.examples = loader.source.pool[:64].float().cpu()
+        if not result.improved:
+            logger.warning(
+                "nothing better than the untrained state was found; it is what the student holds."
+            )
+        return result
+
+    def _timed(self, stage: str, action: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        value = action()
+        spent = time.perf_counter() - start
+        self.result.seconds[stage] = self.result.seconds.get(stage, 0.0) + spent
+        return value
+
+
+def _forget_ranges(model: nn.Module) -> None:
+    for module in model.modules():
+        reset = getattr(module, "reset_min_max_vals", None)
+        if callable(reset):
+            reset()
+
+
+__all__ = ["FinetuneResult", "TrainingDiverged", "all_outputs", "zero_shot_finetune"]
