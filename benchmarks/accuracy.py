@@ -49,13 +49,19 @@ OBSERVERS = {"minmax": MinMaxObserver, "topk": TopKMedianObserver}
 WIDTHS = ((4, 8), (4, 4), (3, 3), (2, 4), (6, 8), (8, 8))
 
 
-def cells(task: str, images: int, seeds: Sequence[int], observers: Sequence[str]) -> Iterator[Cell]:
+def cells(
+    task: str,
+    images: int,
+    seeds: Sequence[int],
+    observers: Sequence[str],
+    widths: Sequence[tuple[int, int]],
+) -> Iterator[Cell]:
     """Everything to measure, uniform grids at PWLQ's stored bits included."""
     has_depthwise = task == "imagenet"
     for seed in seeds:
         for observer in observers:
             for depthwise in ("int8", "as-told") if has_depthwise else ("none",):
-                for bits, activations in WIDTHS:
+                for bits, activations in widths:
                     for method in METHODS:
                         uniform = method.startswith("uniform")
                         for width in (bits, bits + 1) if uniform and bits < 8 else (bits,):
@@ -114,11 +120,13 @@ class Bench:
             example_inputs=(calibration[:1],),
         )
         calibrate(student, batches)
+        seconds = time.perf_counter() - started
         expected = logits_of(self.folded, held_out, self.batch)
         for corrected in (False, True):
             if corrected:
+                started = time.perf_counter()
                 correct_bias(student, [calibration])
-            seconds = time.perf_counter() - started
+                seconds += time.perf_counter() - started
             found = self._compare(student, held_out, expected, seconds)
             yield replace(cell, corrected=corrected), found
 
@@ -149,6 +157,13 @@ def divergence(expected: Tensor, actual: Tensor) -> float:
     return float(F.kl_div(student, teacher, reduction="batchmean", log_target=True))
 
 
+def _width(text: str) -> tuple[int, int]:
+    weights, _, activations = text.partition("/")
+    if not (weights.isdigit() and activations.isdigit()):
+        raise argparse.ArgumentTypeError(f"expected bits such as 4/8, got {text!r}")
+    return int(weights), int(activations)
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -158,6 +173,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", choices=[*LOADERS, "all"], default="cifar10")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="calibration draws")
     parser.add_argument("--observers", choices=list(OBSERVERS), nargs="+", default=["minmax"])
+    parser.add_argument(
+        "--widths",
+        type=_width,
+        nargs="+",
+        default=WIDTHS,
+        metavar="W/A",
+        help="MAC bits of weights and activations, such as 4/8",
+    )
     parser.add_argument("--only", default="", help="only methods whose name holds this text")
     parser.add_argument("--limit", type=int, help="measure on the first so many images only")
     parser.add_argument("--threads", type=int, default=1)
@@ -179,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         count = len(bench.images)
         wanted = (
             cell
-            for cell in cells(name, count, args.seeds, args.observers)
+            for cell in cells(name, count, args.seeds, args.observers, args.widths)
             if args.only in cell.method
         )
         run(bench, wanted, done, lines, errors.print)

@@ -116,7 +116,6 @@ def to_rows(done: dict[Cell, Measured], task: str, images: int) -> list[ResultRo
                 len(found),
                 statistics.stdev(top1) if len(found) > 1 else None,
                 protocol(cell, sorted(seed for seed, _ in found)),
-                statistics.fmean(m.seconds for _, m in found),
             )
         )
     return [*float_row(groups), *sorted(rows, key=_order)]

@@ -61,7 +61,6 @@ def test_measures_writes_and_resumes(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(accuracy, "WIDTHS", ((4, 4),))
     monkeypatch.setitem(accuracy.CALIBRATION, "cifar10", 16)
     monkeypatch.setitem(accuracy.HELD_OUT, "cifar10", 16)
     arguments = [
@@ -69,6 +68,8 @@ def test_measures_writes_and_resumes(
         str(data),
         "--out",
         str(tmp_path),
+        "--widths",
+        "4/4",
         "--seeds",
         "0",
         "1",
