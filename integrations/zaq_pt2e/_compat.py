@@ -1,0 +1,71 @@
+"""Every private name and undocumented habit of torchao that this package leans on, in one place.
+
+``tests/integrations/zaq_pt2e/test_host_facts.py`` pins each of them: it fails loudly, naming the
+fact, when a new torchao changes one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.ao.quantization.fx import _decomposed  # registers the quantized_decomposed operators
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e import FakeQuantizeBase, ObserverBase
+from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+__all__ = ["ANNOTATION", "HOST_BN_EPS", "QUANTIZED_LIBRARY", "is_watcher", "prepared_for_qat"]
+
+QUANTIZED_LIBRARY = _decomposed.quantized_decomposed_lib
+
+ANNOTATION: str = Q_ANNOTATION_KEY
+"""Where a node's `QuantizationAnnotation` is kept in its meta."""
+
+HOST_BN_EPS = 1e-5
+"""The eps that the host's QAT patterns and its train/eval switch write into every BatchNorm."""
+
+_ATTRS = "_observed_graph_module_attrs"
+
+
+def is_watcher(module: object) -> bool:
+    """Whether a module is an observer or a fake-quantizer of torchao, ours included."""
+    return isinstance(module, ObserverBase | FakeQuantizeBase)
+
+
+def prepared_for_qat(model: GraphModule) -> bool | None:
+    """Whether a prepared model came from prepare_qat_pt2e; None if it is not a prepared one."""
+    attributes = model.meta.get(_ATTRS)
+    return None if attributes is None else bool(attributes.is_qat)
+
+
+def annotation_of(node: Node) -> Any:
+    """The node's `QuantizationAnnotation`, or None."""
+    return node.meta.get(ANNOTATION)
+
+
+def constructor_class(constructor: Any) -> type | None:
+    """The class behind the constructor of a `QuantizationSpec`, through ``with_args`` layers."""
+    while not isinstance(constructor, type):
+        inner = getattr(constructor, "p", None) or getattr(constructor, "func", None)
+        inner = inner or getattr(constructor, "cls", None)
+        if inner is None:
+            return None
+        constructor = inner
+    return constructor
+
+
+def is_fake_quantize(constructor: Any) -> bool:
+    """Whether a constructor of a `QuantizationSpec` makes fake-quantizers (QAT), not observers."""
+    cls = constructor_class(constructor)
+    return cls is not None and issubclass(cls, FakeQuantizeBase)
+
+
+def lowered_name(target: object) -> str | None:
+    """Short name of an int8 kernel in a model lowered for x86, such as ``onednn.qconv_pointwise``."""
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "onednn":
+        return None
+    name = target._schema.name.removeprefix("onednn::")
+    if not name.startswith(("qconv", "qlinear")) or "prepack" in name:
+        return None
+    overload = "" if target._overloadname == "default" else f".{target._overloadname}"
+    return f"onednn.{name}{overload}"

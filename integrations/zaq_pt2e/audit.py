@@ -1,0 +1,157 @@
+"""What became of every convolution and linear layer of a prepared or converted graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from zaq_plugin.report.records import Audit, LayerRecord
+from zaq_pt2e import packing
+from zaq_pt2e._compat import is_watcher, lowered_name
+from zaq_pt2e.graph import (
+    TRANSPOSED,
+    Layer,
+    argument,
+    constant_value,
+    layer_of,
+    layers,
+    note_of,
+)
+
+_ops = torch.ops.quantized_decomposed
+_PER_CHANNEL = (_ops.dequantize_per_channel.default,)
+_PER_TENSOR = (_ops.dequantize_per_tensor.default, _ops.dequantize_per_tensor.tensor)
+
+
+def audit(model: GraphModule, lowered: GraphModule | None = None) -> Audit:
+    """Every convolution and linear layer: by which spec it is quantized, or why it is not.
+
+    Print it, or feed it to the manifest. A layer that is called twice has one record.
+
+    Args:
+        model: A prepared, converted or packed graph, also one that was saved and loaded.
+        lowered: The same model lowered for x86; its kernels are read from it.
+
+    Raises:
+        ValueError: nothing was quantized, or there is no layer to be seen (a lowered model has
+            none: pass the converted one, and the lowered one as ``lowered``).
+    """
+    found = list(layers(model))
+    if not found and any(lowered_name(n.target) for n in model.graph.nodes):
+        raise ValueError(
+            "this model is lowered: its layers are kernels already. Use "
+            "audit(converted, lowered=lowered)."
+        )
+    kernels = None if lowered is None else lowered_kernels(lowered)
+    records: dict[str, LayerRecord] = {}
+    for layer in found:
+        record = _record(model, layer, kernels)
+        if layer.name not in records or not record.quantized:
+            records[layer.name] = record
+    return Audit(list(records.values())).require_any()
+
+
+def lowered_kernels(lowered: GraphModule) -> dict[str, str]:
+    """The int8 kernel that runs each layer of a lowered model, by the layer's name."""
+    found: dict[str, str] = {}
+    for node in lowered.graph.nodes:
+        kernel = lowered_name(node.target)
+        if kernel is None:
+            continue
+        for used in node.all_input_nodes:
+            target = str(used.target)
+            if used.op == "get_attr" and target.endswith("_scale"):
+                found[layer_of(target.removesuffix("_scale"))] = kernel
+    return found
+
+
+def _record(model: GraphModule, layer: Layer, kernels: dict[str, str] | None) -> LayerRecord:
+    weight, note = argument(layer.node, 1), note_of(layer.node)
+    numel = _numel(model, weight)
+    facts = {**_weight_facts(model, weight), **_known(note)}
+    common = {"name": layer.name, "kind": layer.kind, "numel": numel}
+    activation, exact = _activation(model, argument(layer.node, 0))
+    if "spec" not in facts or "mac_bits" not in facts:
+        reason = note.get("reason") or "no quantizer annotated it"
+        return LayerRecord(**common, quantized=False, reason=reason, kernel=f"float32 {layer.kind}")
+    if _simulated(weight):
+        kernel = "simulated"
+    elif kernels is not None:
+        kernel = kernels.get(layer.name, f"float32 {layer.kind} on dequantized weights")
+    elif exact and layer.node.target not in TRANSPOSED:
+        kernel = f"int8 {layer.kind} once lowered"
+    else:
+        kernel = f"float32 {layer.kind} on dequantized weights"
+    reason = note.get("remark") or note.get("reason")
+    return LayerRecord(
+        **common, quantized=True, reason=reason, kernel=kernel, activation=activation, **facts
+    )
+
+
+def _known(note: dict[str, Any]) -> dict[str, Any]:
+    names = ("spec", "mac_bits", "stored_bits", "stored_bytes", "sqnr_db", "entropy_bits")
+    return {n: note[n] for n in names if n in note} if "mac_bits" in note else {}
+
+
+def _weight_facts(model: GraphModule, weight: object) -> dict[str, Any]:
+    """Widths of a weight, from the modules or operators in front of the layer."""
+    if not isinstance(weight, Node):
+        return {}
+    if weight.op == "call_module":
+        module: Any = model.get_submodule(str(weight.target))
+        spec = getattr(module, "spec", None)
+        if spec is not None:
+            bits = {"mac_bits": spec.mac_bits, "stored_bits": spec.stored_bits}
+            return {"spec": spec.label, **bits}
+        if is_watcher(module):
+            return _uniform(int(module.quant_max) - int(module.quant_min))
+        return {}
+    if weight.target in _PER_CHANNEL:
+        return _uniform(int(weight.args[5]) - int(weight.args[4]))  # type: ignore[arg-type]
+    if weight.target in _PER_TENSOR:
+        return _uniform(int(weight.args[4]) - int(weight.args[3]))  # type: ignore[arg-type]
+    return {}
+
+
+def _uniform(steps: int) -> dict[str, Any]:
+    bits = steps.bit_length()
+    label = f"uniform {bits}b MAC/{bits}b stored (the host's)"
+    return {"spec": label, "mac_bits": bits, "stored_bits": bits}
+
+
+def _activation(model: GraphModule, node: object) -> tuple[str, bool]:
+    """Label of a layer's input, and whether it comes in integers."""
+    if isinstance(node, Node) and node.target in _PER_TENSOR:
+        bits = (int(node.args[4]) - int(node.args[3])).bit_length()  # type: ignore[arg-type]
+        return f"uniform {bits} bits per tensor", True
+    if isinstance(node, Node) and node.op == "call_module":
+        module: Any = model.get_submodule(str(node.target))
+        if hasattr(module, "format"):
+            return f"{module.format.label}, simulated", False
+        if is_watcher(module) and getattr(module, "quant_max", None) is not None:
+            bits = (int(module.quant_max) - int(module.quant_min)).bit_length()
+            return f"uniform {bits} bits per tensor", True
+    return "float32", False
+
+
+def _simulated(weight: object) -> bool:
+    return isinstance(weight, Node) and weight.op == "call_module"
+
+
+def _numel(model: GraphModule, weight: object) -> int:
+    """Number of weights, whatever stands in front of the layer."""
+    while isinstance(weight, Node):
+        value = weight.meta.get("val")
+        if isinstance(value, Tensor):
+            return value.numel()
+        constant = constant_value(model, weight)
+        if constant is not None:
+            return constant.numel()
+        weight = argument(weight, 0)
+    return 0
+
+
+assert packing.OPERATORS  # its import registers the operators that packed graphs hold

@@ -1,0 +1,183 @@
+"""Making BatchNorm survive the host's quantization-aware training.
+
+The host's QAT patterns and its switch between training and evaluation rewrite every BatchNorm to
+``eps = 1e-5``, know no BatchNorm without scale and shift, divide by gamma, and know no BatchNorm
+behind conv3d or linear. What is done about each, without changing what the model computes in
+evaluation mode:
+
+* ``eps``: ``var + eps = (var + eps - 1e-5) + 1e-5``; the running variance takes the difference.
+* no scale and shift: they are made, 1 and 0.
+* gamma near 0: moved to `SMALLEST_GAMMA`, which changes the output by that share of one standard
+  deviation. timm starts residual blocks with gamma = 0, which would give NaN.
+* conv3d, transposed conv3d and linear: BatchNorm is folded before training.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from zaq_plugin.ptq.fold_arithmetic import NormStatistics, folded_parameters
+from zaq_pt2e._compat import HOST_BN_EPS
+from zaq_pt2e.graph import argument, new_tensor, put_tensor, set_argument, tensor_at
+
+_aten = torch.ops.aten
+BATCH_NORM = _aten.batch_norm.default
+SMALLEST_GAMMA = 1e-5
+
+_NO_QAT_PATTERN = (
+    _aten.conv3d.default,
+    _aten.conv3d.padding,
+    _aten.conv_transpose3d.input,
+    _aten.linear.default,
+)
+
+
+def batch_norms(model: GraphModule) -> list[Node]:
+    """The BatchNorm nodes of an exported graph, in order.
+
+    Their arguments are (input, gamma, beta, running mean, running var, training, momentum, eps,
+    cudnn).
+    """
+    return [n for n in model.graph.nodes if n.op == "call_function" and n.target is BATCH_NORM]
+
+
+def _complete(node: Node) -> bool:
+    """Whether the BatchNorm keeps running statistics."""
+    return all(isinstance(argument(node, i), Node) for i in (3, 4))
+
+
+def own_tensors(model: GraphModule) -> None:
+    """Give an exported graph parameters and buffers of its own: the user's model shares them.
+
+    Tensors that were one stay one.
+    """
+    copies: dict[int, Tensor] = {}
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for name, value in table.items():
+                if value is None:
+                    continue
+                if id(value) not in copies:
+                    copy = value.detach().clone()
+                    if isinstance(value, nn.Parameter):
+                        copy = nn.Parameter(copy, requires_grad=value.requires_grad)
+                    copies[id(value)] = copy
+                table[name] = copies[id(value)]  # type: ignore[assignment]
+
+
+def fold_unpatterned(model: GraphModule) -> None:
+    """Fold BatchNorm behind conv3d, transposed conv3d and linear, for which QAT has no pattern."""
+    for node in batch_norms(model):
+        source = node.args[0]
+        if (
+            not isinstance(source, Node)
+            or source.target not in _NO_QAT_PATTERN
+            or len(source.users) > 1
+            or not _complete(node)
+        ):
+            continue
+        weight, bias = argument(source, 1), argument(source, 2)
+        if not _readable(weight) or (bias is not None and not _readable(bias)):
+            continue
+        value = source.meta.get("val")
+        if source.target is _aten.linear.default and (value is None or value.dim() != 2):
+            continue
+        _fold(model, node, source, weight, bias)
+    model.graph.eliminate_dead_code()
+    model.recompile()
+
+
+def _readable(node: object) -> bool:
+    return isinstance(node, Node) and node.op == "get_attr" and len(node.users) == 1
+
+
+def _fold(model: GraphModule, node: Node, source: Node, weight: Node, bias: Node | None) -> None:
+    def read(position: int) -> Tensor | None:
+        attribute = argument(node, position)
+        return tensor_at(model, str(attribute.target)) if isinstance(attribute, Node) else None
+
+    mean, var = read(3), read(4)
+    if mean is None or var is None:
+        return
+    statistics = NormStatistics(mean, var, read(1), read(2), float(argument(node, 7)))
+    transposed = source.target is _aten.conv_transpose3d.input
+    old = tensor_at(model, str(weight.target))
+    groups = argument(source, 6) if transposed else 1
+    new_weight, new_bias = folded_parameters(
+        old.detach(),
+        None if bias is None else tensor_at(model, str(bias.target)).detach(),
+        statistics,
+        transposed=transposed,
+        groups=groups or 1,
+    )
+    put_tensor(model, str(weight.target), nn.Parameter(new_weight))
+    parameter = nn.Parameter(new_bias)
+    if bias is None:
+        set_argument(source, 2, new_tensor(model, f"{weight.target}_bias", parameter, source))
+    else:
+        put_tensor(model, str(bias.target), parameter)
+    node.replace_all_uses_with(source)
+    model.graph.erase_node(node)
+
+
+def prepare_batch_norms(model: GraphModule) -> None:
+    """Bring every BatchNorm with running statistics into the host's form; see the module's text."""
+    shifted: dict[str, float] = {}
+    for node in batch_norms(model):
+        if not _complete(node):
+            continue
+        _add_affine(model, node)
+        eps, target = float(node.args[7]), str(node.args[4].target)  # type: ignore[union-attr, arg-type]
+        if eps != HOST_BN_EPS:
+            if target not in shifted:
+                shifted[target] = eps
+                var = tensor_at(model, target)
+                put_tensor(model, target, var.detach() + (eps - HOST_BN_EPS))
+            set_argument(node, 7, HOST_BN_EPS)
+        _clamp_gamma(model, str(node.args[1].target))  # type: ignore[union-attr]
+    model.recompile()
+
+
+def _add_affine(model: GraphModule, node: Node) -> None:
+    mean = tensor_at(model, str(node.args[3].target))  # type: ignore[union-attr]
+    prefix = str(node.args[3].target).removesuffix(".running_mean")  # type: ignore[union-attr]
+    for position, name, make in ((1, "weight", torch.ones_like), (2, "bias", torch.zeros_like)):
+        if argument(node, position) is None:
+            value = make(mean)
+            set_argument(node, position, new_tensor(model, f"{prefix}.{name}", value, node))
+
+
+def _clamp_gamma(model: GraphModule, target: str) -> None:
+    gamma = tensor_at(model, target)
+    small = gamma.detach().abs() < SMALLEST_GAMMA
+    if not bool(small.any()):
+        return
+    sign = torch.where(gamma < 0, -1.0, 1.0).to(gamma.dtype)
+    with torch.no_grad():
+        # In place: the tensor is the graph's own, and a parameter keeps its identity.
+        gamma.copy_(torch.where(small, sign * SMALLEST_GAMMA, gamma))
+
+
+def set_training(model: GraphModule, training: bool) -> GraphModule:
+    """Switch BatchNorm and dropout of an exported or prepared model, in place.
+
+    Unlike the host's ``move_exported_model_to_train`` and ``..._to_eval`` it keeps every node's
+    name, eps and momentum, and it works on deep copies.
+
+    Args:
+        model: An exported, prepared or converted graph.
+        training: True: batch statistics and active dropout; False: evaluation.
+
+    Returns:
+        The model.
+    """
+    switched = {BATCH_NORM: 5, _aten.dropout.default: 2, _aten.dropout_.default: 2}
+    switched[_aten.feature_dropout.default] = 2
+    for node in model.graph.nodes:
+        position = switched.get(node.target) if node.op == "call_function" else None
+        if position is not None:
+            set_argument(node, position, training)
+    model.recompile()
+    return model

@@ -1,0 +1,154 @@
+"""Bias correction: what quantized weights add to a layer's mean output is taken off its bias.
+
+Quantizing W to W^ shifts the output by ``E[(W^ - W) x]`` per channel (Nagel et al., ICCV 2019,
+section 4.2). Convolutions and linear layers are linear, so that the shift follows exactly from the
+mean input image ``E[x]``, borders included. It is gathered while the prepared model is calibrated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from zaq_plugin._host_module import HostModule
+from zaq_pt2e.graph import (
+    add_note,
+    argument,
+    new_tensor,
+    note_of,
+    put_tensor,
+    set_argument,
+    tensor_at,
+)
+
+
+class InputMean(HostModule):
+    """Mean of a tensor over its batch axis, weighted by batch size.
+
+    It stands beside the layer in the prepared graph: it is called with the layer's input, its
+    output goes nowhere, and conversion removes it.
+    """
+
+    resizable = ("mean",)
+    mean: Tensor
+    count: Tensor
+    varying: Tensor
+    _is_impure = True  # to torch.fx: no dead code
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.empty(0))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("varying", torch.zeros((), dtype=torch.bool))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take a batch into account; returns it unchanged."""
+        self.add(x)
+        return x
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def add(self, x: Tensor) -> None:
+        """Take a batch (N, ...) into account."""
+        if x.dim() < 2 or x.numel() == 0 or not x.is_floating_point():
+            return
+        batch = x.detach().float().mean(0)
+        if int(self.count) == 0:
+            self.mean.data = batch
+        elif self.mean.shape != batch.shape:
+            self.varying.fill_(True)
+            return
+        else:
+            self.mean += (batch - self.mean) * (x.shape[0] / (int(self.count) + x.shape[0]))
+        self.count += x.shape[0]
+
+    @property
+    def remark(self) -> str | None:
+        """Why there is no mean to correct with, or None."""
+        if int(self.count) == 0:
+            return "no bias correction: it saw no calibration batch"
+        if bool(self.varying):
+            return "no bias correction: calibration batches differ in shape"
+        return None
+
+    def convert(self, model: GraphModule, node: Node) -> None:
+        """What the host calls in conversion: take the node out of the graph."""
+        model.graph.erase_node(node)
+
+
+def watch_inputs(
+    model: GraphModule, modules: Mapping[Any, Any], is_weight: Callable[[object], bool]
+) -> None:
+    """Put an `InputMean` beside every layer whose weight has an observer of ours.
+
+    Args:
+        model: The graph's module, into which the host has not inserted its observers yet.
+        modules: The host's map from edges (input, node) and nodes to observers.
+        is_weight: Says whether a module is a weight observer of ours.
+    """
+    names: dict[Node, str] = {}
+    for edge, module in modules.items():
+        if not isinstance(edge, tuple) or not is_weight(module):
+            continue
+        source, node = edge
+        x = argument(node, 0)
+        if argument(node, 1) is not source or not isinstance(x, Node):
+            continue
+        if x not in names:
+            names[x] = f"input_mean_{len(names)}"
+            model.add_submodule(names[x], InputMean())
+            # After the layer, so that conversion meets its weight first.
+            with model.graph.inserting_after(node):
+                model.graph.call_module(names[x], (x,))
+        add_note(node, input_mean=names[x])
+
+
+def input_mean(model: GraphModule, node: Node) -> InputMean | None:
+    """The `InputMean` that watches a layer's input, if there is one."""
+    name = note_of(node).get("input_mean")
+    if name is None:
+        return None
+    found = model.get_submodule(name)
+    return found if isinstance(found, InputMean) else None
+
+
+@torch.no_grad()
+def correct_layer(model: GraphModule, node: Node, error: Tensor, mean: Tensor) -> float:
+    """Add ``E[(W - W^) x]`` to the bias of one convolution or linear layer.
+
+    Args:
+        model: The graph's module.
+        node: The layer; it is given a bias if it has none.
+        error: W - W^, the weight's shape.
+        mean: E[x] over the batch.
+
+    Returns:
+        The root mean square of the correction.
+    """
+    mean = mean.to(error.device)
+    shift = node.target(mean.unsqueeze(0), error, None, *node.args[3:])  # type: ignore[operator]
+    channel = shift.dim() - 1 if "linear" in str(node.target) else 1
+    shift = shift.movedim(channel, 0).flatten(1).mean(1)
+    add_to_bias(model, node, shift)
+    return float(shift.square().mean().sqrt())
+
+
+def add_to_bias(model: GraphModule, node: Node, shift: Tensor, position: int = 2) -> None:
+    """Add to the bias of a layer; the old tensor is left as it is, others may use it."""
+    bias = argument(node, position)
+    if isinstance(bias, Node) and bias.op == "get_attr":
+        old = tensor_at(model, str(bias.target)).detach()
+        value = nn.Parameter(old + shift.to(old.dtype))
+        if len(bias.users) == 1:
+            put_tensor(model, str(bias.target), value)
+        else:
+            set_argument(node, position, new_tensor(model, f"{bias.target}_corrected", value, node))
+        return
+    weight = argument(node, 1)
+    name = str(weight.target).removesuffix(".weight") if isinstance(weight, Node) else node.name
+    value = nn.Parameter(shift)
+    set_argument(node, position, new_tensor(model, f"{name}.corrected_bias", value, node))

@@ -1,0 +1,229 @@
+"""Reading and editing exported graphs: layers, names, constants."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+_aten = torch.ops.aten
+
+CONVOLUTIONS = {
+    _aten.conv1d.default: "Conv1d",
+    _aten.conv1d.padding: "Conv1d",
+    _aten.conv2d.default: "Conv2d",
+    _aten.conv2d.padding: "Conv2d",
+    _aten.conv3d.default: "Conv3d",
+    _aten.conv3d.padding: "Conv3d",
+}
+TRANSPOSED = {
+    _aten.conv_transpose1d.default: "ConvTranspose1d",
+    _aten.conv_transpose2d.input: "ConvTranspose2d",
+    _aten.conv_transpose3d.input: "ConvTranspose3d",
+}
+LINEAR = {_aten.linear.default: "Linear"}
+WEIGHTED = {**CONVOLUTIONS, **TRANSPOSED, **LINEAR}
+"""aten operators with arguments (input, weight, bias, ...), and the word for each in reports."""
+
+NOTE = "zaq_pt2e"
+"""Key of our notes within ``node.meta["custom"]``, which torch.export keeps."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or linear layer of an exported graph.
+
+    Attributes:
+        name: Its module's path, or its weight's where the operator is called directly.
+        kind: ``Conv2d``, ``Linear`` ...
+        node: The operator's node.
+        path: Path of the module in which the operator is called ("" at the top).
+        modules: (path, class) of the modules around it, from the outside in.
+    """
+
+    name: str
+    kind: str
+    node: Node
+    path: str
+    modules: tuple[tuple[str, str], ...]
+
+    @property
+    def ch_axis(self) -> int:
+        """Axis of the weight's output channels."""
+        return 1 if self.node.target in TRANSPOSED else 0
+
+
+def layers(model: GraphModule) -> Iterator[Layer]:
+    """All convolutions and linear layers, in the graph's order; one for each call."""
+    for node in model.graph.nodes:
+        if node.op == "call_function" and node.target in WEIGHTED:
+            modules = module_stack(node)
+            path = modules[-1][0] if modules else ""
+            known = note_of(node).get("name")
+            name = known or _layer_name(node, path)
+            yield Layer(name, WEIGHTED[node.target], node, path, modules)
+
+
+def module_stack(node: Node) -> tuple[tuple[str, str], ...]:
+    """(path, qualified class name) of the modules around a node, from the outside in."""
+    return tuple(
+        (str(path), cls if isinstance(cls, str) else f"{cls.__module__}.{cls.__qualname__}")
+        for path, cls in node.meta.get("nn_module_stack", {}).values()
+    )
+
+
+def _layer_name(node: Node, path: str) -> str:
+    attribute = root_attribute(argument(node, 1))
+    if attribute is None:
+        return path or node.name
+    return layer_of(attribute)
+
+
+def layer_of(attribute: str) -> str:
+    """Name of the layer that a weight belongs to: its own, but for ``.weight``."""
+    return attribute.split(".parametrizations.")[0].removesuffix(".weight")
+
+
+def root_attribute(node: object) -> str | None:
+    """Name of the tensor that a node reads, through operators with one tensor (views and so on)."""
+    while isinstance(node, Node):
+        if node.op == "get_attr":
+            return str(node.target)
+        inputs = node.all_input_nodes
+        node = inputs[0] if inputs and node.op in ("call_function", "call_module") else None
+    return None
+
+
+def argument(node: Node, position: int) -> Any:
+    """An argument by position, None where it is left out."""
+    return node.args[position] if len(node.args) > position else None
+
+
+def set_argument(node: Node, position: int, value: Any) -> None:
+    """Set an argument by position; left out ones before it become None."""
+    args = list(node.args)
+    args += [None] * (position + 1 - len(args))
+    args[position] = value
+    node.args = tuple(args)
+
+
+def class_named(name: str) -> type | None:
+    """The class of a qualified name from a module stack, if its module is imported."""
+    module, _, qualified = name.rpartition(".")
+    while module:
+        if module in sys.modules:
+            found: Any = sys.modules[module]
+            for part in qualified.split("."):
+                found = getattr(found, part, None)
+            return found if isinstance(found, type) else None
+        module, _, head = module.rpartition(".")
+        qualified = f"{head}.{qualified}"
+    return None
+
+
+# ---- notes ---------------------------------------------------------------------------------------
+
+
+def note_of(node: Node) -> dict[str, Any]:
+    """What we wrote on a node earlier."""
+    return dict(node.meta.get("custom", {}).get(NOTE, {}))
+
+
+def add_note(node: Node, **values: Any) -> None:
+    """Write on a node. Deep copies of a graph share these dictionaries, so they are replaced."""
+    custom = node.meta.get("custom", {})
+    node.meta["custom"] = {**custom, NOTE: {**custom.get(NOTE, {}), **values}}
+
+
+# ---- tensors -------------------------------------------------------------------------------------
+
+
+def tensor_at(model: nn.Module, target: str) -> Tensor:
+    """The parameter or buffer of a dotted name.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    parent, _, name = target.rpartition(".")
+    value = getattr(model.get_submodule(parent), name)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"'{target}' is no tensor but {type(value).__name__}.")
+    return value
+
+
+def put_tensor(model: nn.Module, target: str, value: Tensor) -> None:
+    """Put a parameter or (for a plain tensor) a buffer at a dotted name; modules are made."""
+    parent, _, name = target.rpartition(".")
+    owner: nn.Module = model
+    for part in parent.split(".") if parent else ():
+        if not isinstance(getattr(owner, part, None), nn.Module):
+            owner.add_module(part, nn.Module())
+        owner = getattr(owner, part)
+    if hasattr(owner, name):
+        delattr(owner, name)
+    if isinstance(value, nn.Parameter):
+        owner.register_parameter(name, value)
+    else:
+        owner.register_buffer(name, value)
+
+
+def new_tensor(model: GraphModule, like: str, value: Tensor, before: Node) -> Node:
+    """A get_attr node for a new tensor, named ``like`` or, if that is taken, with a number."""
+    name, number = like, 0
+    while _exists(model, name):
+        number += 1
+        name = f"{like}_{number}"
+    put_tensor(model, name, value)
+    with model.graph.inserting_before(before):
+        node: Node = model.graph.get_attr(name)
+    return node
+
+
+def _exists(model: nn.Module, target: str) -> bool:
+    found: Any = model
+    for part in target.split("."):
+        if not hasattr(found, part):
+            return False
+        found = getattr(found, part)
+    return True
+
+
+@torch.no_grad()
+def constant_value(model: GraphModule, node: object) -> Tensor | None:
+    """The value of a node that does not depend on the model's input; None if it does."""
+    if not isinstance(node, Node):
+        return None
+    if node.op == "get_attr":
+        return tensor_at(model, str(node.target)).detach()
+    if node.op != "call_function":
+        return None
+    values: dict[Node, Tensor] = {}
+    for used in node.all_input_nodes:
+        value = constant_value(model, used)
+        if value is None:
+            return None
+        values[used] = value
+    args, kwargs = torch.fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+    result = node.target(*args, **kwargs)  # type: ignore[operator]
+    return result if isinstance(result, Tensor) else None
+
+
+def is_constant(node: object) -> bool:
+    """Whether a node's value does not depend on the model's input."""
+    if not isinstance(node, Node):
+        return False
+    if node.op == "get_attr":
+        return True
+    inputs = node.all_input_nodes
+    return node.op == "call_function" and bool(inputs) and all(map(is_constant, inputs))
+
+
+def is_float_tensor(node: object) -> bool:
+    """Whether a node is known to give one floating-point tensor."""
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    return isinstance(value, Tensor) and value.is_floating_point()

@@ -1,0 +1,254 @@
+"""`PWLQQuantizer`, for the stock ``prepare_pt2e`` / ``prepare_qat_pt2e`` / ``convert_pt2e``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.quantizer import (
+    QuantizationAnnotation,
+    Quantizer,
+    SharedQuantizationSpec,
+)
+
+from zaq_plugin.observers import TopKMedianObserver
+from zaq_plugin.pwlq import PWLQSpec, QuantSpec
+from zaq_pt2e._compat import ANNOTATION, annotation_of
+from zaq_pt2e.batch_norm import fold_unpatterned, own_tensors, prepare_batch_norms
+from zaq_pt2e.bias import watch_inputs
+from zaq_pt2e.conversion import WeightModule
+from zaq_pt2e.graph import (
+    Layer,
+    add_note,
+    argument,
+    constant_value,
+    is_constant,
+    is_float_tensor,
+    layers,
+    module_stack,
+)
+from zaq_pt2e.settings import (
+    Activations,
+    Override,
+    Settings,
+    activation_qspec,
+    check_activations,
+    check_weights,
+    weight_qspec,
+)
+
+_aten = torch.ops.aten
+_ADD = (_aten.add.Tensor, _aten.add_.Tensor)
+_MAX_POOL = (_aten.max_pool1d.default, _aten.max_pool2d.default, _aten.max_pool3d.default)
+_POOL = (
+    _aten.avg_pool1d.default,
+    _aten.avg_pool2d.default,
+    _aten.avg_pool3d.default,
+    _aten.adaptive_avg_pool1d.default,
+    _aten.adaptive_avg_pool2d.default,
+    _aten.adaptive_avg_pool3d.default,
+)
+_MATMUL = {
+    _aten.matmul.default: 2,
+    _aten.bmm.default: 2,
+    _aten.scaled_dot_product_attention.default: 3,
+}
+
+
+class PWLQQuantizer(Quantizer):
+    """Puts PWLQ weights and uniform activations on a graph from ``torch.export``.
+
+    Weights of convolutions, transposed convolutions and linear layers are quantized per output
+    channel. Inputs of these, of additions and of pooling are quantized per tensor; the model's
+    output stays float. Layers are found by operator, so any way of exporting works.
+
+        program = torch.export.export(model.eval(), example_inputs)
+        prepared = prepare_pt2e(program.module(), PWLQQuantizer(PWLQSpec(bits=4)))
+        for images in batches: prepared(images)
+        converted = convert_pt2e(prepared)
+
+    Args:
+        spec: The weights' format; ``PWLQSpec()`` (4 MAC bits, 5 stored) if None.
+        activations: Bits of the uniform grid (exact on int8 kernels), 2 to 8; a `PWLQSpec` for
+            PWLQ activations, which are simulated and cannot be converted; None for weight-only.
+        overrides: What differs, by module name, name of a module around it, pattern (``*.conv1``)
+            or module class. A value is a weight format, a pair (weight format, activations), or
+            None to leave the layer float. Exact names win over patterns, these over classes.
+        include: Names or patterns; if given, all other layers stay float.
+        exclude: Names or patterns of layers that stay float.
+        qat: Fake-quantizers, for ``prepare_qat_pt2e``, in place of observers.
+        matmul: Quantize the inputs of matrix products, too: attention.
+        observer: Class or factory of the activations' range observer.
+        learnable: With ``qat``: train activation steps and weight edges, too.
+        bias_correction: Take the weights' mean error off the biases in conversion (not with
+            ``qat``, whose training does that).
+
+    Raises:
+        TypeError, ValueError: an argument that is no such thing; in ``annotate``, a model with
+            nothing to quantize, a key or pattern that no layer matches, or weights that are not
+            float32 or not finite.
+    """
+
+    def __init__(
+        self,
+        spec: QuantSpec | None = None,
+        activations: Activations = 8,
+        *,
+        overrides: Mapping[Any, Override] | None = None,
+        include: Iterable[str] = (),
+        exclude: Iterable[str] = (),
+        qat: bool = False,
+        matmul: bool = False,
+        observer: Callable[..., Any] = TopKMedianObserver,
+        learnable: bool = False,
+        bias_correction: bool = True,
+    ) -> None:
+        super().__init__()
+        spec = PWLQSpec() if spec is None else check_weights(spec, "PWLQQuantizer: spec")
+        activations = check_activations(activations, "PWLQQuantizer: activations")
+        if learnable and not qat:
+            raise ValueError("learnable=True trains, which needs qat=True and prepare_qat_pt2e.")
+        self.settings = Settings((spec, activations), overrides, include, exclude)
+        self.qat, self.matmul, self.learnable = qat, matmul, learnable
+        self.observer, self.bias_correction = observer, bias_correction
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        """Make the graph ready for training: tensors of its own, BatchNorm as the host wants it."""
+        if self.qat:
+            own_tensors(model)
+            fold_unpatterned(model)
+            prepare_batch_norms(model)
+        return model
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Say on every node how its inputs are quantized; see the class for the errors."""
+        found = list(layers(model))
+        require_layers(found)
+        quantized = [self._annotate_layer(model, layer) for layer in found]
+        self.settings.require_used([layer.name for layer in found])
+        require_any(found, quantized)
+        for node in model.graph.nodes:
+            if node.op == "call_function" and annotation_of(node) is None:
+                self._annotate_other(node)
+        return model
+
+    def _annotate_layer(self, model: GraphModule, layer: Layer) -> bool:
+        node = layer.node
+        note = {"name": layer.name, "kind": layer.kind}
+        formats, reason = self.settings.formats(layer.name, layer.modules)
+        if annotation_of(node) is not None:
+            formats, reason = None, "annotated by another quantizer"
+        elif formats is not None:
+            reason = unfit(model, layer)
+        if formats is None or reason is not None:
+            add_note(node, **note, reason=reason)
+            return False
+        spec, activations = formats
+        x: Any
+        weight: Any
+        x, weight = node.args[:2]
+        # The host's Conv-BN fusion takes them by order: input first, then weight.
+        edges: dict[Node, Any] = {
+            x: None if activations is None else self._activation(activations),
+            weight: weight_qspec(spec, layer.ch_axis, self.qat, self.learnable),
+        }
+        node.meta[ANNOTATION] = QuantizationAnnotation(input_qspec_map=edges, _annotated=True)
+        add_note(node, **note, reason=None, spec=spec.label)
+        return True
+
+    def _activation(self, activations: int | PWLQSpec) -> Any:
+        return activation_qspec(activations, self.qat, self.observer, self.learnable)
+
+    def _annotate_other(self, node: Node) -> None:
+        """Additions, pooling and, where asked, matrix products."""
+        if node.target in _ADD:
+            inputs = list(node.args[:2])
+            if not all(map(is_float_tensor, inputs)) or any(map(is_constant, inputs)):
+                return
+        elif node.target in _POOL or node.target in _MAX_POOL:
+            inputs = [node.args[0]]
+        elif self.matmul and node.target in _MATMUL:
+            inputs = list(node.args[: _MATMUL[node.target]])
+        else:
+            return
+        modules = module_stack(node)
+        formats, _ = self.settings.formats(modules[-1][0] if modules else "", modules)
+        if formats is None or formats[1] is None or not all(map(is_float_tensor, inputs)):
+            return
+        qspec = self._activation(formats[1])
+        edges: dict[Node, Any] = {x: qspec for x in inputs if isinstance(x, Node)}
+        output = None
+        if node.target in _MAX_POOL:  # its output needs no grid of its own
+            output = SharedQuantizationSpec((inputs[0], node))  # type: ignore[arg-type]
+        node.meta[ANNOTATION] = QuantizationAnnotation(
+            input_qspec_map=edges, output_qspec=output, _annotated=True
+        )
+
+    def validate(self, model: GraphModule) -> None:
+        """Nothing is left to check after `annotate`."""
+
+    def prepare_obs_or_fq_callback(
+        self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[Any, Any]
+    ) -> None:
+        """Let calibration gather what bias correction needs."""
+        if self.bias_correction and not self.qat:
+            watch_inputs(model, edge_or_node_to_obs_or_fq, is_weight_module)
+
+
+def is_weight_module(module: object) -> bool:
+    """Whether a module is a weight observer or fake-quantizer of ours."""
+    return isinstance(module, WeightModule)
+
+
+def require_layers(found: list[Layer]) -> None:
+    """Raise ValueError if the graph has no convolution and no linear layer."""
+    if not found:
+        raise ValueError(
+            "nothing was quantized: the graph has no convolution and no linear layer. Pass the "
+            "model from torch.export.export(model, example_inputs).module()."
+        )
+
+
+def require_any(found: list[Layer], quantized: list[bool]) -> None:
+    """Raise ValueError if no layer is to be quantized, with the reasons."""
+    if any(quantized):
+        return
+    from zaq_pt2e.graph import note_of
+
+    shown = [f"  {x.name} ({x.kind}): {note_of(x.node).get('reason')}" for x in found[:8]]
+    if len(found) > 8:
+        shown.append(f"  ... and {len(found) - 8} more")
+    raise ValueError(
+        f"nothing was quantized: all {len(found)} layers were left alone:\n" + "\n".join(shown)
+    )
+
+
+def unfit(model: GraphModule, layer: Layer) -> str | None:
+    """Why a layer cannot be quantized, or None.
+
+    Raises:
+        TypeError: its weight is half precision or double.
+        ValueError: its weight holds NaN or infinity.
+    """
+    weight = argument(layer.node, 1)
+    if not is_constant(weight):
+        return "its weight is computed from the model's input"
+    value = constant_value(model, weight)
+    if value is None:
+        return "its weight is no tensor of the model"
+    if value.dtype != torch.float32:
+        raise TypeError(
+            f"{layer.name} ({layer.kind}) has {value.dtype} weights, but int8 kernels work with "
+            "float32 models. Call model.float() before torch.export; the weights' int8 codes "
+            "take the same room either way."
+        )
+    if value.numel() == 0:
+        return "its weight is empty"
+    if not bool(torch.isfinite(value).all()):
+        raise ValueError(
+            f"{layer.name} ({layer.kind}): {int((~torch.isfinite(value)).sum())} weights are NaN "
+            "or infinite. Repair the checkpoint, or leave the layer out with exclude=[...]."
+        )
+    return None
