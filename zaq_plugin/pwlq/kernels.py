@@ -1,6 +1,6 @@
 """Elementwise work over rows of channels, in blocks that stay in cache.
 
-On the int8 grid every decision threshold is a multiple of half a step, so the half step that a value
+On the int8 grid every decision threshold is a multiple of half a step, so the half step a value
 falls in decides its level: one multiplication, one truncation and one table look-up, exactly the
 nearest level. Ties go away from zero.
 On the float grid the paper's formula gives the level's number within its piece.
@@ -121,7 +121,7 @@ def _intervals(rows: Tensor, edges: Tensor, spec: PWLQSpec) -> Tensor:
 
 
 def _overlapping_intervals(rows: Tensor, edges: Tensor, spec: PWLQSpec) -> Tensor:
-    """The overlapping variant: beyond the breakpoint rules the tail's grid, which starts at zero."""
+    """The overlapping variant: beyond p rules the tail's grid, which starts at zero."""
     one_sided = spec.symmetry == "one-sided"
     magnitude = rows.clamp(min=0) if one_sided else rows.abs()
     numbers = []

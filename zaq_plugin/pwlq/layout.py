@@ -22,7 +22,9 @@ def to_rows(w: Tensor, axis: int | None) -> Tensor:
 
 def from_rows(rows: Tensor, like: Tensor, axis: int | None) -> Tensor:
     """Undo `to_rows`: like's shape and memory format, rows' dtype."""
-    return from_rows_shape(rows, like.shape, axis).to(memory_format=_format(like))
+    shaped = from_rows_shape(rows, tuple(like.shape), axis)
+    out = torch.empty_like(like, dtype=rows.dtype)
+    return shaped if shaped.stride() == out.stride() else out.copy_(shaped)
 
 
 def from_rows_shape(rows: Tensor, shape: tuple[int, ...], axis: int | None) -> Tensor:
@@ -31,15 +33,6 @@ def from_rows_shape(rows: Tensor, shape: tuple[int, ...], axis: int | None) -> T
         return rows.reshape(shape)
     moved = (shape[axis], *(s for i, s in enumerate(shape) if i != axis))
     return rows.reshape(moved).movedim(0, axis)
-
-
-def _format(like: Tensor) -> torch.memory_format:
-    if like.is_contiguous():
-        return torch.contiguous_format
-    for dims, fmt in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if like.dim() == dims and like.is_contiguous(memory_format=fmt):
-            return fmt
-    return torch.contiguous_format
 
 
 def blocks(rows: Tensor, elements: int) -> Iterator[tuple[slice, slice]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -34,7 +33,6 @@ class Grid(NamedTuple):
     integer: bool
 
 
-@functools.lru_cache(maxsize=256)
 def _fractions(steps: tuple[int, ...]) -> tuple[tuple[int, float], ...]:
     """(piece, position within the piece) of each positive level of one side."""
     return tuple(
@@ -58,7 +56,7 @@ def side_levels(edges: Tensor, spec: QuantSpec) -> Tensor:
     position = torch.tensor([b for _, b in pairs], device=edges.device, dtype=edges.dtype)
     upper = edges[..., piece]
     below = torch.cat([torch.zeros_like(edges[..., :1]), edges[..., :-1]], -1)
-    if isinstance(spec, PWLQSpec) and spec.overlapping:
+    if spec.overlapping:
         below = torch.zeros_like(edges)
     lower = below[..., piece]
     # Written so that position 1 gives the edge itself, exactly.

@@ -19,8 +19,9 @@ from zaq_plugin.pwlq.spec import PWLQSpec, QuantSpec, UniformSpec
 
 BINS = 512
 _BLOCK_ELEMENTS = 1 << 18
-_CLIP_RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-_BREAK_RATIOS = (0.1, 0.17, 0.24, 0.31, 0.38, 0.45, 0.52, 0.6)
+_CLIP_RATIOS = (0.3, 0.42, 0.54, 0.66, 0.78, 0.9, 1.0)
+_UNIFORM_CLIP_RATIOS = tuple(0.04 * i for i in range(5, 26))
+_BREAK_RATIOS = (0.06, 0.1, 0.14, 0.19, 0.25, 0.32, 0.42, 0.55)
 _TEMPLATES = {
     2: ((0.12, 0.35), (0.2, 0.5), (0.3, 0.63)),
     3: ((0.08, 0.2, 0.45), (0.15, 0.32, 0.6), (0.22, 0.46, 0.72)),
@@ -45,7 +46,7 @@ def _candidate_error(moments: Moments, clip: Tensor, ratios: Tensor, spec: Quant
     edges = torch.cat([m.unsqueeze(-1) * ratios[..., 1:], m.unsqueeze(-1)], -1)
     step = m.clamp(min=1e-30) / INT8_MAX if _snaps(spec) else None
     levels, thresholds = side_grid(edges, spec, step)
-    overlapping = isinstance(spec, PWLQSpec) and spec.overlapping
+    overlapping = spec.overlapping
     if step is not None:
         levels = levels * step.unsqueeze(-1)
         thresholds = thresholds * (step / 2).unsqueeze(-1)
@@ -101,7 +102,7 @@ def _search_side(values: Tensor, spec: QuantSpec, joint: bool) -> Tensor:
     count = spec.breakpoints
     if count == 1 and not joint:
         return _edges(clip, _three_stages(evaluate, values)[:, 0])
-    clips = _CLIP_RATIOS if joint else (1.0,)
+    clips = (_CLIP_RATIOS if count else _UNIFORM_CLIP_RATIOS) if joint else (1.0,)
     breaks: tuple[tuple[float, ...], ...]
     if count == 0:
         breaks = ((),)

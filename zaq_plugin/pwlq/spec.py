@@ -49,10 +49,16 @@ class _JsonSpec:
     """JSON round trip shared by the specs; ``kind`` says which class a text describes."""
 
     kind: ClassVar[str]
+    _text: ClassVar[str]
 
     def to_json(self) -> str:
         """The spec as one line of JSON, with its ``kind``."""
-        return json.dumps({"kind": self.kind, **asdict(self)})  # type: ignore[call-overload]
+        return self._text
+
+    def _freeze_text(self) -> None:
+        """Fix the text once, at construction: the operators take it at every call."""
+        text = json.dumps({"kind": self.kind, **asdict(self)})  # type: ignore[call-overload]
+        object.__setattr__(self, "_text", text)
 
     @classmethod
     def from_json(cls: type[_S], text: str) -> _S:
@@ -151,6 +157,7 @@ class PWLQSpec(_JsonSpec):
                 "overlapping=True is defined for one breakpoint; got "
                 f"breakpoints={self.breakpoints}. Use overlapping=False, the more accurate variant."
             )
+        self._freeze_text()
 
     @property
     def sides(self) -> int:
@@ -226,6 +233,7 @@ class UniformSpec(_JsonSpec):
         _check_int("bits", self.bits, 2, 8)
         _check_choice("symmetry", self.symmetry, SYMMETRIES)
         _check_choice("clip", self.clip, CLIPS)
+        self._freeze_text()
 
     @property
     def sides(self) -> int:
@@ -236,6 +244,11 @@ class UniformSpec(_JsonSpec):
     def breakpoints(self) -> int:
         """A uniform grid has none."""
         return 0
+
+    @property
+    def overlapping(self) -> bool:
+        """A uniform grid has one piece."""
+        return False
 
     @property
     def grid(self) -> GridKind:

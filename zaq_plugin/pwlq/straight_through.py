@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from zaq_plugin.pwlq.kernels import cache_blocks
-from zaq_plugin.pwlq.spec import PWLQSpec, QuantSpec, UniformSpec
+from zaq_plugin.pwlq.spec import QuantSpec, UniformSpec
 
 
 def limits(edges: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
@@ -47,7 +47,7 @@ def edge_gradients(
     edges = edges.detach().to(compute)
     if isinstance(spec, UniformSpec) and spec.symmetry == "asymmetric":
         return _uniform_range_gradients(grad, rows, quantized, edges)
-    overlapping = isinstance(spec, PWLQSpec) and spec.overlapping
+    overlapping = spec.overlapping
     sides = []
     for side in range(edges.shape[0]):
         if spec.symmetry == "asymmetric":

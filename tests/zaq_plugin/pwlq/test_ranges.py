@@ -1,0 +1,55 @@
+"""Ranges of activations against numpy."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zaq_plugin.pwlq import minmax_range, percentile_range, topk_median_range, uniform_qparams
+
+VALUES = st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=60)
+
+
+@given(VALUES, st.integers(1, 12))
+def test_topk_median(values, k):
+    low, high = topk_median_range(torch.tensor(values), k)
+    ordered = np.sort(np.array(values, dtype=np.float64))
+    assert float(low) == pytest.approx(np.median(ordered[:k]), rel=1e-6, abs=1e-6)
+    assert float(high) == pytest.approx(np.median(ordered[-k:]), rel=1e-6, abs=1e-6)
+
+
+@given(VALUES)
+def test_minmax(values):
+    low, high = minmax_range(torch.tensor(values))
+    assert (float(low), float(high)) == (np.float32(min(values)), np.float32(max(values)))
+
+
+def test_percentile():
+    x = torch.randn(2001, generator=torch.Generator().manual_seed(0))
+    low, high = percentile_range(x, 99)
+    assert float(high) == pytest.approx(np.percentile(x.numpy(), 99), rel=1e-5)
+    assert float(low) == pytest.approx(np.percentile(x.numpy(), 1), rel=1e-5)
+    assert percentile_range(x, 100) == minmax_range(x)
+
+
+def test_errors():
+    with pytest.raises(ValueError, match=r"percent must be in \(50, 100\]; got 10"):
+        percentile_range(torch.ones(3), 10)
+    with pytest.raises(ValueError, match="k must be at least 1; got 0"):
+        topk_median_range(torch.ones(3), 0)
+    with pytest.raises(ValueError, match="x is empty"):
+        minmax_range(torch.ones(0))
+
+
+@given(st.floats(-50, 50), st.floats(-50, 50), st.integers(2, 8), st.booleans())
+def test_qparams_cover_the_range_and_zero(a, b, bits, symmetric):
+    low, high = torch.tensor(min(a, b)), torch.tensor(max(a, b))
+    scale, zero_point = uniform_qparams(low, high, bits, symmetric)
+    bottom = -(2 ** (bits - 1) - 1) if symmetric else 0
+    top = 2 ** (bits - 1) - 1 if symmetric else 2**bits - 1
+    assert bottom <= int(zero_point) <= top
+    ends = ((bottom - int(zero_point)) * float(scale), (top - int(zero_point)) * float(scale))
+    slack = 0.51 * float(scale)
+    assert ends[0] <= min(float(low), 0) + slack
+    assert ends[1] >= max(float(high), 0) - slack
