@@ -4,9 +4,10 @@
 """
 
 from zaq_plugin.report._html import Figure
+from zaq_plugin.report.headline import Headline
 from zaq_plugin.report.images import image_grid
 from zaq_plugin.report.manifest import Manifest, Stage, collect_versions
-from zaq_plugin.report.page import Headline, render_page, write_page
+from zaq_plugin.report.page import render_page, write_page
 from zaq_plugin.report.records import Audit, LayerRecord, ResultRow
 from zaq_plugin.report.tables import (
     audit_markdown,

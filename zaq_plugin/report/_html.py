@@ -117,6 +117,7 @@ def table(
     row_class: Callable[[int], str] = lambda _: "",
     cell: Callable[[int, Column, str], str] | None = None,
     caption: str = "",
+    kind: str = "",
 ) -> str:
     """Columns as a sortable HTML table; the first column holds the rows' heads.
 
@@ -125,8 +126,9 @@ def table(
         row_class: row number to CSS classes.
         cell: (row, column, escaped text) to the HTML that stands in the cell.
         caption: for screen readers.
+        kind: a further CSS class.
     """
-    heads = "".join(f'<th scope="col"{_class(c)}>{esc(c.title)}</th>' for c in columns)
+    heads = "".join(f'<th scope="col"{_class(c)}>{_head(c.title)}</th>' for c in columns)
     lines = []
     for row in range(len(columns[0].cells)):
         cells = []
@@ -140,10 +142,15 @@ def table(
         attribute = f' class="{esc(classes)}"' if classes else ""
         lines.append(f"<tr{attribute}>{''.join(cells)}</tr>")
     label = f' aria-label="{esc(caption)}"' if caption else ""
+    classes = esc(f"sortable {kind}".strip())
     return (
-        f'<div class="scroll"><table class="sortable"{label}><thead><tr>{heads}</tr></thead>'
+        f'<div class="scroll"><table class="{classes}"{label}><thead><tr>{heads}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def _head(title: str) -> str:
+    return esc(title).replace(" / ", "&nbsp;/&nbsp;")
 
 
 def _class(column: Column) -> str:

@@ -23,9 +23,3 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
-let opened = [];
-addEventListener("beforeprint", () => {
-  opened = [...document.querySelectorAll("details:not([open])")];
-  opened.forEach(d => { d.open = true; });
-});
-addEventListener("afterprint", () => { opened.forEach(d => { d.open = false; }); });

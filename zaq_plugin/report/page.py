@@ -6,91 +6,18 @@ import base64
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from zaq_plugin.report import columns as col
 from zaq_plugin.report._html import Figure, esc, pairs, table
 from zaq_plugin.report._json import plain, write_atomic
+from zaq_plugin.report.headline import Headline, featured_row, headlines
 from zaq_plugin.report.manifest import Manifest
 from zaq_plugin.report.protocol import footnotes, label
 from zaq_plugin.report.records import Audit, ResultRow
 
-_WITHIN = 1.0
 _HERE = Path(__file__).parent
-
-
-@dataclass(frozen=True)
-class Headline:
-    """One number at the page's top: what it is, the number, and a word on it."""
-
-    label: str
-    value: str
-    note: str = ""
-
-
-def featured_row(rows: Sequence[ResultRow]) -> int | None:
-    """Which row the headline tells: the smallest within one point of FP32, else the most accurate.
-
-    Rows of equal size go by accuracy. None if no quantized row has a top-1. This picks what to
-    show, never a model: the page says how it was picked.
-    """
-    graded = [i for i, r in enumerate(rows) if not r.is_float and r.top1 is not None]
-    if not graded:
-        return None
-    near = []
-    for i in graded:
-        baseline = col.fp32_top1(rows[i], rows)
-        if baseline is not None and baseline - _top1(rows[i]) <= _WITHIN:
-            near.append(i)
-    if near:
-        return min(near, key=lambda i: (_weight(rows[i]), -_top1(rows[i])))
-    return max(graded, key=lambda i: _top1(rows[i]))
-
-
-def _top1(row: ResultRow) -> float:
-    return -1.0 if row.top1 is None else row.top1
-
-
-def _weight(row: ResultRow) -> tuple[float, float]:
-    size = float("inf") if row.size_bytes is None else float(row.size_bytes)
-    return (size, row.weight_stored_bits)
-
-
-def headlines(manifest: Manifest) -> list[Headline]:
-    """The numbers at the top, from the manifest alone."""
-    rows = manifest.results
-    out: list[Headline] = []
-    baseline = next((r for r in rows if r.is_float and r.top1 is not None), None)
-    place = featured_row(rows)
-    if baseline is not None:
-        size = f"{col.size(baseline.size_bytes)} of weights" if baseline.size_bytes else ""
-        out.append(Headline(f"{baseline.method} top-1", f"{baseline.top1:.2f} %", size))
-    if place is not None:
-        row = rows[place]
-        widths = f"W{col.bits(row.weight_mac_bits)}A{col.bits(row.activation_mac_bits)}"
-        out.append(
-            Headline(
-                f"{row.method}, {widths}",
-                f"{row.top1:.2f} %",
-                "top-1 at "
-                f"{col.bit_pair(row.weight_mac_bits, row.weight_stored_bits)} weight bits "
-                "(MAC / stored)",
-            )
-        )
-        if row.size_bytes and baseline is not None and baseline.size_bytes:
-            ratio = baseline.size_bytes / row.size_bytes
-            note = f"{ratio:.1f} × smaller, codebooks and scales counted"
-            out.append(Headline("Size of its weights", col.size(row.size_bytes), note))
-        if row.agreement is not None:
-            note = "of images get the same top class"
-            out.append(Headline("Agreement with FP32", f"{row.agreement:.2f} %", note))
-    if len(manifest.layers):
-        done, left = len(manifest.layers.quantized), len(manifest.layers.skipped)
-        note = f"{left} left alone, each with its reason" if left else "none left out"
-        out.append(Headline("Layers quantized", f"{done} of {done + left}", note))
-    return out
 
 
 def render_page(
@@ -100,6 +27,7 @@ def render_page(
     *,
     lead: str = "",
     headline: Sequence[Headline] | None = None,
+    row: int | None = None,
 ) -> str:
     """The page as HTML text.
 
@@ -109,12 +37,20 @@ def render_page(
         title: the page's title.
         lead: a sentence under the title; by default the audit's summary.
         headline: the numbers at the top; by default `headlines`.
+        row: which of the results is marked and told at the top; by default `featured_row`.
+
+    Raises:
+        ValueError: `row` is no row of the results.
     """
-    shown = list(headlines(manifest) if headline is None else headline)
-    place = featured_row(manifest.results)
+    if row is not None and not 0 <= row < len(manifest.results):
+        raise ValueError(
+            f"row {row} does not exist; the manifest has results 0 to {len(manifest.results) - 1}."
+        )
+    shown = list(headlines(manifest, row) if headline is None else headline)
+    place, why = featured_row(manifest) if row is None else (row, "the one that this is about.")
     sections: list[tuple[str, str]] = []
     if manifest.results:
-        sections.append(("Results", _results(manifest.results, place)))
+        sections.append(("Results", _results(manifest.results, place, why)))
     for name in dict.fromkeys(f.section for f in figures):
         bodies = [f.to_html(i) for i, f in enumerate(figures) if f.section == name]
         sections.append((name, f'<div class="figures">{"".join(bodies)}</div>'))
@@ -166,13 +102,14 @@ def write_page(
     *,
     lead: str = "",
     headline: Sequence[Headline] | None = None,
+    row: int | None = None,
 ) -> Path:
     """Writes `render_page`'s HTML to `path`, atomically; arguments as there."""
-    text = render_page(manifest, figures, title, lead=lead, headline=headline)
+    text = render_page(manifest, figures, title, lead=lead, headline=headline, row=row)
     return write_atomic(path, text)
 
 
-def _results(rows: Sequence[ResultRow], place: int | None) -> str:
+def _results(rows: Sequence[ResultRow], place: int | None, why: str) -> str:
     def row_class(row: int) -> str:
         names = ["base" if rows[row].is_float else ("pick" if row == place else "")]
         if row and _widths(rows[row]) != _widths(rows[row - 1]):
@@ -188,12 +125,10 @@ def _results(rows: Sequence[ResultRow], place: int | None) -> str:
 
     lines = col.notes(rows)
     if place is not None:
-        lines.insert(
-            0,
-            "Marked row, also told above: the smallest within "
-            f"{_WITHIN:g} point of FP32, or the most accurate if none is that near.",
-        )
-    body = table(col.result_columns(rows), row_class=row_class, cell=cell, caption="Results")
+        lines.insert(0, f"Marked row, also told above: {why}")
+    body = table(
+        col.result_columns(rows), row_class=row_class, cell=cell, caption="Results", kind="results"
+    )
     return body + '<div class="notes">' + "".join(f"<p>{esc(x)}</p>" for x in lines) + "</div>"
 
 
