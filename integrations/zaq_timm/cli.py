@@ -114,12 +114,15 @@ def build_parser() -> Parser:
 
 def demo_command(args: argparse.Namespace) -> int:
     """Runs the demo and prints its table, or its results as JSON."""
+    import torch
     from rich.console import Console
 
     from zaq_plugin.report import results_table
     from zaq_timm.demo import STEPS, run_demo
     from zaq_timm.progress import progress
 
+    # So small a network gains nothing from threads, and on a busy machine they wait for each other.
+    torch.set_num_threads(1)
     try:
         with progress(STEPS, "{steps} steps in {seconds} s") as step:
             run = run_demo(args.out, args.seed, step=step)
