@@ -98,6 +98,7 @@ def standard_deviation(rows: Tensor) -> Tensor:
 
 def edges_for(w: Tensor, spec: QuantSpec, axis: int | None) -> Tensor:
     """`solve_edges` without checks; axis is normalised."""
-    edges = solve_rows(to_rows(w, axis), spec)
+    # Contiguous, so that sums run in the same order for any memory layout.
+    edges = solve_rows(to_rows(w, axis).contiguous(), spec)
     expected = (spec.sides, channels_of(w, axis), spec.breakpoints + 1)
     return edges.reshape(expected).contiguous()

@@ -33,7 +33,7 @@ def specs(draw, symmetries=("symmetric", "asymmetric", "one-sided"), grids=("flo
     )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=40)
 @given(ROWS, specs())
 def test_count_of_levels(rows, spec):
     q = quantize(torch.from_numpy(rows), spec)
@@ -48,7 +48,7 @@ def test_count_of_levels(rows, spec):
     assert (q.codebook.diff(dim=1) >= 0).all()
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=40)
 @given(ROWS, specs())
 def test_idempotent_and_monotone(rows, spec):
     w = torch.from_numpy(rows)
@@ -59,7 +59,7 @@ def test_idempotent_and_monotone(rows, spec):
     assert (torch.gather(once, 1, order).diff(dim=1) >= 0).all()
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(ROWS, specs(symmetries=("symmetric",)))
 def test_odd_symmetric(rows, spec):
     w = torch.from_numpy(rows)
@@ -67,7 +67,7 @@ def test_odd_symmetric(rows, spec):
     assert torch.equal(fake_quantize(-w, spec, edges=edges), -fake_quantize(w, spec, edges=edges))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(ROWS, specs(grids=("int8",)))
 def test_int8_levels_are_within_half_a_step_of_the_float_grid(rows, spec):
     w = torch.from_numpy(rows)
@@ -80,7 +80,7 @@ def test_int8_levels_are_within_half_a_step_of_the_float_grid(rows, spec):
     assert snapped.codebook.dtype == torch.int8
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     st.integers(0, 10**6),
     st.integers(2, 8),
@@ -105,7 +105,7 @@ def test_error_is_never_above_the_uniform_grid_of_the_same_mac_bits(seed, bits, 
         assert (ours <= (uniform - w).double().square().sum(1)).all()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(ROWS, specs(), st.integers(0, 2))
 def test_any_memory_layout_gives_the_same_result(rows, spec, axis):
     w = torch.from_numpy(rows)
