@@ -1,7 +1,8 @@
 """What happens to a model before, or without, training.
 
-Folding BatchNorm (`fold_batch_norm`), a copy with simulated quantization (`simulate`), activation
-ranges (`calibrate`), and bias correction from activations (`correct_bias`):
+Folding BatchNorm (`fold_batch_norm`), layers of an exported graph as modules (`restore_layers`), a
+copy with simulated quantization (`simulate`), activation ranges (`calibrate`), and bias correction
+from activations (`correct_bias`):
 
     student = simulate(fold_batch_norm(model), PWLQSpec(bits=4), activations=8)
     calibrate(student, batches)
@@ -13,6 +14,7 @@ from zaq_plugin.ptq.bias import correct_bias
 from zaq_plugin.ptq.calibrate import calibrate
 from zaq_plugin.ptq.fold import Folding, fold_batch_norm
 from zaq_plugin.ptq.simulate import audit, quantized_tensors, simulate, twin
+from zaq_plugin.ptq.unlift import restore_layers
 
 __all__ = [
     "Folding",
@@ -21,6 +23,7 @@ __all__ = [
     "correct_bias",
     "fold_batch_norm",
     "quantized_tensors",
+    "restore_layers",
     "simulate",
     "twin",
 ]

@@ -139,7 +139,7 @@ def _layers(model: nn.Module) -> tuple[dict[str, nn.Module], list[LayerPlan]]:
                 full = f"{name}.{key}" if name else key
                 reason = "no convolution or linear module owns this weight"
                 if isinstance(module, torch.fx.GraphModule) or type(module) is nn.Module:
-                    reason += " (an exported graph: quantize it with a host of its kind)"
+                    reason += " (an exported graph: use restore_layers() first)"
                 kind = type(module).__name__
                 other.append(LayerPlan(full, kind, parameter.numel(), reason=reason))
     return layers, other
