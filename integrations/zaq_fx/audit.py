@@ -153,10 +153,13 @@ _QUANTIZED: dict[type[Any], str] = {
 
 def _converted(model: fx.GraphModule, planned: Audit | None) -> Audit:
     modules = dict(model.named_modules())
+    called = {str(n.target) for n in model.graph.nodes if n.op == "call_module"}
     found = Audit()
     for name, module in modules.items():
         kernel = _kernel(module)
-        if kernel is None:
+        owner = name.rpartition(".")[0]
+        fused = owner in called and isinstance(modules[owner], nn.Sequential)
+        if kernel is None or not (name in called or fused):
             continue
         before = None if planned is None else _lookup(planned, name)
         if kernel == "":

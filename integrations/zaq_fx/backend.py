@@ -24,14 +24,28 @@ from torch.ao.quantization.backend_config import (
 
 from zaq_fx._compat import use_exact_batch_norm
 from zaq_fx.notes import note_host
-from zaq_plugin import fake_quantize, observers
+from zaq_plugin.fake_quantize import (
+    ActivationFakeQuantize,
+    PWLQActivationFakeQuantize,
+    PWLQPerChannelFakeQuantize,
+)
+from zaq_plugin.observers import (
+    MinMaxObserver,
+    PercentileObserver,
+    PWLQPerChannelObserver,
+    TopKMedianObserver,
+    weight_format,
+)
 from zaq_plugin.pwlq import quantize
 
-for _name in ("MinMaxObserver", "PercentileObserver", "TopKMedianObserver"):
-    ObserverBase.register(getattr(observers, _name))
-ObserverBase.register(observers.PWLQPerChannelObserver)
-for _name in fake_quantize.__all__:
-    FakeQuantizeBase.register(getattr(fake_quantize, _name))
+OBSERVERS = (MinMaxObserver, PercentileObserver, TopKMedianObserver, PWLQPerChannelObserver)
+FAKE_QUANTIZERS = (ActivationFakeQuantize, PWLQActivationFakeQuantize, PWLQPerChannelFakeQuantize)
+
+# The host asks isinstance(..., ObserverBase); its bases are abstract base classes.
+for _observer in OBSERVERS:
+    ObserverBase.register(_observer)
+for _fake in FAKE_QUANTIZERS:
+    FakeQuantizeBase.register(_fake)
 
 
 class SnappedReference:
@@ -52,7 +66,7 @@ class SnappedReference:
         Raises:
             ValueError: the weight is not float32.
         """
-        found = observers.weight_format(weight_qparams.get("scale"))
+        found = weight_format(weight_qparams.get("scale"))
         if found is not None:
             weight: Tensor = module.weight  # type: ignore[assignment]
             if weight.dtype != torch.float32:

@@ -169,11 +169,13 @@ class _Corrector:
             def floating(x: Tensor) -> Tensor:
                 return plain(x)
 
-        channels = -1 if isinstance(layer.root, nn.Linear) else 1
+        weight: Any = layer.root.weight
+        channels = 1 - weight.dim()  # counted from the end: batches are optional
         total: Any = 0.0
         elements = 0
         for x in inputs:
-            error = (floating(x) - quantized(x)).movedim(channels, 0).flatten(1)
+            error = (floating(x) - quantized(x)).movedim(channels, 0)
+            error = error.reshape(len(error), -1)
             total = total + error.double().sum(1)
             elements += error.shape[1]
         if hasattr(module, "weight_fake_quant"):
@@ -216,8 +218,13 @@ def _fake_quantizer(watcher: Any) -> Callable[[Tensor], Tensor]:
     low, high = getattr(watcher, "quant_min", None), getattr(watcher, "quant_max", None)
     if low is None or high is None or not hasattr(watcher, "calculate_qparams"):
         return lambda x: x
-    scale, zero_point = watcher.calculate_qparams()
-    scale, zero_point = float(scale), int(zero_point)
+    scales, zero_points = watcher.calculate_qparams()
+    if scales.numel() > 1:  # a weight computed in the graph
+        axis = int(watcher.ch_axis)
+        return lambda x: torch.fake_quantize_per_channel_affine(
+            x, scales, zero_points, axis, low, high
+        )
+    scale, zero_point = float(scales), int(zero_points)
     return lambda x: torch.fake_quantize_per_tensor_affine(x, scale, zero_point, low, high)
 
 

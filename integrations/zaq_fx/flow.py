@@ -24,7 +24,7 @@ from zaq_fx.qconfig import (
     pwlq_qat_qconfig_mapping,
     pwlq_qconfig_mapping,
 )
-from zaq_fx.surgery import prepare_model
+from zaq_fx.surgery import FUNCTIONAL, prepare_model
 from zaq_plugin.pwlq import QuantSpec
 
 
@@ -66,6 +66,8 @@ def prepare(
     ready.train(qat)
     make = pwlq_qat_qconfig_mapping if qat else pwlq_qconfig_mapping
     mapping = make(spec, activations, overrides=overrides, model=ready, **options)
+    for function in FUNCTIONAL:  # those left have weights computed from the input
+        mapping.set_object_type(function, None)
     backend = backend_config or pwlq_backend_config()
     host = prepare_qat_fx if qat else prepare_fx
     try:

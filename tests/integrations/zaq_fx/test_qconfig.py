@@ -1,0 +1,148 @@
+"""Which layer gets which format: defaults, names, patterns, types; and what is refused."""
+
+import pytest
+import torch
+from torch import nn
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+import zaq_fx
+from zaq_fx.layers import layers_of
+from zaq_plugin.fake_quantize import ActivationFakeQuantize, PWLQActivationFakeQuantize
+from zaq_plugin.observers import MinMaxObserver, PercentileObserver
+from zaq_plugin.pwlq import PWLQSpec, UniformSpec
+
+FOUR, SIX, EIGHT = PWLQSpec(bits=4), PWLQSpec(bits=6), UniformSpec(bits=8)
+
+
+class Mixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.body = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+        self.up = nn.ConvTranspose2d(4, 5, 2, 2)
+        self.norm = nn.LayerNorm(5)
+        self.fc = nn.Linear(5, 3)
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.up(self.body(self.conv(x)))
+        return self.head(torch.relu(self.fc(self.norm(x.mean((2, 3))))))
+
+
+X = torch.randn(2, 3, 10, 10, generator=torch.Generator().manual_seed(0))
+
+
+def formats(overrides, model=None, give_model=True):
+    torch.manual_seed(0)
+    model = model or Mixed().eval()
+    mapping = zaq_fx.pwlq_qconfig_mapping(
+        FOUR, overrides=overrides, model=model if give_model else None
+    )
+    prepared = prepare_fx(model, mapping, (X,), backend_config=zaq_fx.pwlq_backend_config())
+    return {layer.name: layer.spec for layer in layers_of(prepared)}
+
+
+def test_everything_by_default():
+    names = ["conv", "body.0", "body.2", "up", "fc", "head"]
+    assert formats({}) == dict.fromkeys(names, FOUR)
+
+
+def test_names_win_over_patterns_over_types():
+    found = formats({"body.0": EIGHT, "body.*": SIX, nn.Conv2d: None, nn.Linear: (SIX, 6)})
+    assert found == {
+        "conv": None,
+        "body.0": EIGHT,
+        "body.2": SIX,
+        "up": FOUR,
+        "fc": SIX,
+        "head": SIX,
+    }
+
+
+def test_names_and_patterns_need_no_model():
+    found = formats({"body.0": EIGHT, "body.*": SIX}, give_model=False)
+    assert (found["body.0"], found["body.2"], found["conv"]) == (EIGHT, SIX, FOUR)
+
+
+def test_a_type_reaches_layers_fused_with_relu():
+    assert formats({nn.Linear: EIGHT})["fc"] == EIGHT
+    assert formats({nn.Conv2d: None})["body.0"] is None
+
+
+def test_functions_are_overridden_by_the_host():
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return torch.add(self.conv(x), x)
+
+    mapping = zaq_fx.pwlq_qconfig_mapping(overrides={torch.add: None})
+    prepared = prepare_fx(Sum().eval(), mapping, (X,), backend_config=zaq_fx.pwlq_backend_config())
+    prepared(X)
+    converted = convert_fx(prepared, backend_config=zaq_fx.pwlq_backend_config())
+    targets = {n.target for n in converted.graph.nodes}
+    assert torch.add in targets
+    assert torch.ops.quantized.add not in targets
+
+
+def test_transposed_convolutions_get_one_grid_per_tensor():
+    prepared = zaq_fx.prepare(Mixed(), (X,), SIX, overrides={"up": FOUR})
+    zaq_fx.calibrate(prepared, [X])
+    layer = next(layer for layer in layers_of(prepared) if layer.name == "up")
+    expected = layer.quantized()
+    assert expected.axis is None
+    converted = zaq_fx.convert(prepared)
+    stored = zaq_fx.integer_weight(converted.up)
+    assert torch.equal(stored.dequantize(), expected.dequantize())
+    assert zaq_fx.audit(converted)["up"].kernel.startswith("int8 conv_transpose2d")
+
+
+@pytest.mark.parametrize("qat", [False, True])
+def test_activation_options(qat):
+    factory = zaq_fx.pwlq_qconfig(
+        FOUR, 6, qat=qat, observer=PercentileObserver, symmetric_activations=True
+    ).activation
+    made = factory()
+    assert isinstance(made, ActivationFakeQuantize if qat else PercentileObserver)
+    inner = made.activation_post_process if qat else made
+    assert (inner.bits, inner.symmetric, inner.dtype) == (6, True, torch.quint8)
+
+
+def test_pwlq_activations_are_fake_quantizers_in_both_modes():
+    for qat in (False, True):
+        made = zaq_fx.pwlq_qconfig(FOUR, PWLQSpec(bits=4), qat=qat).activation()
+        assert isinstance(made, PWLQActivationFakeQuantize)
+
+
+def test_learnable_training_parts():
+    qconfig = zaq_fx.pwlq_qconfig(FOUR, 4, qat=True, learnable=True)
+    assert isinstance(qconfig.activation().scale, nn.Parameter)
+    assert isinstance(qconfig.weight().theta, nn.Parameter)
+    with pytest.raises(ValueError, match="needs qat=True"):
+        zaq_fx.pwlq_qconfig(learnable=True)
+
+
+def test_observer_partials_keep_their_arguments():
+    observer = MinMaxObserver.with_args(eps=2**-12)
+    assert zaq_fx.pwlq_qconfig(FOUR, 4, observer=observer).activation().eps == 2**-12
+    assert zaq_fx.pwlq_qconfig(FOUR, 4, observer=observer, qat=True).activation().eps == 2**-12
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda: zaq_fx.pwlq_qconfig(4), TypeError, "spec must be a PWLQSpec or a UniformSpec"),
+        (lambda: zaq_fx.pwlq_qconfig(FOUR, None), TypeError, "no weight-only kernels"),
+        (lambda: zaq_fx.pwlq_qconfig(FOUR, 16), ValueError, "2 to 8 bits; got 16"),
+        (lambda: formats({"nowhere": SIX}), ValueError, r"overrides\['nowhere'\].*no such module"),
+        (lambda: formats({"zz*": None}), ValueError, r"overrides\['zz\*'\].*no such module"),
+        (lambda: formats({nn.Conv1d: None}), ValueError, "no module of this type"),
+        (lambda: formats({nn.Conv2d: None}, give_model=False), ValueError, "need model="),
+        (lambda: formats({"conv": 6}), TypeError, r"overrides\['conv'\] must be a weight format"),
+    ],
+)
+def test_nonsense_is_refused(call, error, text):
+    with pytest.raises(error, match=text):
+        call()
