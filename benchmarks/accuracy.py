@@ -181,7 +181,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="W/A",
         help="MAC bits of weights and activations, such as 4/8",
     )
-    parser.add_argument("--only", default="", help="only methods whose name holds this text")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="only methods whose name holds one of these texts"
+    )
     parser.add_argument("--limit", type=int, help="measure on the first so many images only")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
@@ -203,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         wanted = (
             cell
             for cell in cells(name, count, args.seeds, args.observers, args.widths)
-            if args.only in cell.method
+            if any(text in cell.method for text in args.only)
         )
         run(bench, wanted, done, lines, errors.print)
         console.print(results_table(to_rows(done, name, count), name))
