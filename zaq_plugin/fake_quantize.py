@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from zaq_plugin._host_module import FakeQuantizeModule, outside_graphs
-from zaq_plugin.observers import PWLQPerChannelObserver, TopKMedianObserver, qparams_of
+from zaq_plugin.observers import TopKMedianObserver
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, fake_quantize, solve_edges
+from zaq_plugin.weight_observer import PWLQPerChannelObserver, qparams_of
 
 __all__ = [
     "ActivationFakeQuantize",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from zaq_plugin import weight_observer
 from zaq_plugin.observers import (
     MinMaxObserver,
     PercentileObserver,
@@ -13,7 +14,7 @@ from zaq_plugin.observers import (
     TopKMedianObserver,
     weight_format,
 )
-from zaq_plugin.pwlq import PWLQSpec, UniformSpec, quantize
+from zaq_plugin.pwlq import PWLQSpec, UniformSpec, quantize, solve_edges
 
 ACTIVATION = [MinMaxObserver, PercentileObserver, TopKMedianObserver]
 
@@ -224,3 +225,26 @@ def test_weight_observer_says_what_is_wrong():
     wide(torch.rand(3, 40))
     with pytest.raises(ValueError, match="integer levels up to 255"):
         wide.calculate_qparams()
+
+
+def test_a_weight_is_solved_once_whatever_copy_is_asked_about(monkeypatch):
+    calls = []
+
+    def counting(w, spec, axis):
+        calls.append(spec)
+        return solve_edges(w, spec, axis=axis)
+
+    monkeypatch.setattr(weight_observer, "solve_edges", counting)
+    w = torch.randn(5, 7, generator=torch.Generator().manual_seed(99))
+    spec = PWLQSpec(bits=4)
+    first = weight_observer.solve_once(w, spec, 0)
+    first.zero_()  # nobody can spoil what is remembered
+    again = weight_observer.solve_once(w.t().contiguous().t().clone(), spec, 0)
+    assert torch.equal(again, solve_edges(w, spec))
+    assert len(calls) == 1
+    assert torch.equal(weight_observer.solve_once(w.half(), spec, 0), solve_edges(w.half(), spec))
+    w.data[0, 0] += 1
+    assert torch.equal(weight_observer.solve_once(w, spec, 0), solve_edges(w, spec))
+    weight_observer.solve_once(w, spec, 1)
+    weight_observer.solve_once(w, PWLQSpec(bits=5), 0)
+    assert len(calls) == 5
