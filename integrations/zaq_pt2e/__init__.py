@@ -1,4 +1,4 @@
-"""PWLQ in torchao's PT2E quantization: prepare, calibrate or train, convert, run on int8 kernels."""
+"""PWLQ in torchao's PT2E quantization: prepare, calibrate or train, convert, run in int8."""
 
 from zaq_plugin._versions import require_torch, require_version
 
@@ -7,6 +7,7 @@ require_version("torchao", "0.17", "0.19", "zaq_pt2e", "pt2e")
 
 from zaq_pt2e.audit import audit  # noqa: E402
 from zaq_pt2e.batch_norm import set_training  # noqa: E402
+from zaq_pt2e.calibrate import calibrate, correct_bias  # noqa: E402
 from zaq_pt2e.decorator import PWLQDecorated, with_pwlq  # noqa: E402
 from zaq_pt2e.packing import pack, unpack  # noqa: E402
 from zaq_pt2e.quantizer import PWLQQuantizer  # noqa: E402
@@ -16,6 +17,8 @@ __all__ = [
     "PWLQDecorated",
     "PWLQQuantizer",
     "audit",
+    "calibrate",
+    "correct_bias",
     "freeze_ranges",
     "pack",
     "set_training",

@@ -61,7 +61,7 @@ def is_fake_quantize(constructor: Any) -> bool:
 
 
 def lowered_name(target: object) -> str | None:
-    """Short name of an int8 kernel in a model lowered for x86, such as ``onednn.qconv_pointwise``."""
+    """Short name of an int8 kernel in a lowered model, such as ``onednn.qconv_pointwise``."""
     if not isinstance(target, torch._ops.OpOverload) or target.namespace != "onednn":
         return None
     name = target._schema.name.removeprefix("onednn::")

@@ -72,7 +72,7 @@ def _record(model: GraphModule, layer: Layer, kernels: dict[str, str] | None) ->
     weight, note = argument(layer.node, 1), note_of(layer.node)
     numel = _numel(model, weight)
     facts = {**_weight_facts(model, weight), **_known(note)}
-    common = {"name": layer.name, "kind": layer.kind, "numel": numel}
+    common: dict[str, Any] = {"name": layer.name, "kind": layer.kind, "numel": numel}
     activation, exact = _activation(model, argument(layer.node, 0))
     if "spec" not in facts or "mac_bits" not in facts:
         reason = note.get("reason") or "no quantizer annotated it"

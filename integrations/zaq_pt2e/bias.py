@@ -16,11 +16,14 @@ from torch.fx import GraphModule, Node
 
 from zaq_plugin._host_module import HostModule
 from zaq_pt2e.graph import (
+    LINEAR,
     add_note,
     argument,
+    layer_of,
     new_tensor,
     note_of,
     put_tensor,
+    root_attribute,
     set_argument,
     tensor_at,
 )
@@ -117,38 +120,34 @@ def input_mean(model: GraphModule, node: Node) -> InputMean | None:
 
 
 @torch.no_grad()
-def correct_layer(model: GraphModule, node: Node, error: Tensor, mean: Tensor) -> float:
-    """Add ``E[(W - W^) x]`` to the bias of one convolution or linear layer.
+def mean_shift(node: Node, error: Tensor, mean: Tensor) -> Tensor:
+    """``E[(W - W^) x]`` per output channel of a convolution or linear layer.
 
     Args:
-        model: The graph's module.
-        node: The layer; it is given a bias if it has none.
+        node: The layer.
         error: W - W^, the weight's shape.
         mean: E[x] over the batch.
-
-    Returns:
-        The root mean square of the correction.
     """
     mean = mean.to(error.device)
     shift = node.target(mean.unsqueeze(0), error, None, *node.args[3:])  # type: ignore[operator]
-    channel = shift.dim() - 1 if "linear" in str(node.target) else 1
-    shift = shift.movedim(channel, 0).flatten(1).mean(1)
-    add_to_bias(model, node, shift)
-    return float(shift.square().mean().sqrt())
+    channel = shift.dim() - 1 if node.target in LINEAR else 1
+    return shift.movedim(channel, 0).flatten(1).mean(1)
 
 
-def add_to_bias(model: GraphModule, node: Node, shift: Tensor, position: int = 2) -> None:
-    """Add to the bias of a layer; the old tensor is left as it is, others may use it."""
-    bias = argument(node, position)
+@torch.no_grad()
+def add_to_bias(model: GraphModule, node: Node, shift: Tensor) -> None:
+    """Add to the bias of a layer (or BatchNorm), which is given one if it has none.
+
+    The old tensor is left as it is: others may use it.
+    """
+    bias = argument(node, 2)
     if isinstance(bias, Node) and bias.op == "get_attr":
-        old = tensor_at(model, str(bias.target)).detach()
-        value = nn.Parameter(old + shift.to(old.dtype))
+        old = tensor_at(model, str(bias.target))
+        value = nn.Parameter(old.detach() + shift.to(old.dtype), requires_grad=old.requires_grad)
         if len(bias.users) == 1:
             put_tensor(model, str(bias.target), value)
         else:
-            set_argument(node, position, new_tensor(model, f"{bias.target}_corrected", value, node))
+            set_argument(node, 2, new_tensor(model, f"{bias.target}_corrected", value, node))
         return
-    weight = argument(node, 1)
-    name = str(weight.target).removesuffix(".weight") if isinstance(weight, Node) else node.name
-    value = nn.Parameter(shift)
-    set_argument(node, position, new_tensor(model, f"{name}.corrected_bias", value, node))
+    name = layer_of(root_attribute(argument(node, 1)) or node.name)
+    set_argument(node, 2, new_tensor(model, f"{name}.corrected_bias", nn.Parameter(shift), node))

@@ -27,7 +27,7 @@ from zaq_plugin.observers import (
 )
 from zaq_plugin.pwlq import PWLQTensor, quantize
 from zaq_pt2e._compat import QUANTIZED_LIBRARY, prepared_for_qat
-from zaq_pt2e.bias import InputMean, correct_layer, input_mean
+from zaq_pt2e.bias import InputMean, add_to_bias, input_mean, mean_shift
 from zaq_pt2e.folding import fold, fold_rest, fused_norm
 from zaq_pt2e.graph import (
     WEIGHTED,
@@ -159,7 +159,7 @@ def _corrected(model: GraphModule, user: Node, error: Tensor) -> dict[str, objec
         return {}
     if mean.remark is not None:
         return {"remark": mean.remark}
-    correct_layer(model, user, error, mean.mean)
+    add_to_bias(model, user, mean_shift(user, error, mean.mean))
     return {"remark": "bias corrected"}
 
 

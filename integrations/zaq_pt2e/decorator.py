@@ -64,7 +64,7 @@ class PWLQDecorated(Quantizer):
         annotation = annotation_of(layer.node)
         edges = {} if annotation is None else annotation.input_qspec_map
         weight: Any = layer.node.args[1]
-        given = edges.get(weight)
+        given: Any = edges.get(weight)
         formats, reason = self.settings.formats(layer.name, layer.modules)
         if not isinstance(given, QuantizationSpec):
             reason = f"{name} leaves it float"

@@ -12,6 +12,7 @@ by following the nodes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,9 +56,10 @@ def fused_norm(conv: Node, product: object) -> FusedNorm | None:
         conv: The convolution.
         product: What feeds its weight, quantization left out.
     """
-    ratio = _reshaped(argument(product, 1)) if _is(product, _aten.mul.Tensor) else None
-    division = _only_user(conv)
-    if not isinstance(product, Node) or not _is(ratio, _aten.div.Tensor) or division is None:
+    if not isinstance(product, Node) or not _is(product, _aten.mul.Tensor):
+        return None
+    ratio, division = _reshaped(argument(product, 1)), _only_user(conv)
+    if ratio is None or division is None or not _is(ratio, _aten.div.Tensor):
         return None
     if not _is(division, _aten.div.Tensor) or _reshaped(division.args[1]) is not ratio:
         return None
@@ -65,11 +67,9 @@ def fused_norm(conv: Node, product: object) -> FusedNorm | None:
     if following is not None and _is(following, _aten.add.Tensor):
         bias = _reshaped(following.args[1])
         following = _only_user(following)
-    if (
-        following is None
-        or not _is(following, BATCH_NORM)
-        or following.args[1] is not ratio.args[0]
-    ):  # type: ignore[union-attr]
+    if following is None or not _is(following, BATCH_NORM):
+        return None
+    if following.args[1] is not ratio.args[0]:
         return None
     return FusedNorm(conv, product, following, bias)
 
@@ -95,8 +95,7 @@ def fold(model: GraphModule, found: FusedNorm) -> None:
     """Let the convolution do what BatchNorm did; its weight holds ``factor`` already."""
 
     def read(position: int) -> Tensor:
-        node = found.norm.args[position]
-        assert isinstance(node, Node)
+        node: Any = found.norm.args[position]
         return tensor_at(model, str(node.target)).double()
 
     gamma, beta, mean, var = (read(i) for i in (1, 2, 3, 4))

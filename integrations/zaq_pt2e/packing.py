@@ -65,7 +65,8 @@ def _is_int8(model: GraphModule, node: Node) -> bool:
 
 def _pack_weight(model: GraphModule, node: Node) -> bool:
     source, scale, _, axis = node.args[:4]
-    assert isinstance(source, Node) and isinstance(scale, Node) and isinstance(axis, int)
+    if not isinstance(source, Node) or not isinstance(axis, int):
+        return False
     integers = tensor_at(model, str(source.target))
     codes, codebook = codes_and_codebook(integers, axis)
     width = max(1, math.ceil(math.log2(codebook.shape[1])))

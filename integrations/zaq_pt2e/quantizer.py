@@ -81,6 +81,8 @@ class PWLQQuantizer(Quantizer):
         qat: Fake-quantizers, for ``prepare_qat_pt2e``, in place of observers.
         matmul: Quantize the inputs of matrix products, too: attention.
         observer: Class or factory of the activations' range observer.
+        input_bits: Bits of the model's inputs, whatever ``activations`` says.
+        other_bits: Bits of the inputs of additions and pooling, which no narrow multiplier reads.
         learnable: With ``qat``: train activation steps and weight edges, too.
         bias_correction: Take the weights' mean error off the biases in conversion (not with
             ``qat``, whose training does that).
@@ -102,6 +104,8 @@ class PWLQQuantizer(Quantizer):
         qat: bool = False,
         matmul: bool = False,
         observer: Callable[..., Any] = TopKMedianObserver,
+        input_bits: int = 8,
+        other_bits: int = 8,
         learnable: bool = False,
         bias_correction: bool = True,
     ) -> None:
@@ -113,6 +117,8 @@ class PWLQQuantizer(Quantizer):
         self.settings = Settings((spec, activations), overrides, include, exclude)
         self.qat, self.matmul, self.learnable = qat, matmul, learnable
         self.observer, self.bias_correction = observer, bias_correction
+        self.input_bits = _bits(input_bits, "input_bits")
+        self.other_bits = _bits(other_bits, "other_bits")
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Make the graph ready for training: tensors of its own, BatchNorm as the host wants it."""
@@ -151,14 +157,16 @@ class PWLQQuantizer(Quantizer):
         x, weight = node.args[:2]
         # The host's Conv-BN fusion takes them by order: input first, then weight.
         edges: dict[Node, Any] = {
-            x: None if activations is None else self._activation(activations),
+            x: None if activations is None else self._activation(activations, x),
             weight: weight_qspec(spec, layer.ch_axis, self.qat, self.learnable),
         }
         node.meta[ANNOTATION] = QuantizationAnnotation(input_qspec_map=edges, _annotated=True)
         add_note(node, **note, reason=None, spec=spec.label)
         return True
 
-    def _activation(self, activations: int | PWLQSpec) -> Any:
+    def _activation(self, activations: int | PWLQSpec, source: object) -> Any:
+        if isinstance(source, Node) and source.op == "placeholder":
+            activations = self.input_bits
         return activation_qspec(activations, self.qat, self.observer, self.learnable)
 
     def _annotate_other(self, node: Node) -> None:
@@ -177,11 +185,13 @@ class PWLQQuantizer(Quantizer):
         formats, _ = self.settings.formats(modules[-1][0] if modules else "", modules)
         if formats is None or formats[1] is None or not all(map(is_float_tensor, inputs)):
             return
-        qspec = self._activation(formats[1])
-        edges: dict[Node, Any] = {x: qspec for x in inputs if isinstance(x, Node)}
+        bits = formats[1] if node.target in _MATMUL else self.other_bits
+        edges: dict[Node, Any] = {
+            x: self._activation(bits, x) for x in inputs if isinstance(x, Node)
+        }
         output = None
         if node.target in _MAX_POOL:  # its output needs no grid of its own
-            output = SharedQuantizationSpec((inputs[0], node))  # type: ignore[arg-type]
+            output = SharedQuantizationSpec((inputs[0], node))
         node.meta[ANNOTATION] = QuantizationAnnotation(
             input_qspec_map=edges, output_qspec=output, _annotated=True
         )
@@ -195,6 +205,13 @@ class PWLQQuantizer(Quantizer):
         """Let calibration gather what bias correction needs."""
         if self.bias_correction and not self.qat:
             watch_inputs(model, edge_or_node_to_obs_or_fq, is_weight_module)
+
+
+def _bits(value: object, name: str) -> int:
+    checked = check_activations(value, f"PWLQQuantizer: {name}")
+    if not isinstance(checked, int):
+        raise TypeError(f"PWLQQuantizer: {name} must be a number of bits, 2 to 8; got {value!r}.")
+    return checked
 
 
 def is_weight_module(module: object) -> bool:

@@ -7,7 +7,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torchao.quantization.pt2e.quantizer import QuantizationSpec
 
 from zaq_plugin.fake_quantize import (
     ActivationFakeQuantize,
@@ -17,8 +18,6 @@ from zaq_plugin.fake_quantize import (
 from zaq_plugin.observers import PWLQPerChannelObserver, TopKMedianObserver
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
 from zaq_pt2e.graph import class_named
-
-from torchao.quantization.pt2e.quantizer import QuantizationSpec
 
 Activations = int | PWLQSpec | None
 """Bits of a uniform grid; a `PWLQSpec` (simulated); None for float activations (weight-only)."""
@@ -138,7 +137,7 @@ class Settings:
         # A name may be hidden behind a filter that came first.
         idle = [k for k in idle if not (isinstance(k, str) and any(matches(k, n) for n in names))]
         if idle:
-            shown = ", ".join(repr(k) if isinstance(k, str) else k.__name__ for k in idle)
+            shown = ", ".join(getattr(k, "__name__", repr(k)) for k in idle)
             raise ValueError(
                 f"no layer matches {shown}. The model's layers are: {', '.join(names[:20])}"
                 f"{' ...' if len(names) > 20 else ''}."
@@ -156,11 +155,19 @@ def matches(pattern: str, name: str) -> bool:
     return name == pattern or name.startswith(pattern + ".") or fnmatchcase(name, pattern)
 
 
+class DeferredPerChannelObserver(PWLQPerChannelObserver):
+    """A weight observer that leaves the work to conversion: calibration changes no weight."""
+
+    def forward(self, w: Tensor) -> Tensor:
+        """The weight as it came."""
+        return w
+
+
 def weight_factory(spec: QuantSpec, qat: bool, learnable: bool = False) -> Any:
     """Constructor of the weight's module, in the host's sense."""
     if qat:
         return PWLQPerChannelFakeQuantize.with_args(spec=spec, learnable=learnable)
-    return PWLQPerChannelObserver.with_args(spec=spec)
+    return DeferredPerChannelObserver.with_args(spec=spec)
 
 
 def weight_qspec(spec: QuantSpec, ch_axis: int, qat: bool, learnable: bool) -> QuantizationSpec:

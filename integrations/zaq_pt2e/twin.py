@@ -30,8 +30,8 @@ def twin(prepared: GraphModule) -> GraphModule:
     """
     if not any(is_watcher(module) for module in prepared.modules()):
         raise ValueError(
-            f"twin: expected a model from prepare_pt2e or prepare_qat_pt2e; {type(prepared).__name__} "
-            "holds no observer and no fake-quantizer. Take the twin before convert_pt2e."
+            "twin: expected a model from prepare_pt2e or prepare_qat_pt2e; this one holds neither "
+            "observers nor fake-quantizers. Take the twin before convert_pt2e."
         )
     teacher = copy.deepcopy(prepared)
     inside = ""  # of a fake-quantizer, whose own observer stays with it
@@ -42,8 +42,8 @@ def twin(prepared: GraphModule) -> GraphModule:
         if isinstance(module, InputMean) or not hasattr(module, "disable_fake_quant"):
             teacher.set_submodule(name, nn.Identity())
         else:
-            module.disable_fake_quant()  # type: ignore[operator]
-            module.disable_observer()  # type: ignore[operator]
+            module.disable_fake_quant()
+            module.disable_observer()
     set_training(teacher, False)
     for parameter in teacher.parameters():
         parameter.requires_grad_(False)

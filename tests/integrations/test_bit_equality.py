@@ -164,8 +164,60 @@ class _Affine(nn.Module):
         return torch.fake_quantize_per_tensor_affine(x, *self.qparams)
 
 
+def pt2e(model: nn.Module, images: Tensor, spec: PWLQSpec, qat: bool) -> Outcome:
+    """torchao PT2E, with the stock functions throughout."""
+    from torchao.quantization.pt2e import disable_observer
+    from torchao.quantization.pt2e.quantize_pt2e import (
+        convert_pt2e,
+        prepare_pt2e,
+        prepare_qat_pt2e,
+    )
+
+    import zaq_pt2e
+    from zaq_pt2e.graph import constant_value, layers
+
+    exported = torch.export.export(model, (images,)).module()
+    quantizer = zaq_pt2e.PWLQQuantizer(spec, qat=qat, bias_correction=False)
+    if qat:
+        prepared = prepare_qat_pt2e(exported, quantizer)
+        zaq_pt2e.set_training(prepared, True)
+        train(prepared, images)
+        prepared.apply(disable_observer)
+        train(prepared, images)  # with frozen edges
+        zaq_pt2e.set_training(prepared, False)
+        simulated = prepared
+    else:
+        prepared = prepare_pt2e(exported, quantizer)
+        prepared(images)
+        simulated = copy.deepcopy(prepared)
+        for node in list(simulated.graph.nodes):
+            watcher = simulated.get_submodule(node.target) if node.op == "call_module" else None
+            if hasattr(watcher, "spec"):
+                simulated.set_submodule(node.target, PWLQPerChannelFakeQuantize(spec))
+            elif hasattr(watcher, "calculate_qparams"):
+                scale, zero_point = watcher.calculate_qparams()
+                grid = (float(scale), int(zero_point), watcher.quant_min, watcher.quant_max)
+                simulated.set_submodule(node.target, _Affine(*grid))
+    output = simulated(images).detach()
+    before, step = {}, 0.0
+    for layer in layers(simulated):
+        activation, weight = layer.node.args[:2]
+        fake = simulated.get_submodule(str(weight.target))
+        value = constant_value(simulated, weight.args[0])
+        before[layer.name] = (value, fake(value).detach(), fake.edges if qat else None)
+        step = float(prepared.get_submodule(activation.target).calculate_qparams()[0])
+    converted = convert_pt2e(prepared)
+    found = []
+    for layer in layers(converted):
+        stored = constant_value(converted, layer.node.args[1])
+        found.append(Weights(layer.name, *before[layer.name][:2], stored, before[layer.name][2]))
+        integers = constant_value(converted, layer.node.args[1].args[0])
+        assert integers.dtype == torch.int8, layer.name
+    return Outcome(found, output, converted(images).detach(), step)
+
+
 Host = Callable[[nn.Module, Tensor, PWLQSpec, bool], Outcome]
-HOSTS: dict[str, Host] = {"fx": fx}
+HOSTS: dict[str, Host] = {"fx": fx, "pt2e": pt2e}
 
 SPECS = [PWLQSpec(bits=b, breakpoints=n) for b in (3, 4, 5, 6) for n in (1, 2)]
 SPECS += [PWLQSpec(bits=4, symmetry="symmetric", policy="laplacian", shared_endpoints=True)]
