@@ -12,6 +12,11 @@ With the stock functions::
 or, in two calls, `prepare` and `convert`. `audit` tells what happened to each layer.
 """
 
+# ruff: noqa: E402  (torch's version is judged before anything of torch.ao is imported)
+from zaq_plugin._versions import require_torch
+
+require_torch("zaq_fx")
+
 from zaq_fx.activations import clamp_narrow, keep_wide, narrow_ranges
 from zaq_fx.audit import audit, integer_weight
 from zaq_fx.backend import pwlq_backend_config

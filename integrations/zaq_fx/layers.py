@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from zaq_fx._compat import is_watcher, qconfigs_of
 from zaq_plugin.observers import PWLQPerChannelObserver
 from zaq_plugin.pwlq import PWLQTensor, QuantSpec, quantize
+from zaq_plugin.weight_observer import solve_once
 
 WEIGHTED = (
     nn.Conv1d,
@@ -71,7 +72,10 @@ class Layer:
         watcher = watcher.to(weight.device)
         observer = getattr(watcher, "activation_post_process", watcher)
         frozen = hasattr(watcher, "observer_enabled") and not bool(watcher.observer_enabled[0])
-        edges = watcher.edges.detach() if frozen and observer.edges.numel() else None
+        if frozen and observer.edges.numel():
+            edges = watcher.edges.detach()
+        else:
+            edges = solve_once(weight, self.spec, watcher.ch_axis)
         return quantize(weight, self.spec, watcher.ch_axis, edges=edges)
 
 
