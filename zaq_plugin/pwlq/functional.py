@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zaq_plugin.pwlq import ops
 from zaq_plugin.pwlq.checks import (
     check_edges,
     check_finite,
@@ -59,8 +58,6 @@ def fake_quantize(
     themselves are not checked. The result has w's shape, dtype and memory format.
     """
     spec, axis, edges = _prepare(w, spec, axis, edges)
-    if torch.compiler.is_compiling():
-        return _traceable(w, edges, spec, axis)
     out: Tensor = torch.ops.zaq.pwlq_fake_quantize(w, edges, spec.to_json(), axis)
     return out
 
@@ -78,29 +75,3 @@ def _prepare(
     if edges is None:
         edges = torch.ops.zaq.pwlq_solve(w.detach(), spec.to_json(), axis)
     return spec, axis, edges
-
-
-class _StraightThrough(torch.autograd.Function):
-    """The operator's gradients in plain tensor code, which a compiler can fuse."""
-
-    @staticmethod
-    def forward(ctx, w, edges, spec, axis):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(w, edges)
-        ctx.spec, ctx.axis = spec, axis
-        return ops.fake_quantized(w, edges, spec, axis)
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        w, edges = ctx.saved_tensors
-        return (
-            *ops.fake_quantize_gradients(
-                grad, w, edges, ctx.spec, ctx.axis, ctx.needs_input_grad[1]
-            ),
-            None,
-            None,
-        )
-
-
-def _traceable(w: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None) -> Tensor:
-    out: Tensor = _StraightThrough.apply(w, edges, spec, axis)
-    return out

@@ -64,7 +64,7 @@ def _radius(spec: QuantSpec) -> int:
 
 
 def half_steps(grid: Grid, spec: QuantSpec) -> HalfSteps:
-    """The look-up table of every channel; pure tensor code, so that it also traces."""
+    """The look-up table of every channel."""
     radius = _radius(spec)
     # A value v (in half steps, truncated towards zero to a cell) lies above a threshold t > 0 iff
     # cell >= t, and above t <= 0 iff cell > t.
@@ -161,7 +161,7 @@ def look_up(
             raise TypeError("only PWLQ specs have a float grid.")
         return _intervals(values, edges[:, channel], spec)
 
-    if rows.is_cuda or torch.compiler.is_compiling():
+    if rows.is_cuda:
         whole = slice(0, rows.shape[0])
         return select(lookup, place(whole, rows.float()), whole)
     out = torch.empty(rows.shape, dtype=per_interval.dtype, device=rows.device)

@@ -28,7 +28,7 @@ def limits(edges: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
 def value_gradient(grad: Tensor, rows: Tensor, edges: Tensor, spec: QuantSpec) -> Tensor:
     """The gradient to the values, (C, K): grad where the value lies within the range."""
     low, high = (t.to(rows.dtype) for t in limits(edges.detach(), spec))
-    if rows.is_cuda or torch.compiler.is_compiling():
+    if rows.is_cuda:
         return torch.where((rows >= low) & (rows <= high), grad, 0.0)
     out = torch.empty_like(grad, memory_format=torch.contiguous_format)
     for channel, element in cache_blocks(rows):
