@@ -1,4 +1,4 @@
-"""Progress: a bar that moves in a terminal, one line anywhere else, nothing left over on failure."""
+"""Progress: a bar that moves in a terminal, one line anywhere else."""
 
 import io
 
