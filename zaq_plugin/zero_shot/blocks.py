@@ -8,7 +8,7 @@ the stretches between nodes that all later data passes through.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -33,6 +33,7 @@ class Block:
         modules: The modules of the student that the block consists of (for train / eval mode).
         student_input: Runs the student on images up to this block and returns the block's input.
         teacher_input: The same for the teacher.
+        chained: Whether its input is the output of the block before it, as it stands.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Block:
     modules: tuple[nn.Module, ...]
     student_input: Call
     teacher_input: Call
+    chained: bool = False
 
 
 def find_blocks(student: nn.Module, teacher: nn.Module, example: Tensor) -> list[Block]:
@@ -114,7 +116,7 @@ def _module_blocks(
 
     visit("", student)
     chosen.sort(key=lambda name: traces[name].order)
-    return [
+    blocks = [
         Block(
             name=name,
             student=student.get_submodule(name),
@@ -126,6 +128,20 @@ def _module_blocks(
         )
         for name in chosen
     ]
+    return _with_chains(blocks, example)
+
+
+@torch.no_grad()
+def _with_chains(blocks: list[Block], example: Tensor) -> list[Block]:
+    """Mark the blocks whose input is what the block before them gave, bit for bit."""
+    found: list[Block] = []
+    before: Tensor | None = None
+    for block in blocks:
+        x = block.teacher_input(example)
+        chained = before is not None and before.shape == x.shape and torch.equal(before, x)
+        found.append(replace(block, chained=chained))
+        before = block.teacher(x)
+    return found
 
 
 def _trace(model: nn.Module, example: Tensor) -> dict[str, _Trace]:
@@ -214,7 +230,8 @@ def _graph_blocks(
         start, _, kept = bounds.pop()
         bounds.append((start, last, kept))
     twins = {node.name: node for node in teacher.graph.nodes}
-    blocks = []
+    blocks: list[Block] = []
+    ends: list[fx.Node] = []
     for first, last, inside in bounds:
         if not inside:
             continue
@@ -232,8 +249,10 @@ def _graph_blocks(
                 modules=(part,),
                 student_input=before,
                 teacher_input=before_teacher,
+                chained=bool(blocks) and ends[-1] is first,
             )
         )
+        ends.append(last)
     return blocks
 
 

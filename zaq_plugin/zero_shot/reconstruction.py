@@ -115,12 +115,17 @@ def reconstruct(
     example = images[:2]
     blocks = find_blocks(student, teacher, example)
     slots = {slot.name: slot for slot in weight_slots(student, example)}
-    results = []
+    results: list[BlockResult] = []
+    noisy, clean = images, images
     for position, block in enumerate(blocks):
         fresh = refresh(position) if refresh is not None else None
         images = images if fresh is None else fresh
+        if fresh is not None or not block.chained:
+            noisy = _in_batches(block.student_input, images)
+            clean = _in_batches(block.teacher_input, images)
         work = _BlockWork(student, block, slots, options, rng, images.device)
-        results.append(work.run(images))
+        result, noisy, clean = work.run(noisy, clean)
+        results.append(result)
         if progress is not None:
             progress(block.name, position + 1, len(blocks), results[-1].after)
     return results
@@ -147,12 +152,20 @@ class _BlockWork:
         seed = int(torch.randint(2**31, (1,), generator=rng))
         self.drops = torch.Generator(device=device).manual_seed(seed)
 
-    def run(self, images: Tensor) -> BlockResult:
+    def run(self, noisy: Tensor, clean: Tensor) -> tuple[BlockResult, Tensor, Tensor]:
+        """Tune the block.
+
+        Args:
+            noisy: Its inputs in the student.
+            clean: Its inputs in the teacher.
+
+        Returns:
+            The result, and the block's outputs in student and teacher.
+        """
         block, options = self.block, self.options
-        noisy = _in_batches(block.student_input, images, options.batch_size)
-        clean = _in_batches(block.teacher_input, images, options.batch_size)
-        target = _in_batches(block.teacher, clean, options.batch_size)
-        before = self._error(noisy, target)
+        target = _in_batches(block.teacher, clean)
+        answer = _in_batches(block.student, noisy)
+        before = _mean_square(answer, target)
         first = _snapshot(self.weights, self.activations)
         nearest = [slot.quantized(slot.seen) for slot in self.weights]
         with self._learning() as (roundings, steps):
@@ -161,20 +174,18 @@ class _BlockWork:
             rounding.bake(slot, options.exact)
         for place, step in zip(self.activations, steps, strict=True):
             step.bake(place)
-        after = self._error(noisy, target)
+        tuned = _in_batches(block.student, noisy)
+        after = _mean_square(tuned, target)
         if not after <= before:
             _put_back(first, self.weights, self.activations)
-            return BlockResult(block.name, before, before, 0.0)
+            return BlockResult(block.name, before, before, 0.0), answer, target
         changed, total = 0, 0
         for slot, rounding, old in zip(self.weights, roundings, nearest, strict=True):
             rounding.log_scale.data.zero_()
             changed += int((rounding(slot.seen) - old).abs().gt(1e-6 * old.abs().max()).sum())
             total += old.numel()
-        return BlockResult(block.name, before, after, changed / max(total, 1))
-
-    def _error(self, inputs: Tensor, target: Tensor) -> float:
-        out = _in_batches(self.block.student, inputs, self.options.batch_size)
-        return float((out - target).square().mean())
+        result = BlockResult(block.name, before, after, changed / max(total, 1))
+        return result, tuned, target
 
     @contextmanager
     def _learning(self) -> Iterator[tuple[list[LearnedRounding], list[LearnedStep]]]:
@@ -249,8 +260,12 @@ def _constant(iteration: int) -> float:
 
 
 @torch.no_grad()
-def _in_batches(call: Callable[[Tensor], Tensor], x: Tensor, batch_size: int) -> Tensor:
-    return torch.cat([call(part) for part in x.split(max(batch_size, 64))])
+def _in_batches(call: Callable[[Tensor], Tensor], x: Tensor, batch_size: int = 64) -> Tensor:
+    return torch.cat([call(part) for part in x.split(batch_size)])
+
+
+def _mean_square(answer: Tensor, target: Tensor) -> float:
+    return float((answer - target).square().mean())
 
 
 _State = list[tuple[Tensor, Tensor]]

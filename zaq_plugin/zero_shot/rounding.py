@@ -30,7 +30,7 @@ class LearnedRounding(nn.Module):
     """
 
     low: Tensor
-    gap: Tensor
+    high: Tensor
     edges: Tensor
 
     def __init__(self, slot: WeightSlot, learn_scale: bool = False) -> None:
@@ -43,7 +43,7 @@ class LearnedRounding(nn.Module):
         index = index.clamp(0, levels.shape[1] - 2)
         low, high = levels.gather(1, index), levels.gather(1, index + 1)
         self.register_buffer("low", low)
-        self.register_buffer("gap", high - low)
+        self.register_buffer("high", high)
         share = ((rows - low) / (high - low).clamp(min=1e-20)).clamp(0, 1)
         stretched = (share - STRETCH_LOW) / (STRETCH_HIGH - STRETCH_LOW)
         self.logits = nn.Parameter(torch.logit(stretched))
@@ -62,8 +62,11 @@ class LearnedRounding(nn.Module):
 
     def forward(self, w: Tensor) -> Tensor:
         """The learned weight; w itself is not looked at."""
-        share = (self.logits >= 0).to(self.low) if self.hard else self.share()
-        rows = (self.low + share * self.gap) * self.log_scale.exp()
+        if self.hard:
+            rows = torch.where(self.logits >= 0, self.high, self.low)
+        else:
+            rows = torch.lerp(self.low, self.high, self.share())
+        rows = rows * self.log_scale.exp()
         out: Tensor = self._unrows(rows)
         return out.to(w.dtype)
 
@@ -82,9 +85,9 @@ class LearnedRounding(nn.Module):
         wanted = self(slot.seen)
         values = wanted if exact else _nearest_in_cell(slot, wanted, slot.seen)
         # Rounding of the scale may move a level by one unit in the last place.
-        missed = slot.quantized(values) != slot.quantized(wanted)
-        values = torch.where(missed, wanted, values)
-        slot.write(values)
+        levels = slot.quantized(wanted)
+        missed = slot.quantized(values) != levels
+        slot.write(torch.where(missed | exact, levels, values))
 
 
 def scale_edges(module: Any, factor: Tensor) -> None:

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from zaq_plugin.fake_quantize import ActivationFakeQuantize, PWLQPerChannelFakeQuantize
+from zaq_plugin.pwlq import UniformSpec
+from zaq_plugin.zero_shot.blocks import find_blocks
+from zaq_plugin.zero_shot.quantizers import set_switches, twin, weight_slots
+
+
+class QuantConv(nn.Conv2d):
+    """A layer that holds its weight's fake-quantizer, as the hosts' do."""
+
+    def __init__(self, *args: int, **kwargs: int) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self.weight_fake_quant = PWLQPerChannelFakeQuantize(UniformSpec(bits=3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight_fake_quant(self.weight), self.bias)
+
+
+class GraphNet(nn.Module):
+    """Traced, it has the structure of a prepared graph: fake-quantizers as modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input_fq = ActivationFakeQuantize(bits=8)
+        self.stem = QuantConv(3, 4, 3, padding=1)
+        self.stem_fq = ActivationFakeQuantize(bits=4)
+        self.conv1 = QuantConv(4, 4, 3, padding=1)
+        self.mid_fq = ActivationFakeQuantize(bits=4)
+        self.conv2 = QuantConv(4, 4, 3, padding=1)
+        self.block_fq = ActivationFakeQuantize(bits=4)
+        self.last = QuantConv(4, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(self.input_fq(x)))
+        x = self.stem_fq(x)
+        y = self.mid_fq(torch.relu(self.conv1(x)))
+        x = torch.relu(self.conv2(y) + x)
+        return self.last(self.block_fq(x)).mean((2, 3))
+
+
+class Leaves(torch.fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, name: str) -> bool:
+        return not isinstance(m, GraphNet)
+
+
+def graph_student() -> torch.fx.GraphModule:
+    torch.manual_seed(0)
+    net = GraphNet()
+    graph = torch.fx.GraphModule(net, Leaves().trace(net))
+    graph(torch.randn(8, 3, 8, 8))
+    set_switches(graph, observe=False)
+    return graph.eval()
+
+
+def test_eager_blocks(
+    tiny: Callable[..., nn.Module],
+    make_student: Callable[..., nn.Module],
+    smooth_images: Callable[..., Tensor],
+) -> None:
+    student = make_student(tiny())
+    blocks = find_blocks(student, twin(student), smooth_images(2))
+    assert [b.name for b in blocks] == ["stem", "stage1", "down", "stage2", "head"]
+    assert [len(b.weights) for b in blocks] == [1, 2, 1, 2, 1]
+
+
+def test_eager_block_gives_what_the_model_computes_there(
+    tiny: Callable[..., nn.Module],
+    make_student: Callable[..., nn.Module],
+    smooth_images: Callable[..., Tensor],
+) -> None:
+    student = make_student(tiny())
+    teacher = twin(student)
+    x = smooth_images(4)
+    head = find_blocks(student, teacher, x)[-1]
+    assert torch.equal(head.student(head.student_input(x)), student(x))
+    assert torch.equal(head.teacher(head.teacher_input(x)), teacher(x))
+
+
+def test_chained_blocks_are_recognised() -> None:
+    wide = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    for layer in wide:
+        if isinstance(layer, nn.Conv2d):
+            fake = PWLQPerChannelFakeQuantize(UniformSpec(bits=3))
+            parametrize.register_parametrization(layer, "weight", fake, unsafe=True)
+    blocks = find_blocks(wide, twin(wide), torch.randn(2, 3, 4, 4))
+    assert [b.name for b in blocks] == ["0", "1", "3"]
+    assert [b.chained for b in blocks] == [False, True, False]
+
+
+def test_graph_blocks_compose_to_the_model() -> None:
+    student = graph_student()
+    teacher = twin(student)
+    x = torch.randn(4, 3, 8, 8)
+    blocks = find_blocks(student, teacher, x)
+    assert [b.weights for b in blocks] == [
+        ("stem.weight_fake_quant",),
+        ("conv1.weight_fake_quant", "conv2.weight_fake_quant"),
+        ("last.weight_fake_quant",),
+    ]
+    assert [b.chained for b in blocks] == [False, True, True]
+    mine, theirs = x, x
+    for block in blocks:
+        assert torch.equal(block.student_input(x), mine)
+        mine, theirs = block.student(mine), block.teacher(theirs)
+    assert torch.equal(mine, student(x))
+    assert torch.equal(theirs, teacher(x))
+
+
+def test_graph_blocks_hold_the_quantizer_of_their_input() -> None:
+    """An activation's quantizer is tuned with the block that it feeds."""
+    student = graph_student()
+    blocks = find_blocks(student, twin(student), torch.randn(2, 3, 8, 8))
+    inside = [{n for n, _ in b.modules[0].named_modules()} for b in blocks]
+    assert "input_fq" in inside[0]
+    assert {"stem_fq", "mid_fq"} <= inside[1]
+    assert "block_fq" in inside[2]
+
+
+def test_a_layer_in_no_block_is_an_error(
+    tiny: Callable[..., nn.Module], make_student: Callable[..., nn.Module]
+) -> None:
+    class Pair(nn.Module):
+        def __init__(self, part: nn.Module) -> None:
+            super().__init__()
+            self.part = part
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.part(x) + self.part(x.flip(-1))
+
+    student = Pair(make_student(tiny()))
+    with pytest.raises(ValueError, match=r"no block with one tensor in and one out holds part\."):
+        find_blocks(student, twin(student), torch.randn(2, 3, 8, 8))
+
+
+def test_parameters_are_found_behind_a_channel_factor() -> None:
+    """Hosts that fold BatchNorm on the fly hand the fake-quantizer weight times factor."""
+
+    class Folded(QuantConv):
+        def forward(self, x: Tensor) -> Tensor:
+            factor = torch.arange(1.0, 1 + self.out_channels).reshape(-1, 1, 1, 1)
+            return self._conv_forward(x, self.weight_fake_quant(self.weight * factor), self.bias)
+
+    torch.manual_seed(0)
+    layer = nn.Sequential(Folded(3, 4, 3))
+    (slot,) = weight_slots(layer, torch.randn(2, 3, 8, 8))
+    set_switches(layer, observe=False)
+    assert slot.parameter is layer[0].weight
+    target = slot.quantized(slot.seen)
+    slot.write(target)
+    (after,) = weight_slots(layer, torch.randn(2, 3, 8, 8))
+    torch.testing.assert_close(after.quantized(after.seen), target, rtol=1e-6, atol=0)

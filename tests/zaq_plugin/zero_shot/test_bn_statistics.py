@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zaq_plugin.zero_shot.bn_statistics import BatchNormLoss, batch_norms, insert_probes
+
+
+class Functional(nn.Module):
+    """A BatchNorm that is a function call, as timm's are after tracing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.norm.running_mean.uniform_(-1, 1)
+        self.norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = self.norm
+        return F.batch_norm(
+            self.conv(x), n.running_mean, n.running_var, n.weight, n.bias, False, 0.1, n.eps
+        )
+
+
+def direct(x: Tensor, norm: nn.BatchNorm2d, relative: bool = False) -> float:
+    """The loss of one layer in float64."""
+    x = x.detach().double().numpy()
+    mean, std = x.mean((0, 2, 3)), np.sqrt(x.var((0, 2, 3)) + 1e-8)
+    hat_mean = norm.running_mean.double().numpy()
+    hat_std = np.sqrt(norm.running_var.double().numpy())
+    gap_mean, gap_std = mean - hat_mean, std - hat_std
+    if relative:
+        gap_mean, gap_std = gap_mean / (hat_std + 1e-3), gap_std / (hat_std + 1e-3)
+    return float((gap_mean**2).mean() + (gap_std**2).mean())
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_value_is_the_mean_over_layers(tiny: Callable[..., nn.Module], relative: bool) -> None:
+    model = tiny()
+    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    inputs: dict[str, Tensor] = {}
+    for name, norm in batch_norms(model).items():
+        norm.register_forward_pre_hook(
+            lambda m, args, name=name: inputs.__setitem__(name, args[0].detach())
+        )
+    loss = BatchNormLoss(model, relative=relative)
+    with loss.recording():
+        model(x)
+    expected = np.mean(
+        [direct(inputs[n], m, relative) for n, m in batch_norms(model).items()]  # type: ignore[arg-type]
+    )
+    assert len(loss) == 6
+    assert float(loss.value()) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("how", ["fx", "export"])
+def test_operators_of_a_graph_count_too(how: str) -> None:
+    torch.manual_seed(0)
+    model = Functional().eval()
+    x = torch.randn(4, 3, 8, 8)
+    if how == "fx":
+        graph: nn.Module = torch.fx.symbolic_trace(model)
+    else:
+        graph = torch.export.export(model, (x,)).module()
+    before = graph(x)
+    loss = BatchNormLoss(graph)
+    assert len(loss) == 1
+    with loss.recording():
+        after = graph(x)
+    assert torch.equal(before, after)
+    assert float(loss.value()) == pytest.approx(direct(model.conv(x), model.norm), rel=1e-4)
+
+
+def test_gradient_reaches_the_images(tiny: Callable[..., nn.Module]) -> None:
+    x = torch.randn(4, 3, 8, 8, requires_grad=True)
+    model = tiny()
+    loss = BatchNormLoss(model)
+    with loss.recording():
+        model(x)
+    loss.value().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
+
+
+def test_without_batch_norm_the_term_falls_away(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU())
+    with caplog.at_level(logging.INFO):
+        loss = BatchNormLoss(model)
+    assert len(loss) == 0
+    assert "has no BatchNorm: the BatchNorm-statistics terms fall away" in caplog.text
+    with loss.recording():
+        model(torch.zeros(1, 3, 8, 8))
+    assert float(loss.value()) == 0
+
+
+def test_probes_are_for_graphs_only(tiny: Callable[..., nn.Module]) -> None:
+    assert insert_probes(tiny()) == 0

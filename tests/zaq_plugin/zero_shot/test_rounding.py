@@ -1,0 +1,194 @@
+"""Learned roundings against a search among neighbouring levels; LSQ against its formula."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec, quantize
+from zaq_plugin.zero_shot.quantizers import (
+    WeightSlot,
+    activation_slots,
+    fake_quantizers,
+    set_switches,
+    twin,
+    weight_slots,
+)
+from zaq_plugin.zero_shot.rounding import LearnedEdges, LearnedRounding, LearnedStep
+
+SPECS: dict[str, QuantSpec] = {
+    "uniform": UniformSpec(bits=3),
+    "uniform-asymmetric": UniformSpec(bits=2, symmetry="asymmetric"),
+    "uniform-clipped": UniformSpec(bits=3, symmetry="asymmetric", clip="mse"),
+    "pwlq": PWLQSpec(bits=3),
+    "pwlq-symmetric": PWLQSpec(bits=2, symmetry="symmetric"),
+    "pwlq-float": PWLQSpec(bits=4, grid="float"),
+    "pwlq-two-breakpoints": PWLQSpec(bits=3, breakpoints=2),
+}
+
+
+@pytest.fixture(params=SPECS, ids=list(SPECS))
+def slot(
+    request: pytest.FixtureRequest,
+    tiny: Callable[..., nn.Module],
+    make_student: Callable[..., nn.Module],
+) -> WeightSlot:
+    student = make_student(tiny(), SPECS[request.param])
+    return weight_slots(student, torch.zeros(2, 3, 8, 8))[0]
+
+
+def table(slot: WeightSlot) -> np.ndarray:
+    """(channels, levels) from the format's own codebook."""
+    edges = slot.module.edges.detach()
+    q = quantize(slot.seen, slot.module.spec, slot.axis, edges=edges)
+    return q.codebook.double().numpy() * q.scale.double().numpy()[:, None]
+
+
+def test_levels_are_the_codebook(slot: WeightSlot) -> None:
+    np.testing.assert_allclose(slot.levels().numpy(), table(slot), rtol=1e-6)
+
+
+def test_soft_weight_starts_at_the_weight(slot: WeightSlot) -> None:
+    rounding, levels = LearnedRounding(slot), table(slot)
+    rows = slot.rows(slot.seen).double().numpy()
+    cut = np.clip(rows, levels[:, :1], levels[:, -1:])
+    soft = slot.rows(rounding(slot.seen)).detach().double().numpy()
+    np.testing.assert_allclose(soft, cut, atol=2e-6)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_baked_weight_is_the_chosen_neighbour(slot: WeightSlot, exact: bool) -> None:
+    """Whatever was learned, every weight lands on one of its two neighbouring levels."""
+    rounding, levels = LearnedRounding(slot), table(slot)
+    up = torch.rand(rounding.logits.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    rounding.logits.data = torch.where(up, 3.0, -3.0)
+    rows = slot.rows(slot.seen).double().numpy()
+    expected = np.empty_like(rows)
+    for c, row in enumerate(rows):
+        for k, value in enumerate(row):
+            below = max(0, min(int((levels[c] <= value).sum()) - 1, levels.shape[1] - 2))
+            expected[c, k] = levels[c][below + 1] if up[c, k] else levels[c][below]
+    rounding.bake(slot, exact)
+    got = slot.rows(slot.quantized(slot.parameter.detach())).double().numpy()
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-9)
+    if exact:
+        assert torch.equal(slot.quantized(slot.parameter.detach()), slot.parameter.detach())
+
+
+def test_untouched_weights_stay_untouched(slot: WeightSlot) -> None:
+    """Without learning, baking keeps the float weights that lie well inside their cells."""
+    before = slot.parameter.detach().clone()
+    nearest = slot.quantized(before)
+    rounding = LearnedRounding(slot)
+    rounding.bake(slot, exact=False)
+    assert torch.equal(slot.quantized(slot.parameter.detach()), nearest)
+    assert (slot.parameter.detach() == before).float().mean() > 0.5
+
+
+def test_scale_is_baked_into_the_edges(slot: WeightSlot) -> None:
+    rounding = LearnedRounding(slot, learn_scale=True)
+    rounding.log_scale.data.fill_(0.1)
+    rounding.hard = True
+    wanted = rounding(slot.seen).detach()
+    rounding.bake(slot, exact=True)
+    torch.testing.assert_close(slot.quantized(slot.parameter.detach()), wanted, rtol=1e-5, atol=0)
+
+
+def test_regulariser_vanishes_only_on_decisions(slot: WeightSlot) -> None:
+    rounding = LearnedRounding(slot)
+    rounding.logits.data.fill_(0.0)
+    assert float(rounding.regulariser(2.0).detach()) == pytest.approx(rounding.logits.numel())
+    rounding.logits.data.fill_(9.0)
+    assert float(rounding.regulariser(2.0).detach()) == 0
+
+
+def test_learned_edges_start_as_the_fake_quantizer(slot: WeightSlot) -> None:
+    learned = LearnedEdges(slot)
+    torch.testing.assert_close(
+        learned(slot.seen).detach(), slot.quantized(slot.seen), rtol=1e-4, atol=1e-6
+    )
+    learned.clip.data.fill_(0.3)
+    learned.breakpoint_shift.data.uniform_(-3, 3)
+    edges = learned.edges().detach()
+    assert (edges[..., 1:] >= edges[..., :-1]).all()
+    learned(slot.seen).square().sum().backward()
+    assert learned.clip.grad is not None
+    learned.bake(slot)
+    assert torch.equal(slot.module.edges, edges)
+
+
+def activation(tiny: Callable[..., nn.Module], make_student: Callable[..., nn.Module]) -> LearnedStep:
+    place = activation_slots(make_student(tiny()))[1]
+    return LearnedStep(place)
+
+
+def test_learned_step_rounds_as_torch(
+    tiny: Callable[..., nn.Module], make_student: Callable[..., nn.Module]
+) -> None:
+    place = activation_slots(make_student(tiny()))[1]
+    x = 3 * torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    module = place.module
+    expected = torch.fake_quantize_per_tensor_affine(
+        x, module.scale, module.zero_point, module.quant_min, module.quant_max
+    )
+    torch.testing.assert_close(LearnedStep(place)(x).detach(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_learned_step_has_lsqs_gradients(
+    tiny: Callable[..., nn.Module], make_student: Callable[..., nn.Module]
+) -> None:
+    learned = activation(tiny, make_student)
+    x = (3 * torch.randn(50, generator=torch.Generator().manual_seed(0))).requires_grad_(True)
+    weight = torch.randn(50, generator=torch.Generator().manual_seed(1))
+    (learned(x) * weight).sum().backward()
+    step, zero = float(learned.step.detach()), float(learned.zero_point)
+    low, high = learned.low - zero, learned.high - zero
+    to_step, to_x = 0.0, []
+    for value, w in zip(x.detach().double().tolist(), weight.double().tolist(), strict=True):
+        v = value / step
+        inside = low <= v <= high
+        to_step += w * (round(v) - v if inside else min(max(v, low), high))
+        to_x.append(w if inside else 0.0)
+    assert learned.step.grad is not None
+    assert float(learned.step.grad) == pytest.approx(to_step, rel=1e-4)
+    assert x.grad is not None
+    np.testing.assert_allclose(x.grad.numpy(), to_x, rtol=1e-6)
+
+
+def test_qdrop_leaves_a_share_alone(
+    tiny: Callable[..., nn.Module], make_student: Callable[..., nn.Module]
+) -> None:
+    learned = activation(tiny, make_student)
+    learned.drop, learned.rng = 0.25, torch.Generator().manual_seed(0)
+    x = torch.rand(20000) * float(learned.step.detach()) * 10
+    learned.train()
+    untouched = (learned(x) == x).float().mean()
+    assert 0.23 < float(untouched) < 0.27
+    learned.eval()
+    assert float((learned(x) == x).float().mean()) < 0.01
+
+
+def test_twin_computes_the_float_function(
+    tiny: Callable[..., nn.Module],
+    make_student: Callable[..., nn.Module],
+    smooth_images: Callable[..., Tensor],
+) -> None:
+    model = tiny()
+    student = make_student(model)
+    x = smooth_images(4)
+    teacher = twin(student)
+    torch.testing.assert_close(teacher(x), model(x), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(student(x), model(x), rtol=1e-2, atol=1e-2)
+    assert [s.name for s in fake_quantizers(teacher)] == [s.name for s in fake_quantizers(student)]
+    assert not any(p.requires_grad for p in teacher.parameters())
+    set_switches(student, quantize=False)
+    torch.testing.assert_close(student(x), teacher(x))
+
+
+def test_a_model_without_fake_quantizers_is_refused(tiny: Callable[..., nn.Module]) -> None:
+    with pytest.raises(ValueError, match="nothing was quantized: TinyResNet has no weight"):
+        weight_slots(tiny(), torch.zeros(2, 3, 8, 8))
