@@ -9,7 +9,8 @@ evaluation mode:
 * no scale and shift: they are made, 1 and 0.
 * gamma near 0: moved to `SMALLEST_GAMMA`, which changes the output by that share of one standard
   deviation. timm starts residual blocks with gamma = 0, which would give NaN.
-* conv3d, transposed conv3d and linear: BatchNorm is folded before training.
+* conv3d, linear, transposed conv3d and grouped transposed convolutions: BatchNorm is folded before
+  training.
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ from torch.fx import GraphModule, Node
 
 from zaq_plugin.ptq.fold_arithmetic import NormStatistics, folded_parameters
 from zaq_pt2e._compat import HOST_BN_EPS
-from zaq_pt2e.graph import argument, new_tensor, put_tensor, set_argument, tensor_at
+from zaq_pt2e.graph import (
+    TRANSPOSED,
+    argument,
+    new_tensor,
+    put_tensor,
+    set_argument,
+    tensor_at,
+)
 
 _aten = torch.ops.aten
 BATCH_NORM = _aten.batch_norm.default
@@ -32,6 +40,7 @@ _NO_QAT_PATTERN = (
     _aten.conv_transpose3d.input,
     _aten.linear.default,
 )
+_NO_QAT_PATTERN_IN_GROUPS = (_aten.conv_transpose1d.default, _aten.conv_transpose2d.input)
 
 
 def batch_norms(model: GraphModule) -> list[Node]:
@@ -68,12 +77,12 @@ def own_tensors(model: GraphModule) -> None:
 
 
 def fold_unpatterned(model: GraphModule) -> None:
-    """Fold BatchNorm behind conv3d, transposed conv3d and linear, for which QAT has no pattern."""
+    """Fold BatchNorm behind the layers for which the host has no pattern in training."""
     for node in batch_norms(model):
         source = node.args[0]
         if (
             not isinstance(source, Node)
-            or source.target not in _NO_QAT_PATTERN
+            or not _lacks_pattern(source)
             or len(source.users) > 1
             or not _complete(node)
         ):
@@ -89,6 +98,12 @@ def fold_unpatterned(model: GraphModule) -> None:
     model.recompile()
 
 
+def _lacks_pattern(source: Node) -> bool:
+    if source.target in _NO_QAT_PATTERN_IN_GROUPS:
+        return (argument(source, 6) or 1) != 1
+    return source.target in _NO_QAT_PATTERN
+
+
 def _readable(node: object) -> bool:
     return isinstance(node, Node) and node.op == "get_attr" and len(node.users) == 1
 
@@ -102,7 +117,7 @@ def _fold(model: GraphModule, node: Node, source: Node, weight: Node, bias: Node
     if mean is None or var is None:
         return
     statistics = NormStatistics(mean, var, read(1), read(2), float(argument(node, 7)))
-    transposed = source.target is _aten.conv_transpose3d.input
+    transposed = source.target in TRANSPOSED
     old = tensor_at(model, str(weight.target))
     groups = argument(source, 6) if transposed else 1
     new_weight, new_bias = folded_parameters(

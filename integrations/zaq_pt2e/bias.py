@@ -19,11 +19,9 @@ from zaq_pt2e.graph import (
     LINEAR,
     add_note,
     argument,
-    layer_of,
     new_tensor,
     note_of,
     put_tensor,
-    root_attribute,
     set_argument,
     tensor_at,
 )
@@ -149,5 +147,5 @@ def add_to_bias(model: GraphModule, node: Node, shift: Tensor) -> None:
         else:
             set_argument(node, 2, new_tensor(model, f"{bias.target}_corrected", value, node))
         return
-    name = layer_of(root_attribute(argument(node, 1)) or node.name)
+    name = note_of(node).get("name", node.name)
     set_argument(node, 2, new_tensor(model, f"{name}.corrected_bias", nn.Parameter(shift), node))

@@ -174,6 +174,8 @@ def put_tensor(model: nn.Module, target: str, value: Tensor) -> None:
 
 def new_tensor(model: GraphModule, like: str, value: Tensor, before: Node) -> Node:
     """A get_attr node for a new tensor, named ``like`` or, if that is taken, with a number."""
+    if not _free(model, like):  # a tensor stands where a module would have to
+        like = like.replace(".", "_")
     name, number = like, 0
     while _exists(model, name):
         number += 1
@@ -182,6 +184,18 @@ def new_tensor(model: GraphModule, like: str, value: Tensor, before: Node) -> No
     with model.graph.inserting_before(before):
         node: Node = model.graph.get_attr(name)
     return node
+
+
+def _free(model: nn.Module, target: str) -> bool:
+    """Whether all that stands before the last dot are modules, or nothing yet."""
+    owner: Any = model
+    for part in target.split(".")[:-1]:
+        if not hasattr(owner, part):
+            return True
+        owner = getattr(owner, part)
+        if not isinstance(owner, nn.Module):
+            return False
+    return True
 
 
 def _exists(model: nn.Module, target: str) -> bool:

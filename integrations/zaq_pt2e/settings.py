@@ -118,17 +118,19 @@ class Settings:
             if not found:
                 return None, "no include pattern matches it"
             self.used.update(found)
-        key: Any
+        types = self._types(modules)
+        self.used.update(types)
         for key in sorted((k for k in self.names if matches(k, name)), key=lambda k: k != name):
             self.used.add(key)
             return self.names[key], f"override '{key}' is None"
-        for _, class_name in reversed(modules):
-            cls = class_named(class_name)
-            for key, formats in self.types.items():
-                if cls is not None and issubclass(cls, key):
-                    self.used.add(key)
-                    return formats, f"override {key.__name__} is None"
+        for cls in types:
+            return self.types[cls], f"override {cls.__name__} is None"
         return self.default, None
+
+    def _types(self, modules: tuple[tuple[str, str], ...]) -> list[type]:
+        """The overrides' classes that fit a layer's modules, the innermost module's first."""
+        around = [class_named(name) for _, name in reversed(modules)]
+        return [key for cls in around if cls for key in self.types if issubclass(cls, key)]
 
     def require_used(self, names: list[str]) -> None:
         """Raise ValueError if an override or pattern matched no layer at all."""
