@@ -181,21 +181,34 @@ class _Corrector:
         if hasattr(module, "weight_fake_quant"):
             fake.enable_fake_quant()
         added = (total / elements).float()
-        self._add(layer.name, module, added)
+        add_to_bias(self.prepared, layer.name, added)
         return added
 
-    def _add(self, name: str, module: nn.Module, added: Tensor) -> None:
-        """Add to the bias without touching parameters that the float model shares."""
-        norm = getattr(module, "bn", None)
-        if norm is not None:
-            norm._parameters["bias"] = nn.Parameter(norm.bias.detach() + added)
-        elif hasattr(module, "weight_fake_quant"):
-            module._parameters["bias"] = nn.Parameter(_plus(module.bias, added))
-        elif isinstance(module, nn.Sequential):
-            module[0] = with_parameter(module[0], "bias", _plus(module[0].bias, added))
-        else:
-            made = with_parameter(module, "bias", _plus(module.bias, added))
-            self.prepared.set_submodule(name, made)
+
+def add_to_bias(prepared: fx.GraphModule, name: str, added: Tensor) -> None:
+    """Add to a layer's bias without touching parameters that the float model shares."""
+    module = prepared.get_submodule(name)
+    norm = getattr(module, "bn", None)
+    if norm is not None:
+        norm._parameters["bias"] = nn.Parameter(norm.bias.detach() + added)
+    elif hasattr(module, "weight_fake_quant"):
+        module._parameters["bias"] = nn.Parameter(_plus(module.bias, added))
+    elif isinstance(module, nn.Sequential):
+        module[0] = with_parameter(module[0], "bias", _plus(module[0].bias, added))
+    else:
+        prepared.set_submodule(name, with_parameter(module, "bias", _plus(module.bias, added)))
+
+
+def give_biases(prepared: fx.GraphModule) -> None:
+    """Give a bias of zero to the quantized layers that have none.
+
+    So the bias correction changes no shapes, and a calibrated state loads into a fresh model.
+    """
+    for layer in list(layers_of(prepared)):
+        root: Any = layer.root
+        if layer.spec is not None and root.bias is None:
+            channels = root.out_features if isinstance(root, nn.Linear) else root.out_channels
+            add_to_bias(prepared, layer.name, root.weight.detach().new_zeros(channels))
 
 
 def _arguments(node: fx.Node, values: dict[fx.Node, list[Any]], batch: int) -> tuple[Any, Any]:

@@ -18,6 +18,7 @@ from torch.ao.quantization.quantize_fx import (
 from zaq_fx.activations import clamp_narrow, keep_wide, narrow_ranges
 from zaq_fx.audit import audit, plan
 from zaq_fx.backend import pwlq_backend_config
+from zaq_fx.calibrate import give_biases
 from zaq_fx.qconfig import (
     Activations,
     Override,
@@ -79,6 +80,7 @@ def prepare(
             f"torch.fx cannot trace {type(model).__name__} ({error}). FX quantization needs a "
             "traceable model; zaq_pt2e takes models with control flow."
         ) from error
+    give_biases(prepared)
     keep_wide(prepared, input_bits=input_bits, other_bits=other_bits)
     plan(prepared, measure=False).require_any()
     return prepared
