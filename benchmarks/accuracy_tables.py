@@ -36,6 +36,7 @@ METHODS: dict[str, Callable[[int], QuantSpec]] = {
         b, symmetry="symmetric", policy="gaussian", shared_endpoints=True
     ),
     "PWLQ search, symmetric": lambda b: _pwlq(b, symmetry="symmetric", policy="search"),
+    "PWLQ search, asymmetric": lambda b: _pwlq(b, policy="search"),
     "PWLQ joint, symmetric": lambda b: _pwlq(b, symmetry="symmetric"),
     "PWLQ joint, asymmetric": lambda b: _pwlq(b),
 }
