@@ -8,7 +8,6 @@ torch.ao and torchao alike; see `zaq_plugin._host_module`.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from zaq_plugin._host_module import FakeQuantizeModule, outside_graphs
+from zaq_plugin._lsq import lsq
 from zaq_plugin.observers import TopKMedianObserver
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, fake_quantize, solve_edges
 from zaq_plugin.weight_observer import PWLQPerChannelObserver, qparams_of
@@ -33,9 +33,10 @@ SAMPLE = 1 << 16
 class PWLQPerChannelFakeQuantize(FakeQuantizeModule):
     """Puts a weight on its PWLQ levels, per output channel.
 
-    While the observer is enabled, breakpoints and clip are solved anew at each forward, as the
-    spec's policy says; ``disable_observer`` freezes them, which is what training at length wants.
-    The very first forward solves in any case.
+    While the observer is enabled, breakpoints and clip are solved anew as the spec's policy says:
+    at each forward in eval mode (where an unchanged weight costs nothing), and at every
+    ``solve_every``-th in train mode. ``disable_observer`` freezes them, which is what training at
+    length wants. The very first forward solves in any case.
 
     Args:
         spec: The number format; a `PWLQSpec`, or a `UniformSpec` for layers that stay uniform.
@@ -43,6 +44,7 @@ class PWLQPerChannelFakeQuantize(FakeQuantizeModule):
         learnable: Train the edges once the observer is disabled: ``p_l = p_{l+1} sigmoid(theta_l)``
             with ``p_{n+1} = m exp(theta_m)``, so that they stay ordered and positive. The
             parameter ``theta`` gets its shape at the first forward and keeps its identity.
+        solve_every: See above; the search costs more than a training step of many models.
         observer: Class or factory of the weight observer; `PWLQPerChannelObserver`.
         **observer_kwargs: ``dtype``, ``quant_min``, ``factory_kwargs`` ...; see the observer.
     """
@@ -55,6 +57,7 @@ class PWLQPerChannelFakeQuantize(FakeQuantizeModule):
         spec: QuantSpec | None = None,
         ch_axis: int | None = 0,
         learnable: bool = False,
+        solve_every: int = 1,
         observer: Callable[..., Any] = PWLQPerChannelObserver,
         **observer_kwargs: Any,
     ) -> None:
@@ -67,6 +70,12 @@ class PWLQPerChannelFakeQuantize(FakeQuantizeModule):
         self.quant_min, self.quant_max = watch.quant_min, watch.quant_max
         self.eps, self.is_dynamic = watch.eps, watch.is_dynamic
         self.learnable = learnable
+        if isinstance(solve_every, bool) or not isinstance(solve_every, int) or solve_every < 1:
+            raise ValueError(
+                f"{type(self).__name__}: solve_every must be an int >= 1; got {solve_every!r}."
+            )
+        self.solve_every = solve_every
+        self._since_solved = 0
         device = (observer_kwargs.get("factory_kwargs") or {}).get("device")
         self.to(device=device)
         theta = nn.Parameter(torch.empty(0, device=device)) if learnable else None
@@ -96,6 +105,11 @@ class PWLQPerChannelFakeQuantize(FakeQuantizeModule):
 
     @outside_graphs
     def _observe(self, w: Tensor) -> None:
+        self._since_solved += 1
+        known = self.activation_post_process.edges.numel() > 0
+        if known and self.training and self._since_solved < self.solve_every:
+            return
+        self._since_solved = 0
         self.activation_post_process.observe(w)
         if self.theta is None:
             return
@@ -115,46 +129,6 @@ class PWLQPerChannelFakeQuantize(FakeQuantizeModule):
     def extra_repr(self) -> str:
         """The format and the switches."""
         return f"{self.spec.label}, ch_axis={self.ch_axis}, learnable={self.learnable}"
-
-
-class _RoundAndClamp(torch.autograd.Function):
-    """``clamp(round(x) + offset)``; the gradient passes where nothing was clamped."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, offset: Tensor, low: int, high: int) -> Tensor:
-        rounded = x.round() + offset
-        ctx.save_for_backward((rounded >= low) & (rounded <= high))
-        return rounded.clamp(low, high)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        (inside,) = ctx.saved_tensors
-        return grad * inside, None, None, None
-
-
-class _ScaleGradient(torch.autograd.Function):
-    """Identity whose gradient is multiplied by a constant."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad * ctx.factor, None
-
-
-def _lsq(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
-    """Learned step size quantization (Esser et al., ICLR 2020, equations 1 to 3 and section 2.2).
-
-    Rounds exactly as torch's quantize operators do. The step's gradient is multiplied by
-    ``1 / sqrt(numel * high)``.
-    """
-    step = _ScaleGradient.apply(scale, 1 / math.sqrt(x.numel() * max(high, 1)))
-    offset = zero_point.to(x.dtype)
-    codes: Tensor = _RoundAndClamp.apply(x * (1 / step), offset, low, high)
-    return (codes - offset) * step
 
 
 class ActivationFakeQuantize(FakeQuantizeModule):
@@ -214,7 +188,7 @@ class ActivationFakeQuantize(FakeQuantizeModule):
         wide = x.float()
         if self.learnable:
             step = self.scale.abs().clamp(min=self.eps)
-            out = _lsq(wide, step, self.zero_point, self.quant_min, self.quant_max)
+            out = lsq(wide, step, self.zero_point, self.quant_min, self.quant_max)
         else:
             out = torch.fake_quantize_per_tensor_affine(
                 wide, self.scale, self.zero_point, self.quant_min, self.quant_max

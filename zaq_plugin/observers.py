@@ -268,4 +268,20 @@ class TopKMedianObserver(_RangeObserver):
 
     def batch_range(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Medians of the k smallest and the k largest values."""
-        return topk_median_range(x, min(self.k, max(1, int(x.numel() * self.share))))
+        k = min(self.k, max(1, int(x.numel() * self.share)))
+        lowest, highest = _extremes(x.reshape(-1), k)
+        return topk_median_range(lowest, k)[0], topk_median_range(highest, k)[1]
+
+
+def _extremes(flat: Tensor, k: int, width: int = 256) -> tuple[Tensor, Tensor]:
+    """Parts of a long tensor that hold its k smallest and its k largest values.
+
+    The k largest lie in the k pieces whose maxima are largest; one fast pass finds those.
+    """
+    pieces = flat.numel() // width
+    if pieces < 4 * k:
+        return flat, flat
+    body, rest = flat[: pieces * width].view(pieces, width), flat[pieces * width :]
+    low, high = torch.aminmax(body, dim=1)
+    lowest, highest = low.topk(k, largest=False).indices, high.topk(k).indices
+    return torch.cat([body[lowest].flatten(), rest]), torch.cat([body[highest].flatten(), rest])

@@ -46,6 +46,7 @@ def pwlq_qconfig(
     observer: Callable[..., Any] = TopKMedianObserver,
     symmetric_activations: bool = False,
     learnable: bool = False,
+    solve_every: int = 64,
     ch_axis: int | None = 0,
 ) -> QConfig:
     """A QConfig with PWLQ weights and uniform activations.
@@ -59,6 +60,8 @@ def pwlq_qconfig(
         observer: Range observer of the activations.
         symmetric_activations: Whether the activations' grid is symmetric around zero.
         learnable: With qat: train activation steps and weight edges, too.
+        solve_every: With qat: how many training steps pass between searches for breakpoints while
+            observers are enabled; see `PWLQPerChannelFakeQuantize`.
         ch_axis: Channels' axis of the weights; None for one grid per tensor.
 
     Raises:
@@ -74,7 +77,11 @@ def pwlq_qconfig(
     weight: Any
     if qat:
         weight = PWLQPerChannelFakeQuantize.with_args(
-            spec=spec, ch_axis=ch_axis, learnable=learnable, dtype=torch.qint8
+            spec=spec,
+            ch_axis=ch_axis,
+            learnable=learnable,
+            solve_every=solve_every,
+            dtype=torch.qint8,
         )
     else:
         weight = PWLQPerChannelObserver.with_args(spec=spec, ch_axis=ch_axis, dtype=torch.qint8)

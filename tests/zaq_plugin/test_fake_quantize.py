@@ -37,6 +37,21 @@ def test_weight_follows_while_observed_and_keeps_edges_when_frozen(learnable):
     assert torch.equal(fake(weight(2)), weight(2))
 
 
+def test_training_solves_every_so_many_forwards_and_eval_always():
+    spec = PWLQSpec(bits=4)
+    fake = PWLQPerChannelFakeQuantize(spec, solve_every=3).train()
+    fresh = []
+    for seed in range(7):
+        out = fake(weight(seed))
+        fresh.append(torch.equal(out, quantize(weight(seed), spec).dequantize()))
+    assert fresh == [True, False, False, True, False, False, True]
+    fake(weight(7))
+    fake.eval()
+    assert torch.equal(fake(weight(8)), quantize(weight(8), spec).dequantize())
+    with pytest.raises(ValueError, match="solve_every must be an int >= 1; got 0"):
+        PWLQPerChannelFakeQuantize(spec, solve_every=0)
+
+
 def test_frozen_from_the_start_still_solves_once():
     fake = PWLQPerChannelFakeQuantize(PWLQSpec(bits=3))
     fake.disable_observer()

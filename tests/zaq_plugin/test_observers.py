@@ -40,6 +40,17 @@ def test_top_k_median_is_the_papers():
     assert int(zero_point) == round(-np.mean(lows) / step)
 
 
+@pytest.mark.parametrize("numel", [10240, 10241, 40_000, 100_001])
+def test_long_tensors_take_the_short_way_to_the_same_range(numel):
+    x = torch.randn(numel, generator=torch.Generator().manual_seed(numel))
+    x[:7] = torch.tensor([9.0, 9.0, 8.0, -7.0, 9.5, -8.0, -8.0])  # neighbours, and ties
+    ordered = np.sort(x.numpy())
+    watch = TopKMedianObserver()
+    watch(x.reshape(1, -1))
+    assert float(watch.min_val) == np.float32(np.median(ordered[:10]))
+    assert float(watch.max_val) == np.float32(np.median(ordered[-10:]))
+
+
 def test_small_batches_are_not_clipped():
     logits = torch.arange(40.0)
     watch = TopKMedianObserver(k=10)
