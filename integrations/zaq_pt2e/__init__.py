@@ -9,6 +9,7 @@ from zaq_pt2e.audit import audit  # noqa: E402
 from zaq_pt2e.batch_norm import set_training  # noqa: E402
 from zaq_pt2e.calibrate import calibrate, correct_bias  # noqa: E402
 from zaq_pt2e.decorator import PWLQDecorated, with_pwlq  # noqa: E402
+from zaq_pt2e.lowering import lower  # noqa: E402
 from zaq_pt2e.packing import pack, unpack  # noqa: E402
 from zaq_pt2e.quantizer import PWLQQuantizer  # noqa: E402
 from zaq_pt2e.twin import freeze_ranges, twin  # noqa: E402
@@ -20,6 +21,7 @@ __all__ = [
     "calibrate",
     "correct_bias",
     "freeze_ranges",
+    "lower",
     "pack",
     "set_training",
     "twin",

@@ -6,6 +6,7 @@ fact, when a new torchao changes one.
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
@@ -58,6 +59,15 @@ def is_fake_quantize(constructor: Any) -> bool:
     """Whether a constructor of a `QuantizationSpec` makes fake-quantizers (QAT), not observers."""
     cls = constructor_class(constructor)
     return cls is not None and issubclass(cls, FakeQuantizeBase)
+
+
+def register_int8_kernels() -> None:
+    """Tell Inductor the patterns of its int8 kernels on x86.
+
+    torchao does so when its X86 quantizer is imported. Without it ``lower_pt2e_quantized_to_x86``
+    and ``torch.compile`` run quantized models in float, and say nothing.
+    """
+    importlib.import_module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
 
 
 def lowered_name(target: object) -> str | None:

@@ -26,7 +26,7 @@ from zaq_plugin.observers import (
     TopKMedianObserver,
 )
 from zaq_plugin.pwlq import PWLQTensor, quantize
-from zaq_pt2e._compat import QUANTIZED_LIBRARY, prepared_for_qat
+from zaq_pt2e._compat import QUANTIZED_LIBRARY, prepared_for_qat, register_int8_kernels
 from zaq_pt2e.bias import InputMean, add_to_bias, input_mean, mean_shift
 from zaq_pt2e.folding import fold, fold_rest, fused_norm
 from zaq_pt2e.graph import (
@@ -80,6 +80,7 @@ def convert_weight(module: WeightModule, model: GraphModule, node: Node) -> None
             f"{names}: the weight is computed from the model's input, so it has no fixed levels. "
             "Exclude the layer: PWLQQuantizer(exclude=[...])."
         )
+    register_int8_kernels()  # for those who lower the model next
     if prepared_for_qat(model):
         _fold_rest_once(model)
     packed = _packed(module, value, names)

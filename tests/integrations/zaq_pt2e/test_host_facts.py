@@ -5,6 +5,9 @@ code that leans on it is named behind "Used by".
 """
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -84,6 +87,10 @@ def conv_bn():
     model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, eps=1e-3)).eval()
     nn.init.uniform_(model[1].running_var, 0.5, 2)
     return model
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
 
 
 def exported(model, images, strict=False):
@@ -331,6 +338,22 @@ def test_lowered_kernels_are_onednn_s_and_read_the_scale(conv, images):
     (kernel,) = [n for n in lowered.graph.nodes if _compat.lowered_name(n.target)]
     assert _compat.lowered_name(kernel.target) == "onednn.qconv_pointwise"
     assert any(n.op == "get_attr" and "_scale" in n.target for n in kernel.all_input_nodes)
+
+
+def test_int8_patterns_are_registered_by_an_import(conv, images):
+    """Used by: _compat.register_int8_kernels. Without it lowering gives float kernels, silently."""
+    script = """
+import sys, torch
+import torchao.quantization.pt2e.lowering
+import torchao.quantization.pt2e.quantize_pt2e
+import zaq_pt2e
+assert torch._inductor.config.pre_grad_custom_pass is None
+assert "torchao.quantization.pt2e.inductor_passes.x86" not in sys.modules
+zaq_pt2e._compat.register_int8_kernels()
+assert torch._inductor.config.pre_grad_custom_pass is not None
+assert "torchao.quantization.pt2e.inductor_passes.x86" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment())
 
 
 def test_the_x86_quantizer_wants_a_strict_export_where_a_relu_is_used_twice(images):

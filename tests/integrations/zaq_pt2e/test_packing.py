@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from zaq_plugin.pwlq import PWLQSpec, UniformSpec
-from zaq_pt2e import PWLQQuantizer, audit, pack, unpack
+from zaq_pt2e import PWLQQuantizer, audit, lower, pack, unpack
 from zaq_pt2e.packing import codes_and_codebook
 
 
@@ -67,6 +67,17 @@ def test_saved_and_loaded(net, images, export, tmp_path):
         with torch.no_grad():
             assert torch.equal(loaded(images[:4]), converted(images[:4]))
         assert str(audit(loaded)) == str(audit(converted))
+        steps = [n.args[1] for n in converted.graph.nodes if "per_tensor" in str(n.target)]
+        lowered = lower(loaded, (images,))
+        assert (lowered(images) - converted(images)).abs().max() <= max(steps)
+        kernels = {r.kernel.split(".")[0] for r in audit(loaded, lowered=lowered)}
+        assert kernels == {"onednn"}
+
+
+def test_a_weight_only_model_has_no_int8_kernels(net, images, export):
+    prepared = prepare_pt2e(export(net, images), PWLQQuantizer(activations=None))
+    with pytest.raises(ValueError, match="no layer runs on an int8 kernel"):
+        lower(convert_pt2e(prepared), (images,))
 
 
 def test_eight_bit_weights_do_not_get_smaller(net, images, export):
