@@ -2,15 +2,16 @@
 
     python benchmarks/zero_shot.py --data DIR --bits 4/4 3/3 2/4 --method default --seeds 0 1 2
 
-One JSON line per result goes to ``--out``; what is there already is not run again. ``--set`` changes
-settings of `ZeroShotConfig`; ``--jobs FILE`` runs a list of jobs (one JSON object per line, with the
-same names) in ``--workers`` processes. ``--table`` prints what ``--out`` holds.
+One JSON line per result goes to ``--out``; what is there already is not run again. ``--set``
+changes settings of `ZeroShotConfig`; ``--jobs FILE`` runs a list of jobs (one JSON object per line,
+with the same names) in ``--workers`` processes. ``--table`` prints what ``--out`` holds.
 
 Protocol: all layers quantized, weights per output channel, activations per tensor at the inputs of
-all layers (residual additions are not quantized separately), the network's own input at 8 bits unless
-``--input-bits`` says otherwise, BatchNorm folded. No real image is seen before the last line, which
-evaluates on the test images; ``--method real`` is fine-tuning with the ``train`` images, the ceiling.
-``--tune`` leaves the test images alone and reports agreement with the float model on ``train`` images.
+all layers (residual additions are not quantized separately), the network's own input at 8 bits
+unless ``--input-bits`` says otherwise, BatchNorm folded. No real image is seen before the last
+line, which evaluates on the test images; ``--method real`` is fine-tuning with the ``train``
+images, the ceiling. ``--tune`` leaves the test images alone and reports agreement with the float
+model on ``train`` images.
 """
 
 from __future__ import annotations
@@ -57,8 +58,9 @@ DEFAULTS: dict[str, Any] = {
 def weight_spec(kind: str, stored_bits: int) -> QuantSpec:
     """A weight format by its stored bits.
 
-    ``uniform`` is symmetric with the min-max clip, ``uniform-asymmetric`` has a zero point, ``pwlq``
-    has one breakpoint and one MAC bit less than it stores.
+    ``uniform`` is symmetric with the min-max clip, ``uniform-asymmetric`` has a zero point,
+    ``uniform-mse`` the clip of least squared error beside it; ``pwlq`` has one breakpoint and one
+    MAC bit less than it stores.
     """
     if kind == "uniform":
         return UniformSpec(bits=stored_bits)

@@ -1,13 +1,15 @@
-"""The generator's side of the game: warm-up, adversarial steps, collapse and restart (ZAQ, GDFQ)."""
+"""The generator's side of the game: warm-up, adversarial steps, collapse and restart."""
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from zaq_plugin.zero_shot.bn_statistics import BatchNormLoss
 from zaq_plugin.zero_shot.config import ZeroShotConfig
@@ -21,6 +23,7 @@ from zaq_plugin.zero_shot.discrepancy import (
 from zaq_plugin.zero_shot.distill import low_pass, swinging
 from zaq_plugin.zero_shot.generator import Generator
 from zaq_plugin.zero_shot.outputs import OutputAdapter, mean_over
+from zaq_plugin.zero_shot.quantizers import is_weight_quantizer
 from zaq_plugin.zero_shot.statistics import ImageStatistics
 from zaq_plugin.zero_shot.taps import TapSet
 
@@ -55,6 +58,7 @@ class Adversary:
         self.config, self.teacher, self.memory = config, teacher, memory
         self.image_shape, self.statistics = image_shape, statistics
         self.adapter, self.rng, self.device = adapter, rng, device
+        self.dtype = next((p.dtype for p in teacher.parameters()), torch.float32)
         self.bn_loss = BatchNormLoss(memory)
         self.restarts: list[int] = []
         self.reference_diversity = 0.0
@@ -87,7 +91,7 @@ class Adversary:
         x = self.statistics.clamp(self.generator(z))
         if self.config.low_pass > 0:
             x = low_pass(x, self.config.low_pass)
-        return x
+        return x.to(self.dtype)
 
     def sample(self) -> Tensor:
         """A new batch without gradients."""
@@ -107,7 +111,10 @@ class Adversary:
         return last
 
     def step(
-        self, student: nn.Module, student_taps: TapSet | None, teacher_taps: TapSet | None,
+        self,
+        student: nn.Module,
+        student_taps: TapSet | None,
+        teacher_taps: TapSet | None,
         weights: LayerWeights | None,
     ) -> dict[str, float]:
         """One step of G: minimise -D_o - α D_f + β L_a, plus the BatchNorm term; returns the terms.
@@ -200,7 +207,10 @@ class Adversary:
             return False
         logger.warning(
             "step %d: the generator has collapsed (diversity %.3g, %.3g after its warm-up); "
-            "it is restarted.", step, now, self.reference_diversity,
+            "it is restarted.",
+            step,
+            now,
+            self.reference_diversity,
         )
         self.restarts.append(step)
         self._build()
@@ -210,9 +220,9 @@ class Adversary:
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs."""
         return {
-            "generator": self.generator.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "latents": self.latents,
+            "generator": copy.deepcopy(self.generator.state_dict()),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "latents": None if self.latents is None else self.latents.detach().clone(),
             "restarts": list(self.restarts),
             "reference_diversity": self.reference_diversity,
         }
@@ -262,8 +272,9 @@ def _last_map_hook(model: nn.Module, found: list[Tensor]) -> Callable[[], None]:
         if positions and isinstance(output, Tensor) and output.is_floating_point():
             found[:] = [output]
 
-    for module in model.modules():
-        if not list(module.children()):
+    for name, module in model.named_modules():
+        weight = is_weight_quantizer(module) or isinstance(module, ParametrizationList)
+        if name and not weight:
             handles.append(module.register_forward_hook(keep))
 
     def remove() -> None:

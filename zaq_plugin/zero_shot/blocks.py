@@ -7,6 +7,7 @@ the stretches between nodes that all later data passes through.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -206,9 +207,7 @@ def _graph_blocks(
     nodes = list(student.graph.nodes)
     held = {node: _held(student, node, names) for node in nodes}
     cuts = _cuts(student, held)
-    stretches = [
-        (a, b, _stretch_weights(a, b, held)) for a, b in zip(cuts, cuts[1:], strict=False)
-    ]
+    stretches = [(a, b, _stretch_weights(a, b, held)) for a, b in itertools.pairwise(cuts)]
     # What holds no weight belongs to the block before it, but an activation's quantizer to the
     # block after it, which it feeds.
     bounds: list[tuple[fx.Node, fx.Node, list[str]]] = []
@@ -295,9 +294,7 @@ def _gives_tensor(node: fx.Node) -> bool:
     return isinstance(value, Tensor) or hasattr(value, "shape")
 
 
-def _stretch_weights(
-    first: fx.Node, last: fx.Node, held: dict[fx.Node, list[str]]
-) -> list[str]:
+def _stretch_weights(first: fx.Node, last: fx.Node, held: dict[fx.Node, list[str]]) -> list[str]:
     found: list[str] = []
     for node in _between(first, last):
         for name in held.get(node, []):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -88,8 +89,8 @@ class BatchNormLoss:
     """Distance between a batch's statistics at every BatchNorm and the remembered ones.
 
     L_BN = (1/L) Σ_l [ mean_c (μ_l - μ̂_l)^2 + mean_c (σ_l - σ̂_l)^2 ], μ and σ over batch and
-    positions, the hats are the model's. With ``relative`` both differences are divided by σ̂_l + eps,
-    which makes layers of small and of large activations count alike.
+    positions, the hats are the model's. With ``relative`` both differences are divided by
+    σ̂_l + eps, which makes layers of small and of large activations count alike.
 
     Use it around the forward pass: ``with loss.recording(): model(x)``, then ``loss.value()``.
     A model without BatchNorm has value 0 and ``len(loss) == 0``; that is logged once.
@@ -125,7 +126,7 @@ class BatchNormLoss:
             for handle in handles:
                 handle.remove()
 
-    def _observe(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def _observe(self, layer: Any, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0]
         axes = [d for d in range(x.dim()) if d != 1]
         var, mean = torch.var_mean(x.float(), dim=axes, correction=0)

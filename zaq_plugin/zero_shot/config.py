@@ -16,7 +16,6 @@ _CHOICES = {
     "schedule": ("cosine", "constant"),
     "images": ("generator", "distilled", "mixed"),
     "distill_method": ("pixels", "generator"),
-    "train": ("weights", "rounding"),
 }
 _AT_LEAST_ONE = (
     "batch_size",
@@ -43,8 +42,6 @@ _NOT_NEGATIVE = (
     "generator_lr",
     "student_lr",
     "bias_lr",
-    "rounding_lr",
-    "rounding_regulariser",
     "step_lr",
     "edge_lr",
     "weight_decay",
@@ -116,9 +113,6 @@ class ZeroShotConfig:
         replay_batches: How many earlier generated batches are remembered.
         replay_share: Share of steps on a remembered batch.
 
-        train: ``weights`` trains the weights straight through their rounding; ``rounding`` trains
-            the roundings themselves (AdaRound, over the whole network) with rounding_lr and
-            rounding_regulariser.
         optimizer, student_lr, momentum, weight_decay, schedule, grad_clip: The student's training;
             ``grad_clip`` is the largest gradient norm, 0 for none.
         bias_lr: Rate of biases and other parameters that are no quantized weight, relative to
@@ -127,13 +121,14 @@ class ZeroShotConfig:
         edge_lr: Rate of the weights' clips and breakpoints relative to their size; 0 keeps them.
         crossing: Share of the weights' largest step that the mean update is scaled to (AIT's
             threshold-crossing scale); 0 leaves updates alone.
-        ema_decay: Decay of the student's moving average, which is judged beside the student; 0 for none.
+        ema_decay: Decay of the student's moving average, which is judged beside the student; 0
+            for none.
 
         calibration_images: How many synthetic images set the activation ranges.
         recalibrate: Whether ranges are set anew; False keeps what the student came with.
         reconstruct: Reconstruct block by block before training; see `ReconstructOptions` for
             reconstruct_iterations, reconstruct_batch_size, reconstruct_scale_lr,
-            reconstruct_step_lr, reconstruct_regulariser and drop.
+            reconstruct_step_lr, reconstruct_rounding_lr, reconstruct_regulariser and drop.
 
         validation_images: Fixed synthetic images on which states are judged, never trained on.
         validate_every: Steps between judgements.
@@ -144,7 +139,7 @@ class ZeroShotConfig:
     """
 
     seed: int = 0
-    steps: int = 1000
+    steps: int = 600
     batch_size: int = 64
     student_steps: int = 5
 
@@ -172,23 +167,20 @@ class ZeroShotConfig:
 
     images: str = "distilled"
     generated_share: float = 0.5
-    distilled_images: int = 512
+    distilled_images: int = 384
     distill_steps: int = 80
     distill_lr: float = 0.1
     distill_method: str = "pixels"
     total_variation: float = 0.0
     class_weight: float = 0.0
-    mixup: float = 1.0
+    mixup: float = 0.5
     flip: bool = True
     shift: int = 0
     replay_batches: int = 20
     replay_share: float = 0.25
 
-    train: str = "weights"
-    rounding_lr: float = 1e-2
-    rounding_regulariser: float = 1e-4
     optimizer: str = "adam"
-    student_lr: float = 1e-3
+    student_lr: float = 1e-4
     momentum: float = 0.9
     weight_decay: float = 0.0
     schedule: str = "cosine"
@@ -199,17 +191,18 @@ class ZeroShotConfig:
     crossing: float = 0.0
     ema_decay: float = 0.0
 
-    calibration_images: int = 512
+    calibration_images: int = 384
     recalibrate: bool = True
     reconstruct: bool = True
-    reconstruct_iterations: int = 300
+    reconstruct_iterations: int = 200
     reconstruct_batch_size: int = 32
-    reconstruct_scale_lr: float = 0.0
+    reconstruct_scale_lr: float = 5e-3
     reconstruct_step_lr: float = 1e-2
+    reconstruct_rounding_lr: float = 3e-2
     reconstruct_regulariser: float = 1e-3
     drop: float = 0.5
 
-    validation_images: int = 256
+    validation_images: int = 128
     validate_every: int = 100
     checkpoint_every: int = 0
 

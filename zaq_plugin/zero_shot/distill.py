@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from zaq_plugin.zero_shot.bn_statistics import BatchNormLoss
 from zaq_plugin.zero_shot.generator import Generator
+from zaq_plugin.zero_shot.quantizers import to_evaluation
 from zaq_plugin.zero_shot.statistics import ImageStatistics
 
 Progress = Callable[[int, int, float], None]
@@ -82,7 +83,7 @@ def distill_images(
     """Images on which the model's BatchNorms see what they remember.
 
     Args:
-        model: The float model with its BatchNorms; it is put in evaluation mode. Without BatchNorm
+        model: The float model with its BatchNorms; it is run in evaluation mode. Without BatchNorm
             what remains are the priors, the class term and the image statistics.
         count: Number of images; batches of ``options.batch_size``.
         image_shape: (channels, height, width).
@@ -102,8 +103,10 @@ def distill_images(
     trained = [p for p in model.parameters() if p.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
+    modes = {module: module.training for module in model.modules()}
+    to_evaluation(model)
     bn_loss = BatchNormLoss(model, relative=options.relative)
-    batches = []
+    batches: list[Tensor] = []
     done = 0
     total = -(-count // options.batch_size) * options.steps
     try:
@@ -120,6 +123,8 @@ def distill_images(
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
+        for module, mode in modes.items():
+            module.training = mode
     return torch.cat(batches)[:count]
 
 
@@ -139,6 +144,7 @@ class _Job:
         self.model, self.bn_loss, self.options = model, bn_loss, options
         self.statistics, self.rng = statistics, rng
         shape = (options.batch_size, *image_shape)
+        self.dtype = next((p.dtype for p in model.parameters()), torch.float32)
         self.classes: Tensor | None = None
         self.generator: Generator | None = None
         if options.method == "pixels":
@@ -175,7 +181,7 @@ class _Job:
             if options.flip and int(torch.randint(2, (1,), generator=self.rng)):
                 seen = seen.flip(-1)
             with swinging(self.model, self.rng, options.swing), self.bn_loss.recording():
-                logits = self.model(seen)
+                logits = self.model(seen.to(self.dtype))
             loss = options.bn_weight * self.bn_loss.value().to(images) + self._priors(images)
             if options.class_weight > 0:
                 loss = loss + options.class_weight * self._class_loss(logits)
@@ -237,7 +243,7 @@ def swinging(model: nn.Module, rng: torch.Generator, active: bool = True) -> Ite
     """Shift the input of every strided Conv2d by up to stride - 1 pixels at random (Genie).
 
     A strided convolution looks at some pixels more than at others; images distilled through it get
-    a checkerboard. Works on convolution modules; those that are operators of a graph stay as they are.
+    a checkerboard. Works on convolution modules; operators of a graph stay as they are.
     """
     if not active:
         yield

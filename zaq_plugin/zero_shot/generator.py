@@ -49,9 +49,9 @@ class Generator(nn.Module):
     """DCGAN-style generator: linear projection, enlargements with 3x3 convolutions, bounded images.
 
     Layers, for two enlargements and width w: Linear z -> 2w maps; BN; [enlarge, Conv 3x3 2w, BN,
-    LeakyReLU 0.2]; [enlarge, Conv 3x3 w, BN, LeakyReLU 0.2]; Conv 3x3 to the image's channels; tanh;
-    BN without affine. The last BN gives every channel mean 0 and deviation 1 over the batch, which
-    the image statistics then turn into what the model expects.
+    LeakyReLU 0.2]; [enlarge, Conv 3x3 w, BN, LeakyReLU 0.2]; Conv 3x3 to the image's channels;
+    tanh; BN without affine. The last BN gives every channel mean 0 and deviation 1 over the batch,
+    which the image statistics then turn into what the model expects.
 
     Args:
         image_shape: (channels, height, width).
@@ -117,6 +117,6 @@ class Generator(nn.Module):
     def noise(
         self, count: int, rng: torch.Generator, device: torch.device | str | None = None
     ) -> Tensor:
-        """Standard normal z, (count, latent_dim), drawn on rng's device: the same on every device."""
+        """Standard normal z, (count, latent_dim), drawn on rng's device."""
         z = torch.randn(count, self.latent_dim, generator=rng, device=rng.device)
         return z.to(device if device is not None else next(self.parameters()).device)

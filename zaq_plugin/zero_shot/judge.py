@@ -33,9 +33,9 @@ class Verdict:
 class Judge:
     """Compares states of a student on a fixed set of images.
 
-    A state becomes the best if its divergence is below the best one's. The first state, the untrained
-    one, is displaced only by one that is better beyond doubt: agreement not lower, and the paired
-    difference of divergences more than ``certainty`` standard errors below zero.
+    A state becomes the best if its divergence is below the best one's. The first state, the
+    untrained one, is displaced only by one that is better beyond doubt: agreement not lower, and
+    the paired difference of divergences more than ``certainty`` standard errors below zero.
 
     Args:
         teacher: P.

@@ -1,7 +1,8 @@
-"""What trains in a student: weights or their roundings, steps, clips and breakpoints, biases."""
+"""What trains in a student: weights straight through, steps, clips and breakpoints, biases."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,13 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from zaq_plugin.zero_shot.config import ZeroShotConfig
 from zaq_plugin.zero_shot.quantizers import Slot, activation_slots, weight_slots
-from zaq_plugin.zero_shot.rounding import LearnedEdges, LearnedRounding, LearnedStep
-
-LOGIT_LIMIT = 4.0
-"""Where learned roundings start from at most: beyond it the sigmoid has no gradient left."""
+from zaq_plugin.zero_shot.rounding import LearnedEdges, LearnedStep
 
 
 class Learner:
@@ -35,61 +34,49 @@ class Learner:
         self.weights = weight_slots(student, example)
         self.activations: list[Slot] = activation_slots(student) if config.step_lr > 0 else []
         device = example.device
-        self.roundings: list[LearnedRounding] = []
         self.edges: list[LearnedEdges] = []
-        if config.train == "rounding":
-            self.roundings = [
-                LearnedRounding(s, learn_scale=config.edge_lr > 0).to(device) for s in self.weights
-            ]
-            for rounding in self.roundings:
-                rounding.logits.data.clamp_(-LOGIT_LIMIT, LOGIT_LIMIT)
-        elif config.edge_lr > 0:
+        if config.edge_lr > 0:
             self.edges = [LearnedEdges(s).to(device) for s in self.weights]
         self.steps = [LearnedStep(s).to(device) for s in self.activations]
-        stand_ins: list[nn.Module] = [*(self.roundings or self.edges), *self.steps]
-        places: list[Slot] = [
-            *(self.weights if self.roundings or self.edges else []),
-            *self.activations,
+        self._pairs: list[tuple[Slot, nn.Module]] = [
+            *zip(self.weights, self.edges, strict=False),
+            *zip(self.activations, self.steps, strict=True),
         ]
-        self._pairs = list(zip(places, stand_ins, strict=True))
-        groups, self._annealed = self._groups()
+        groups = self._groups()
         self.trained = [p for group in groups for p in group["params"]]
         if config.optimizer == "sgd":
-            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, momentum=config.momentum)
+            self.optimizer: Optimizer = torch.optim.SGD(groups, momentum=config.momentum)
         else:
             self.optimizer = torch.optim.Adam(groups)
         self._rates = [group["lr"] for group in groups]
-        self.average = (
-            [p.detach().clone() for p in self.trained] if config.ema_decay > 0 else []
-        )
+        self.average = [p.detach().clone() for p in self.trained] if config.ema_decay > 0 else []
         self.done = 0
         self.attached = False
         self.attach()
 
-    def _groups(self) -> tuple[list[dict[str, Any]], list[bool]]:
+    def _groups(self) -> list[dict[str, Any]]:
         config = self.config
         quantized = [slot.parameter for slot in self.weights]
         known = {id(p) for p in quantized}
-        own = [p for p in self.student.parameters() if p.requires_grad and id(p) not in known]
+        stand_ins = {id(p) for _, module in self._pairs for p in module.parameters()}
+        own = [
+            p
+            for p in self.student.parameters()
+            if p.requires_grad and id(p) not in known | stand_ins
+        ]
         unique = list({id(p): p for p in quantized}.values())
         rate = config.student_lr
-        groups: list[dict[str, Any]] = []
-        if self.roundings:
-            logits = [r.logits for r in self.roundings]
-            groups.append({"params": logits, "lr": config.rounding_lr})
-            groups.append({"params": [r.log_scale for r in self.roundings], "lr": config.edge_lr})
-        else:
-            groups.append({"params": unique, "lr": rate, "weight_decay": config.weight_decay})
-            learned = [p for e in self.edges for p in e.parameters() if p.numel()]
-            groups.append({"params": learned, "lr": config.edge_lr})
-        groups.append({"params": own, "lr": rate * config.bias_lr})
+        groups: list[dict[str, Any]] = [
+            {"params": unique, "lr": rate, "weight_decay": config.weight_decay},
+            {"params": own, "lr": rate * config.bias_lr},
+        ]
+        learned = [p for e in self.edges for p in e.parameters() if p.numel()]
+        groups.append({"params": learned, "lr": config.edge_lr})
         groups += [
             {"params": [s.step], "lr": config.step_lr * float(s.step.detach().abs())}
             for s in self.steps
         ]
-        annealed = [not (self.roundings and i == 0) for i in range(len(groups))]
-        kept = [i for i, group in enumerate(groups) if group["params"]]
-        return [groups[i] for i in kept], [annealed[i] for i in kept]
+        return [group for group in groups if group["params"]]
 
     # ---- switching -----------------------------------------------------------------------------
 
@@ -106,11 +93,6 @@ class Learner:
             return
         for slot, _ in self._pairs:
             slot.restore()
-        for place, rounding in zip(self.weights, self.roundings, strict=False):
-            # Baking scales the edges, so it starts from those that the rounding was built on.
-            place.module.activation_post_process.edges.copy_(rounding.edges)  # type: ignore[union-attr, operator]
-            rounding.bake(place, exact=False)
-            rounding.hard = False
         for place, learned in zip(self.weights, self.edges, strict=False):
             learned.bake(place)
         for slot, step in zip(self.activations, self.steps, strict=True):
@@ -142,15 +124,6 @@ class Learner:
 
     # ---- steps ---------------------------------------------------------------------------------
 
-    def regulariser(self) -> Tensor | None:
-        """AdaRound's pull of the roundings to one side, once a fifth of the run is over."""
-        share = self.done / max(1, self.config.steps)
-        if not self.roundings or share < 0.2:
-            return None
-        sharpness = 2 + 18 * (1 - (share - 0.2) / 0.8)
-        parts = [r.regulariser(sharpness) for r in self.roundings]
-        return self.config.rounding_regulariser * torch.stack(parts).sum()
-
     def update(self, loss: Tensor) -> float:
         """One optimizer step; returns the gradient's norm."""
         config = self.config
@@ -173,9 +146,8 @@ class Learner:
         share = self.done / max(1, self.config.steps)
         cosine = 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
         factor = cosine if self.config.schedule == "cosine" else 1.0
-        groups = self.optimizer.param_groups
-        for group, rate, annealed in zip(groups, self._rates, self._annealed, strict=True):
-            group["lr"] = rate * (factor if annealed else 1.0)
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
 
     # ---- state ---------------------------------------------------------------------------------
 
@@ -184,7 +156,7 @@ class Learner:
         return {
             "values": [p.detach().clone() for p in self.trained],
             "average": [m.clone() for m in self.average],
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "done": self.done,
         }
 

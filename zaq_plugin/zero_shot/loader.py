@@ -48,7 +48,7 @@ class ZeroShotLoader:
         float_model: The float model before its BatchNorms were folded, whose statistics guide the
             images. By default the teacher is looked at.
         mean, std: The model's input normalisation; see `ImageStatistics.for_channels`.
-        adapter: From the model's output to a list of tensors; all floating-point tensors by default.
+        adapter: From the model's output to a list of tensors; all of floating point by default.
         device, dtype: Of the yielded images; the student's by default.
         rank: Position among the processes of a distributed run, which decides the noise; taken from
             torch.distributed by default.
@@ -112,12 +112,15 @@ class ZeroShotLoader:
         self,
         pool: Tensor | None = None,
         report: Callable[[str, int, int, float], None] | None = None,
+        *,
+        warm_up: bool = True,
     ) -> None:
         """Find taps, distil images, warm the generator up. Called by the first iteration.
 
         Args:
             pool: (N, C, H, W) images in place of distilled ones.
             report: Called with (stage, step, steps, loss).
+            warm_up: False leaves the generator as it is, for a state to be loaded.
         """
         if self.source is not None:
             return
@@ -133,12 +136,12 @@ class ZeroShotLoader:
                 self.rng,
                 self.device,
             )
-            self.adversary.warm_up(
-                config.warmup_steps,
-                None
-                if report is None
-                else lambda s, v: report("warm-up", s, config.warmup_steps, v),
-            )
+            if warm_up:
+                steps = config.warmup_steps
+                self.adversary.warm_up(
+                    steps,
+                    None if report is None else lambda s, v: report("warm-up", s, steps, v),
+                )
         if pool is None and config.uses_distilled:
             pool = self.distill(config.distilled_images, report)
         if pool is not None:
@@ -174,6 +177,11 @@ class ZeroShotLoader:
             progress=None if report is None else lambda s, n, v: report("distil", s, n, v),
         )
 
+    def _ready(self) -> ImageSource:
+        if self.source is None:
+            raise ValueError("ZeroShotLoader: call prepare() first, or iterate over the loader.")
+        return self.source
+
     def _place_taps(self) -> None:
         config = self.config
         if config.alpha <= 0 and config.feature_weight <= 0:
@@ -199,8 +207,8 @@ class ZeroShotLoader:
 
     def next_batch(self) -> tuple[Tensor, Any]:
         """Draw images and let the teacher answer; no generator step."""
-        assert self.source is not None
-        images = self.source.draw(self.step).to(self.dtype)
+        images = self._ready().draw(self.step).to(self.dtype)
+        images = images.contiguous(memory_format=torch.channels_last)  # faster to train on
         with torch.no_grad():
             targets = self.teacher(images)
         if self._taps is not None:
@@ -256,7 +264,9 @@ class ZeroShotLoader:
             student_features = self._taps[1].take()
             if config.alpha > 0:
                 d_f, distances = feature_discrepancy(
-                    self._teacher_features, student_features, self.layer_weights,
+                    self._teacher_features,
+                    student_features,
+                    self.layer_weights,
                     config.relation_norm,
                 )
                 self.layer_weights.observe(distances)
@@ -279,17 +289,16 @@ class ZeroShotLoader:
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs: tensors, numbers, strings, lists and dicts."""
         self.prepare()
-        assert self.source is not None
         return {
             "step": self.step,
             "config": self.config.to_json(),
             "rng": self.rng.get_state(),
             "shared_rng": self.shared_rng.get_state(),
-            "source": self.source.state_dict(),
+            "source": self._ready().state_dict(),
             "adversary": None if self.adversary is None else self.adversary.state_dict(),
             "layer_weights": None
             if self.layer_weights is None
-            else self.layer_weights.state_dict(),
+            else {k: v.clone() for k, v in self.layer_weights.state_dict().items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -305,17 +314,10 @@ class ZeroShotLoader:
             )
         if self.source is None:
             pool = state["source"]["pool"]
-            saved, self.config = self.config, self.config.with_changes(warmup_steps=0)
-            if pool is None and saved.uses_distilled:
+            if pool is None and self.config.uses_distilled:
                 raise ValueError("ZeroShotLoader: the saved state holds no distilled images.")
-            self.prepare(pool)
-            self.config = saved
-            if self.adversary is not None:
-                self.adversary.config = saved
-            assert self.source is not None
-            self.source.config = saved
-        assert self.source is not None
-        self.source.load_state_dict(state["source"])
+            self.prepare(pool, warm_up=False)
+        self._ready().load_state_dict(state["source"])
         if self.adversary is not None:
             self.adversary.load_state_dict(state["adversary"])
         if self.layer_weights is not None:

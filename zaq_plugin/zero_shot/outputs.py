@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ def detached(output: object) -> object:
     if isinstance(output, Mapping):
         return {key: detached(value) for key, value in output.items()}
     if isinstance(output, list | tuple):
-        parts = [detached(value) for value in output]
+        parts: list[Any] = [detached(value) for value in output]
         return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
     return output
 

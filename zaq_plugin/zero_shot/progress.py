@@ -53,7 +53,9 @@ class RunProgress:
             self._bar.stop()
             self._bar = None
 
-    def show(self, stage: str, done: int, total: int, terms: Mapping[str, float] | None = None) -> None:
+    def show(
+        self, stage: str, done: int, total: int, terms: Mapping[str, float] | None = None
+    ) -> None:
         """One step of a stage; a new stage name ends the one before."""
         if not self.active:
             return

@@ -1,14 +1,15 @@
 """The fake-quantizers inside a student, whatever host prepared it, and the student's twin.
 
 A fake-quantizer is recognised by what it does: it carries the switches ``fake_quant_enabled`` and
-``observer_enabled``. One with a ``spec`` and ``edges`` and a channel axis holds a weight; one with a
-``scale`` and a ``zero_point`` holds an activation.
+``observer_enabled``. One with a ``spec`` and ``edges`` and a channel axis holds a weight; one with
+a ``scale`` and a ``zero_point`` holds an activation.
 """
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,6 +18,9 @@ from zaq_plugin.pwlq import fake_quantize
 from zaq_plugin.pwlq.kernels import codebook_of
 from zaq_plugin.pwlq.layout import from_rows, to_rows
 from zaq_plugin.pwlq.levels import build_grid
+
+BIAS_SHIFT = "zaq_bias_shift"
+"""Buffer that `zaq_plugin.ptq` leaves on a layer whose bias it corrected."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Slot:
     name: str
     parent: nn.Module
     attribute: str
-    module: nn.Module
+    module: Any
 
     def swap(self, replacement: nn.Module) -> None:
         """Put another module in its place; forward hooks come along."""
@@ -63,7 +67,7 @@ class WeightSlot(Slot):
         spec, edges = self.module.spec, self.module.edges
         if not isinstance(edges, Tensor) or edges.numel() == 0:
             raise ValueError(f"{self.name} has no breakpoints yet; run the model on a batch first.")
-        book = codebook_of(build_grid(edges.detach(), spec))  # type: ignore[arg-type]
+        book = codebook_of(build_grid(edges.detach(), spec))
         return book.levels * book.scale.unsqueeze(1)
 
     def rows(self, values: Tensor) -> Tensor:
@@ -78,12 +82,12 @@ class WeightSlot(Slot):
     def axis(self) -> int | None:
         """The channels' axis of the weight."""
         axis = self.module.ch_axis
-        return None if axis is None else int(axis)  # type: ignore[arg-type]
+        return None if axis is None else int(axis)
 
     def quantized(self, seen: Tensor) -> Tensor:
         """What the fake-quantizer makes of a value, at its present edges."""
         edges = self.module.edges
-        return fake_quantize(seen, self.module.spec, self.axis, edges=edges.detach())  # type: ignore[arg-type, union-attr]
+        return fake_quantize(seen, self.module.spec, self.axis, edges=edges.detach())
 
     @torch.no_grad()
     def write(self, seen: Tensor) -> None:
@@ -230,8 +234,9 @@ def freeze_batch_norm(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
-        if hasattr(module, "freeze_bn_stats"):
-            module.freeze_bn_stats()
+        freeze: Any = getattr(module, "freeze_bn_stats", None)
+        if callable(freeze):
+            freeze()
 
 
 def to_evaluation(model: nn.Module) -> None:
@@ -283,6 +288,14 @@ def twin(student: nn.Module) -> nn.Module:
         node.update_arg(position, False)
     if changed and isinstance(teacher, fx.GraphModule):
         teacher.recompile()
+    for module in teacher.modules():
+        shift = getattr(module, BIAS_SHIFT, None)
+        if isinstance(shift, Tensor):
+            # What bias correction took out of the student; the teacher wants it back.
+            bias: Any = module.bias
+            with torch.no_grad():
+                bias.add_(shift.to(bias.dtype))
+                shift.zero_()
     for parameter in teacher.parameters():
         parameter.requires_grad_(False)
     return teacher

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -195,8 +196,7 @@ class _BlockWork:
             for slot in self.weights
         ]
         steps = [
-            LearnedStep(slot, options.drop, self.drops).to(self.device)
-            for slot in self.activations
+            LearnedStep(slot, options.drop, self.drops).to(self.device) for slot in self.activations
         ]
         pairs = [*zip(self.weights, roundings, strict=True)]
         places: list[tuple[Slot, nn.Module]] = [*pairs, *zip(self.activations, steps, strict=True)]
@@ -226,9 +226,8 @@ class _BlockWork:
             for s in steps
         ]
         optimizer = torch.optim.Adam(groups)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, [_constant] + [self._cosine] * (len(groups) - 1)
-        )
+        scales: list[Any] = [_constant] + [self._cosine] * (len(groups) - 1)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scales)
         start = int(options.warmup * options.iterations)
         for step in steps:
             step.train()
@@ -273,10 +272,10 @@ _State = list[tuple[Tensor, Tensor]]
 
 def _snapshot(weights: list[WeightSlot], activations: list[Slot]) -> tuple[_State, list[Tensor]]:
     kept = [
-        (s.parameter.detach().clone(), s.module.activation_post_process.edges.clone())  # type: ignore[union-attr, operator]
+        (s.parameter.detach().clone(), s.module.activation_post_process.edges.clone())
         for s in weights
     ]
-    return kept, [s.module.scale.detach().clone() for s in activations]  # type: ignore[union-attr, operator]
+    return kept, [s.module.scale.detach().clone() for s in activations]
 
 
 @torch.no_grad()
@@ -285,6 +284,6 @@ def _put_back(
 ) -> None:
     for slot, (parameter, edges) in zip(weights, state[0], strict=True):
         slot.parameter.copy_(parameter)
-        slot.module.activation_post_process.edges.copy_(edges)  # type: ignore[union-attr, operator]
+        slot.module.activation_post_process.edges.copy_(edges)
     for place, scale in zip(activations, state[1], strict=True):
-        place.module.scale.copy_(scale)  # type: ignore[union-attr, operator]
+        place.module.scale.copy_(scale)

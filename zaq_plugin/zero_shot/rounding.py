@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zaq_plugin.pwlq import fake_quantize
 from zaq_plugin.zero_shot.quantizers import Slot, WeightSlot
 
-# AdaRound (Nagel et al., ICML 2020), equation 23: the sigmoid is stretched past 0 and 1 and clipped.
+# AdaRound (Nagel et al., ICML 2020), equation 23: the sigmoid is stretched past 0 and 1, and cut.
 STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1
 
 
@@ -31,12 +31,9 @@ class LearnedRounding(nn.Module):
 
     low: Tensor
     high: Tensor
-    edges: Tensor
 
     def __init__(self, slot: WeightSlot, learn_scale: bool = False) -> None:
         super().__init__()
-        module: Any = slot.module
-        self.register_buffer("edges", module.edges.detach().clone())
         self._rows, self._unrows = slot.rows, slot.unrows
         rows, levels = slot.rows(slot.seen).float(), slot.levels().float()
         index = torch.searchsorted(levels.contiguous(), rows.contiguous(), right=True) - 1
@@ -111,12 +108,10 @@ def _nearest_in_cell(slot: WeightSlot, wanted: Tensor, seen: Tensor) -> Tensor:
 
 
 class _LearnedStepQuantize(torch.autograd.Function):
-    """Uniform fake quantization with LSQ's gradients (Esser et al., ICLR 2020, equations 1 to 3)."""
+    """Uniform fake quantization with LSQ's gradients (Esser et al., ICLR 2020, eq. 1 to 3)."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, step: Tensor, offset: Tensor, low: int, high: int
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, step: Tensor, offset: Tensor, low: int, high: int) -> Tensor:
         scaled = x / step
         level = torch.round(scaled).add_(offset).clamp_(low, high).sub_(offset)
         ctx.save_for_backward(scaled, level)
@@ -124,7 +119,7 @@ class _LearnedStepQuantize(torch.autograd.Function):
         return level * step
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         scaled, level = ctx.saved_tensors
         low, high = ctx.bounds
         inside = (scaled >= low) & (scaled <= high)
@@ -159,7 +154,7 @@ class LearnedStep(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x on its grid; in training, parts of it untouched."""
         step = self.step.abs().clamp(min=self.smallest)
-        out: Tensor = _LearnedStepQuantize.apply(x, step, self.zero_point, self.low, self.high)  # type: ignore[no-untyped-call]
+        out: Tensor = _LearnedStepQuantize.apply(x, step, self.zero_point, self.low, self.high)
         if self.training and self.drop > 0:
             mask = torch.empty_like(x).bernoulli_(self.drop, generator=self.rng)
             out = torch.lerp(out, x, mask)
@@ -184,6 +179,7 @@ class LearnedEdges(nn.Module):
     """
 
     start: Tensor
+    ratio: Tensor
 
     def __init__(self, slot: WeightSlot, breakpoints: bool = True) -> None:
         super().__init__()

@@ -36,8 +36,8 @@ def find_taps(
 ) -> list[str]:
     """Names of the tapped modules, in the order of execution.
 
-    Without a pattern: the last feature map at each spatial size (and the last token sequence of each
-    length), the way networks are divided into stages.
+    Without a pattern: the last feature map at each spatial size (and the last token sequence of
+    each length), the way networks are divided into stages.
 
     Args:
         model: An eager model or a prepared graph.
@@ -54,9 +54,9 @@ def find_taps(
     found = plain or _last_at_each_size(shapes, len(example), quantizers=True, model=model)
     if not found:
         raise ValueError(
-            f"{type(model).__name__} has no feature map to compare: none of its {len(shapes)} modules "
-            "gives a tensor (batch, channels, height, width) or (batch, tokens, channels). Set "
-            "alpha=0 and feature_weight=0 to compare outputs only."
+            f"{type(model).__name__} has no feature map to compare: none of its {len(shapes)} "
+            "modules gives a tensor (batch, channels, height, width) or (batch, tokens, channels). "
+            "Set alpha=0 and feature_weight=0 to compare outputs only."
         )
     return found
 

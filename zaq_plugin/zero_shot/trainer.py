@@ -111,14 +111,22 @@ def zero_shot_finetune(
         ValueError: if nothing is quantized, or a checkpoint belongs to other settings.
         TrainingDiverged: if the loss becomes NaN or infinite.
     """
-    run = _Run(
-        student, config or ZeroShotConfig(), checkpoint_dir, progress, on_step,
-        dict(
-            image_shape=image_shape, float_model=float_model, teacher=teacher, mean=mean, std=std,
-            adapter=adapter,
-        ),
-    )
     modes = {m: m.training for m in student.modules()}
+    run = _Run(
+        student,
+        config or ZeroShotConfig(),
+        checkpoint_dir,
+        progress,
+        on_step,
+        {
+            "image_shape": image_shape,
+            "float_model": float_model,
+            "teacher": teacher,
+            "mean": mean,
+            "std": std,
+            "adapter": adapter,
+        },
+    )
     try:
         with run.progress:
             return run.go(images)
@@ -219,7 +227,7 @@ class _Run:
     def _calibrate(self) -> None:
         set_switches(self.student, observe=True, quantize=False)
         for slot in weight_slots(self.student, self._pool[:2]):
-            slot.module.disable_observer()  # type: ignore[operator]
+            slot.module.disable_observer()
         _forget_ranges(self.student)
         for batch in self._pool[: self.config.calibration_images].split(self.config.batch_size):
             self.student(batch)
@@ -237,6 +245,7 @@ class _Run:
             batch_size=config.reconstruct_batch_size,
             step_lr=config.reconstruct_step_lr,
             scale_lr=config.reconstruct_scale_lr,
+            rounding_lr=config.reconstruct_rounding_lr,
             regulariser=config.reconstruct_regulariser,
             drop=config.drop,
         )
@@ -263,8 +272,6 @@ class _Run:
             self._save()
         for batch, targets in loader:
             loss = loader.loss(self.student(batch), targets)
-            extra = self.learner.regulariser()
-            loss = loss if extra is None else loss + extra
             self._check_finite(loss)
             self.learner.update(loss)
             step = loader.step
@@ -309,8 +316,8 @@ class _Run:
         where = f"; the last checkpoint is in {self.folder}" if self.folder else ""
         raise TrainingDiverged(
             f"step {self.loader.step}: the loss is {float(loss.detach())} ({terms}). The student "
-            f"holds the best state so far ({best.label}, agreement {best.agreement:.3f}){where}. Try "
-            "a smaller student_lr, edge_lr and step_lr, or grad_clip=1."
+            f"holds the best state so far ({best.label}, agreement {best.agreement:.3f}){where}. "
+            "Try a smaller student_lr, edge_lr and step_lr, or grad_clip=1."
         )
 
     # ---- checkpoints -----------------------------------------------------------------------------
@@ -340,9 +347,7 @@ class _Run:
         if not hasattr(self, "_kept_base"):
             assert self.learner is not None
             self.learner.detach()
-            self._kept_base = {
-                k: v.detach().clone() for k, v in self.student.state_dict().items()
-            }
+            self._kept_base = {k: v.detach().clone() for k, v in self.student.state_dict().items()}
             self.learner.attach()
         return self._kept_base
 

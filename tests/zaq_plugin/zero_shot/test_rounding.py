@@ -121,7 +121,9 @@ def test_learned_edges_start_as_the_fake_quantizer(slot: WeightSlot) -> None:
     assert torch.equal(slot.module.edges, edges)
 
 
-def activation(tiny: Callable[..., nn.Module], make_student: Callable[..., nn.Module]) -> LearnedStep:
+def activation(
+    tiny: Callable[..., nn.Module], make_student: Callable[..., nn.Module]
+) -> LearnedStep:
     place = activation_slots(make_student(tiny()))[1]
     return LearnedStep(place)
 

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from zaq_plugin.zero_shot.judge import Judge
+from zaq_plugin.zero_shot.outputs import all_outputs
+
+
+class Shifted(nn.Module):
+    """Answers with its input, plus a parameter and fixed noise."""
+
+    def __init__(self, shift: float, noise: float = 0.0) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.tensor(shift))
+        self.noise = noise
+
+    def forward(self, x: Tensor) -> Tensor:
+        rng = torch.Generator().manual_seed(len(x))
+        wobble = torch.randn(x.shape, generator=rng) * self.noise
+        return x + wobble + self.shift * torch.tensor([1.0, 0.0, 0.0])
+
+
+def judge(images: int = 64, loss: str = "l1") -> Judge:
+    x = torch.randn(images, 3, generator=torch.Generator().manual_seed(0))
+    return Judge(Shifted(0.0), x, all_outputs, loss)
+
+
+def test_the_best_state_wins() -> None:
+    referee = judge()
+    for shift, label in ((1.0, "start"), (0.5, "step 1"), (2.0, "step 2"), (0.25, "step 3")):
+        referee.look(Shifted(shift), label)
+    assert [v.accepted for v in referee.history] == [True, True, False, True]
+    student = Shifted(9.0)
+    assert referee.restore_best(student).label == "step 3"
+    assert float(student.shift.detach()) == 0.25
+
+
+@pytest.mark.parametrize("loss", ["l1", "kl"])
+def test_measures_are_those_of_float64(loss: str) -> None:
+    referee = judge(loss=loss)
+    verdict = referee.look(Shifted(0.7), "start")
+    p = referee.images.double()
+    q = p + torch.tensor([0.7, 0.0, 0.0])
+    if loss == "l1":
+        expected = (p - q).abs().mean()
+    else:
+        a, b = p.softmax(1), q.softmax(1)
+        expected = (a * (a / b).log()).sum(1).mean()
+    assert verdict.divergence == pytest.approx(float(expected), rel=1e-5)
+    assert verdict.agreement == pytest.approx(float((p.argmax(1) == q.argmax(1)).double().mean()))
+
+
+def test_the_untrained_state_is_displaced_only_beyond_doubt() -> None:
+    """Better on average by less than the noise of 64 images is not better."""
+    referee = judge(loss="kl")
+    first = referee.look(Shifted(0.0, noise=0.5), "start")
+    x = referee.images.clone()
+    doubtful = Shifted(0.0, noise=0.498)
+    verdict = referee.look(doubtful, "step 1")
+    assert verdict.divergence < first.divergence
+    gap_is_sure = verdict.accepted
+    assert torch.equal(x, referee.images)
+    # 0.4 % less of the very same noise is a sure gain; other noise of the same size is not.
+    assert gap_is_sure
+    other = judge(loss="kl")
+    other.look(Shifted(0.0, noise=0.5), "start")
+
+    class Other(Shifted):
+        def forward(self, x: Tensor) -> Tensor:
+            rng = torch.Generator().manual_seed(4321)
+            return x + torch.randn(x.shape, generator=rng) * 0.49
+
+    student = Other(0.0)
+    verdict = other.look(student, "step 1")
+    assert not verdict.accepted
+
+
+def test_agreement_must_not_fall() -> None:
+    """A smaller divergence bought with other top classes does not displace the start."""
+    x = torch.tensor([[1.0, 0.9, 0.0]] * 32)
+
+    class Fixed(nn.Module):
+        def __init__(self, values: list[float]) -> None:
+            super().__init__()
+            self.values = nn.Parameter(torch.tensor(values))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.values.expand(len(x), 3)
+
+    referee = Judge(Shifted(0.0), x, all_outputs, "l1")
+    referee.look(Fixed([2.0, 0.9, 0.0]), "start")
+    assert not referee.look(Fixed([1.0, 1.05, 0.0]), "step 1").accepted
+    assert referee.look(Fixed([1.2, 0.9, 0.0]), "step 2").accepted
+
+
+def test_nan_never_wins() -> None:
+    referee = judge()
+    referee.look(Shifted(1.0), "start")
+    assert not referee.look(Shifted(float("nan")), "step 1").accepted
+
+
+def test_state_round_trip() -> None:
+    referee, again = judge(), judge()
+    referee.look(Shifted(1.0), "start")
+    referee.look(Shifted(0.5), "step 1")
+    again.load_state_dict(referee.state_dict())
+    assert again.history == referee.history
+    assert again.best == referee.best
+    assert not again.look(Shifted(0.6), "step 2").accepted
+
+
+def test_nothing_judged() -> None:
+    with pytest.raises(ValueError, match="nothing was judged yet"):
+        judge().restore_best(Shifted(0.0))
