@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from zaq_plugin.ptq.fold_arithmetic import NormStatistics, folded_parameters
-from zaq_pt2e._compat import HOST_BN_EPS
+from zaq_pt2e._compat import HOST_BN_EPS, is_watcher
 from zaq_pt2e.graph import (
     TRANSPOSED,
     argument,
@@ -194,5 +194,8 @@ def set_training(model: GraphModule, training: bool) -> GraphModule:
         position = switched.get(node.target) if node.op == "call_function" else None
         if position is not None:
             set_argument(node, position, training)
+    for module in model.modules():
+        if is_watcher(module):  # ours look for breakpoints less often in training
+            module.train(training)
     model.recompile()
     return model

@@ -103,9 +103,7 @@ def _fold_rest_once(model: GraphModule) -> None:
 def _packed(module: WeightModule, value: Tensor, names: str) -> PWLQTensor:
     try:
         if isinstance(module, PWLQPerChannelFakeQuantize):
-            observing, _ = module.switches()
-            if observing or module.edges.numel() == 0:
-                module._observe(value)
+            module.eval()(value)  # solves for this very weight, if its observer is on
         else:
             module.observe(value)
         module.calculate_qparams()  # for its checks

@@ -25,6 +25,9 @@ Activations = int | PWLQSpec | None
 Override = QuantSpec | tuple[QuantSpec, Activations] | None
 """A weight format, a pair (weight format, activations), or None: leave the layer float."""
 
+SOLVE_EVERY = 64
+"""Training steps between two searches for breakpoints, as long as observers are on."""
+
 Formats = tuple[QuantSpec, Activations]
 
 
@@ -168,7 +171,9 @@ class DeferredPerChannelObserver(PWLQPerChannelObserver):
 def weight_factory(spec: QuantSpec, qat: bool, learnable: bool = False) -> Any:
     """Constructor of the weight's module, in the host's sense."""
     if qat:
-        return PWLQPerChannelFakeQuantize.with_args(spec=spec, learnable=learnable)
+        return PWLQPerChannelFakeQuantize.with_args(
+            spec=spec, learnable=learnable, solve_every=SOLVE_EVERY
+        )
     return DeferredPerChannelObserver.with_args(spec=spec)
 
 

@@ -43,11 +43,13 @@ def test_training_converts_to_what_was_trained(net, images, export, learnable):
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
-def test_converting_in_train_mode_gives_the_same(net, images, export):
+@pytest.mark.parametrize("frozen", [False, True], ids=["observing", "frozen"])
+def test_converting_in_train_mode_gives_the_same(net, images, export, frozen):
     prepared = prepare_qat_pt2e(export(net, images), PWLQQuantizer(qat=True))
     set_training(prepared, True)
     prepared(images)
-    freeze_ranges(prepared)
+    if frozen:
+        freeze_ranges(prepared)
     train(prepared, images)
     other = copy.deepcopy(prepared)
     with torch.no_grad():

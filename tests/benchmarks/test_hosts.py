@@ -1,0 +1,43 @@
+"""The arithmetic of the hosts' benchmark; its runs are the benchmark itself."""
+
+import importlib.util
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "hosts.py"
+
+
+@pytest.fixture(scope="module")
+def hosts():
+    specification = importlib.util.spec_from_file_location("hosts_benchmark", SCRIPT)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["hosts_benchmark"] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_calls_take_turns_and_the_first_round_does_not_count(hosts):
+    order = []
+
+    def call(name, first):
+        def run():
+            if name not in order:
+                time.sleep(first)
+            order.append(name)
+
+        return run
+
+    found = hosts.medians({"a": call("a", 0.2), "b": call("b", 0.0)}, repeats=3)
+    assert order == ["a", "b"] * 4
+    assert found["a"] < 0.1
+
+
+def test_a_row_shows_milliseconds_ratio_and_limit(hosts):
+    row = hosts.Row("step", pwlq=0.011, stock=0.010, floating=0.002, limit=1.25)
+    assert row.cells() == ["step", "11.0", "10.0", "1.10 (limit 1.25)", "2.0"]
+    text = hosts.table([row], "settings.")
+    assert "| step | 11.0 | 10.0 | 1.10 (limit 1.25) | 2.0 |" in text
+    assert "settings." in text
