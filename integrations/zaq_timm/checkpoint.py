@@ -1,6 +1,6 @@
 """A quantized network on disk: packed weights in one safetensors file, everything else in another.
 
-`quantized.safetensors` holds codes, codebooks and scales as `zaq_plugin.pwlq.save_quantized` packs
+`quantized.safetensors` holds codes, clips and breakpoints as `zaq_plugin.pwlq.save_quantized` packs
 them; `rest.safetensors` the biases and the steps and zero points of the layers' inputs.
 """
 

@@ -23,7 +23,7 @@ Widths: W8A8 down to W2A4 (bits of weights, bits of activations).
 How to read the table
   MAC bits     the width that the multiplier sees
   stored bits  the width of one weight on disk: for PWLQ one bit more, the region bit
-  size         all weights, with their scales and codebooks, and float biases
+  size         all weights, with clips and breakpoints, and float biases
   SQNR         signal to quantization noise of the weights, in dB; 6 dB are one bit
   top-1        accuracy on 599 held-out images, which calibrate and choose nothing
   agreement    how often the quantized network and the float one name the same class
@@ -31,7 +31,7 @@ How to read the table
 The folder --out receives
   report.html            the table with plots, one self-contained page
   manifest.json          everything the run did, for programs
-  quantized.safetensors  codes, codebooks and scales of the W4A8 PWLQ network
+  quantized.safetensors  codes, clips and breakpoints of the W4A8 PWLQ network
   rest.safetensors       its biases, and the steps of its activations"""
 
 DEMO_EXAMPLES = """\

@@ -18,7 +18,7 @@ from zaq_plugin.report import Manifest, ResultRow, write_page
 from zaq_timm.checkpoint import save_checkpoint
 from zaq_timm.digits import DigitsSplit, digits_model, load_digits_split
 from zaq_timm.figures import demo_figures
-from zaq_timm.formats import FORMATS, WIDTHS
+from zaq_timm.formats import WIDTHS, formats_at
 from zaq_timm.hosts import HOSTS, Quantized
 
 CALIBRATION_IMAGES, BATCH = 512, 32
@@ -41,10 +41,7 @@ PROTOCOL = {
     "quantized model": "simulated in float",
 }
 
-FLOAT_LEVELS = (
-    "float, since int8 cannot tell them apart; their codebooks outweigh the weights of so small a "
-    "network: PWLQ is meant for 6 bits and fewer"
-)
+FLOAT_LEVELS = "float, since int8 cannot tell them apart: PWLQ is meant for 6 bits and fewer"
 
 
 def nothing(_: str) -> None:
@@ -108,10 +105,9 @@ def load(run: DemoRun) -> None:
 def quantize_all(run: DemoRun) -> None:
     """Quantizes in every format at every width, and measures on the held-out images."""
     for weights, activations in WIDTHS:
-        for form in FORMATS:
-            spec = form.spec(weights)
-            run.step(f"{form.name}, W{weights}A{activations}")
-            _quantize_one(run, form.name, spec, activations)
+        for name, spec in formats_at(weights):
+            run.step(f"{name}, W{spec.mac_bits}A{activations}")
+            _quantize_one(run, name, spec, activations)
 
 
 def _quantize_one(run: DemoRun, method: str, spec: QuantSpec, activations: int) -> None:
@@ -178,7 +174,7 @@ def write_report(run: DemoRun) -> None:
 STAGES: tuple[Callable[[DemoRun], None], ...] = (load, quantize_all, write_checkpoint, write_report)
 """What a run does, in order."""
 
-STEPS = len(WIDTHS) * len(FORMATS) + 3
+STEPS = sum(len(formats_at(weights)) for weights, _ in WIDTHS) + 3
 """How many steps the stages announce."""
 
 

@@ -27,6 +27,18 @@ def _uniform(clip: str) -> Callable[[int], QuantSpec]:
     return lambda bits: UniformSpec(bits=bits, symmetry="asymmetric", clip=clip)  # type: ignore[arg-type]
 
 
+def formats_at(bits: int) -> list[tuple[str, QuantSpec]]:
+    """What is compared at a width: every format, and the uniform grid of PWLQ's stored bits."""
+    found = [(form.name, form.spec(bits)) for form in FORMATS]
+    stored = found[-1][1].stored_bits
+    if stored <= MAX_UNIFORM_BITS:
+        best_clip = FORMATS[1]
+        found.insert(-1, (best_clip.name, best_clip.spec(stored)))
+    return found
+
+
+MAX_UNIFORM_BITS = 8
+
 FORMATS = (
     Format("uniform, min-max", _uniform("minmax")),
     Format("uniform, best clip", _uniform("mse")),

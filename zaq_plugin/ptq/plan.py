@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils import parametrize
 
 from zaq_plugin.ptq.fold_arithmetic import LAYERS
-from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec, packed_size
+from zaq_plugin.pwlq import QuantSpec, UniformSpec, packed_size
 
 Activations = QuantSpec | int | None
 Override = tuple[QuantSpec | None, Activations] | None
@@ -55,11 +55,9 @@ def is_depthwise(layer: nn.Module) -> bool:
 
 
 def stored_size(numel: int, channels: int, spec: QuantSpec) -> int:
-    """Bytes of a weight on a grid: dense codes, and for each channel a scale and a codebook."""
-    size = packed_size(numel, spec.stored_bits) + 4 * channels
-    if isinstance(spec, PWLQSpec):
-        size += channels * spec.num_levels * (1 if spec.grid == "int8" else 4)
-    return size
+    """Bytes of a weight on a grid: dense codes, and each channel's clip and breakpoints."""
+    edges = channels * spec.sides * (spec.breakpoints + 1)
+    return packed_size(numel, spec.stored_bits) + 4 * edges
 
 
 def make_plan(
@@ -161,7 +159,7 @@ def _blocked(layer: nn.Module) -> str | None:
 
 
 def _cheaper(layer: nn.Module, weight: Tensor, spec: QuantSpec) -> tuple[QuantSpec, str | None]:
-    """int8 for a depthwise layer whose codebooks would cost more than the narrower codes save."""
+    """int8 for a depthwise layer whose levels would cost more than the narrower codes save."""
     int8 = UniformSpec(bits=8, symmetry="symmetric")
     channels = weight.shape[channel_axis(layer)]
     numel = weight.numel()
@@ -170,7 +168,7 @@ def _cheaper(layer: nn.Module, weight: Tensor, spec: QuantSpec) -> tuple[QuantSp
         return spec, None
     each = numel // channels
     return int8, (
-        f"kept int8: {each} weights a channel, {wanted} bytes with codebooks against {plain}"
+        f"kept int8: {each} weights a channel, {wanted} bytes with its levels against {plain}"
     )
 
 

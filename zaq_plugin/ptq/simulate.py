@@ -64,7 +64,7 @@ def simulate(
         input_bits: Width of the network's own input, which the published protocols leave at 8 bits;
             None treats it like any other activation.
         first_last: ``(weights, activations)`` of the first and the last layer.
-        depthwise: ``int8`` keeps a depthwise layer at 8 uniform bits where its PWLQ codebooks would
+        depthwise: ``int8`` keeps a depthwise layer at 8 uniform bits where its PWLQ levels would
             cost more than the narrow codes save (nine weights a channel: always); ``as-told`` does
             not.
         observer: Range observer of uniform activations.
@@ -194,7 +194,7 @@ def quantized_layers(student: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def quantized_tensors(student: nn.Module) -> dict[str, PWLQTensor]:
-    """Codes, codebooks and scales of every quantized weight by layer name.
+    """Codes and levels of every quantized weight by layer name.
 
     ``dequantize()`` of each equals the layer's fake-quantized weight bit for bit.
 

@@ -37,7 +37,7 @@ def correct_spread(q: PWLQTensor, w: Tensor) -> tuple[PWLQTensor, Tensor]:
     floating = q.codebook.is_floating_point()
     codebook = q.codebook * factor.unsqueeze(1) if floating else q.codebook
     scale = q.scale if floating else q.scale * factor
-    corrected = replace(q, codebook=codebook, scale=scale)
+    corrected = replace(q, codebook=codebook, scale=scale, edges=None)
     values = corrected.dequantize(torch.float32)
     shift = original.mean(1) - to_rows(values.double(), q.axis).mean(1)
     return replace(corrected, sqnr_db=sqnr_db(w, values)), shift.float()

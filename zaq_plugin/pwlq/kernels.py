@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from zaq_plugin.pwlq.layout import blocks
-from zaq_plugin.pwlq.levels import INT8_MAX, Grid
+from zaq_plugin.pwlq.levels import INT8_MAX, Grid, build_grid
 from zaq_plugin.pwlq.spec import PWLQSpec, QuantSpec
 
 BLOCK = 65536
@@ -55,6 +55,20 @@ def codebook_of(grid: Grid) -> Codebook:
     levels, order = torch.sort(grid.values, dim=-1, stable=True)
     # + 0.0 turns -0.0 into 0.0.
     return Codebook(levels + 0.0, grid.scale, torch.argsort(order, dim=-1))
+
+
+def codebook_dtype(spec: QuantSpec) -> torch.dtype:
+    """int8, int16 for 8-bit asymmetric uniform levels, or float32 on the float grid."""
+    if spec.grid == "float":
+        return torch.float32
+    wide = spec.kind == "uniform" and spec.symmetry != "symmetric" and spec.bits == 8
+    return torch.int16 if wide else torch.int8
+
+
+def codebook_from(edges: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+    """Codebook (C, L) and scale (C,) that clip and breakpoints (sides, C, n + 1) generate."""
+    book = codebook_of(build_grid(edges, spec))
+    return book.levels.to(codebook_dtype(spec)), book.scale.clone()
 
 
 def _radius(spec: QuantSpec) -> int:

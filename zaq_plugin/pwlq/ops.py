@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zaq_plugin.pwlq import solve, statistics
-from zaq_plugin.pwlq.kernels import codebook_of, look_up
+from zaq_plugin.pwlq.kernels import codebook_dtype, codebook_of, look_up
 from zaq_plugin.pwlq.layout import channels_of, from_rows, from_rows_shape, to_rows
 from zaq_plugin.pwlq.levels import build_grid
 from zaq_plugin.pwlq.spec import QuantSpec, spec_from_json
@@ -21,14 +21,6 @@ from zaq_plugin.pwlq.straight_through import edge_gradients, value_gradient
 def code_dtype(spec: QuantSpec) -> torch.dtype:
     """uint8 where the codes fit, else int16."""
     return torch.uint8 if spec.stored_bits <= 8 else torch.int16
-
-
-def codebook_dtype(spec: QuantSpec) -> torch.dtype:
-    """int8, int16 for 8-bit asymmetric uniform levels, or float32 on the float grid."""
-    if spec.grid == "float":
-        return torch.float32
-    wide = spec.kind == "uniform" and spec.symmetry != "symmetric" and spec.bits == 8
-    return torch.int16 if wide else torch.int8
 
 
 @torch.library.custom_op("zaq::pwlq_solve", mutates_args=())

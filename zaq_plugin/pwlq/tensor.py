@@ -14,11 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from zaq_plugin.pwlq.kernels import codebook_from
 from zaq_plugin.pwlq.packing import entropy_bits, pack_codes, packed_size, unpack_codes
 from zaq_plugin.pwlq.spec import QuantSpec, spec_from_json
 from zaq_plugin.pwlq.statistics import measure
 
-_FORMAT = "zaq_plugin.pwlq/1"
+_FORMAT = "zaq_plugin.pwlq/2"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class PWLQTensor:
         dtype: of the tensor that was quantized.
         sqnr_db: signal to quantization noise of the whole tensor, dB; infinite if exact.
         center_fraction: share of values within the center piece, |w| <= p_1; 1 for a uniform grid.
+        edges: (sides, channels, n + 1) float32 clip and breakpoints that generate the codebook and
+            the scale, which then need not be stored; None for levels that were moved afterwards.
     """
 
     codes: Tensor
@@ -46,6 +49,7 @@ class PWLQTensor:
     dtype: torch.dtype
     sqnr_db: float
     center_fraction: float
+    edges: Tensor | None = None
 
     @classmethod
     def measured(
@@ -62,7 +66,8 @@ class PWLQTensor:
         noise, fraction = measure(
             w, codes, codebook, scale, axis, edges if spec.breakpoints else None
         )
-        return cls(codes, codebook, scale, axis, spec, w.dtype, noise, fraction)
+        kept = edges.float().contiguous()
+        return cls(codes, codebook, scale, axis, spec, w.dtype, noise, fraction, kept)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The represented values: ``codebook[code] * scale``, computed in float32.
@@ -107,10 +112,14 @@ class PWLQTensor:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes on disk: dense codes, codebooks and scales (zero points for uniform grids)."""
-        channels = self.scale.numel()
-        return packed_size(self.codes.numel(), self.stored_bits) + _side_bytes(
-            self.spec, channels, self.codebook
+        """Bytes on disk: dense codes, and what the levels take.
+
+        Clip and breakpoints generate the levels, 4 bytes each; levels that were moved afterwards
+        are stored themselves, with the scales.
+        """
+        levels = [self.codebook, self.scale] if self.edges is None else [self.edges]
+        return packed_size(self.codes.numel(), self.stored_bits) + sum(
+            t.numel() * t.element_size() for t in levels
         )
 
     @property
@@ -123,15 +132,10 @@ class PWLQTensor:
         return pack_codes(self.codes, self.stored_bits)
 
 
-def _side_bytes(spec: QuantSpec, channels: int, codebook: Tensor) -> int:
-    if spec.kind == "uniform":
-        zero_point = 1 if spec.symmetry == "asymmetric" else 0
-        return channels * (4 + zero_point)
-    return 4 * channels + codebook.numel() * codebook.element_size()
-
-
 def save_quantized(path: str | os.PathLike[str], tensors: Mapping[str, PWLQTensor]) -> None:
-    """Write quantized tensors to one safetensors file: packed codes, codebooks, scales.
+    """Write quantized tensors to one safetensors file: packed codes and what generates the levels.
+
+    The same tensors give the same bytes.
 
     Raises:
         ValueError: if there is nothing to write.
@@ -142,17 +146,22 @@ def save_quantized(path: str | os.PathLike[str], tensors: Mapping[str, PWLQTenso
     entries = {}
     for name, q in tensors.items():
         arrays[f"{name}.codes"] = q.pack().cpu().contiguous()
-        arrays[f"{name}.codebook"] = q.codebook.cpu().contiguous()
-        arrays[f"{name}.scale"] = q.scale.cpu().contiguous()
+        if q.edges is not None:
+            arrays[f"{name}.edges"] = q.edges.cpu().contiguous()
+        else:
+            arrays[f"{name}.codebook"] = q.codebook.cpu().contiguous()
+            arrays[f"{name}.scale"] = q.scale.cpu().contiguous()
         entries[name] = {
             "spec": json.loads(q.spec.to_json()),
+            "generated": q.edges is not None,
             "shape": list(q.shape),
             "axis": q.axis,
             "dtype": str(q.dtype).removeprefix("torch."),
             "sqnr_db": q.sqnr_db if math.isfinite(q.sqnr_db) else None,
             "center_fraction": q.center_fraction,
         }
-    save_file(arrays, path, {"format": _FORMAT, "tensors": json.dumps(entries)})
+    # One key: safetensors writes several in an order that changes from run to run.
+    save_file(arrays, path, {_FORMAT: json.dumps(entries)})
 
 
 def load_quantized(path: str | os.PathLike[str]) -> dict[str, PWLQTensor]:
@@ -163,19 +172,25 @@ def load_quantized(path: str | os.PathLike[str]) -> dict[str, PWLQTensor]:
     """
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-        if metadata.get("format") != _FORMAT:
+        if _FORMAT not in metadata:
             raise ValueError(
-                f"{os.fspath(path)}: not a file of quantized tensors (format "
-                f"{metadata.get('format')!r}, expected {_FORMAT!r}). Write it with save_quantized."
+                f"{os.fspath(path)}: not a file of quantized tensors (its metadata has no "
+                f"{_FORMAT!r}, but {sorted(metadata)}). Write it with save_quantized."
             )
-        entries = json.loads(metadata["tensors"])
+        entries = json.loads(metadata[_FORMAT])
         return {name: _read(file, name, entry) for name, entry in entries.items()}
 
 
 def _read(file: Any, name: str, entry: dict[str, Any]) -> PWLQTensor:
     spec = spec_from_json(json.dumps(entry["spec"]))
     shape = entry["shape"]
-    codebook = file.get_tensor(f"{name}.codebook")
+    if entry["generated"]:
+        edges = file.get_tensor(f"{name}.edges")
+        codebook, scale = codebook_from(edges, spec)
+    else:
+        edges = None
+        codebook = file.get_tensor(f"{name}.codebook")
+        scale = file.get_tensor(f"{name}.scale")
     codes = unpack_codes(file.get_tensor(f"{name}.codes"), spec.stored_bits, math.prod(shape))
     if codes.numel() and int(codes.max()) >= codebook.shape[1]:
         raise ValueError(
@@ -186,10 +201,11 @@ def _read(file: Any, name: str, entry: dict[str, Any]) -> PWLQTensor:
     return PWLQTensor(
         codes.view(shape),
         codebook,
-        file.get_tensor(f"{name}.scale"),
+        scale,
         entry["axis"],
         spec,
         getattr(torch, entry["dtype"]),
         math.inf if entry["sqnr_db"] is None else entry["sqnr_db"],
         entry["center_fraction"],
+        edges,
     )

@@ -180,7 +180,7 @@ def notes(rows: Sequence[ResultRow]) -> list[str]:
     shared, _, texts = footnotes(rows)
     lines = [
         "MAC bits: width of the multiplier. Stored bits: width of one code on disk. "
-        "Size counts codes, codebooks, scales and what stays float."
+        "Size counts codes, clips and breakpoints (or scales), and what stays float."
     ]
     if any(r.spread is not None for r in rows):
         lines.append("±: standard deviation over the seeds, in points.")

@@ -79,7 +79,7 @@ def headlines(manifest: Manifest, row: int | None = None) -> list[Headline]:
         if told.size_bytes and baseline is not None and baseline.size_bytes:
             ratio = baseline.size_bytes / told.size_bytes
             change = f"{ratio:.1f} × smaller" if ratio >= 1 else f"{1 / ratio:.1f} × larger"
-            note = f"{change}, codebooks and scales counted"
+            note = f"{change}, levels and scales counted"
             out.append(Headline("Size of its weights", col.size(told.size_bytes), note))
         if told.agreement is not None:
             note = "of images get the same top class"

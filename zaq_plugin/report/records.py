@@ -29,7 +29,7 @@ class LayerRecord:
         spec: The label of the weight's grid, such as ``PWLQ b=4 (5 stored)``.
         mac_bits: The multiplier's width for the weight.
         stored_bits: Bits of one weight's code on disk.
-        stored_bytes: Everything kept for this layer's weight: packed codes, codebooks, scales.
+        stored_bytes: Everything kept for this layer's weight: packed codes, and its levels.
         sqnr_db: Signal to quantization noise of the weight, in dB; ``inf`` if exact.
         kernel: What runs the layer, such as ``int8 convolution (fbgemm)`` or ``simulated``.
         entropy_bits: Measured entropy of the codes, in bits per weight.
@@ -210,7 +210,7 @@ class ResultRow:
         weight_stored_bits: Bits of one weight's code on disk.
         activation_mac_bits: Multiplier's width for activations (32 for float).
         activation_stored_bits: Bits of one activation in memory.
-        size_bytes: All weights with codebooks, scales and whatever stays float.
+        size_bytes: All weights with what generates their levels, and whatever stays float.
         sqnr_db: Signal to quantization noise of the weights, in dB.
         top1: Accuracy in percent, 0 to 100; the mean over the seeds.
         agreement: Share of images with FP32's top class, in percent.

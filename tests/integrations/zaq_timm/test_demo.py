@@ -11,7 +11,7 @@ from zaq_plugin.report import Manifest
 from zaq_timm.checkpoint import load_checkpoint
 from zaq_timm.demo import KEPT, STEPS, DemoRun, run_demo
 from zaq_timm.digits import digits_model, load_digits_split
-from zaq_timm.formats import FORMATS, WIDTHS
+from zaq_timm.formats import FORMATS, WIDTHS, formats_at
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,11 @@ def row(run: DemoRun, method: str, weights: int, activations: int) -> dict:
 
 
 def test_every_format_is_measured_at_every_width(run: DemoRun, steps: list[str]) -> None:
-    assert len(run.manifest.results) == 1 + len(FORMATS) * len(WIDTHS)
+    compared = sum(len(formats_at(weights)) for weights, _ in WIDTHS)
+    assert compared == len(FORMATS) * len(WIDTHS) + 5  # a uniform grid of 9 bits does not exist
+    assert len(run.manifest.results) == 1 + compared
     assert len(steps) == STEPS
-    assert len(run.manifest.audits) == len(FORMATS) * len(WIDTHS)
+    assert len(run.manifest.audits) == compared
     for audit in run.manifest.audits.values():
         assert len(audit.quantized) == 10
         assert not audit.skipped
@@ -77,6 +79,14 @@ def test_pwlq_is_nearer_to_the_weights_than_uniform_of_the_same_multiplier(run: 
         noise = {form.name: row(run, form.name, *widths)["sqnr_db"] for form in FORMATS}
         assert all(math.isfinite(value) for value in noise.values())
         assert noise["PWLQ"] > noise["uniform, best clip"] >= noise["uniform, min-max"] - 0.01
+
+
+def test_every_pwlq_row_has_a_uniform_row_of_equal_stored_bits(run: DemoRun) -> None:
+    rows = [r for r in run.manifest.results if r.method == "PWLQ" and r.weight_stored_bits <= 8]
+    assert len(rows) == len(WIDTHS) - 1
+    for pwlq in rows:
+        equal = row(run, "uniform, best clip", pwlq.weight_stored_bits, pwlq.activation_mac_bits)
+        assert equal["weight_stored_bits"] == pwlq.weight_stored_bits
 
 
 def test_sqnr_is_that_of_the_weights(run: DemoRun) -> None:

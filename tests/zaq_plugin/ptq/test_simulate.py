@@ -141,13 +141,13 @@ def test_first_and_last_layer() -> None:
     assert student.head.input_fake_quant.bits == 8
 
 
-def test_depthwise_stays_int8_where_codebooks_cost_more() -> None:
+def test_depthwise_stays_int8_where_levels_cost_more() -> None:
     found = simulate(small(), PWLQSpec(bits=4), None).zaq_audit["depthwise"]
     assert (found.mac_bits, found.stored_bits, found.stored_bytes) == (8, 8, 9 * 8 + 4 * 8)
-    # 45 bytes of 5-bit codes, and per channel 31 one-byte levels and a float scale
-    assert f"{45 + 8 * (31 + 4)} bytes with codebooks against 104" in (found.reason or "")
+    # 45 bytes of 5-bit codes, and per channel clip and breakpoint of each side, four bytes each
+    assert f"{45 + 8 * 4 * 4} bytes with its levels against 104" in (found.reason or "")
     told = simulate(small(), PWLQSpec(bits=4), None, depthwise="as-told").zaq_audit["depthwise"]
-    assert (told.mac_bits, told.stored_bytes) == (4, 45 + 8 * (31 + 4))
+    assert (told.mac_bits, told.stored_bytes) == (4, 45 + 8 * 4 * 4)
     uniform = simulate(small(), UniformSpec(bits=4), None).zaq_audit["depthwise"]
     assert uniform.mac_bits == 4
 

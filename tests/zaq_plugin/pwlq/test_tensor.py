@@ -44,9 +44,11 @@ def test_figures(spec):
     share = share[share > 0]
     assert q.entropy_bits == pytest.approx(-(share * np.log2(share)).sum())
     assert q.entropy_bits <= q.stored_bits
-    books = q.codebook.numel() * q.codebook.element_size()
-    side = 8 * (5 if spec.symmetry == "asymmetric" else 4) if spec.kind == "uniform" else books + 32
-    assert q.stored_bytes == math.ceil(w.numel() * q.stored_bits / 8) + side
+    edges_a_channel = (1 + spec.breakpoints) * (2 if spec.symmetry == "asymmetric" else 1)
+    codes_bytes = math.ceil(w.numel() * q.stored_bits / 8)
+    assert q.stored_bytes == codes_bytes + 8 * 4 * edges_a_channel
+    moved = correct_mean_std(q, w)
+    assert moved.stored_bytes == codes_bytes + 8 * 4 * (spec.num_levels + 1)
     assert (q.mac_bits, q.stored_bits) == (spec.mac_bits, spec.stored_bits)
     if spec.kind == "pwlq":
         edges = solve_edges(w, spec)
@@ -85,6 +87,7 @@ def test_save_and_load(tmp_path):
     tensors = {f"layer.{i}": quantize(weights(8, 6, 3, 3), s) for i, s in enumerate(SPECS)}
     tensors["per_tensor"] = quantize(weights(8, 6).bfloat16(), PWLQSpec(), axis=None)
     tensors["axis1"] = quantize(weights(8, 6, 3), PWLQSpec(), axis=1)
+    tensors["moved"] = correct_mean_std(tensors["layer.0"], weights(8, 6, 3, 3))
     tensors["exact"] = quantize(torch.zeros(3, 4), PWLQSpec())
     path = tmp_path / "weights.safetensors"
     save_quantized(path, tensors)
@@ -95,9 +98,14 @@ def test_save_and_load(tmp_path):
         assert torch.equal(other.dequantize(), q.dequantize())
         assert other.dequantize().dtype == q.dequantize().dtype
         assert torch.equal(other.codes, q.codes)
+        assert torch.equal(other.codebook, q.codebook)
+        assert other.codebook.dtype == q.codebook.dtype
         assert (other.spec, other.axis, other.stored_bytes) == (q.spec, q.axis, q.stored_bytes)
         assert other.sqnr_db == q.sqnr_db
     payload = sum(q.stored_bytes for q in tensors.values())
+    again = tmp_path / "again.safetensors"
+    save_quantized(again, tensors)
+    assert again.read_bytes() == path.read_bytes()
     assert path.stat().st_size < payload + 1500 * len(tensors)
 
 
