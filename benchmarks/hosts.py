@@ -164,7 +164,7 @@ class PT2E:
             zaq_pt2e.set_training(made, True)
         with torch.no_grad():
             made(self.images)
-        return made  # type: ignore[no-any-return]
+        return made
 
     def convert(self, prepared: Any, pwlq: bool) -> nn.Module:
         """Conversion, as a user calls it."""

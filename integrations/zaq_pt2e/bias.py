@@ -26,6 +26,9 @@ from zaq_pt2e.graph import (
     tensor_at,
 )
 
+SHIFT = "zaq_bias_shift"
+"""Buffer beside a corrected bias: what correction took out of it. The same name in every host."""
+
 
 class InputMean(HostModule):
     """Mean of a tensor over its batch axis, weighted by batch size.
@@ -136,16 +139,40 @@ def mean_shift(node: Node, error: Tensor, mean: Tensor) -> Tensor:
 def add_to_bias(model: GraphModule, node: Node, shift: Tensor) -> None:
     """Add to the bias of a layer (or BatchNorm), which is given one if it has none.
 
-    The old tensor is left as it is: others may use it.
+    The old tensor is left as it is: others may use it. What was added is remembered beside the
+    bias, with the opposite sign, for the float teacher to take back: see `restore_biases`.
     """
     bias = argument(node, 2)
+    name = f"{note_of(node).get('name', node.name)}.bias"
+    value = shift
     if isinstance(bias, Node) and bias.op == "get_attr":
         old = tensor_at(model, str(bias.target))
-        value = nn.Parameter(old.detach() + shift.to(old.dtype), requires_grad=old.requires_grad)
-        if len(bias.users) == 1:
-            put_tensor(model, str(bias.target), value)
-        else:
-            set_argument(node, 2, new_tensor(model, f"{bias.target}_corrected", value, node))
-        return
-    name = note_of(node).get("name", node.name)
-    set_argument(node, 2, new_tensor(model, f"{name}.corrected_bias", nn.Parameter(shift), node))
+        value = old.detach() + shift.to(old.dtype)
+        if len(bias.users) == 1 and str(bias.target).endswith(".bias"):
+            put_tensor(
+                model, str(bias.target), nn.Parameter(value, requires_grad=old.requires_grad)
+            )
+            _remember(model, str(bias.target), shift)
+            return
+        name = f"{str(bias.target).rpartition('.')[0] or node.name}.bias"
+    new = new_tensor(model, name, nn.Parameter(value), node)
+    set_argument(node, 2, new)
+    _remember(model, str(new.target), shift)
+
+
+def _remember(model: GraphModule, target: str, shift: Tensor) -> None:
+    owner, _, bias = target.rpartition(".")
+    module, name = model.get_submodule(owner), SHIFT + bias.removeprefix("bias")
+    before = getattr(module, name, None)
+    module.register_buffer(name, -shift if before is None else before - shift)
+
+
+@torch.no_grad()
+def restore_biases(model: GraphModule) -> None:
+    """Undo every bias correction."""
+    for owner in model.modules():
+        for name, shift in list(owner.named_buffers(recurse=False)):
+            if name.startswith(SHIFT):
+                bias = getattr(owner, "bias" + name.removeprefix(SHIFT))
+                bias.add_(shift.to(bias.dtype))
+                shift.zero_()

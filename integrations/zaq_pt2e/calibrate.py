@@ -18,7 +18,7 @@ from zaq_plugin.fake_quantize import PWLQPerChannelFakeQuantize
 from zaq_plugin.pwlq import quantize
 from zaq_pt2e._compat import is_watcher
 from zaq_pt2e.batch_norm import batch_norms, set_training
-from zaq_pt2e.bias import InputMean, add_to_bias, mean_shift
+from zaq_pt2e.bias import InputMean, add_to_bias, mean_shift, restore_biases
 from zaq_pt2e.conversion import WeightModule
 from zaq_pt2e.folding import fused_norm
 from zaq_pt2e.graph import (
@@ -107,8 +107,8 @@ def correct_bias(prepared: GraphModule, batches: Iterable[Any]) -> dict[str, Ten
     """Remove the mean error that quantized weights cause, layer after layer.
 
     For each layer in order of execution, with x from the quantized layers before it:
-    ``bias += E[(W - W^) x]`` per output channel (Nagel et al., ICCV 2019, section 4.2). Conversion
-    does not correct these layers again.
+    ``bias += E[(W - W^) x]`` per output channel (Nagel et al., ICCV 2019, section 4.2). Earlier
+    corrections are taken back first, and conversion does not correct these layers again.
 
     Args:
         prepared: A calibrated model; changed in place.
@@ -122,6 +122,7 @@ def correct_bias(prepared: GraphModule, batches: Iterable[Any]) -> dict[str, Ten
         ValueError: no batches, nothing to correct, or batches that differ in shape.
     """
     held = held_batches(prepared, batches, "correct_bias")
+    restore_biases(prepared)
     with _evaluation(prepared):
         added = _Corrector(prepared, len(held)).run(held)
     prepared.recompile()
@@ -165,7 +166,7 @@ class _Corrector:
             elif node.op != "get_attr":
                 self.values[node] = self._evaluate(node)
             for used in node.all_input_nodes:
-                if last[used] is node:
+                if last.get(used) is node:
                     self.values.pop(used, None)
         return self.added
 

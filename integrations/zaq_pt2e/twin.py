@@ -11,15 +11,15 @@ from torch.fx import GraphModule
 
 from zaq_pt2e._compat import is_watcher
 from zaq_pt2e.batch_norm import set_training
-from zaq_pt2e.bias import InputMean
+from zaq_pt2e.bias import InputMean, restore_biases
 
 
 def twin(prepared: GraphModule) -> GraphModule:
     """A float copy of a prepared model: it computes what the model computed before.
 
-    A deep copy in evaluation mode, whose fake-quantizers and observers are off and whose
-    parameters need no gradient. Every node and module has the name that it has in the prepared
-    model, so that a tap in one is a tap in the other.
+    A deep copy in evaluation mode, whose fake-quantizers and observers are off, whose biases are
+    uncorrected and whose parameters need no gradient. Every node and module has the name that it
+    has in the prepared model, so that a tap in one is a tap in the other.
 
     Args:
         prepared: From ``prepare_pt2e`` or ``prepare_qat_pt2e``, calibrated, trained or neither.
@@ -44,6 +44,7 @@ def twin(prepared: GraphModule) -> GraphModule:
         else:
             module.disable_fake_quant()
             module.disable_observer()
+    restore_biases(teacher)
     set_training(teacher, False)
     for parameter in teacher.parameters():
         parameter.requires_grad_(False)

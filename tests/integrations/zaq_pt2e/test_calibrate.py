@@ -79,6 +79,17 @@ def test_conversion_does_not_correct_twice(net, images, export):
     assert torch.equal(constant_value(converted, fc.node.args[2]), corrected)
 
 
+def test_a_second_correction_changes_nothing(net, images, export):
+    prepared = prepare_qat_pt2e(export(net, images), PWLQQuantizer(UniformSpec(bits=3), qat=True))
+    calibrate(prepared, [images])
+    with torch.no_grad():
+        once = prepared(images)
+        added = correct_bias(prepared, [images])
+        again = correct_bias(prepared, [images])
+        assert (prepared(images) - once).abs().max() < 1e-5
+    assert added.keys() == again.keys() == {"stem", "conv", "fc"}
+
+
 def test_fake_quantizers_are_on_and_frozen_afterwards(net, images, export):
     prepared = prepare_qat_pt2e(export(net, images), PWLQQuantizer(qat=True))
     calibrate(prepared, [images])

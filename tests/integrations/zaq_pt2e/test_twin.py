@@ -4,7 +4,9 @@ import pytest
 import torch
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e, prepare_qat_pt2e
 
-from zaq_pt2e import PWLQQuantizer, freeze_ranges, set_training, twin
+from zaq_plugin.pwlq import UniformSpec
+from zaq_plugin.zero_shot.quantizers import twin as zero_shot_twin
+from zaq_pt2e import PWLQQuantizer, calibrate, correct_bias, freeze_ranges, set_training, twin
 
 
 @pytest.mark.parametrize("qat", [False, True], ids=["ptq", "qat"])
@@ -24,6 +26,18 @@ def test_the_twin_is_the_original_model(net, images, export, qat, used):
     assert not any(p.requires_grad for p in teacher.parameters())
     after = prepared.state_dict()
     assert all(torch.equal(after[k], v) for k, v in before.items())
+
+
+@pytest.mark.parametrize("qat", [False, True], ids=["ptq", "qat"])
+def test_corrected_biases_are_the_student_s_alone(net, images, export, qat):
+    prepare = prepare_qat_pt2e if qat else prepare_pt2e
+    prepared = prepare(export(net, images), PWLQQuantizer(UniformSpec(bits=3), qat=qat))
+    calibrate(prepared, [images])
+    correct_bias(prepared, [images])
+    with torch.no_grad():
+        for teacher in (twin(prepared), *([zero_shot_twin(prepared)] if qat else [])):
+            error = (teacher(images) - net(images)).norm() / net(images).norm()
+            assert error < 1e-4
 
 
 def test_taps_map_by_name(net, images, export):
