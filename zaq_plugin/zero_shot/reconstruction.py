@@ -202,11 +202,21 @@ class _BlockWork:
         places: list[tuple[Slot, nn.Module]] = [*pairs, *zip(self.activations, steps, strict=True)]
         for slot, stand_in in places:
             slot.swap(stand_in)
+            self._exchange(slot.module, stand_in)
         try:
             yield roundings, steps
         finally:
-            for slot, _ in places:
+            for slot, stand_in in places:
                 slot.restore()
+                self._exchange(stand_in, slot.module)
+
+    def _exchange(self, old: nn.Module, new: nn.Module) -> None:
+        """A block of a graph holds modules of its own accord, not through the student."""
+        for part in self.block.modules:
+            for parent in part.modules():
+                for name, child in parent._modules.items():
+                    if child is old:
+                        parent._modules[name] = new
 
     def _train(
         self,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.zero_shot.bn_statistics import BatchNormProbe
 from zaq_plugin.zero_shot.quantizers import is_weight_quantizer
 
 
@@ -96,7 +97,8 @@ def _output_shapes(model: nn.Module, example: Tensor) -> dict[str, tuple[int, ..
     shapes: dict[str, tuple[int, ...]] = {}
     handles = []
     for name, module in model.named_modules():
-        if not name or is_weight_quantizer(module) or ".parametrizations." in f".{name}.":
+        probe = isinstance(module, BatchNormProbe)
+        if not name or probe or is_weight_quantizer(module) or ".parametrizations." in f".{name}.":
             continue
 
         def keep(_: nn.Module, args: Any, output: object, name: str = name) -> None:

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.fake_quantize import ActivationFakeQuantize, PWLQPerChannelFakeQuantize
 from zaq_plugin.observers import MinMaxObserver
 from zaq_plugin.ptq import calibrate, fold_batch_norm, simulate
 from zaq_plugin.pwlq import QuantSpec, UniformSpec
+from zaq_plugin.zero_shot.quantizers import set_switches
 
 
 class Residual(nn.Module):
@@ -63,6 +65,53 @@ def settle(model: nn.Module, seed: int) -> nn.Module:
     return model.eval()
 
 
+class QuantConv(nn.Conv2d):
+    """A layer that holds its weight's fake-quantizer, as the hosts' do."""
+
+    def __init__(self, *args: int, **kwargs: int) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self.weight_fake_quant = PWLQPerChannelFakeQuantize(UniformSpec(bits=3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight_fake_quant(self.weight), self.bias)
+
+
+class GraphNet(nn.Module):
+    """Traced, it has the structure of a prepared graph: fake-quantizers as modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input_fq = ActivationFakeQuantize(bits=8)
+        self.stem = QuantConv(3, 4, 3, padding=1)
+        self.stem_fq = ActivationFakeQuantize(bits=4)
+        self.conv1 = QuantConv(4, 4, 3, padding=1)
+        self.mid_fq = ActivationFakeQuantize(bits=4)
+        self.conv2 = QuantConv(4, 4, 3, padding=1)
+        self.block_fq = ActivationFakeQuantize(bits=4)
+        self.last = QuantConv(4, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(self.input_fq(x)))
+        x = self.stem_fq(x)
+        y = self.mid_fq(torch.relu(self.conv1(x)))
+        x = torch.relu(self.conv2(y) + x)
+        return self.last(self.block_fq(x)).mean((2, 3))
+
+
+class Leaves(torch.fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, name: str) -> bool:
+        return not isinstance(m, GraphNet)
+
+
+def make_graph() -> torch.fx.GraphModule:
+    torch.manual_seed(0)
+    net = GraphNet()
+    graph = torch.fx.GraphModule(net, Leaves().trace(net))
+    graph(torch.randn(8, 3, 8, 8))
+    set_switches(graph, observe=False)
+    return graph.eval()
+
+
 @pytest.fixture
 def tiny() -> Callable[..., nn.Module]:
     def make(seed: int = 0, width: int = 6) -> nn.Module:
@@ -100,3 +149,8 @@ def make_student(
         return student
 
     return make
+
+
+@pytest.fixture
+def graph_student() -> Callable[[], torch.fx.GraphModule]:
+    return make_graph

@@ -7,57 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from zaq_plugin.fake_quantize import ActivationFakeQuantize, PWLQPerChannelFakeQuantize
+from zaq_plugin.fake_quantize import PWLQPerChannelFakeQuantize
 from zaq_plugin.pwlq import UniformSpec
 from zaq_plugin.zero_shot.blocks import find_blocks
 from zaq_plugin.zero_shot.quantizers import set_switches, twin, weight_slots
-
-
-class QuantConv(nn.Conv2d):
-    """A layer that holds its weight's fake-quantizer, as the hosts' do."""
-
-    def __init__(self, *args: int, **kwargs: int) -> None:
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-        self.weight_fake_quant = PWLQPerChannelFakeQuantize(UniformSpec(bits=3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight_fake_quant(self.weight), self.bias)
-
-
-class GraphNet(nn.Module):
-    """Traced, it has the structure of a prepared graph: fake-quantizers as modules."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.input_fq = ActivationFakeQuantize(bits=8)
-        self.stem = QuantConv(3, 4, 3, padding=1)
-        self.stem_fq = ActivationFakeQuantize(bits=4)
-        self.conv1 = QuantConv(4, 4, 3, padding=1)
-        self.mid_fq = ActivationFakeQuantize(bits=4)
-        self.conv2 = QuantConv(4, 4, 3, padding=1)
-        self.block_fq = ActivationFakeQuantize(bits=4)
-        self.last = QuantConv(4, 2, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.stem(self.input_fq(x)))
-        x = self.stem_fq(x)
-        y = self.mid_fq(torch.relu(self.conv1(x)))
-        x = torch.relu(self.conv2(y) + x)
-        return self.last(self.block_fq(x)).mean((2, 3))
-
-
-class Leaves(torch.fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, name: str) -> bool:
-        return not isinstance(m, GraphNet)
-
-
-def graph_student() -> torch.fx.GraphModule:
-    torch.manual_seed(0)
-    net = GraphNet()
-    graph = torch.fx.GraphModule(net, Leaves().trace(net))
-    graph(torch.randn(8, 3, 8, 8))
-    set_switches(graph, observe=False)
-    return graph.eval()
 
 
 def test_eager_blocks(
@@ -95,7 +48,7 @@ def test_chained_blocks_are_recognised() -> None:
     assert [b.chained for b in blocks] == [False, True, False]
 
 
-def test_graph_blocks_compose_to_the_model() -> None:
+def test_graph_blocks_compose_to_the_model(graph_student: Callable[[], nn.Module]) -> None:
     student = graph_student()
     teacher = twin(student)
     x = torch.randn(4, 3, 8, 8)
@@ -114,7 +67,9 @@ def test_graph_blocks_compose_to_the_model() -> None:
     assert torch.equal(theirs, teacher(x))
 
 
-def test_graph_blocks_hold_the_quantizer_of_their_input() -> None:
+def test_graph_blocks_hold_the_quantizer_of_their_input(
+    graph_student: Callable[[], nn.Module],
+) -> None:
     """An activation's quantizer is tuned with the block that it feeds."""
     student = graph_student()
     blocks = find_blocks(student, twin(student), torch.randn(2, 3, 8, 8))
@@ -143,7 +98,11 @@ def test_a_layer_in_no_block_is_an_error(
 def test_parameters_are_found_behind_a_channel_factor() -> None:
     """Hosts that fold BatchNorm on the fly hand the fake-quantizer weight times factor."""
 
-    class Folded(QuantConv):
+    class Folded(nn.Conv2d):
+        def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+            super().__init__(inputs, outputs, kernel)
+            self.weight_fake_quant = PWLQPerChannelFakeQuantize(UniformSpec(bits=3))
+
         def forward(self, x: Tensor) -> Tensor:
             factor = torch.arange(1.0, 1 + self.out_channels).reshape(-1, 1, 1, 1)
             return self._conv_forward(x, self.weight_fake_quant(self.weight * factor), self.bias)

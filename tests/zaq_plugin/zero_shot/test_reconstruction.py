@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -133,3 +134,17 @@ def test_options_refuse_nonsense() -> None:
         ReconstructOptions(iterations=0)
     with pytest.raises(ValueError, match=r"drop and warmup must be in \[0, 1\)"):
         ReconstructOptions(drop=1.0)
+
+
+def test_graphs_are_reconstructed_too(graph_student: Callable[[], nn.Module]) -> None:
+    student: Any = graph_student()
+    teacher = twin(student)
+    x = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    step, kind = float(student.mid_fq.scale), type(student.mid_fq)
+    results = reconstruct(student, teacher, x, ReconstructOptions(iterations=80, batch_size=16))
+    assert len(results) == 3
+    assert all(r.after < r.before for r in results)
+    assert float(student.mid_fq.scale) != step
+    assert type(student.mid_fq) is kind
+    error = float((student(x) - teacher(x)).square().mean().detach())
+    assert error == pytest.approx(results[-1].after, rel=1e-3)
