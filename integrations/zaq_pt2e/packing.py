@@ -118,11 +118,11 @@ def unpack(packed: GraphModule) -> GraphModule:
             tensor_at(model, str(unpacked.args[0].target)), unpacked.args[1], unpacked.args[2]
         )
         codebook = tensor_at(model, str(book.target))
-        ones = torch.ones(codebook.shape[0])
+        ones = torch.ones(codebook.shape[0], device=codebook.device)
         integers = torch.ops.zaq.pwlq_dequantize(codes, codebook, ones, axis).to(torch.int8)
         name = str(book.target).removesuffix("_codebook")
         weight = new_tensor(model, name, integers, node)
-        zeros = torch.zeros(codebook.shape[0], dtype=torch.int32)
+        zeros = torch.zeros_like(ones, dtype=torch.int32)
         zero = new_tensor(model, f"{name}_zero_point", zeros, node)
         with model.graph.inserting_before(node):
             values = model.graph.call_function(
