@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import TypeVar
 
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
 from zaq_plugin.report import ResultRow
@@ -77,20 +78,38 @@ class Measured:
     float_bytes: int
 
 
+K = TypeVar("K")
+V = TypeVar("V")
+
+
 def read_lines(path: Path) -> dict[Cell, Measured]:
     """Results of earlier runs; a line that a stopped run left half-written is dropped."""
-    done: dict[Cell, Measured] = {}
+    return read_pairs(path, Cell, Measured)
+
+
+def read_pairs(path: Path, key: type[K], value: type[V]) -> dict[K, V]:
+    """What `append_line` wrote: dataclasses by dataclasses; half-written lines are dropped."""
+    done: dict[K, V] = {}
     if not path.exists():
         return done
-    names = [f.name for f in fields(Cell)]
+    names = [f.name for f in fields(key)]  # type: ignore[arg-type]
     for line in path.read_text().splitlines():
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:
             continue
-        cell = Cell(**{n: entry.pop(n) for n in names})
-        done[cell] = Measured(**entry)
+        found = key(**{n: entry.pop(n) for n in names})
+        done[found] = value(**entry)
     return done
+
+
+def append_line(path: Path, key: object, value: object) -> None:
+    """Add a result, on a line of its own even after a line that was left half-written."""
+    text = json.dumps({**asdict(key), **asdict(value)}) + "\n"  # type: ignore[call-overload]
+    before = path.read_text() if path.exists() else ""
+    broken = before != "" and not before.endswith("\n")
+    with path.open("a") as file:
+        file.write("\n" + text if broken else text)
 
 
 def to_rows(done: dict[Cell, Measured], task: str, images: int) -> list[ResultRow]:
@@ -175,7 +194,8 @@ def pivot(done: dict[Cell, Measured], by: str, value: Callable[[Measured], str |
         line = found.setdefault((cell.method, cell.corrected), {})
         line.setdefault((bits, cell.activation_bits), []).append(value(measured))
     columns = sorted({c for line in found.values() for c in line}, reverse=True)
-    columns = [c for c in columns if sum(c in line for line in found.values()) > 4]
+    shared = {c: sum(c in line for line in found.values()) for c in columns}
+    columns = [c for c in columns if shared[c] * 4 >= max(shared.values())]  # no lonely widths
     names = [f"W{w}A{a}" for w, a in columns]
     text = ["| method | " + " | ".join(names) + " |", "| :--- |" + " ---: |" * len(names)]
     for method in METHODS:
