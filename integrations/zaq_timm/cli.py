@@ -104,6 +104,13 @@ def build_parser() -> Parser:
         help="draws the calibration images; one seed, one result (default: 0)",
     )
     demo.add_argument(
+        "--host",
+        choices=("fx", "pt2e"),
+        default="fx",
+        help="who converts the network to int8: torch.ao FX, whose int8 kernels run it, or torchao "
+        "PT2E (default: fx)",
+    )
+    demo.add_argument(
         "--json",
         action="store_true",
         help="print the results as JSON instead of a table",
@@ -125,7 +132,7 @@ def demo_command(args: argparse.Namespace) -> int:
     torch.set_num_threads(1)
     try:
         with progress(STEPS, "{steps} steps in {seconds} s") as step:
-            run = run_demo(args.out, args.seed, step=step)
+            run = run_demo(args.out, args.seed, args.host, step)
     except OSError as error:
         build_parser().error(f"cannot write to {args.out}: {error.strerror or error}")
     except ImportError as error:

@@ -5,7 +5,7 @@ export) is a function and one more line there.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from zaq_plugin.ptq import fold_batch_norm
-from zaq_plugin.pwlq import QuantSpec
+from zaq_plugin.pwlq import PWLQSpec, QuantSpec
 from zaq_plugin.report import Manifest, ResultRow, write_page
 from zaq_timm.checkpoint import save_checkpoint
+from zaq_timm.converted import CONVERTED
 from zaq_timm.digits import DigitsSplit, digits_model, load_digits_split
 from zaq_timm.figures import demo_figures
 from zaq_timm.formats import WIDTHS, formats_at
-from zaq_timm.hosts import HOSTS, Quantized
+from zaq_timm.hosts import Host, Quantized, simulated
 
 CALIBRATION_IMAGES, BATCH = 512, 32
 KEPT = ("PWLQ", 4, 8)
@@ -44,6 +45,16 @@ PROTOCOL = {
 FLOAT_LEVELS = "float, since int8 cannot tell them apart: PWLQ is meant for 6 bits and fewer"
 
 
+HOST_NAMES = {
+    "fx": "converted by torch.ao FX, run on its int8 kernels",
+    "pt2e": "converted by torchao PT2E, its integer graph run operator by operator",
+}
+HOST_PROTOCOL = {
+    "residual_adds": "quantized at 8 bits, as is all that no convolution or linear layer reads",
+}
+CONVERTED_WIDTHS = ((6, 8), (4, 8), (4, 4))
+
+
 def nothing(_: str) -> None:
     """Stands in for a progress bar."""
 
@@ -55,7 +66,7 @@ class DemoRun:
     Attributes:
         out: the folder to write to; it exists.
         seed: what draws the calibration images.
-        host: who quantizes, a key of `zaq_timm.hosts.HOSTS`.
+        host: who converts to int8, a key of `zaq_timm.converted.CONVERTED`.
         step: told the name of each step as it begins.
         manifest: everything the run knows about itself.
         files: what was written, in order.
@@ -68,7 +79,7 @@ class DemoRun:
 
     out: Path
     seed: int = 0
-    host: str = "simulated"
+    host: str = "fx"
     step: Callable[[str], None] = nothing
     manifest: Manifest = field(default_factory=Manifest)
     files: list[Path] = field(default_factory=list)
@@ -107,14 +118,31 @@ def quantize_all(run: DemoRun) -> None:
     for weights, activations in WIDTHS:
         for name, spec in formats_at(weights):
             run.step(f"{name}, W{spec.mac_bits}A{activations}")
-            _quantize_one(run, name, spec, activations)
+            _quantize_one(run, name, spec, activations, simulated, {})
 
 
-def _quantize_one(run: DemoRun, method: str, spec: QuantSpec, activations: int) -> None:
+def convert_all(run: DemoRun) -> None:
+    """Converts to int8 what the hosts can run, and measures the converted models."""
+    stated = {"quantized model": HOST_NAMES[run.host]} | HOST_PROTOCOL
+    for weights, activations in CONVERTED_WIDTHS:
+        name = f"PWLQ, converted ({run.host})"
+        run.step(f"{name}, W{weights}A{activations}")
+        spec = PWLQSpec(bits=weights)
+        _quantize_one(run, name, spec, activations, CONVERTED[run.host], stated)
+
+
+def _quantize_one(
+    run: DemoRun,
+    method: str,
+    spec: QuantSpec,
+    activations: int,
+    host: Host,
+    stated: Mapping[str, str],
+) -> None:
     begin = time.perf_counter()
     name = f"{method}, W{spec.mac_bits}A{activations}"
-    with run.manifest.stage("quantize " + name, host=run.host) as facts:
-        result = HOSTS[run.host](run.model, spec, activations, run.batches)
+    with run.manifest.stage("quantize " + name, host=host.__name__) as facts:
+        result = host(run.model, spec, activations, run.batches)
         seconds = time.perf_counter() - begin
         facts["layers quantized"] = len(result.layers.quantized)
         facts["layers left alone"] = len(result.layers.skipped)
@@ -133,7 +161,7 @@ def _quantize_one(run: DemoRun, method: str, spec: QuantSpec, activations: int) 
             sqnr_db=_sqnr(run.model, result),
             top1=_percent(top == run.split.test_labels),
             agreement=_percent(top == run.top),
-            protocol=PROTOCOL | _remark(spec),
+            protocol=PROTOCOL | _remark(spec) | dict(stated),
             seconds=seconds,
         )
     )
@@ -171,15 +199,21 @@ def write_report(run: DemoRun) -> None:
     run.files.append(run.manifest.save(run.out / MANIFEST))
 
 
-STAGES: tuple[Callable[[DemoRun], None], ...] = (load, quantize_all, write_checkpoint, write_report)
+STAGES: tuple[Callable[[DemoRun], None], ...] = (
+    load,
+    quantize_all,
+    convert_all,
+    write_checkpoint,
+    write_report,
+)
 """What a run does, in order."""
 
-STEPS = sum(len(formats_at(weights)) for weights, _ in WIDTHS) + 3
+STEPS = sum(len(formats_at(weights)) for weights, _ in WIDTHS) + len(CONVERTED_WIDTHS) + 3
 """How many steps the stages announce."""
 
 
 def run_demo(
-    out: Path, seed: int = 0, host: str = "simulated", step: Callable[[str], None] = nothing
+    out: Path, seed: int = 0, host: str = "fx", step: Callable[[str], None] = nothing
 ) -> DemoRun:
     """Runs all stages; see `DemoRun` for arguments and result.
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from zaq_plugin.pwlq import PWLQSpec
 from zaq_plugin.report import Manifest
 from zaq_timm.checkpoint import load_checkpoint
-from zaq_timm.demo import KEPT, STEPS, DemoRun, run_demo
+from zaq_timm.converted import CONVERTED
+from zaq_timm.demo import CONVERTED_WIDTHS, KEPT, STEPS, DemoRun, run_demo
 from zaq_timm.digits import digits_model, load_digits_split
 from zaq_timm.formats import FORMATS, WIDTHS, formats_at
 
@@ -36,6 +38,7 @@ def row(run: DemoRun, method: str, weights: int, activations: int) -> dict:
 def test_every_format_is_measured_at_every_width(run: DemoRun, steps: list[str]) -> None:
     compared = sum(len(formats_at(weights)) for weights, _ in WIDTHS)
     assert compared == len(FORMATS) * len(WIDTHS) + 5  # a uniform grid of 9 bits does not exist
+    compared += len(CONVERTED_WIDTHS)
     assert len(run.manifest.results) == 1 + compared
     assert len(steps) == STEPS
     assert len(run.manifest.audits) == compared
@@ -89,6 +92,30 @@ def test_every_pwlq_row_has_a_uniform_row_of_equal_stored_bits(run: DemoRun) -> 
         assert equal["weight_stored_bits"] == pwlq.weight_stored_bits
 
 
+def test_the_converted_network_has_the_simulations_levels(run: DemoRun) -> None:
+    for weights, activations in CONVERTED_WIDTHS:
+        converted = row(run, "PWLQ, converted (fx)", weights, activations)
+        simulated = row(run, "PWLQ", weights, activations)
+        assert converted["sqnr_db"] == simulated["sqnr_db"]
+        assert converted["size_bytes"] == simulated["size_bytes"]
+        assert converted["top1"] == pytest.approx(simulated["top1"], abs=1.0)
+    audit = run.manifest.audits["PWLQ, converted (fx), W4A8"]
+    assert len(audit.quantized) == 10
+    assert all((record.kernel or "").startswith("int8 ") for record in audit.quantized)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_pt2e_converts_the_network(run: DemoRun) -> None:
+    converted = CONVERTED["pt2e"](run.model, PWLQSpec(bits=4), 8, run.batches)
+    assert len(converted.layers.quantized) == 10
+    top = converted.model(run.split.test_images).argmax(1)
+    assert float((top == run.top).float().mean()) > 0.99
+    kept = run.kept.tensors
+    for name, tensor in converted.tensors.items():
+        assert torch.equal(tensor.codes, kept[name].codes)
+
+
 def test_sqnr_is_that_of_the_weights(run: DemoRun) -> None:
     flat, error = [], []
     for name, tensor in run.kept.tensors.items():
@@ -129,6 +156,7 @@ def test_the_page_is_self_contained_and_has_its_pictures(run: DemoRun) -> None:
         assert text in page
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_a_seed_fixes_the_run(run: DemoRun, tmp_path: Path) -> None:
     def facts(folder: Path) -> list[tuple[object, ...]]:
