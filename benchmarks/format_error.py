@@ -15,6 +15,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ def formats(bits: int) -> list[tuple[str, QuantSpec]]:
             ("uniform, best clip", UniformSpec(width, clip="mse")),
             ("uniform asymmetric, best clip", UniformSpec(width, "asymmetric", "mse")),
         ]
-    paper = {"bits": bits, "symmetry": "symmetric", "shared_endpoints": True}
+    paper: dict[str, Any] = {"bits": bits, "symmetry": "symmetric", "shared_endpoints": True}
     rows += [
         (
             "PWLQ overlapping, search",
