@@ -180,15 +180,18 @@ def protocol(cell: Cell, seeds: list[int]) -> dict[str, object]:
     return facts
 
 
-def pivot(done: dict[Cell, Measured], by: str, value: Callable[[Measured], str | float]) -> str:
+def pivot(
+    done: dict[Cell, Measured], by: str, value: Callable[[Measured], float], places: int = 2
+) -> str:
     """One line per method, one column per width; a number is the mean over seeds.
 
     Args:
         done: Results of one task and one kind of run.
         by: ``stored`` or ``MAC``: which bits of the weights name the column.
         value: What to show of a result.
+        places: Digits behind the point.
     """
-    found: dict[tuple[str, bool], dict[tuple[int, int], list[str | float]]] = {}
+    found: dict[tuple[str, bool], dict[tuple[int, int], list[float]]] = {}
     for cell, measured in done.items():
         bits = cell.spec.stored_bits if by == "stored" else cell.spec.mac_bits
         line = found.setdefault((cell.method, cell.corrected), {})
@@ -203,18 +206,12 @@ def pivot(done: dict[Cell, Measured], by: str, value: Callable[[Measured], str |
             line = found.get((method, corrected), {})
             if not any(c in line for c in columns):
                 continue
-            cells = [_mean(line[c]) if c in line else "" for c in columns]
+            cells = [
+                f"{statistics.fmean(line[c]):.{places}f}" if c in line else "" for c in columns
+            ]
             name = method + (" + bias correction" if corrected else "")
             text.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(text)
-
-
-def _mean(values: list[str | float]) -> str:
-    numbers = [v for v in values if isinstance(v, float)]
-    if len(numbers) < len(values):
-        return " ".join(str(v) for v in values)
-    mean = statistics.fmean(numbers)
-    return f"{mean:.2f}" if mean >= 1 else f"{mean:.4f}"
 
 
 def summaries(done: dict[Cell, Measured], source: str) -> list[str]:
@@ -234,7 +231,7 @@ def summaries(done: dict[Cell, Measured], source: str) -> list[str]:
         "",
         f"#### KL divergence from FP32 (nats) on other {source}, equal stored bits",
         "",
-        pivot(done, "stored", lambda m: m.held_out_divergence),
+        pivot(done, "stored", lambda m: m.held_out_divergence, 4),
     ]
 
 
