@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from data import load_task
 from rich.progress import track
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.data import load_task
 from zaq_plugin.ptq import fold_batch_norm
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec, quantize, sqnr_db
 
@@ -97,7 +98,7 @@ def real(folder: Path) -> dict[str, list[Tensor]]:
     found = {}
     for task in ("cifar10", "imagenet"):
         loaded = load_task(task, folder)
-        model = fold_batch_norm(loaded.model, loaded.images[:1])
+        model = fold_batch_norm(loaded.model, (loaded.images[:1],))
         weights = [
             m.weight.detach()
             for m in model.modules()
