@@ -142,7 +142,7 @@ def main() -> None:
     """Print the tables, and write them where asked."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, help="folder with real networks; see its README")
-    parser.add_argument("--bits", type=int, nargs="+", default=[3, 4, 5])
+    parser.add_argument("--bits", type=int, nargs="+", choices=range(3, 8), default=[3, 4, 5])
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
