@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-PRESETS = ("paper", "default", "fast")
+from zaq_plugin.zero_shot.presets import PRESETS
 
 _CHOICES = {
     "loss": ("l1", "kl"),
@@ -60,6 +61,7 @@ _NOT_NEGATIVE = (
 )
 _SHARES = (
     "lambda_decay",
+    "lr_warmup",
     "ema_decay",
     "replay_share",
     "drop",
@@ -115,6 +117,7 @@ class ZeroShotConfig:
 
         optimizer, student_lr, momentum, weight_decay, schedule, grad_clip: The student's training;
             ``grad_clip`` is the largest gradient norm, 0 for none.
+        lr_warmup: Share of the steps over which all rates rise from zero.
         bias_lr: Rate of biases and other parameters that are no quantized weight, relative to
             ``student_lr``.
         step_lr: Rate of the activations' steps relative to their size (Adam); 0 keeps them.
@@ -184,6 +187,7 @@ class ZeroShotConfig:
     momentum: float = 0.9
     weight_decay: float = 0.0
     schedule: str = "cosine"
+    lr_warmup: float = 0.1
     grad_clip: float = 0.0
     bias_lr: float = 0.1
     step_lr: float = 1e-3
@@ -244,9 +248,9 @@ class ZeroShotConfig:
         Raises:
             ValueError: for an unknown preset or setting.
         """
-        if name not in _PRESETS:
+        if name not in PRESETS:
             raise ValueError(f"no preset {name!r}; known are {', '.join(PRESETS)}.")
-        return cls.from_dict({**_PRESETS[name], **changes})
+        return cls.from_dict({**PRESETS[name], **changes})
 
     def with_changes(self, **changes: Any) -> ZeroShotConfig:
         """A copy with other values; unknown names raise ValueError."""
@@ -285,47 +289,9 @@ def _refuse_unknown(values: dict[str, Any]) -> None:
     known = [f.name for f in fields(ZeroShotConfig)]
     unknown = sorted(set(values) - set(known))
     if unknown:
-        import difflib
-
         near = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(
             f"ZeroShotConfig has no setting {', '.join(map(repr, unknown))}.{hint} Known are "
             f"{', '.join(known)}."
         )
-
-
-_PRESETS: dict[str, dict[str, Any]] = {
-    # ZAQ, section 3: alternating L1 games on outputs and channel relation maps, nothing else.
-    "paper": {
-        "loss": "l1",
-        "alpha": 0.1,
-        "beta": 0.1,
-        "relation_norm": "sum",
-        "feature_weight": 0.0,
-        "bn_weight": 0.0,
-        "images": "generator",
-        "generator_loss": "l1",
-        "warmup_steps": 0,
-        "restart_below": 0.0,
-        "mixup": 0.0,
-        "flip": False,
-        "replay_share": 0.0,
-        "replay_batches": 0,
-        "optimizer": "sgd",
-        "student_lr": 0.01,
-        "bias_lr": 1.0,
-        "step_lr": 0.0,
-        "edge_lr": 0.0,
-        "grad_clip": 0.0,
-        "ema_decay": 0.0,
-        "reconstruct": False,
-    },
-    "default": {},
-    "fast": {
-        "steps": 100,
-        "distilled_images": 256,
-        "distill_steps": 50,
-        "reconstruct_iterations": 100,
-    },
-}

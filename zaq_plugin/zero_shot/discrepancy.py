@@ -166,6 +166,15 @@ def feature_discrepancy(
     return total, distances
 
 
+def feature_distance(teacher: Mapping[str, Tensor], student: Mapping[str, Tensor]) -> Tensor:
+    """Σ_l mean (F_P - F_Q)^2 / mean F_P^2 over the taps; a scalar."""
+    parts = []
+    for name, mine in teacher.items():
+        energy = mine.square().mean().clamp(min=1e-12)
+        parts.append((mine - student[name]).square().mean() / energy)
+    return torch.stack(parts).sum()
+
+
 def _check_same_shape(name: str, teacher: Tensor, student: Tensor) -> None:
     if teacher.shape != student.shape:
         raise ValueError(

@@ -146,6 +146,8 @@ class Learner:
         share = self.done / max(1, self.config.steps)
         cosine = 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
         factor = cosine if self.config.schedule == "cosine" else 1.0
+        rising = self.config.lr_warmup * self.config.steps
+        factor *= min(1.0, (self.done + 1) / max(rising, 1.0))
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
 

@@ -14,6 +14,7 @@ from zaq_plugin.zero_shot.config import ZeroShotConfig
 from zaq_plugin.zero_shot.discrepancy import (
     LayerWeights,
     feature_discrepancy,
+    feature_distance,
     output_discrepancy,
     teacher_divergence,
 )
@@ -331,15 +332,6 @@ class ZeroShotLoader:
         for taps in self._taps or ():
             taps.close()
         self._taps = None
-
-
-def feature_distance(teacher: dict[str, Tensor], student: dict[str, Tensor]) -> Tensor:
-    """Σ_l mean (F_P - F_Q)^2 / mean F_P^2 over the taps; a scalar."""
-    parts = []
-    for name, mine in teacher.items():
-        energy = mine.square().mean().clamp(min=1e-12)
-        parts.append((mine - student[name]).square().mean() / energy)
-    return torch.stack(parts).sum()
 
 
 def _rank() -> int:

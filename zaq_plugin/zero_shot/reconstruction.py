@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.zero_shot.blocks import Block, find_blocks
+from zaq_plugin.zero_shot.block import Block
+from zaq_plugin.zero_shot.blocks import find_blocks
 from zaq_plugin.zero_shot.quantizers import (
     Slot,
     WeightSlot,

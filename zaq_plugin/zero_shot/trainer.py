@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from zaq_plugin.zero_shot.checkpoint import load_checkpoint, save_checkpoint
 from zaq_plugin.zero_shot.config import ZeroShotConfig
-from zaq_plugin.zero_shot.judge import Judge, Verdict
+from zaq_plugin.zero_shot.judge import Judge
 from zaq_plugin.zero_shot.learner import Learner
 from zaq_plugin.zero_shot.loader import ZeroShotLoader
 from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs
@@ -27,48 +26,10 @@ from zaq_plugin.zero_shot.quantizers import (
     to_evaluation,
     weight_slots,
 )
-from zaq_plugin.zero_shot.reconstruction import BlockResult, ReconstructOptions, reconstruct
+from zaq_plugin.zero_shot.reconstruction import ReconstructOptions, reconstruct
+from zaq_plugin.zero_shot.result import FinetuneResult, TrainingDiverged
 
 logger = logging.getLogger(__name__)
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss became NaN or infinite; the student holds the best state seen before."""
-
-
-@dataclass
-class FinetuneResult:
-    """What happened.
-
-    Attributes:
-        verdicts: The judge's history; the first is the calibrated, untrained state.
-        best: The state that the student holds now.
-        blocks: What reconstruction did, block by block.
-        curve: Terms of the loss at every judged step, with ``step``.
-        layer_weights: λ by tap at the end.
-        restarts: Steps at which the generator was restarted.
-        seconds: Wall time by stage.
-        examples: Some of the synthetic images, (n, C, H, W).
-    """
-
-    verdicts: list[Verdict] = field(default_factory=list)
-    best: Verdict | None = None
-    blocks: list[BlockResult] = field(default_factory=list)
-    curve: list[dict[str, float]] = field(default_factory=list)
-    layer_weights: dict[str, float] = field(default_factory=dict)
-    restarts: list[int] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    examples: Tensor | None = None
-
-    @property
-    def start(self) -> Verdict:
-        """The untrained state."""
-        return self.verdicts[0]
-
-    @property
-    def improved(self) -> bool:
-        """Whether anything better than the untrained state was found."""
-        return self.best is not None and self.best.label != self.start.label
 
 
 def zero_shot_finetune(
@@ -398,6 +359,3 @@ def _forget_ranges(model: nn.Module) -> None:
         reset = getattr(module, "reset_min_max_vals", None)
         if callable(reset):
             reset()
-
-
-__all__ = ["FinetuneResult", "TrainingDiverged", "all_outputs", "zero_shot_finetune"]

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from zaq_plugin.zero_shot.config import PRESETS, ZeroShotConfig
+from zaq_plugin.zero_shot.config import ZeroShotConfig
+from zaq_plugin.zero_shot.presets import PRESETS
 
 
 @pytest.mark.parametrize("preset", PRESETS)

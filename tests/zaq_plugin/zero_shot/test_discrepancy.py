@@ -14,6 +14,7 @@ from zaq_plugin.zero_shot.discrepancy import (
     agreement,
     channel_relation_map,
     feature_discrepancy,
+    feature_distance,
     output_discrepancy,
     relation_distance,
     teacher_divergence,
@@ -126,6 +127,16 @@ def test_feature_discrepancy_with_softmaxed_moving_average() -> None:
         else:
             average = [0.8 * a + 0.2 * m for a, m in zip(average, mean, strict=True)]
     assert float(weights.values.sum()) == pytest.approx(1)
+
+
+def test_feature_distance_is_relative_to_the_teachers_energy() -> None:
+    p = {n: random(2, 3, 2, 2, seed=k) for k, n in enumerate("ab")}
+    q = {n: random(2, 3, 2, 2, seed=9 + k) for k, n in enumerate("ab")}
+    direct = 0.0
+    for n in "ab":
+        gap = sum(float(v) ** 2 for v in (p[n] - q[n]).flatten())
+        direct += gap / sum(float(v) ** 2 for v in p[n].flatten())
+    assert float(feature_distance(p, q)) == pytest.approx(direct, rel=1e-10)
 
 
 def test_activation_regulariser_falls_as_features_grow() -> None:

@@ -192,34 +192,68 @@ def test_a_ruinous_learning_rate_returns_what_went_in(
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
+def pattern_task(seed: int) -> Callable[[int], tuple[Tensor, Tensor]]:
+    """Four smooth patterns under smooth noise: draws (images, classes)."""
+    rng = torch.Generator().manual_seed(500 + seed)
+    patterns = torch.randn(4, 3, 4, 4, generator=rng)
+
+    def draw(count: int) -> tuple[Tensor, Tensor]:
+        classes = torch.randint(4, (count,), generator=rng)
+        coarse = patterns[classes] + 0.8 * torch.randn(count, 3, 4, 4, generator=rng)
+        return nn.functional.interpolate(coarse, size=(8, 8), mode="bilinear"), classes
+
+    return draw
+
+
+def learn(model: nn.Module, draw: Callable[[int], tuple[Tensor, Tensor]]) -> None:
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    model.train()
+    for _ in range(80):
+        images, classes = draw(32)
+        loss = nn.functional.cross_entropy(model(images), classes)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+
+
 @pytest.mark.slow
 def test_never_worse_over_twenty_random_models(
-    tiny: Callable[..., nn.Module],
-    make_student: Callable[..., nn.Module],
-    smooth_images: Callable[..., Tensor],
+    tiny: Callable[..., nn.Module], make_student: Callable[..., nn.Module]
 ) -> None:
     """Agreement on held-out synthetic batches never falls; on other images hardly ever."""
-    fallen = 0
+    fallen, improved = [], 0
     for seed in range(20):
         model = tiny(seed, width=4 + seed % 5)
+        draw = pattern_task(seed)
+        learn(model, draw)
         spec = UniformSpec(bits=2 + seed % 3, symmetry="asymmetric")
-        student = make_student(model, spec, 3 + seed % 2)
+        student = make_student(model, spec, 3 + seed % 2, ready=False)
+        calibrate(student, [draw(64)[0]])
         rng = torch.Generator().manual_seed(1000 + seed)
-        options = DistillOptions(steps=10, batch_size=128)
+        options = DistillOptions(steps=40, batch_size=128)
         held_out = distill_images(model, 256, SHAPE, options=options, rng=rng)
-        real = smooth_images(512, seed=2000 + seed)
+        real = draw(512)[0]
 
         def agreement(x: Tensor, student: nn.Module = student, model: nn.Module = model) -> float:
             return float((student(x).argmax(1) == model(x).argmax(1)).double().mean())
 
         starts = agreement(held_out), agreement(real)
         config = QUICK.with_changes(
-            seed=seed, recalibrate=False, validation_images=256, student_lr=10.0 ** (-4 + seed % 3)
+            seed=seed,
+            recalibrate=False,
+            distill_steps=40,
+            distilled_images=128,
+            validation_images=256,
+            student_lr=10.0 ** (-4 + seed % 3),
         )
-        finetune(student, config, model)
+        result = finetune(student, config, model)
+        improved += result.improved  # type: ignore[attr-defined]
         assert agreement(held_out) >= starts[0] - 1e-9, seed
-        fallen += agreement(real) < starts[1] - 0.01
-    assert fallen <= 1
+        if agreement(real) < starts[1] - 0.01:
+            fallen.append((seed, starts[1], agreement(real)))
+    assert improved >= 10
+    assert len(fallen) <= 1, fallen
 
 
 def test_the_students_mode_and_hooks_are_left_as_they_were(
