@@ -11,12 +11,11 @@ second run goes on where the first one ended.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,6 +30,7 @@ from benchmarks.accuracy_tables import (
     METHODS,
     Cell,
     Measured,
+    append_line,
     markdown,
     read_lines,
     to_rows,
@@ -73,10 +73,17 @@ def cells(
 class Bench:
     """One task with its float outputs and calibration images, made when first needed."""
 
-    def __init__(self, task: Task, limit: int | None, log: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        task: Task,
+        limit: int | None,
+        log: Callable[[str], None],
+        held_out: int | None = None,
+    ) -> None:
         self.task, self.log = task, log
         self.images, self.labels = task.images[:limit], task.labels[:limit]
         self.batch = BATCH[task.name]
+        self.held_out = HELD_OUT[task.name] if held_out is None else held_out
         self.folded = fold_batch_norm(task.model, (task.images[:1],))
         self.reference = logits_of(self.folded, self.images, self.batch)
         self.top1 = accuracy(self.reference, self.labels)
@@ -85,7 +92,7 @@ class Bench:
     def source(self, seed: int) -> tuple[Tensor, Tensor]:
         """Images that calibrate, and others on which formats may be compared; never test images."""
         if seed not in self._sources:
-            count, spare = CALIBRATION[self.task.name], HELD_OUT[self.task.name]
+            count, spare = CALIBRATION[self.task.name], self.held_out
             pool = self.task.train
             if pool is None:
                 self.log(
@@ -228,8 +235,7 @@ def run(
             if variant in done:
                 continue
             done[variant] = measured
-            with lines.open("a") as file:
-                file.write(json.dumps({**asdict(variant), **asdict(measured)}) + "\n")
+            append_line(lines, variant, measured)
             log(
                 f"W{cell.weight_bits}A{cell.activation_bits} {cell.method}"
                 f"{' + bias' if variant.corrected else ''}: {measured.top1:.2f} %, "

@@ -1,0 +1,233 @@
+"""Accuracy of converted int8 models on real images: PWLQ and uniform grids inside the hosts.
+
+    python benchmarks/accuracy_hosts.py --data DIR [--model cifar10 imagenet] [--host fx pt2e]
+                                        [--out benchmarks/results/accuracy_hosts.jsonl]
+
+Nothing is simulated: FX models run on the modules of ``convert_fx``, PT2E models on Inductor's int8
+kernels. The hosts' own defaults stand beside, calibrated with the same images. Each result becomes
+one JSON line the moment it is there; a second run goes on where the first one ended. A table of all
+lines is written beside them, as Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.ao.quantization import get_default_qconfig_mapping, quantize_fx
+from torch.fx.proxy import TraceError
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
+    X86InductorQuantizer,
+    get_default_x86_inductor_quantization_config,
+)
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import zaq_fx
+import zaq_pt2e
+from benchmarks.accuracy import RESULTS, Bench
+from benchmarks.accuracy_hosts_tables import (
+    CALIBRATION_BATCH,
+    HOSTS,
+    STOCK,
+    Case,
+    Outcome,
+    markdown,
+)
+from benchmarks.accuracy_tables import append_line, read_pairs
+from benchmarks.data import LOADERS, accuracy, load_task, logits_of
+from zaq_plugin.ptq.plan import is_depthwise
+from zaq_plugin.pwlq import QuantSpec, UniformSpec
+from zaq_plugin.report import Audit
+
+UNIFORM = ("uniform min-max, symmetric", "uniform clipped, symmetric")
+PWLQ = "PWLQ joint, asymmetric"  # PWLQSpec()
+WIDTHS = ((8, 8), (6, 8), (4, 8), (4, 4))
+
+
+@dataclass
+class Converted:
+    """A model on int8 kernels, what became of its layers, and how many kernels are int8."""
+
+    model: nn.Module
+    audit: Audit
+    int8_kernels: int
+
+
+def default_widths(host: str) -> tuple[int, int]:
+    """MAC bits of weights and activations that the host's default takes, from its observers."""
+    if host == "fx":
+        config: Any = get_default_qconfig_mapping().global_qconfig
+        weight, activation = config.weight(), config.activation()
+    else:
+        chosen = get_default_x86_inductor_quantization_config()
+        weight, activation = chosen.weight, chosen.input_activation
+    low, high = activation.quant_min, activation.quant_max
+    return (weight.quant_max - weight.quant_min).bit_length(), (high - low).bit_length()
+
+
+def cases(task: str, host: str, images: int) -> Iterator[Case]:
+    """Everything to measure in a host, uniform grids at PWLQ's stored bits included."""
+    yield Case(task, host, STOCK, *default_widths(host), 0, images)
+    for bits, activations in WIDTHS:
+        for width in (bits, bits + 1) if bits < 8 else (bits,):
+            for method in UNIFORM:
+                yield Case(task, host, method, width, activations, 0, images)
+        if bits <= 6:  # wider PWLQ levels are not int8
+            yield Case(task, host, PWLQ, bits, activations, 0, images)
+
+
+class Bed:
+    """A task with what both hosts need: shapes, calibration batches, layers with a rule."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self.model = bench, bench.task.model
+        count = len(bench.images)
+        # A lowered model runs on one shape only: batches of equal size.
+        self.batch = max(n for n in range(1, bench.batch + 1) if count % n == 0)
+        self.example = torch.zeros_like(bench.images[:2])
+        self.depthwise = [n for n, m in self.model.named_modules() if is_depthwise(m)]
+
+    def calibration(self) -> list[Tensor]:
+        """Batches that calibrate."""
+        return list(self.bench.source(0)[0].split(CALIBRATION_BATCH))
+
+    def overrides(self, activations: int) -> dict[str, tuple[QuantSpec, int]]:
+        """Depthwise layers take uniform int8 weights, as in the accuracy benchmark."""
+        return dict.fromkeys(self.depthwise, (UniformSpec(8), activations))
+
+
+@torch.no_grad()
+def observe(prepared: nn.Module, batches: Sequence[Tensor]) -> None:
+    """Stock calibration: run the batches."""
+    for batch in batches:
+        prepared(batch)
+
+
+def convert_fx(bed: Bed, case: Case) -> Converted:
+    """Through torch.ao FX.
+
+    Raises:
+        ValueError: torch.fx cannot trace the model.
+    """
+    inputs = (bed.example,)
+    if case.spec is None:
+        mapping = get_default_qconfig_mapping()
+        prepared: Any = quantize_fx.prepare_fx(copy.deepcopy(bed.model), mapping, inputs)
+        observe(prepared, bed.calibration())
+        converted: Any = quantize_fx.convert_fx(prepared)
+    else:
+        bits = case.activation_bits
+        over = bed.overrides(bits)
+        prepared = zaq_fx.prepare(bed.model, inputs, case.spec, bits, overrides=over)
+        zaq_fx.calibrate(prepared, bed.calibration())
+        converted = zaq_fx.convert(prepared)
+    found = zaq_fx.audit(converted)
+    kernels = sum(str(record.kernel).startswith("int8") for record in found)
+    return Converted(converted, found, kernels)
+
+
+def convert_pt2e_model(bed: Bed, case: Case) -> Converted:
+    """Through torchao PT2E and down to Inductor's int8 kernels, for batches of ``bed.batch``."""
+    stock = case.spec is None
+    shapes = ({0: torch.export.Dim.DYNAMIC},)
+    # The X86 quantizer finds layers in strict exports only.
+    program = torch.export.export(bed.model, (bed.example,), dynamic_shapes=shapes, strict=stock)
+    if stock:
+        quantizer: Any = X86InductorQuantizer()
+        quantizer.set_global(get_default_x86_inductor_quantization_config())
+        prepared = prepare_pt2e(program.module(), quantizer)
+        observe(prepared, bed.calibration())
+    else:
+        bits = case.activation_bits
+        over = bed.overrides(bits)
+        quantizer = zaq_pt2e.PWLQQuantizer(case.spec, bits, overrides=over)
+        prepared = prepare_pt2e(program.module(), quantizer)
+        zaq_pt2e.calibrate(prepared, bed.calibration())
+    converted = convert_pt2e(prepared)
+    found = zaq_pt2e.audit(converted)
+    shape = (bed.batch, *bed.example.shape[1:])
+    lowered = zaq_pt2e.lower(converted, (torch.zeros(shape),))
+    # Counted in the graph: kernels of the stock model do not tell their layers' names.
+    names = [str(node.target) for node in lowered.graph.nodes]
+    kernels = sum(name.startswith(("onednn.qconv", "onednn.qlinear")) for name in names)
+    return Converted(lowered, found, kernels)
+
+
+CONVERT: dict[str, Callable[[Bed, Case], Converted]] = {
+    "fx": convert_fx,
+    "pt2e": convert_pt2e_model,
+}
+
+
+def measure(bed: Bed, case: Case) -> Outcome:
+    """Convert the model and run it on all images; what the host cannot trace says why."""
+    bench, started = bed.bench, time.perf_counter()
+    try:
+        made = CONVERT[case.host](bed, case)
+    except ValueError as error:
+        if not (isinstance(error, TraceError) or isinstance(error.__cause__, TraceError)):
+            raise
+        return Outcome(bench.top1, reason=" ".join(str(error).split()))
+    seconds = time.perf_counter() - started
+    logits = logits_of(made.model, bench.images, bed.batch)
+    return Outcome(
+        bench.top1,
+        accuracy(logits, bench.labels),
+        accuracy(logits, bench.reference.argmax(1)),
+        len(made.audit.quantized),
+        [f"{record.name}: {record.reason}" for record in made.audit.skipped],
+        made.int8_kernels,
+        seconds,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure what is missing, then write the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of models and images")
+    parser.add_argument("--model", choices=list(LOADERS), nargs="+", default=list(LOADERS))
+    parser.add_argument("--host", choices=list(HOSTS), nargs="+", default=list(HOSTS))
+    parser.add_argument("--only", default="", help="only methods whose name holds this text")
+    parser.add_argument("--limit", type=int, help="measure on the first so many images only")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=RESULTS / "accuracy_hosts.jsonl")
+    args = parser.parse_args(argv)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(args.threads)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+
+    def log(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    done = read_pairs(args.out, Case, Outcome)
+    for task in args.model:
+        bed = Bed(Bench(load_task(task, args.data), args.limit, log, held_out=0))
+        log(f"{task}: FP32 {bed.bench.top1:.2f} % (expected {bed.bench.task.published} %)")
+        wanted = [c for host in args.host for c in cases(task, host, len(bed.bench.images))]
+        for case in wanted:
+            if case in done or args.only not in case.method:
+                continue
+            found = done[case] = measure(bed, case)
+            append_line(args.out, case, found)
+            result = found.reason or f"{found.top1:.2f} %, agreement {found.agreement:.1f} %"
+            name = f"{case.host} W{case.weight_bits}A{case.activation_bits} {case.method}"
+            log(f"{name}: {result}")
+            args.out.with_suffix(".md").write_text(markdown(done))
+    args.out.with_suffix(".md").write_text(markdown(done))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

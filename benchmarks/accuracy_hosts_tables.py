@@ -1,0 +1,124 @@
+"""What the benchmark of converted models measures, and the page that tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.accuracy_tables import CALIBRATION, METHODS, SOURCE, TITLES
+from zaq_plugin.pwlq import QuantSpec
+
+STOCK = "the host's default"
+CALIBRATION_BATCH = 64
+HOSTS = {"fx": "torch.ao FX", "pt2e": "torchao PT2E"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One converted model to measure; widths are MAC bits."""
+
+    task: str
+    host: str
+    method: str
+    weight_bits: int
+    activation_bits: int
+    seed: int
+    images: int
+
+    @property
+    def spec(self) -> QuantSpec | None:
+        """The grid of the weights; None for the host's own observer."""
+        return None if self.method == STOCK else METHODS[self.method](self.weight_bits)
+
+    @property
+    def stored_bits(self) -> float:
+        """Bits of one weight's code."""
+        return self.weight_bits if self.spec is None else self.spec.stored_bits
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a case gave; percentages and seconds (preparation, calibration and conversion).
+
+    ``reason`` tells why there is no model; the numbers are None then.
+    """
+
+    float_top1: float
+    top1: float | None = None
+    agreement: float | None = None
+    quantized: int = 0
+    left_out: Sequence[str] = ()
+    int8_kernels: int = 0
+    seconds: float = 0.0
+    reason: str | None = None
+
+
+def protocol(task: str, images: int) -> str:
+    """What the numbers of a task mean."""
+    return (
+        f"Protocol: {CALIBRATION[task]} {SOURCE[task]} calibrate, the same for every row, in "
+        f"batches of {CALIBRATION_BATCH}; evaluated on {images} images that are used for nothing "
+        "else; 1 seed. Weights per output channel, activations per tensor and asymmetric, every "
+        "convolution and linear layer quantized, the network's input at 8 bits. Rows of this "
+        "package: ranges by top-10 median, biases corrected from activations; other inputs, such "
+        "as those of residual additions, at 8 bits, except that FX gives one grid to all readers "
+        "of a tensor: there a shortcut takes the width of the convolution that reads it, too"
+        + ("; depthwise layers at uniform int8" if task == "imagenet" else "")
+        + f". {STOCK.capitalize()}: `get_default_qconfig_mapping` in FX, `X86InductorQuantizer`"
+        " in PT2E, histogram ranges, no bias correction. Quantized and left out are the audit's "
+        "counts of layers; int8 kernels are counted in the model that ran."
+    )
+
+
+def markdown(done: dict[Case, Outcome]) -> str:
+    """All results as one Markdown page."""
+    text = [
+        "# Accuracy of converted int8 models",
+        "",
+        "Written by `python benchmarks/accuracy_hosts.py --data DIR`. PWLQ stores one bit more than"
+        "\nits MAC bits: compare at equal stored bits, or at equal MAC bits where the multiplier"
+        "\ncounts. A top-1 difference below about one standard error of the evaluation (0.5 points"
+        "\nfor 5,000 images, 2.5 for 400) means nothing by itself.",
+    ]
+    for task, images in sorted({(case.task, case.images) for case in done}):
+        part = {c: o for c, o in done.items() if (c.task, c.images) == (task, images)}
+        floating = next(iter(part.values())).float_top1
+        text += ["", f"## {TITLES[task]}, {images} images, FP32 {floating:.2f} %", ""]
+        text += table(part)
+        text += ["", protocol(task, images), *remarks(part)]
+    return "\n".join(text) + "\n"
+
+
+def table(part: dict[Case, Outcome]) -> list[str]:
+    """The lines of one task's table, wide activations and many stored bits first."""
+    head = ["method", "host", "weights: MAC / stored bits", "activations: bits", "top-1 (%)"]
+    head += ["agreement with FP32 (%)", "quantized / left out", "int8 kernels"]
+    lines = ["| " + " | ".join(head) + " |", "| :--- | :--- |" + " ---: |" * (len(head) - 2)]
+
+    def order(case: Case) -> tuple[object, ...]:
+        mine = case.method != STOCK
+        return case.host, mine, -case.activation_bits, -case.stored_bits, case.method
+
+    for case in sorted(part, key=order):
+        found = part[case]
+        cells = [case.method, HOSTS[case.host], f"{case.weight_bits} / {case.stored_bits:g}"]
+        cells.append(str(case.activation_bits))
+        if found.top1 is None or found.agreement is None:
+            cells += ["cannot be traced", "", "", ""]
+        else:
+            cells += [f"{found.top1:.2f}", f"{found.agreement:.2f}"]
+            cells += [f"{found.quantized} / {len(found.left_out)}", str(found.int8_kernels)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def remarks(part: dict[Case, Outcome]) -> list[str]:
+    """Why models are missing, and which layers were left out: each reason once."""
+    said: dict[str, list[str]] = {}
+    for case, found in part.items():
+        name = f"{HOSTS[case.host]}, {case.method}"
+        for reason in [found.reason] if found.reason else found.left_out:
+            names = said.setdefault(reason, [])
+            if name not in names:
+                names.append(name)
+    return [f"\n{'; '.join(names)}: `{reason}`" for reason, names in said.items()]
