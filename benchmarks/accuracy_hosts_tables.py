@@ -101,24 +101,26 @@ def table(part: dict[Case, Outcome]) -> list[str]:
 
     for case in sorted(part, key=order):
         found = part[case]
-        cells = [case.method, HOSTS[case.host], f"{case.weight_bits} / {case.stored_bits:g}"]
-        cells.append(str(case.activation_bits))
+        cells = [case.method, HOSTS[case.host]]
         if found.top1 is None or found.agreement is None:
-            cells += ["cannot be traced", "", "", ""]
+            cells += ["all", "all", f"none: {found.reason}", "", "", ""]
         else:
+            cells += [f"{case.weight_bits} / {case.stored_bits:g}", str(case.activation_bits)]
             cells += [f"{found.top1:.2f}", f"{found.agreement:.2f}"]
             cells += [f"{found.quantized} / {len(found.left_out)}", str(found.int8_kernels)]
-        lines.append("| " + " | ".join(cells) + " |")
+        line = "| " + " | ".join(cells) + " |"
+        if line not in lines:  # a host refuses a model at every width for one reason
+            lines.append(line)
     return lines
 
 
 def remarks(part: dict[Case, Outcome]) -> list[str]:
-    """Why models are missing, and which layers were left out: each reason once."""
+    """Which layers were left out, and why: each reason once."""
     said: dict[str, list[str]] = {}
     for case, found in part.items():
         name = f"{HOSTS[case.host]}, {case.method}"
-        for reason in [found.reason] if found.reason else found.left_out:
+        for reason in found.left_out:
             names = said.setdefault(reason, [])
             if name not in names:
                 names.append(name)
-    return [f"\n{'; '.join(names)}: `{reason}`" for reason, names in said.items()]
+    return [f"\nLeft out, {'; '.join(names)}: `{reason}`" for reason, names in said.items()]

@@ -128,8 +128,9 @@ def test_fx_says_why_it_has_no_accuracy(
         assert entry["top1"] is None
         assert "symbolically traced variables cannot be used" in entry["reason"]
     text = out.with_suffix(".md").read_text()
-    assert text.count("| cannot be traced |") == 6
-    assert "zaq_pt2e takes models with control flow" in text
+    rows = [line for line in text.splitlines() if "| all | all | none: " in line]
+    assert len(rows) == 4  # one for each method, whatever the widths
+    assert sum("zaq_pt2e takes models with control flow" in row for row in rows) == 3
 
 
 def test_pt2e_takes_it_on_int8_kernels(padded: loaders.Task, tmp_path: Path) -> None:
