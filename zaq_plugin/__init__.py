@@ -9,6 +9,8 @@ The name `fake_quantize` is both a function, found here, and a module of fake-qu
 `from zaq_plugin.fake_quantize import ...`.
 """
 
+from typing import TYPE_CHECKING
+
 # Before the function of the same name, which thereby wins as an attribute of this package: Python
 # binds a submodule's name only when it is first imported.
 import zaq_plugin.fake_quantize  # noqa: F401
@@ -26,13 +28,30 @@ from zaq_plugin.pwlq import (
     spec_from_json,
 )
 
+if TYPE_CHECKING:
+    from zaq_plugin.zero_shot import ZeroShotConfig, ZeroShotLoader, zero_shot_finetune
+
 __version__ = "0.1.0"
+
+# Found when asked for: they bring the whole of zero_shot along.
+_LATER = ("ZeroShotConfig", "ZeroShotLoader", "zero_shot_finetune")
+
+
+def __getattr__(name: str) -> object:
+    if name in _LATER:
+        from zaq_plugin import zero_shot
+
+        return getattr(zero_shot, name)
+    raise AttributeError(f"module 'zaq_plugin' has no attribute {name!r}")
+
 
 __all__ = [
     "PWLQSpec",
     "PWLQTensor",
     "QuantSpec",
     "UniformSpec",
+    "ZeroShotConfig",
+    "ZeroShotLoader",
     "__version__",
     "correct_mean_std",
     "fake_quantize",
@@ -41,4 +60,5 @@ __all__ = [
     "save_quantized",
     "solve_edges",
     "spec_from_json",
+    "zero_shot_finetune",
 ]

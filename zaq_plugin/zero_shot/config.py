@@ -193,7 +193,7 @@ class ZeroShotConfig:
     step_lr: float = 1e-3
     edge_lr: float = 1e-3
     crossing: float = 0.0
-    ema_decay: float = 0.0
+    ema_decay: float = 0.98
 
     calibration_images: int = 384
     recalibrate: bool = True
