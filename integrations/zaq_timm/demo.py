@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from zaq_plugin.ptq import fold_batch_norm
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec
-from zaq_plugin.report import Manifest, ResultRow, write_page
+from zaq_plugin.report import Figure, Manifest, ResultRow, write_page
 from zaq_timm.checkpoint import save_checkpoint
 from zaq_timm.converted import CONVERTED
 from zaq_timm.digits import DigitsSplit, digits_model, load_digits_split
 from zaq_timm.figures import demo_figures
 from zaq_timm.formats import WIDTHS, formats_at
 from zaq_timm.hosts import Host, Quantized, simulated
+from zaq_timm.recovery import ACTIVATIONS, DATA_FREE, SPEC, recover, recovery_figures
 
 CALIBRATION_IMAGES, BATCH = 512, 32
 KEPT = ("PWLQ", 4, 8)
@@ -70,6 +71,7 @@ class DemoRun:
         step: told the name of each step as it begins.
         manifest: everything the run knows about itself.
         files: what was written, in order.
+        figures: what stages add to the page.
         split: the images.
         model: the float model, BatchNorm folded.
         top: the float model's top class of each held-out image.
@@ -83,6 +85,7 @@ class DemoRun:
     step: Callable[[str], None] = nothing
     manifest: Manifest = field(default_factory=Manifest)
     files: list[Path] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
     split: DigitsSplit = field(init=False)
     model: nn.Module = field(init=False)
     top: Tensor = field(init=False)
@@ -131,6 +134,22 @@ def convert_all(run: DemoRun) -> None:
         _quantize_one(run, name, spec, activations, CONVERTED[run.host], stated)
 
 
+def recover_without_data(run: DemoRun) -> None:
+    """Quantizes to W2A4 without any image, and fine-tunes that without any image."""
+    run.step("zero-shot fine-tuning, W2A4")
+    with run.manifest.stage("zero-shot fine-tuning") as facts:
+        begin = time.perf_counter()
+        recovery = recover(run.model, run.seed)
+        seconds = time.perf_counter() - begin
+        facts["kept state"] = recovery.result.best.label if recovery.result.best else "untrained"
+        facts["seconds"] = recovery.result.seconds
+    stated = {"calibration": DATA_FREE}
+    name = "uniform, best clip, data-free"
+    _record(run, name, SPEC, ACTIVATIONS, recovery.before, stated, None)
+    _record(run, name + ", zero-shot", SPEC, ACTIVATIONS, recovery.after, stated, seconds)
+    run.figures += recovery_figures(recovery.result)
+
+
 def _quantize_one(
     run: DemoRun,
     method: str,
@@ -146,6 +165,24 @@ def _quantize_one(
         seconds = time.perf_counter() - begin
         facts["layers quantized"] = len(result.layers.quantized)
         facts["layers left alone"] = len(result.layers.skipped)
+    _record(run, method, spec, activations, result, stated, seconds)
+    if (method, spec.mac_bits, activations) == KEPT:
+        run.kept = result
+        run.manifest.layers = result.layers
+        run.manifest.ranges = {name: list(bounds) for name, bounds in result.ranges.items()}
+
+
+def _record(
+    run: DemoRun,
+    method: str,
+    spec: QuantSpec,
+    activations: int,
+    result: Quantized,
+    stated: Mapping[str, str],
+    seconds: float | None,
+) -> None:
+    """Measures a quantized model on the held-out images; one row of the table."""
+    name = f"{method}, W{spec.mac_bits}A{activations}"
     with torch.no_grad():
         top = result.model(run.split.test_images).argmax(1)
     run.manifest.specs[name] = {"weights": spec.to_json(), "activations": activations}
@@ -165,10 +202,6 @@ def _quantize_one(
             seconds=seconds,
         )
     )
-    if (method, spec.mac_bits, activations) == KEPT:
-        run.kept = result
-        run.manifest.layers = result.layers
-        run.manifest.ranges = {name: list(bounds) for name, bounds in result.ranges.items()}
 
 
 def write_checkpoint(run: DemoRun) -> None:
@@ -184,7 +217,7 @@ def write_report(run: DemoRun) -> None:
     """Draws the figures and writes the page, and the manifest last of all."""
     run.step("drawing the page")
     with run.manifest.stage("draw the figures") as facts:
-        figures = demo_figures(run.model, run.kept.tensors, run.manifest.results)
+        figures = demo_figures(run.model, run.kept.tensors, run.manifest.results) + run.figures
         facts["figures"] = len(figures)
     spec = next(iter(run.kept.tensors.values())).spec
     lead = LEAD.format(
@@ -203,12 +236,13 @@ STAGES: tuple[Callable[[DemoRun], None], ...] = (
     load,
     quantize_all,
     convert_all,
+    recover_without_data,
     write_checkpoint,
     write_report,
 )
 """What a run does, in order."""
 
-STEPS = sum(len(formats_at(weights)) for weights, _ in WIDTHS) + len(CONVERTED_WIDTHS) + 3
+STEPS = sum(len(formats_at(weights)) for weights, _ in WIDTHS) + len(CONVERTED_WIDTHS) + 4
 """How many steps the stages announce."""
 
 

@@ -39,6 +39,7 @@ def test_every_format_is_measured_at_every_width(run: DemoRun, steps: list[str])
     compared = sum(len(formats_at(weights)) for weights, _ in WIDTHS)
     assert compared == len(FORMATS) * len(WIDTHS) + 5  # a uniform grid of 9 bits does not exist
     compared += len(CONVERTED_WIDTHS)
+    compared += 2  # W2A4 without data, before and after fine-tuning
     assert len(run.manifest.results) == 1 + compared
     assert len(steps) == STEPS
     assert len(run.manifest.audits) == compared
@@ -82,6 +83,16 @@ def test_pwlq_is_nearer_to_the_weights_than_uniform_of_the_same_multiplier(run: 
         noise = {form.name: row(run, form.name, *widths)["sqnr_db"] for form in FORMATS}
         assert all(math.isfinite(value) for value in noise.values())
         assert noise["PWLQ"] > noise["uniform, best clip"] >= noise["uniform, min-max"] - 0.01
+
+
+def test_fine_tuning_without_data_mends_what_it_is_given(run: DemoRun) -> None:
+    before = row(run, "uniform, best clip, data-free", 2, 4)
+    after = row(run, "uniform, best clip, data-free, zero-shot", 2, 4)
+    assert after["top1"] >= before["top1"] + 1
+    assert after["top1"] >= 97
+    assert after["size_bytes"] == before["size_bytes"]
+    assert "none" in after["protocol"]["calibration"]
+    assert [figure.title for figure in run.figures] == ["Images nobody took", "Teacher and student"]
 
 
 def test_every_pwlq_row_has_a_uniform_row_of_equal_stored_bits(run: DemoRun) -> None:
