@@ -117,6 +117,8 @@ class ZeroShotConfig:
 
         optimizer, student_lr, momentum, weight_decay, schedule, grad_clip: The student's training;
             ``grad_clip`` is the largest gradient norm, 0 for none.
+        relative_lr: ``student_lr`` is a share of the mean distance of each weight's levels, so that
+            one rate serves all widths; False takes it as it is.
         lr_warmup: Share of the steps over which all rates rise from zero.
         bias_lr: Rate of biases and other parameters that are no quantized weight, relative to
             ``student_lr``.
@@ -183,7 +185,8 @@ class ZeroShotConfig:
     replay_share: float = 0.25
 
     optimizer: str = "adam"
-    student_lr: float = 1e-4
+    student_lr: float = 5e-4
+    relative_lr: bool = True
     momentum: float = 0.9
     weight_decay: float = 0.0
     schedule: str = "cosine"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from zaq_plugin.zero_shot.config import ZeroShotConfig
-from zaq_plugin.zero_shot.quantizers import Slot, activation_slots, weight_slots
+from zaq_plugin.zero_shot.quantizers import Slot, WeightSlot, activation_slots, weight_slots
 from zaq_plugin.zero_shot.rounding import LearnedEdges, LearnedStep
 
 
@@ -56,20 +56,24 @@ class Learner:
 
     def _groups(self) -> list[dict[str, Any]]:
         config = self.config
-        quantized = [slot.parameter for slot in self.weights]
-        known = {id(p) for p in quantized}
+        known = {id(slot.parameter): slot for slot in self.weights}
         stand_ins = {id(p) for _, module in self._pairs for p in module.parameters()}
         own = [
             p
             for p in self.student.parameters()
-            if p.requires_grad and id(p) not in known | stand_ins
+            if p.requires_grad and id(p) not in known and id(p) not in stand_ins
         ]
-        unique = list({id(p): p for p in quantized}.values())
-        rate = config.student_lr
+        gaps = [self._gap(slot) if config.relative_lr else 1.0 for slot in known.values()]
         groups: list[dict[str, Any]] = [
-            {"params": unique, "lr": rate, "weight_decay": config.weight_decay},
-            {"params": own, "lr": rate * config.bias_lr},
+            {
+                "params": [slot.parameter],
+                "lr": config.student_lr * gap,
+                "weight_decay": config.weight_decay,
+            }
+            for slot, gap in zip(known.values(), gaps, strict=True)
         ]
+        mean_gap = sum(gaps) / len(gaps)
+        groups.append({"params": own, "lr": config.student_lr * mean_gap * config.bias_lr})
         learned = [p for e in self.edges for p in e.parameters() if p.numel()]
         groups.append({"params": learned, "lr": config.edge_lr})
         groups += [
@@ -77,6 +81,14 @@ class Learner:
             for s in self.steps
         ]
         return [group for group in groups if group["params"]]
+
+    @staticmethod
+    def _gap(slot: WeightSlot) -> float:
+        """Mean distance of neighbouring levels, in units of the parameter."""
+        levels = slot.levels()
+        gap = float((levels[:, 1:] - levels[:, :-1]).mean())
+        seen, raw = float(slot.seen.norm()), float(slot.parameter.detach().norm())
+        return gap * (raw / seen if seen > 0 else 1.0)
 
     # ---- switching -----------------------------------------------------------------------------
 

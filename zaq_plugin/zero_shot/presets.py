@@ -23,6 +23,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "replay_batches": 0,
         "optimizer": "sgd",
         "student_lr": 0.01,
+        "relative_lr": False,
         "bias_lr": 1.0,
         "lr_warmup": 0.0,
         "step_lr": 0.0,

@@ -33,7 +33,7 @@ def test_it_learns_and_what_is_handed_over_is_what_was_learned(
     x = smooth_images(32)
     y = model(x).detach()
     start = float((student(x) - y).square().mean().detach())
-    learner = Learner(student, x[:2], ZeroShotConfig(steps=60, student_lr=1e-3))
+    learner = Learner(student, x[:2], ZeroShotConfig(steps=60, student_lr=1e-2))
     train(learner, student, x, y, 60)
     learned = student(x).detach()
     learner.detach()
@@ -106,7 +106,13 @@ def test_cosine_schedule_and_clipping(
     model, x = tiny(), smooth_images(16)
     student = make_student(model)
     config = ZeroShotConfig(
-        steps=4, optimizer="sgd", momentum=0.0, grad_clip=1e-3, student_lr=0.5, lr_warmup=0.5
+        steps=4,
+        optimizer="sgd",
+        momentum=0.0,
+        grad_clip=1e-3,
+        student_lr=0.5,
+        lr_warmup=0.5,
+        relative_lr=False,
     )
     learner = Learner(student, x[:2], config)
     rates = []
@@ -138,3 +144,23 @@ def test_state_round_trip(
     first.detach()
     second.detach()
     assert torch.equal(one(x), two(x))
+
+
+def test_one_rate_serves_all_widths(
+    tiny: Callable[..., nn.Module],
+    make_student: Callable[..., nn.Module],
+    smooth_images: Callable[..., Tensor],
+) -> None:
+    """The first Adam step moves a weight by its rate: a share of the distance of its levels."""
+    model, x = tiny(), smooth_images(16)
+    for bits in (2, 4):
+        student = make_student(model, UniformSpec(bits=bits))
+        config = ZeroShotConfig(steps=5, student_lr=1e-2, lr_warmup=0.0, edge_lr=0, step_lr=0)
+        learner = Learner(student, x[:2], config)
+        before = [s.parameter.detach().clone() for s in learner.weights]
+        train(learner, student, x, model(x).detach(), 1)
+        for slot, old in zip(learner.weights, before, strict=True):
+            levels = slot.levels()
+            gap = float((levels[:, 1:] - levels[:, :-1]).mean())
+            moved = float((slot.parameter.detach() - old).abs().max())
+            assert moved == pytest.approx(1e-2 * gap, rel=1e-2)
