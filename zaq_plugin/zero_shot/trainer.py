@@ -340,7 +340,7 @@ class _Run:
             result.examples = loader.adversary.sample()[:64].float().cpu()
         elif loader.source is not None and loader.source.pool is not None:
             result.examples = loader.source.pool[:64].float().cpu()
-        if not result.improved:
+        if len(result.verdicts) > 1 and not result.improved:
             logger.warning(
                 "nothing better than the untrained state was found; it is what the student holds."
             )

@@ -160,14 +160,14 @@ def test_the_manifest_on_disk_is_the_runs(run: DemoRun) -> None:
 
 def test_the_page_is_self_contained_and_has_its_pictures(run: DemoRun) -> None:
     page = (run.out / "report.html").read_text(encoding="utf-8")
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 5
+    assert page.count("data:image/png;base64,") == 1
     assert 'src="http' not in page
     assert 'href="http' not in page
     for text in ("Accuracy over stored bits", "Error over the breakpoint", "PWLQ", "99.50"):
         assert text in page
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_seed_fixes_the_run(run: DemoRun, tmp_path: Path) -> None:
     def facts(folder: Path) -> list[tuple[object, ...]]:
