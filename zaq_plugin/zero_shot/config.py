@@ -201,13 +201,13 @@ class ZeroShotConfig:
     calibration_images: int = 384
     recalibrate: bool = True
     reconstruct: bool = True
-    reconstruct_iterations: int = 200
+    reconstruct_iterations: int = 300
     reconstruct_batch_size: int = 32
-    reconstruct_scale_lr: float = 5e-3
+    reconstruct_scale_lr: float = 1e-2
     reconstruct_step_lr: float = 1e-2
-    reconstruct_rounding_lr: float = 3e-2
+    reconstruct_rounding_lr: float = 6e-2
     reconstruct_regulariser: float = 1e-3
-    drop: float = 0.5
+    drop: float = 0.25
 
     validation_images: int = 128
     validate_every: int = 100
