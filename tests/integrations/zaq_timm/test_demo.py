@@ -15,6 +15,8 @@ from zaq_timm.demo import CONVERTED_WIDTHS, KEPT, STEPS, DemoRun, run_demo
 from zaq_timm.digits import digits_model, load_digits_split
 from zaq_timm.formats import FORMATS, WIDTHS, formats_at
 
+pytestmark = pytest.mark.slow  # one run of the demo, about 20 s, serves them all
+
 
 @pytest.fixture(scope="module")
 def steps() -> list[str]:
@@ -115,7 +117,6 @@ def test_the_converted_network_has_the_simulations_levels(run: DemoRun) -> None:
     assert all((record.kernel or "").startswith("int8 ") for record in audit.quantized)
 
 
-@pytest.mark.slow
 @torch.no_grad()
 def test_pt2e_converts_the_network(run: DemoRun) -> None:
     converted = CONVERTED["pt2e"](run.model, PWLQSpec(bits=4), 8, run.batches)
@@ -168,7 +169,6 @@ def test_the_page_is_self_contained_and_has_its_pictures(run: DemoRun) -> None:
         assert text in page
 
 
-@pytest.mark.slow
 def test_a_seed_fixes_the_run(run: DemoRun, tmp_path: Path) -> None:
     def facts(folder: Path) -> list[tuple[object, ...]]:
         rows = Manifest.load(folder / "manifest.json").results

@@ -48,7 +48,7 @@ def test_count_of_levels(rows, spec):
     assert (q.codebook.diff(dim=1) >= 0).all()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=30)
 @given(ROWS, specs())
 def test_idempotent_and_monotone(rows, spec):
     w = torch.from_numpy(rows)
@@ -59,7 +59,7 @@ def test_idempotent_and_monotone(rows, spec):
     assert (torch.gather(once, 1, order).diff(dim=1) >= 0).all()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 @given(ROWS, specs(symmetries=("symmetric",)))
 def test_odd_symmetric(rows, spec):
     w = torch.from_numpy(rows)
@@ -67,7 +67,7 @@ def test_odd_symmetric(rows, spec):
     assert torch.equal(fake_quantize(-w, spec, edges=edges), -fake_quantize(w, spec, edges=edges))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 @given(ROWS, specs(grids=("int8",)))
 def test_int8_levels_are_within_half_a_step_of_the_float_grid(rows, spec):
     w = torch.from_numpy(rows)
@@ -105,7 +105,7 @@ def test_error_is_never_above_the_uniform_grid_of_the_same_mac_bits(seed, bits, 
         assert (ours <= (uniform - w).double().square().sum(1)).all()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(ROWS, specs(), st.integers(0, 2))
 def test_any_memory_layout_gives_the_same_result(rows, spec, axis):
     w = torch.from_numpy(rows)
