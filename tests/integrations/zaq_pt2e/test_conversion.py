@@ -236,16 +236,16 @@ def test_a_prepared_model_compiles(net, images, export):
 
 
 @pytest.mark.slow
-def test_torch_compile_with_freezing_uses_int8_kernels(net, images, export, monkeypatch):
+def test_torch_compile_with_freezing_uses_int8_kernels(net, images, export):
     import torch._inductor.config
     from torch._inductor.utils import run_and_get_code
 
-    monkeypatch.setattr(torch._inductor.config, "freezing", True)
     prepared = prepare_pt2e(export(net, images), PWLQQuantizer())
     with torch.no_grad():
         prepared(images)
         converted = convert_pt2e(prepared)
-        found, code = run_and_get_code(torch.compile(converted), images)
+        with torch._inductor.config.patch(freezing=True):
+            found, code = run_and_get_code(torch.compile(converted), images)
         steps = [n.args[1] for n in converted.graph.nodes if "per_tensor" in str(n.target)]
         assert (found - converted(images)).abs().max() <= max(steps)
     assert "qconv_pointwise" in "".join(code)
