@@ -18,8 +18,8 @@ from zaq_plugin.pwlq.layout import blocks
 from zaq_plugin.pwlq.levels import INT8_MAX, Grid, build_grid
 from zaq_plugin.pwlq.spec import PWLQSpec, QuantSpec
 
-BLOCK = 65536
-"""Elements per block: a quarter of a megabyte of float32, within any second-level cache."""
+BLOCK = 1 << 18
+"""Elements per block: a megabyte of float32, which stays in cache and is enough for two threads."""
 
 
 class Codebook(NamedTuple):

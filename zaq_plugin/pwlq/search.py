@@ -18,7 +18,7 @@ from zaq_plugin.pwlq.moments import Moments, mean_squared_error, measure
 from zaq_plugin.pwlq.spec import PWLQSpec, QuantSpec, UniformSpec
 
 BINS = 512
-_BLOCK_ELEMENTS = 1 << 18
+_BLOCK_ELEMENTS = 1 << 20
 _CLIP_RATIOS = (0.3, 0.42, 0.54, 0.66, 0.78, 0.9, 1.0)
 _UNIFORM_CLIP_RATIOS = tuple(0.04 * i for i in range(5, 26))
 _BREAK_RATIOS = (0.06, 0.1, 0.14, 0.19, 0.25, 0.32, 0.42, 0.55)
