@@ -89,6 +89,7 @@ def optimal_breakpoint(m: Tensor, density: Density) -> Tensor:
     m64 = m.double()
     low, high = torch.zeros_like(m64), m64 / 2
     p = torch.minimum(closed_form_breakpoint(m64.clamp(min=1), density), 0.45 * m64)
+    at_the_end = error_derivative(m64 / 2, m64, density) <= 0
     for _ in range(_NEWTON_STEPS):
         density_at, offset = pdf(p, density), m64 * (2 * p - m64)
         slope = p - 2 * m64 + 2 * m64 * cdf(p, density) + offset * density_at
@@ -99,9 +100,9 @@ def optimal_breakpoint(m: Tensor, density: Density) -> Tensor:
         newton = p - slope / curvature
         inside = (newton > low) & (newton < high)
         previous, p = p, torch.where(inside, newton, (low + high) / 2)
-        if bool(((p - previous).abs() <= _TOLERANCE * m64).all()):
+        if bool((at_the_end | ((p - previous).abs() <= _TOLERANCE * m64)).all()):
             break
-    return p.to(m.dtype)
+    return torch.where(at_the_end, m64 / 2, p).to(m.dtype)
 
 
 def optimal_breakpoints(m: Tensor, count: int, density: Density) -> Tensor:
