@@ -34,8 +34,9 @@ class Judge:
     """Compares states of a student on a fixed set of images.
 
     A state becomes the best if its divergence is below the best one's. The first state, the
-    untrained one, is displaced only by one that is better beyond doubt: agreement not lower, and
-    the paired difference of divergences more than ``certainty`` standard errors below zero.
+    untrained one, is displaced only by one that is better beyond doubt: on the same images its
+    divergence is lower by more than ``certainty`` standard errors, and its agreement higher by at
+    least half as many (or both always agree alike).
 
     Args:
         teacher: P.
@@ -59,7 +60,6 @@ class Judge:
         self.best: Verdict | None = None
         self.best_state: dict[str, Tensor] = {}
         self._first: Tensor | None = None
-        self._first_agreement = 0.0
 
     @torch.no_grad()
     def _outputs(self, model: nn.Module) -> list[list[Tensor]]:
@@ -75,7 +75,7 @@ class Judge:
         """Judge the student as it stands, and keep its state if it is the best."""
         each, agreeing = self._measure(student)
         divergence, agreement = float(each.mean()), float(agreeing.mean())
-        accepted = self._better(each, divergence, agreement)
+        accepted = self._better(each, agreeing)
         verdict = Verdict(label, divergence, agreement, accepted)
         self.history.append(verdict)
         if accepted:
@@ -94,19 +94,19 @@ class Judge:
             agreeing.append(torch.stack(same).mean(0))
         return torch.cat(each).double(), torch.cat(agreeing).double()
 
-    def _better(self, each: Tensor, divergence: float, agreement: float) -> bool:
+    def _better(self, each: Tensor, agreeing: Tensor) -> bool:
+        divergence = float(each.mean())
         if not math.isfinite(divergence):
             return False
         if self.best is None or self._first is None:
-            self._first, self._first_agreement = each, agreement
+            self._first = torch.stack([each, agreeing])
             return True
-        if divergence >= self.best.divergence or agreement < self._first_agreement:
+        if divergence >= self.best.divergence:
             return False
-        if self.best.label != self.history[0].label:
-            return True
-        gap = each - self._first
-        error = float(gap.std()) / math.sqrt(max(1, len(gap)))
-        return float(gap.mean()) < -self.certainty * error
+        gap, gain = each - self._first[0], agreeing - self._first[1]
+        surely_closer = float(gap.mean()) < -self.certainty * _standard_error(gap)
+        no_loss = float(gain.mean()) >= self.certainty / 2 * _standard_error(gain)
+        return surely_closer and no_loss
 
     def restore_best(self, student: nn.Module) -> Verdict:
         """Put the best state into the student; returns its verdict."""
@@ -131,7 +131,10 @@ class Judge:
         self.best = None if state["best"] is None else self.history[state["best"]]
         self.best_state = dict(state["best_state"])
         self._first = state["first"]
-        self._first_agreement = self.history[0].agreement if self.history else 0.0
+
+
+def _standard_error(values: Tensor) -> float:
+    return float(values.std(correction=0)) / math.sqrt(max(1, len(values)))
 
 
 def _per_sample(teacher: Tensor, student: Tensor, loss: str) -> Tensor:
