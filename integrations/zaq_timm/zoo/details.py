@@ -1,0 +1,137 @@
+"""What a model's page shows beside its row: layers, sensitivities, levels, pictures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from zaq_plugin.ptq.plan import channel_axis
+from zaq_plugin.pwlq import QuantSpec, quantize
+from zaq_plugin.report import Audit
+from zaq_plugin.report.images import png_bytes, tile
+from zaq_timm.zoo.files import write_json, write_whole
+
+if TYPE_CHECKING:
+    from zaq_timm.zoo.job import Job
+
+DETAILS, PICTURES = "details.json", "images.png"
+HISTOGRAMS = 4
+SHOWN_IMAGES, SHOWN_SIZE = 8, 64
+FRONTIER_POINTS = 60
+
+
+def write(job: Job, layers: Audit, trained: bool) -> None:
+    """Writes a model's details into its folder.
+
+    Args:
+        job: with everything measured.
+        layers: of the converted model.
+        trained: whether weights were trained, so that levels of the float ones say nothing.
+    """
+    told = {
+        "layers": [record.to_dict() for record in layers],
+        "sensitivities": _sensitivities(job),
+        "frontier": _frontier(job),
+        "levels": [] if trained else _levels(job, layers),
+        "curve": job.finetuned.curve if job.finetuned else [],
+    }
+    write_json(job.folder / DETAILS, told)
+    images = job.finetuned.examples if job.finetuned else None
+    shown = job.images.calibration if images is None else images
+    write_whole(job.folder / PICTURES, _pictures(shown))
+
+
+def _sensitivities(job: Job) -> list[dict[str, Any]]:
+    """Each layer at its final format: what it alone does to the outputs."""
+    if job.chosen is not None:
+        kept = [s for s in job.sensitivities if job.chosen.specs[s.layer] == s.spec]
+    else:
+        kept = job.sensitivities
+    return [
+        {
+            "layer": s.layer,
+            "mac_bits": s.spec.mac_bits,
+            "stored_bits": s.spec.stored_bits,
+            "divergence": s.divergence,
+        }
+        for s in kept
+    ]
+
+
+def _frontier(job: Job) -> list[dict[str, Any]]:
+    """Points of the frontier, thinned; the chosen one is marked."""
+    step = max(1, len(job.points) // FRONTIER_POINTS)
+    numel = {p.name: p.weight.numel() for p in job.places}
+    total = sum(numel.values())
+    found = []
+    for index, point in enumerate(job.points):
+        if index % step and point is not job.chosen and index != len(job.points) - 1:
+            continue
+        bits = sum(spec.stored_bits * numel[name] for name, spec in point.specs.items())
+        found.append(
+            {
+                "stored_bits": bits / total,
+                "divergence": point.divergence,
+                "chosen": point is job.chosen,
+            }
+        )
+    return found
+
+
+def _levels(job: Job, layers: Audit) -> list[dict[str, Any]]:
+    """Of a few layers' middle channel: each level, and how many weights sit on it."""
+    modules = dict(job.loaded.model.named_modules())
+    at_hand = {
+        record.name: modules[record.name]
+        for record in layers.quantized
+        if isinstance(getattr(modules.get(record.name), "weight", None), Tensor)
+    }
+    found = []
+    for name in _chosen(at_hand):
+        spec = job.overrides.get(name, job.spec)
+        found.append({"layer": name, **_level_counts(at_hand[name], spec)})
+    return found
+
+
+def _chosen(modules: dict[str, nn.Module]) -> list[str]:
+    """First, last, and the largest ones between."""
+    names = list(modules)
+    if len(names) <= HISTOGRAMS:
+        return names
+    between = sorted(
+        names[1:-1],
+        key=lambda n: -modules[n].weight.numel(),  # type: ignore[union-attr, operator]
+    )
+    wanted = {names[0], names[-1], *between[: HISTOGRAMS - 2]}
+    return [name for name in names if name in wanted]
+
+
+def _level_counts(module: nn.Module, spec: QuantSpec) -> dict[str, Any]:
+    weight: Tensor = module.weight.detach()  # type: ignore[assignment, operator]
+    axis = channel_axis(module)
+    rows = weight.movedim(axis, 0).flatten(1)
+    channel = int(rows.abs().amax(1).argsort(stable=True)[(len(rows) - 1) // 2])
+    one = quantize(rows[channel : channel + 1], spec, 0)
+    values = one.codebook[0].float() * one.scale[0].float()
+    counts = torch.bincount(one.codes.flatten().long(), minlength=len(values))
+    order = values.argsort()
+    return {
+        "channel": channel,
+        "spec": spec.label,
+        "levels": [round(v, 8) for v in values[order].tolist()],
+        "counts": counts[: len(values)][order].tolist(),
+    }
+
+
+def _pictures(images: Tensor) -> bytes:
+    """A few images in a row as PNG, each from its darkest to its brightest value."""
+    shown = images[:SHOWN_IMAGES].float()
+    if shown.shape[1] not in (1, 3):
+        shown = shown.mean(1, keepdim=True)
+    if shown.shape[-1] > SHOWN_SIZE or shown.shape[-2] > SHOWN_SIZE:
+        shown = nn.functional.interpolate(shown, size=(SHOWN_SIZE, SHOWN_SIZE), mode="area")
+    low, high = shown.amin((1, 2, 3), keepdim=True), shown.amax((1, 2, 3), keepdim=True)
+    pixels = ((shown - low) / (high - low).clamp(min=1e-6) * 255).round().to(torch.uint8)
+    return png_bytes(tile(pixels, SHOWN_IMAGES, 2))

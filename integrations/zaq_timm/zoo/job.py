@@ -1,0 +1,325 @@
+"""What a worker does with one model: everything from loading it to its row and its details."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zaq_plugin.ptq import fold_batch_norm
+from zaq_plugin.pwlq import QuantSpec
+from zaq_plugin.report import Audit, Manifest
+from zaq_plugin.zero_shot import FinetuneResult, ZeroShotConfig, zero_shot_finetune
+from zaq_timm.zoo import details
+from zaq_timm.zoo.evaluation_images import read_set
+from zaq_timm.zoo.exporting import export_model
+from zaq_timm.zoo.hosts import Converted, Request, convert, depthwise_overrides
+from zaq_timm.zoo.measure import accuracy, distance, outputs, padded
+from zaq_timm.zoo.models import Loaded, load
+from zaq_timm.zoo.pareto import Point, best_within, code_bits, code_bytes, frontier
+from zaq_timm.zoo.ranks import averaged_gradients, rank_and_size
+from zaq_timm.zoo.references import Reference
+from zaq_timm.zoo.sensitivity import (
+    Place,
+    Sensitivity,
+    find_places,
+    measure_sensitivities,
+    widths_of,
+)
+from zaq_timm.zoo.settings import Settings, parse_budget, weight_spec
+from zaq_timm.zoo.synthetic import Synthetic, make_images
+
+Report = Callable[[str, int, int], None]
+
+SENSITIVITY_IMAGES = 16
+MANIFEST = "manifest.json"
+
+
+@dataclass
+class Job:
+    """One model on its way through the stages.
+
+    Attributes:
+        settings: the run's; ``batch`` may have been halved.
+        folder: where its files go.
+        report: told stage, step and steps.
+        loaded: the float model.
+        images: synthetic ones.
+        manifest: what happened.
+        places: layers whose weights can be tried, in `folded`.
+        sensitivities: what was measured on them.
+        points: the Pareto frontier.
+        chosen: the point on it that the budget chose.
+        finetuned: how zero-shot training went.
+        overrides: layer name to format, where it is another than asked for.
+    """
+
+    settings: Settings
+    folder: Path
+    report: Report
+    loaded: Loaded
+    images: Synthetic
+    manifest: Manifest
+    folded: nn.Module | None = None
+    places: list[Place] = field(default_factory=list)
+    sensitivities: list[Sensitivity] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
+    chosen: Point | None = None
+    finetuned: FinetuneResult | None = None
+    overrides: dict[str, QuantSpec] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> QuantSpec:
+        """The format that was asked for."""
+        return weight_spec(self.settings.weights)
+
+
+def run_job(payload: dict[str, Any], folder: Path, report: Report) -> dict[str, Any]:
+    """Quantizes, converts and measures one model; the work that `zaq_timm.zoo.worker` is given.
+
+    Args:
+        payload: ``reference`` and ``settings`` as plain values, and ``batch``.
+        folder: where the details go.
+        report: told stage, step and steps.
+
+    Returns:
+        The row.
+
+    Raises:
+        LeftOut: the model cannot be had or quantized.
+    """
+    settings = Settings.from_dict({**payload["settings"], "batch": payload["batch"]})
+    reference = Reference(**payload["reference"])
+    with rank_and_size(settings.ranks):
+        torch.manual_seed(settings.seed)
+        manifest = Manifest.start(reference.name, seeds={"run": settings.seed})
+        report("loading the model", 0, 0)
+        with manifest.stage("load") as facts:
+            loaded = load(reference, settings)
+            facts["weights from"], facts["images"] = loaded.weights, loaded.inputs.shape
+        with manifest.stage("make synthetic images") as facts:
+            count = _calibration_count(settings)
+            images = make_images(loaded.model, loaded.inputs, settings, count, report)
+            facts.update({"kind": images.kind, "calibration": count, "test": settings.test_images})
+        job = Job(settings, folder, report, loaded, images, manifest)
+        job.overrides = _choose_widths(job)
+        host, made = _convert(job)
+        row = _measure(job, host, made)
+        row.update(_export(job, made))
+        details.write(job, made.layers, made.finetuned is not None)
+        manifest.save(folder / MANIFEST)
+    return row
+
+
+def _calibration_count(settings: Settings) -> int:
+    """How many images must be there before conversion."""
+    if settings.zero_shot == "none":
+        return settings.calibration_images
+    config = ZeroShotConfig.preset(settings.zero_shot)
+    wanted = config.distilled_images + config.validation_images if config.uses_distilled else 0
+    return max(settings.calibration_images, wanted)
+
+
+def _choose_widths(job: Job) -> dict[str, QuantSpec]:
+    """Layers that get a format of their own: by the budget, or because they are depthwise."""
+    settings, model = job.settings, job.loaded.model
+    fixed: dict[str, QuantSpec] = {}
+    if settings.depthwise == "int8":
+        fixed = depthwise_overrides(model, job.spec)
+    budget = parse_budget(settings.budget)
+    if budget is None and not settings.sensitivity:
+        return fixed
+    with job.manifest.stage("sensitivity") as facts:
+        job.folded, job.places = find_places(model, job.images.calibration[:2].clone())
+
+        def candidates(place: Place) -> list[QuantSpec]:
+            if place.name in fixed:
+                return [fixed[place.name]]
+            return [job.spec] if budget is None else widths_of(job.spec)
+
+        job.sensitivities = measure_sensitivities(
+            job.folded,
+            job.places,
+            candidates,
+            job.images.calibration[:SENSITIVITY_IMAGES],
+            settings.batch,
+            job.report,
+        )
+        facts["layers"] = len(job.places)
+        if budget is None:
+            return fixed
+        by_bits = budget.bits is not None
+        job.points = frontier(job.sensitivities, code_bits if by_bits else code_bytes)
+        numel = sum(p.weight.numel() for p in job.places)
+        rest = _float_numel(job.folded, job.places) * 4
+        if budget.bits is not None:
+            limit, unit = budget.bits * numel, "bits"
+        else:
+            assert budget.size is not None
+            limit, unit = budget.size - rest, f"bytes (beside {rest:,} that stay float)"
+        job.chosen = best_within(job.points, limit, unit)
+        facts["frontier"] = len(job.points)
+        facts["stored bits chosen"] = _mean_bits(job)
+    return dict(job.chosen.specs)
+
+
+def _mean_bits(job: Job) -> float:
+    assert job.chosen is not None
+    numel = {p.name: p.weight.numel() for p in job.places}
+    bits = sum(spec.stored_bits * numel[name] for name, spec in job.chosen.specs.items())
+    return bits / sum(numel.values())
+
+
+def _float_numel(folded: nn.Module, places: list[Place]) -> int:
+    """Number of parameters that no place holds; each tensor counted once."""
+    weights = {id(p.weight) for p in places}
+    return sum(p.numel() for p in folded.parameters() if id(p) not in weights)
+
+
+def _convert(job: Job) -> tuple[str, Converted]:
+    settings = job.settings
+    job.report("quantizing", 0, 0)
+    finetune = None if settings.zero_shot == "none" else (lambda student: _finetune(job, student))
+    request = Request(
+        job.loaded.model,
+        job.spec,
+        settings.activations,
+        job.overrides,
+        job.images.calibration[: settings.calibration_images],
+        settings.batch,
+        finetune,
+    )
+    with job.manifest.stage("quantize and convert") as facts:
+        host, made = convert(settings.host, request)
+        job.finetuned = made.finetuned
+        facts["host"], facts["notes"] = host, made.notes
+    job.manifest.layers = made.layers
+    job.manifest.specs = {"weights": job.spec.to_json(), "activations": settings.activations}
+    return host, made
+
+
+def _finetune(job: Job, student: nn.Module) -> FinetuneResult:
+    """Zero-shot fine-tuning; under torchrun the ranks share every step's batch."""
+    settings, inputs = job.settings, job.loaded.inputs
+    config = ZeroShotConfig.preset(settings.zero_shot, seed=settings.seed)
+    batch = max(2, min(config.batch_size, settings.batch) // settings.ranks)
+    config = config.with_changes(
+        batch_size=batch,
+        calibration_images=settings.calibration_images,
+        reconstruct_batch_size=min(config.reconstruct_batch_size, settings.batch),
+    )
+
+    def on_step(step: int) -> None:
+        job.report("zero-shot training", step, config.steps)
+
+    job.report("zero-shot training", 0, config.steps)
+    with averaged_gradients():
+        return zero_shot_finetune(
+            student,
+            config,
+            image_shape=inputs.shape,
+            float_model=job.loaded.model,
+            mean=inputs.mean,
+            std=inputs.std,
+            images=job.images.calibration if config.uses_distilled else None,
+            progress=False,
+            on_step=on_step,
+        )
+
+
+def _measure(job: Job, host: str, made: Converted) -> dict[str, Any]:
+    """The row: widths, sizes, and how far the model is from the float one."""
+    settings, loaded = job.settings, job.loaded
+    job.report("measuring", 0, 0)
+    model: Any = made.model if made.fixed_batch is None else padded(made.model, made.fixed_batch)
+    with job.manifest.stage("measure") as facts:
+        told = distance(
+            outputs(loaded.model, job.images.test, settings.batch),
+            outputs(model, job.images.test, settings.batch),
+        )
+        facts["synthetic images"] = told.images
+        on_images: dict[str, Any] = {}
+        if settings.eval:
+            with torch.no_grad():
+                first = outputs(loaded.model, job.images.test[:1], 1)[0]
+            classes = first.shape[1] if first.dim() == 2 else None
+            images = read_set(settings.eval, classes, settings.eval_images, settings.seed)
+            found = accuracy(loaded.model, model, images.batches(loaded.inputs, settings.batch))
+            on_images = {
+                "eval_images": found.images,
+                "float_top1": found.float_top1,
+                "top1": found.top1,
+                "eval_agreement": found.agreement,
+            }
+    layers = made.layers
+    float_bytes = 4 * sum(p.numel() for p in loaded.model.parameters())
+    return {
+        "model": job.manifest.model,
+        "host": host,
+        "weights_from": loaded.weights,
+        "input": "x".join(map(str, loaded.inputs.shape)),
+        "batch": settings.batch,
+        "calibration": job.images.kind,
+        "mac_bits": layers.mac_bits,
+        "stored_bits": layers.stored_bits,
+        "activation_bits": settings.activations,
+        "layers": len(layers),
+        "quantized": len(layers.quantized),
+        "parameters": float_bytes // 4,
+        "float_bytes": float_bytes,
+        "size_bytes": layers.stored_bytes + 4 * _unrecorded(loaded.model, layers),
+        "sqnr_db": _finite(_weight_sqnr(layers)),
+        "divergence": _finite(told.divergence),
+        "agreement": told.agreement,
+        "output_sqnr_db": _finite(told.sqnr_db),
+        **on_images,
+        **_training_facts(job.finetuned),
+        "notes": made.notes,
+    }
+
+
+def _training_facts(result: FinetuneResult | None) -> dict[str, Any]:
+    if result is None or result.best is None:
+        return {}
+    return {
+        "zero_shot_kept": result.best.label,
+        "zero_shot_divergence": [result.start.divergence, result.best.divergence],
+    }
+
+
+def _unrecorded(model: nn.Module, layers: Audit) -> int:
+    """Number of parameters, BatchNorm folded, that the audit does not speak of: biases and such."""
+    try:
+        folded = fold_batch_norm(model)
+    except Exception:  # what cannot be folded is counted as it is
+        folded = model
+    total = sum(p.numel() for p in folded.parameters())
+    return max(0, total - sum(record.numel for record in layers))
+
+
+def _weight_sqnr(layers: Audit) -> float | None:
+    """Mean over the quantized layers; exact ones are left out of it."""
+    told = [r.sqnr_db for r in layers.quantized if r.sqnr_db is not None]
+    finite = [v for v in told if math.isfinite(v)]
+    return sum(finite) / len(finite) if finite else None
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _export(job: Job, made: Converted) -> dict[str, Any]:
+    if job.settings.export == "none":
+        return {}
+    job.report("exporting", 0, 0)
+    with job.manifest.stage("export", format=job.settings.export) as facts:
+        size = made.fixed_batch or 2
+        example: Tensor = job.images.test[:1].expand(size, -1, -1, -1).clone()
+        told = export_model(job.settings.export, made.model, example, job.folder)
+        facts.update(told)
+    return {"exported": told}

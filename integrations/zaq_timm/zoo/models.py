@@ -1,0 +1,251 @@
+"""From a reference to a float model that is ready to be quantized, and how its images look."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zaq_timm.zoo.errors import LeftOut
+from zaq_timm.zoo.references import Reference, import_timm
+from zaq_timm.zoo.settings import Settings, input_shape
+
+_DEFAULT = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How a model wants its images, from timm's ``pretrained_cfg``.
+
+    Attributes:
+        shape: channels, height, width.
+        mean, std: of the normalisation, pixels in 0..1.
+        interpolation: how images are resized.
+        crop_pct: the share of the resized image that is cropped out of its middle.
+    """
+
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A float model in evaluation mode, its inputs, and where its weights come from."""
+
+    model: nn.Module
+    inputs: Inputs
+    weights: str
+
+
+def load(reference: Reference, settings: Settings) -> Loaded:
+    """Makes the model, fills in its weights, and tries it on one image.
+
+    Raises:
+        LeftOut: the model cannot be had, or is none that takes images; the text says why.
+    """
+    torch.manual_seed(settings.seed)
+    weights = "random"
+    if reference.is_function:
+        model, weights = _call(reference.name), "the function's own"
+    else:
+        model, weights = _create(reference, settings)
+    if reference.checkpoint:
+        load_weights(model, Path(reference.checkpoint))
+        weights = f"checkpoint {Path(reference.checkpoint).name}"
+    model = model.eval().float().requires_grad_(False)
+    inputs = _inputs(model, settings)
+    _try(model, inputs)
+    return Loaded(model, inputs, weights)
+
+
+def _create(reference: Reference, settings: Settings) -> tuple[nn.Module, str]:
+    timm = import_timm()
+    options: dict[str, Any] = {}
+    if settings.num_classes:
+        options["num_classes"] = settings.num_classes
+    shape = input_shape(settings.input_size)
+    if shape and shape[0] != 3:
+        options["in_chans"] = shape[0]
+    if shape and (timm.get_pretrained_cfg_value(reference.name, "fixed_input_size")):
+        options["img_size"] = shape[1] if shape[1] == shape[2] else shape[1:]
+    pretrained = settings.pretrained and not reference.checkpoint
+    if pretrained and not timm.models.is_model_pretrained(reference.name.split(".")[0]):
+        raise LeftOut(
+            "timm has no pretrained weights for it; pass them with --checkpoint FILE --model "
+            f"{reference.name}, or leave --pretrained out"
+        )
+    try:
+        model = timm.create_model(reference.name, pretrained=pretrained, **options)
+    except Exception as error:
+        if pretrained and _is_offline(error):
+            raise LeftOut(
+                f"its weights could not be downloaded ({_first_line(error)}); without a network "
+                "pass a local file: zaq-quantize run --model "
+                f"{reference.name} --checkpoint FILE"
+            ) from error
+        raise LeftOut(f"timm cannot make it ({_first_line(error)})") from error
+    return model, "timm's pretrained ones" if pretrained else "random"
+
+
+def _is_offline(error: BaseException) -> bool:
+    """Whether a download failed; timm and the hub raise errors of many families for that."""
+    seen: BaseException | None = error
+    while seen is not None:
+        names = {cls.__name__ for cls in type(seen).__mro__}
+        if names & {
+            "ConnectionError",
+            "HfHubHTTPError",
+            "HTTPError",
+            "LocalEntryNotFoundError",
+            "OfflineModeIsEnabled",
+            "RequestException",
+            "Timeout",
+            "TimeoutException",
+            "TransportError",
+            "URLError",
+        }:
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _call(name: str) -> nn.Module:
+    module_name, function = name.split(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as ``python -m`` does
+    try:
+        made = getattr(importlib.import_module(module_name), function)()
+    except ImportError as error:
+        raise LeftOut(f"{module_name} cannot be imported ({_first_line(error)})") from error
+    except AttributeError as error:
+        raise LeftOut(f"{name} failed ({_first_line(error)})") from error
+    if not isinstance(made, nn.Module):
+        raise LeftOut(f"{name}() must return a torch.nn.Module; it returned {type(made).__name__}")
+    return made
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Loads a checkpoint: safetensors, or a torch file that holds nothing but tensors.
+
+    Raises:
+        LeftOut: the file is no checkpoint, holds code, or belongs to another model.
+    """
+    try:
+        state = read_checkpoint(path)
+    except (OSError, ValueError) as error:
+        raise LeftOut(str(error)) from error
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in state.items()}
+    optional = {name for name in own if name.endswith("num_batches_tracked")}
+    missing = sorted(own.keys() - given.keys() - optional)
+    unknown = sorted(given.keys() - own.keys())
+    wrong = [n for n in own if n in given and own[n] != given[n]]
+    if missing or unknown or wrong:
+        told = []
+        if wrong:
+            first = wrong[0]
+            told.append(
+                f"{len(wrong)} of other shape ({first}: {given[first]} in the file, {own[first]} "
+                "in the model; num_classes may be wrong)"
+            )
+        told += [f"{len(missing)} missing ({missing[0]})"] if missing else []
+        told += [f"{len(unknown)} unknown ({unknown[0]})"] if unknown else []
+        raise LeftOut(f"{path.name} does not fit the model: tensors {', '.join(told)}")
+    model.load_state_dict(state, strict=False)
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Names and tensors of a checkpoint; nothing in it is ever run.
+
+    Raises:
+        ValueError: no such file format, damaged, or a pickle with code in it.
+        OSError: it cannot be read.
+    """
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path.name} is no safetensors file, or is cut short ({error})") from error
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path.name} is refused: it holds more than tensors, and unpickling it could run code. "
+            "Save its state_dict with safetensors.torch.save_file, where you trust it"
+        ) from error
+    except (RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(f"{path.name} is no torch checkpoint ({_first_line(error)})") from error
+    for name in ("state_dict", "model", "state_dict_ema"):
+        if isinstance(held, Mapping) and isinstance(held.get(name), Mapping):
+            held = held[name]
+            break
+    if not isinstance(held, Mapping) or not all(isinstance(v, Tensor) for v in held.values()):
+        raise ValueError(f"{path.name} holds no state_dict: names and tensors are expected")
+    return {str(name).removeprefix("module."): value for name, value in held.items()}
+
+
+def _inputs(model: nn.Module, settings: Settings) -> Inputs:
+    held: Any = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    config = dict(held) if isinstance(held, Mapping) else {}
+    shape = input_shape(settings.input_size) or config.get("input_size")
+    if shape is None:
+        raise LeftOut(
+            "it does not say what images it takes; pass --input-size CxHxW, or give the model a "
+            "pretrained_cfg with input_size, mean and std"
+        )
+    channels = int(shape[0])
+    values = {}
+    for name in ("mean", "std"):
+        told = tuple(float(v) for v in config.get(name) or _DEFAULT[name])
+        if len(told) != channels:
+            fill = 0.5 if channels != 1 else sum(told) / len(told)
+            told = (told[0],) * channels if len(set(told)) == 1 else (fill,) * channels
+        values[name] = told
+    return Inputs(
+        (channels, int(shape[1]), int(shape[2])),
+        values["mean"],
+        values["std"],
+        str(config.get("interpolation") or "bicubic"),
+        float(config.get("crop_pct") or 1.0),
+    )
+
+
+@torch.no_grad()
+def _try(model: nn.Module, inputs: Inputs) -> None:
+    """One forward pass: what the float model cannot do is no fault of quantization."""
+    try:
+        out = model(torch.zeros(2, *inputs.shape))
+    except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
+        raise LeftOut(
+            f"the float model does not take images of {'x'.join(map(str, inputs.shape))} "
+            f"({_first_line(error)}); pass another --input-size"
+        ) from error
+    parts = _tensors(out)
+    if not parts:
+        raise LeftOut(f"its output holds no tensor ({type(out).__name__})")
+
+
+def _tensors(out: Any) -> list[Tensor]:
+    if isinstance(out, Tensor):
+        return [out]
+    if isinstance(out, Mapping):
+        out = list(out.values())
+    return [t for part in out for t in _tensors(part)] if isinstance(out, list | tuple) else []
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return " ".join(text.splitlines()[0].split())[:300]

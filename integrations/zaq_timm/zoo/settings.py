@@ -1,0 +1,318 @@
+"""`Settings`: everything that `zaq-quantize run` can be told, the same on the command line and in
+a settings file."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any
+
+from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
+from zaq_plugin.zero_shot.presets import PRESETS
+
+HOSTS = ("auto", "pt2e", "fx", "nncf")
+EXPORTS = ("none", "onnx", "pt2")
+RETRIES = ("killed", "failed", "none")
+_SIZES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_TIMES = {"s": 1, "m": 60, "h": 3600}
+
+
+def option(default: Any, text: str, metavar: str = "", *, same: bool = False, **more: Any) -> Any:
+    """A field with what its flag needs: help, metavar, choices.
+
+    Args:
+        default: the value that it has when nobody says anything.
+        text: help.
+        metavar: the placeholder in the help.
+        same: whether all results in a folder must share the value.
+        **more: ``choices``.
+    """
+    return field(default=default, metadata={"help": text, "metavar": metavar, "same": same, **more})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of one run over a zoo; a misspelt or senseless one is an error.
+
+    The fields' help texts say what each means; they are the flags' help, too.
+
+    Raises:
+        ValueError: a value that makes no sense.
+        TypeError: a value of another type.
+    """
+
+    models: tuple[str, ...] = option((), "names, wildcards, or package.module:function")
+    exclude: tuple[str, ...] = option((), "wildcards of models to leave out", "PATTERN")
+    checkpoint: str = option("", "weights of --model: safetensors, or a torch file", "FILE")
+    model: str = option("", "the model that --checkpoint belongs to", "NAME")
+    num_classes: int = option(0, "classes of the model; 0 for its own", "N", same=True)
+    pretrained: bool = option(False, "weights from timm's hub, else random ones", same=True)
+
+    weights: str = option(
+        "pwlq4",
+        "format and MAC bits of weights: pwlq2 to pwlq6, uniform2 to uniform8 (clip of least "
+        "squared error), minmax2 to minmax8",
+        "FORMAT",
+        same=True,
+    )
+    activations: int = option(
+        8, "bits of layers' inputs, 2 to 8; the model's own input keeps 8", "N", same=True
+    )
+    depthwise: str = option(
+        "int8",
+        "int8 keeps depthwise layers at 8 bits where narrow codes and their levels take more room; "
+        "as-told does not",
+        choices=("int8", "as-told"),
+        same=True,
+    )
+    host: str = option(
+        "auto",
+        "who quantizes and converts; auto is PT2E, or FX where that fails",
+        choices=HOSTS,
+        same=True,
+    )
+    zero_shot: str = option(
+        "none",
+        "fine-tune without data: fast, default or paper",
+        choices=("none", *PRESETS),
+        same=True,
+    )
+    sensitivity: bool = option(
+        False, "measure each layer's divergence when it alone is quantized", same=True
+    )
+    budget: str = option(
+        "",
+        "mixed precision: widths by sensitivity, within a mean of stored bits a weight (4.5bits) "
+        "or a size of all weights (1.2MB)",
+        "BUDGET",
+        same=True,
+    )
+    export: str = option("none", "also write the model: onnx or pt2", choices=EXPORTS, same=True)
+
+    eval: str = option(
+        "", "images to measure on: a folder of class folders, or an npz", "PATH", same=True
+    )
+    eval_images: int = option(0, "measure on so many of them; 0 for all", "N", same=True)
+    calibration: str = option(
+        "auto",
+        "synthetic images for ranges and biases: distilled from BatchNorm statistics, or smooth "
+        "noise; auto is distilled where there are BatchNorms",
+        choices=("auto", "distilled", "noise"),
+        same=True,
+    )
+    calibration_images: int = option(32, "how many of them", "N", same=True)
+    test_images: int = option(
+        32, "further synthetic images, for divergence and agreement", "N", same=True
+    )
+    distill_steps: int = option(30, "optimizer steps on each distilled batch", "N", same=True)
+    input_size: str = option("", "CxHxW; the model's own by default", "SIZE", same=True)
+    batch: int = option(
+        32, "images at a time; halves when memory runs out", "N", same=True
+    )
+    seed: int = option(0, "of everything drawn", "N", same=True)
+
+    out: str = option("zoo", "folder of the results", "FOLDER")
+    jobs: int = option(1, "models at the same time", "N")
+    threads: int = option(1, "threads of each", "N")
+    memory: str = option("", "memory limit of each, such as 4GB; none by default", "SIZE")
+    timeout: str = option("", "time limit of each, such as 30m or 2h; none by default", "TIME")
+    ranks: int = option(
+        1, "processes that share one model's zero-shot training (torchrun)", "N", same=True
+    )
+    cluster: str = option("", "ray, or ray:ADDRESS: spread models over a Ray cluster", "CLUSTER")
+    retry: str = option(
+        "killed",
+        "which unfinished models a resumed run does again: those killed from outside, all failed "
+        "ones, or none",
+        choices=RETRIES,
+    )
+    restart: bool = option(False, "delete the folder's results and begin anew")
+    dry_run: bool = option(False, "print the plan and stop")
+    quiet: bool = option(False, "no progress")
+    json: bool = option(False, "print the rows as JSON lines instead of a table")
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            _check_type(item.name, getattr(self, item.name), item.default)
+            choices = item.metadata.get("choices")
+            if choices and getattr(self, item.name) not in choices:
+                raise ValueError(
+                    f"{item.name} must be one of {', '.join(choices)}; "
+                    f"got {getattr(self, item.name)!r}."
+                )
+        for name in ("models", "exclude"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("batch", "jobs", "threads", "ranks", "calibration_images", "distill_steps"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("test_images", self.test_images, 2)
+        for name in ("seed", "num_classes", "eval_images"):
+            _at_least(name, getattr(self, name), 0)
+        if not 2 <= self.activations <= 8:
+            raise ValueError(f"activations must have 2 to 8 bits; got {self.activations}.")
+        weight_spec(self.weights)
+        parse_budget(self.budget)
+        size_in_bytes("memory", self.memory)
+        seconds_of("timeout", self.timeout)
+        input_shape(self.input_size)
+        if self.cluster and self.cluster.split(":", 1)[0] != "ray":
+            raise ValueError(f"cluster must be ray or ray:ADDRESS; got {self.cluster!r}.")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.checkpoint and not self.model:
+            raise ValueError("checkpoint needs model: which architecture the weights belong to.")
+        if self.model and not self.checkpoint:
+            raise ValueError(
+                "model names the architecture of a checkpoint, and there is none; pass the name "
+                "itself as an argument, or add checkpoint."
+            )
+        if self.ranks > 1 and self.zero_shot == "none":
+            raise ValueError(
+                f"ranks={self.ranks} shares zero-shot training among processes, and none was asked "
+                "for; add zero_shot, or use jobs for several models at a time."
+            )
+        if self.budget and self.weights.startswith("minmax"):
+            raise ValueError(
+                "budget chooses among widths by squared error; use weights=pwlqN or uniformN."
+            )
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What all results in a folder must have in common."""
+        values = asdict(self)
+        return {f.name: values[f.name] for f in fields(self) if f.metadata.get("same")}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Settings:
+        """Settings from names and values, as a settings file holds them.
+
+        Raises:
+            ValueError: an unknown name, or a value that makes no sense.
+        """
+        check_names(values)
+        return cls(**values)
+
+
+def check_names(values: Mapping[str, Any]) -> None:
+    """Refuses a name that is no setting.
+
+    Raises:
+        ValueError: names it, and the one that may have been meant.
+    """
+    known = [f.name for f in fields(Settings)]
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"no setting {name!r}.{hint} Known are {', '.join(known)}.")
+
+
+def _check_type(name: str, value: Any, default: Any) -> None:
+    wanted = str if default is MISSING else type(default)
+    if wanted is tuple:
+        if isinstance(value, str) or not all(isinstance(v, str) for v in value):
+            raise TypeError(f"{name} must be a list of texts; got {value!r}.")
+    elif not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        words = {str: "a text", int: "a whole number", bool: "true or false"}[wanted]
+        raise TypeError(f"{name} must be {words}; got {value!r}.")
+
+
+def _at_least(name: str, value: int, low: int) -> None:
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}; got {value}.")
+
+
+def weight_spec(text: str) -> QuantSpec:
+    """The weights' grid from its name, such as ``pwlq4``.
+
+    Raises:
+        ValueError: no such format.
+    """
+    found = re.fullmatch(r"(pwlq|uniform|minmax)(\d)", text)
+    if found:
+        kind, bits = found[1], int(found[2])
+        if kind == "pwlq" and 2 <= bits <= 6:
+            return PWLQSpec(bits=bits)
+        if kind != "pwlq" and 2 <= bits <= 8:
+            clip = "mse" if kind == "uniform" else "minmax"
+            return UniformSpec(bits, "asymmetric", clip)  # type: ignore[arg-type]
+    raise ValueError(
+        "weights must be pwlq2 to pwlq6, uniform2 to uniform8 or minmax2 to minmax8; "
+        f"got {text!r}."
+    )
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit on the weights: a mean of stored bits, or bytes in all; one of the two."""
+
+    bits: float | None = None
+    size: int | None = None
+
+
+def parse_budget(text: str) -> Budget | None:
+    """``4.5bits`` or ``1.2MB``; None for nothing.
+
+    Raises:
+        ValueError: something else.
+    """
+    if not text:
+        return None
+    found = re.fullmatch(r"\s*([\d.]+)\s*bits?\s*", text)
+    try:
+        if found:
+            bits = float(found[1])
+            if not 1 <= bits <= 32:
+                raise ValueError(f"budget must be 1 to 32 stored bits; got {bits:g}.")
+            return Budget(bits=bits)
+        return Budget(size=size_in_bytes("budget", text))
+    except ValueError as error:
+        if "1 to 32" in str(error):
+            raise
+        raise ValueError(
+            f"budget must be stored bits (4.5bits) or a size (1.2MB); got {text!r}."
+        ) from error
+
+
+def size_in_bytes(name: str, text: str) -> int | None:
+    """``4GB`` in bytes (GB is 10^9, GiB 2^30); None for nothing.
+
+    Raises:
+        ValueError: something else.
+    """
+    if not text:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]?i?b)\s*", text, re.IGNORECASE)
+    if not found or not float(found[1]) > 0:
+        raise ValueError(f"{name} must be a size such as 800MB or 4GB; got {text!r}.")
+    return int(float(found[1]) * _SIZES[found[2].upper()])
+
+
+def seconds_of(name: str, text: str) -> float | None:
+    """``90s``, ``30m`` or ``2h`` in seconds; None for nothing.
+
+    Raises:
+        ValueError: something else.
+    """
+    if not text:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh])\s*", text)
+    if not found or not float(found[1]) > 0:
+        raise ValueError(f"{name} must be a time such as 90s, 30m or 2h; got {text!r}.")
+    return float(found[1]) * _TIMES[found[2]]
+
+
+def input_shape(text: str) -> tuple[int, int, int] | None:
+    """``3x224x224`` as numbers; None for nothing.
+
+    Raises:
+        ValueError: something else.
+    """
+    if not text:
+        return None
+    found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
+    if not found or 0 in (shape := tuple(int(v) for v in found.groups())):
+        raise ValueError(f"input_size must be CHANNELSxHEIGHTxWIDTH (3x224x224); got {text!r}.")
+    return shape[0], shape[1], shape[2]

@@ -1,0 +1,127 @@
+"""One model's process: reads its job, does it, leaves a row. Started by `zaq_timm.zoo.pool`.
+
+    python -m zaq_timm.zoo.worker FOLDER
+
+FOLDER holds ``job.json``: the work as ``package.module:function`` and its payload. The function
+gets payload, folder and a way to report progress, and returns the row. Progress goes to standard
+output as JSON lines; all else that is printed goes to standard error. When standard input ends, the
+run is gone, and so is this process with all its children.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from zaq_timm.zoo.errors import (
+    DONE,
+    FAILED,
+    LEFT_OUT,
+    OUT_OF_MEMORY,
+    LeftOut,
+    is_out_of_memory,
+)
+from zaq_timm.zoo.files import write_json
+from zaq_timm.zoo.limits import limit_data, peak_memory
+
+ROW = "row.json"
+JOB = "job.json"
+DISK_FULL = 28
+"""Exit code when the row cannot be written: no fault of the model's."""
+
+
+def main(folder: Path) -> int:
+    """Does the job in a folder; returns the exit code."""
+    events = _own_standard_output()
+    if os.environ.get("RANK", "0") == "0":
+        _end_with_the_run()
+    job = json.loads((folder / JOB).read_text(encoding="utf-8"))
+    _set_threads(job["threads"])
+    limit_data(job["memory"])
+    begin = time.perf_counter()
+
+    def report(stage: str, step: int = 0, steps: int = 0) -> None:
+        line = json.dumps({"stage": stage, "step": step, "steps": steps})
+        with contextlib.suppress(OSError):
+            os.write(events, (line + "\n").encode())
+
+    row = _outcome(job, folder, report)
+    row["measured"] = {
+        "seconds": round(time.perf_counter() - begin, 3),
+        "peak_bytes": peak_memory(),
+        **row.get("measured", {}),
+    }
+    if os.environ.get("RANK", "0") != "0":
+        return 0
+    try:
+        write_json(folder / ROW, row)
+    except OSError as error:
+        print(f"cannot write {folder / ROW}: {error.strerror or error}", file=sys.stderr)
+        return DISK_FULL
+    return 0
+
+
+def _outcome(job: dict[str, Any], folder: Path, report: Any) -> dict[str, Any]:
+    """The row: what the work returned, or what became of it instead."""
+    try:
+        module, function = job["work"].split(":")
+        sys.path[:0] = [p for p in job.get("path", []) if p not in sys.path]
+        work = getattr(importlib.import_module(module), function)
+        return {"status": DONE, "reason": None, **work(job["payload"], folder, report)}
+    except LeftOut as reason:
+        return {"status": LEFT_OUT, "reason": str(reason)}
+    except Exception as error:
+        traceback.print_exc()
+        if is_out_of_memory(error):
+            return {"status": OUT_OF_MEMORY, "reason": _one_line(error)}
+        return {"status": FAILED, "reason": f"{type(error).__name__}: {_one_line(error)}"}
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:400] or type(error).__name__
+
+
+def _own_standard_output() -> int:
+    """Keeps standard output for progress, and sends what is printed to standard error."""
+    sys.stdout.flush()
+    events = os.dup(1)
+    os.dup2(2, 1)
+    return events
+
+
+def _end_with_the_run() -> None:
+    """Watches standard input, which the run holds open as long as it lives."""
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(0, 1):
+                pass
+        if hasattr(os, "killpg"):
+            os.killpg(os.getpgid(0), signal.SIGKILL)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _set_threads(threads: int) -> None:
+    if "torch" in sys.modules or importlib.util.find_spec("torch"):
+        import torch
+
+        torch.set_num_threads(threads)
+        with contextlib.suppress(RuntimeError):  # once a process
+            torch.set_num_interop_threads(1)
+
+
+if __name__ == "__main__":
+    code = main(Path(sys.argv[1]))
+    sys.stderr.flush()
+    os._exit(code)  # threads of libraries have no say
