@@ -26,7 +26,7 @@ ALLOWED = {
     "zaq_plugin": {"torch", "numpy", "safetensors", "rich"},
     "zaq_fx": {"torch"},
     "zaq_pt2e": {"torch", "torchao"},
-    "zaq_nncf": {"torch", "nncf"},
+    "zaq_nncf": {"torch", "nncf", "safetensors"},
     "zaq_onnx": {"torch", "numpy", "onnx", "onnxruntime", "onnxscript", "openvino"},
 }
 

@@ -1,0 +1,162 @@
+"""What became of every weighted layer: by what format, with what activations, or why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from zaq_nncf._compat import BaseQuantizer, HookStorage, decode_hook_name, hooks_of
+from zaq_nncf.quantizers import ActivationQuantizer, PWLQWeightQuantizer
+from zaq_nncf.settings import layer_name
+from zaq_nncf.static import StaticActivation, StaticWeight
+from zaq_plugin.ptq.fold_arithmetic import LAYERS
+from zaq_plugin.pwlq import quantize
+from zaq_plugin.report import Audit, LayerRecord
+
+NOTES = "_zaq_nncf_notes"
+"""Attribute of a model from `zaq_nncf.quantize`: what was asked for."""
+
+
+def audit(model: nn.Module) -> Audit:
+    """What was quantized in a model from NNCF, and what was not and why.
+
+    Args:
+        model: From `zaq_nncf.quantize`, ``nncf.quantize`` or `zaq_nncf.strip`.
+
+    Returns:
+        One record per convolution, linear layer and other weight that NNCF quantized.
+
+    Raises:
+        ValueError: nothing was quantized, or the model is not NNCF's.
+    """
+    storage = hooks_of(model)
+    quantizers = dict(weight_quantizers(model))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    owners = {
+        f"{name}.weight" if name else "weight": module
+        for name, module in model.named_modules()
+        if isinstance(module, LAYERS)
+    }
+    names = list(owners) + [name for name in quantizers if name not in owners]
+    found = Audit()
+    seen: dict[int, str] = {}
+    for name in names:
+        owner: Any = owners.get(name)
+        kind = type(owner).__name__ if owner is not None else "parameter"
+        value = owner.weight if owner is not None else parameters[name]
+        first = seen.setdefault(id(value), name)
+        if first != name:
+            reason = f"shares its weight with {layer_name(first)!r}, where it is counted"
+            found.add(_shared(name, kind, quantizers.get(first), reason))
+            continue
+        quantizer = quantizers.get(name)
+        if quantizer is None:
+            label = layer_name(name)
+            found.add(LayerRecord(label, kind, value.numel(), False, _why_not(model, label)))
+        else:
+            found.add(_record(storage, name, kind, value, quantizer))
+    return found.require_any()
+
+
+def weight_quantizers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every quantizer of a weight with the parameter's name: ours, NNCF's own, stripped ones."""
+    for hook, module in hooks_of(model).named_hooks():
+        if isinstance(module, PWLQWeightQuantizer | StaticWeight):
+            if module.weight:
+                yield module.weight, module
+        elif isinstance(module, BaseQuantizer) and not isinstance(module, ActivationQuantizer):
+            name = native_weight(model, hook)
+            if name is not None:
+                yield name, module
+
+
+def native_weight(model: nn.Module, hook: str) -> str | None:
+    """The parameter that a weight quantizer of NNCF's own sits on; None for activations."""
+    kind, operator, port = decode_hook_name(hook)
+    if kind != "pre_hooks" or port == 0:
+        return None
+    place = ".".join(operator.split("/")[:-2])
+    owner = model.get_submodule(place)
+    own = isinstance(owner._parameters.get("weight"), Tensor)
+    return (f"{place}.weight" if place else "weight") if own else None
+
+
+def _why_not(model: nn.Module, label: str) -> str:
+    ignored = getattr(model, NOTES, {}).get("ignored")
+    if ignored:
+        return f"NNCF placed no quantizer on it; ignored_scope is {ignored}"
+    return "NNCF placed no quantizer on it: ignored, never called, or unknown to the target device"
+
+
+def _shared(name: str, kind: str, quantizer: nn.Module | None, reason: str) -> LayerRecord:
+    if quantizer is None:
+        return LayerRecord(layer_name(name), kind, 0, False, reason)
+    facts = _native_facts() if isinstance(quantizer, BaseQuantizer) else {}
+    spec = getattr(quantizer, "spec", None)
+    if spec is not None:
+        facts = {"spec": spec.label, "mac_bits": spec.mac_bits, "stored_bits": spec.stored_bits}
+    return LayerRecord(layer_name(name), kind, 0, True, reason, stored_bytes=0, **facts)
+
+
+def _native_facts() -> dict[str, Any]:
+    return {"spec": "uniform 8b MAC/8b stored (NNCF's own)", "mac_bits": 8, "stored_bits": 8}
+
+
+def _record(
+    storage: HookStorage, name: str, kind: str, value: Tensor, quantizer: Any
+) -> LayerRecord:
+    facts: dict[str, Any] = _native_facts()
+    activation, stripped = None, isinstance(quantizer, StaticWeight)
+    if isinstance(quantizer, PWLQWeightQuantizer | StaticWeight):
+        activation = activation_label(storage, quantizer.source)
+    if isinstance(quantizer, PWLQWeightQuantizer):
+        facts = pwlq_facts(quantizer, value)
+    elif isinstance(quantizer, StaticWeight):
+        facts = dict(quantizer.facts)
+    kernel = "simulated"
+    if stripped:
+        exact = activation is not None
+        kernel = f"int8 {kind} once exported" if exact else f"float32 {kind} on int8 weights"
+    return LayerRecord(
+        layer_name(name),
+        kind,
+        value.numel(),
+        True,
+        kernel=kernel,
+        activation=activation or "float32 or NNCF's own",
+        **facts,
+    )
+
+
+def pwlq_facts(quantizer: PWLQWeightQuantizer, weight: Tensor) -> dict[str, Any]:
+    """Widths, size and error of a weight on its levels, as a layer's record wants them."""
+    grid = quantizer.grid
+    spec = grid.spec
+    facts: dict[str, Any] = {
+        "spec": spec.label,
+        "mac_bits": spec.mac_bits,
+        "stored_bits": spec.stored_bits,
+    }
+    if grid.edges.numel():
+        tensor = quantize(weight.detach(), spec, grid.ch_axis, edges=grid.edges.detach())
+        facts |= {
+            "stored_bytes": tensor.stored_bytes,
+            "sqnr_db": tensor.sqnr_db,
+            "entropy_bits": tensor.entropy_bits,
+        }
+    return facts
+
+
+def activation_label(storage: HookStorage, source: str | None) -> str | None:
+    """What the quantizer at a hook does to a layer's input; None if there is none of ours."""
+    if source is None:
+        return None
+    try:
+        module: Any = storage.get_submodule(source)
+    except AttributeError:
+        return None
+    if isinstance(module, ActivationQuantizer | StaticActivation):
+        return f"uniform {module.bits} bits per tensor"
+    return None

@@ -1,0 +1,173 @@
+"""`quantize`: ``nncf.quantize`` with PWLQ weights, with or without data."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import nncf
+import torch
+from nncf.quantization.advanced_parameters import OverflowFix, QuantizationParameters
+from torch import Tensor, nn
+
+from zaq_nncf import registration
+from zaq_nncf._compat import hooks_of
+from zaq_nncf.activations import narrow_activations
+from zaq_nncf.audit import NOTES, audit
+from zaq_nncf.calibration import as_dataset
+from zaq_nncf.placement import Placement
+from zaq_nncf.preparation import prepare_model
+from zaq_nncf.quantizers import PWLQWeightQuantizer
+from zaq_nncf.settings import Override, Settings, check_bits
+from zaq_plugin.ptq.fold_arithmetic import LAYERS
+from zaq_plugin.pwlq import QuantSpec
+from zaq_plugin.zero_shot import ZeroShotConfig, ZeroShotLoader
+
+THRESHOLD = float("inf")
+"""Bias corrections are taken whatever their size. NNCF leaves out a layer of which one bias would
+change by more than twice its value; at 4 bits that is most of them."""
+
+
+def quantize(
+    model: nn.Module,
+    calibration: nncf.Dataset | Iterable[Any] | ZeroShotLoader | None = None,
+    spec: QuantSpec | None = None,
+    *,
+    activations: int = 8,
+    overrides: Mapping[str, Override] | None = None,
+    learnable: bool = False,
+    observer: Callable[..., Any] | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    config: ZeroShotConfig | None = None,
+    **options: Any,
+) -> nn.Module:
+    """``nncf.quantize`` with PWLQ weights; the result trains, strips and exports as NNCF's does.
+
+    Lifecycle: BatchNorm is folded (`prepare_model`); NNCF decides where quantizers go, measures
+    activation ranges, and corrects biases for the PWLQ weights; activations are narrowed if fewer
+    than 8 bits are asked for.
+
+    Args:
+        model: Float, any mode; it is not touched.
+        calibration: What sets the ranges: an ``nncf.Dataset``; any iterable of batches (tensors,
+            ``(images, labels)`` pairs as from a DataLoader, or keyword mappings; one that never
+            ends, too); a `ZeroShotLoader`; or None, and 128 images are made from the model.
+        spec: The weights' format; ``PWLQSpec()`` (4 MAC bits, 5 stored) if None.
+        activations: Width of the inputs of convolutions and matrix products, 2 to 8 bits. The
+            model's input, and what is only added or pooled, keeps 8.
+        overrides: ``{layer name or pattern: format}``, or None for a layer that is left to NNCF's
+            own int8. To leave a layer float, name it in ``ignored_scope``.
+        learnable: Train the activations' steps, too.
+        observer: Range observer of zaq_plugin for activations of fewer than 8 bits;
+            `TopKMedianObserver` by default. At 8 bits the ranges are NNCF's.
+        image_shape, mean, std: (channels, height, width) and normalisation of images made from the
+            model; a timm model says its own.
+        config: Seed and settings of image making.
+        **options: Of ``nncf.quantize``: ``preset``, ``target_device``, ``subset_size``,
+            ``model_type``, ``ignored_scope``, ``advanced_parameters`` ... NNCF's overflow fix is
+            switched off (PWLQ's levels use the whole int8 grid), and activations have one grid per
+            tensor, where NNCF would give depthwise convolutions one per channel, unless
+            ``activations_quantization_params`` says otherwise.
+
+    Returns:
+        The model wrapped by NNCF, in evaluation mode; `audit` says what became of each layer.
+
+    Raises:
+        ValueError: nothing was quantized, an override matches no layer, there is no calibration
+            data and no known image shape, weights that are not finite, or an overflow fix.
+        TypeError: a format, calibration or model of an unknown kind.
+    """
+    settings = Settings(spec, overrides, learnable)
+    bits = check_bits(activations)
+    options["advanced_parameters"] = _advanced(options.get("advanced_parameters"))
+    dataset, example = as_dataset(
+        calibration,
+        model,
+        int(options.get("subset_size", 300)),
+        image_shape=image_shape,
+        mean=mean,
+        std=std,
+        config=config,
+    )
+    prepared = prepare_model(model, example)
+    biases = _biases(prepared)
+    with registration._register(settings):
+        quantized: nn.Module = nncf.quantize(prepared, dataset, **options)
+    placed = _placed(quantized)
+    quantized.__dict__[NOTES] = _notes(options)
+    _require_any(quantized, placed, settings)
+    _remember_shifts(quantized, placed, biases)
+    quantized.eval()
+    placement = Placement(quantized, example)
+    sources = placement.sources()
+    for quantizer in placed:
+        quantizer.source = sources.get(quantizer.weight)
+    if bits < 8:
+        batches = dataset.get_inference_data()
+        narrow_activations(quantized, placement.multiplied(), batches, bits, observer)
+    return quantized
+
+
+def _advanced(given: Any) -> Any:
+    """NNCF's advanced parameters for snapped weights; a copy."""
+    chosen = copy.deepcopy(given) if given is not None else nncf.AdvancedQuantizationParameters()
+    if chosen.overflow_fix not in (None, OverflowFix.DISABLE):
+        raise ValueError(
+            f"advanced_parameters: overflow_fix={chosen.overflow_fix} halves the int8 range that "
+            "PWLQ's levels need. Leave it out or set nncf.OverflowFix.DISABLE; processors without "
+            "VNNI instructions then saturate sums of large products."
+        )
+    chosen.overflow_fix = OverflowFix.DISABLE
+    if chosen.activations_quantization_params is None:
+        chosen.activations_quantization_params = QuantizationParameters(per_channel=False)
+    if chosen.bias_correction_params.threshold is None:
+        chosen.bias_correction_params.threshold = THRESHOLD
+    return chosen
+
+
+def _placed(model: nn.Module) -> list[PWLQWeightQuantizer]:
+    return [m for _, m in hooks_of(model).named_hooks() if isinstance(m, PWLQWeightQuantizer)]
+
+
+def _notes(options: Mapping[str, Any]) -> dict[str, str]:
+    """What the audit wants to know of how the model was made."""
+    scope = options.get("ignored_scope")
+    return {} if scope is None else {"ignored": str(scope)}
+
+
+def _require_any(model: nn.Module, placed: list[PWLQWeightQuantizer], settings: Settings) -> None:
+    found = audit(model)  # an error if nothing was quantized
+    settings.require_used([record.name for record in found])
+    if not placed and settings.overrides:
+        return
+    if not placed:
+        layers = sum(isinstance(m, LAYERS) for m in model.modules())
+        raise ValueError(
+            f"no weight got PWLQ levels: NNCF placed none of its quantizers on the {layers} "
+            "convolutions and linear layers of the model. Look at ignored_scope and target_device."
+        )
+
+
+def _biases(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        name: module.bias.detach().clone()
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "bias", None), Tensor) and hasattr(module, "weight")
+    }
+
+
+@torch.no_grad()
+def _remember_shifts(
+    model: nn.Module, placed: list[PWLQWeightQuantizer], before: Mapping[str, Tensor]
+) -> None:
+    """What bias correction took out of each bias, kept beside the weight for the teacher."""
+    for quantizer in placed:
+        if quantizer.layer not in before or not quantizer.weight.endswith("weight"):
+            continue
+        now: Any = model.get_submodule(quantizer.layer).bias
+        shift = before[quantizer.layer].to(now.device) - now
+        if bool(shift.any()):
+            quantizer.bias_shift = shift.float()

@@ -1,0 +1,88 @@
+"""Making a float model fit for NNCF: BatchNorm folded, and a root that NNCF can wrap."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from zaq_nncf._compat import is_wrapped
+from zaq_plugin.ptq import fold_batch_norm
+from zaq_plugin.ptq.calibrate import evaluating
+from zaq_plugin.ptq.fold_arithmetic import LAYERS
+
+
+class Root(nn.Module):
+    """A root around a model that NNCF cannot wrap itself; the model is its child ``model``."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Any:
+        """What the model computes."""
+        return self.model(x)
+
+
+def prepare_model(model: nn.Module, example_input: Any = None) -> nn.Module:
+    """A copy of a float model, in evaluation mode, that NNCF can quantize well.
+
+    BatchNorm is folded: NNCF leaves it, and then int8 runtimes compute it in float. An
+    ``nn.Sequential`` gets a root around it (NNCF's hooks would become one of its layers), and so
+    does a traced ``fx.GraphModule`` (NNCF would take it for its other backend); names inside then
+    begin with ``model.``. `quantize` does all this by itself; a checkpoint is loaded into what this
+    function gives.
+
+    Args:
+        model: Any float module; it is not touched.
+        example_input: A tensor, tuple or mapping that the model is called with. Needed where
+            torch.fx cannot trace the model, and for a linear layer before a BatchNorm.
+
+    Raises:
+        TypeError: an exported graph, or something that is no module.
+        ValueError: the model is quantized already, or holds weights that are not finite.
+    """
+    given: object = model
+    if not isinstance(given, nn.Module):
+        raise TypeError(f"prepare_model expects an nn.Module, got {type(given).__name__}.")
+    if is_wrapped(model):
+        raise ValueError(
+            f"this {type(model).__name__} is wrapped by NNCF already; pass the float model."
+        )
+    if isinstance(model, fx.GraphModule) and _is_exported(model):
+        raise TypeError(
+            "this graph is from torch.export, and NNCF's torch backend sees no layers in it. Pass "
+            "the module that was exported, or quantize the graph with zaq_pt2e."
+        )
+    check_weights(model)
+    examples = None
+    if isinstance(example_input, Tensor):
+        examples = (example_input,)
+    elif isinstance(example_input, tuple):
+        examples = example_input
+    with evaluating(model):
+        folded = fold_batch_norm(model, examples)
+    folded.eval()
+    if isinstance(folded, nn.Sequential | nn.ModuleList | nn.ModuleDict | fx.GraphModule):
+        return Root(folded).eval()
+    return folded
+
+
+def _is_exported(model: fx.GraphModule) -> bool:
+    return any(isinstance(n.target, torch._ops.OpOverload) for n in model.graph.nodes)
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raise ValueError for weights that are empty, not floating-point, NaN or infinite."""
+    for name, layer in model.named_modules():
+        if not isinstance(layer, LAYERS):
+            continue
+        weight: Any = layer.weight
+        kind = type(layer).__name__
+        if weight.numel() and not bool(torch.isfinite(weight).all()):
+            count = int((~torch.isfinite(weight)).sum())
+            raise ValueError(
+                f"{name} ({kind}): {count} weights are NaN or infinite. Repair the checkpoint, or "
+                "leave the layer out with nncf.IgnoredScope."
+            )

@@ -1,0 +1,147 @@
+"""Letting NNCF's min-max algorithm place PWLQ quantizers instead of its own.
+
+While registered, ``nncf.quantize`` makes its quantizers as ever, and ours are put in their places
+before they are inserted: everything that comes after, bias correction above all, sees PWLQ weights.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+from zaq_nncf._compat import (
+    PLACING,
+    BaseQuantizer,
+    PTMinMaxAlgoBackend,
+    get_const_node,
+    is_weighted,
+    weight_axis,
+)
+from zaq_nncf.extension import compile_extension
+from zaq_nncf.quantizers import pwlq_weight, uniform_activation
+from zaq_nncf.settings import Override, Settings, layer_name
+from zaq_plugin.pwlq import QuantSpec
+
+_lock = threading.RLock()
+_originals: dict[str, Any] = {}
+_active: list[Settings] = []
+
+
+class Registration:
+    """What `register` returns: leave a ``with`` block, and things are as before it."""
+
+    def __init__(self, before: list[Settings]) -> None:
+        self._before = before
+
+    def __enter__(self) -> Registration:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        _restore(self._before)
+
+
+def register(
+    spec: QuantSpec | None = None,
+    *,
+    overrides: Mapping[str, Override] | None = None,
+    learnable: bool = False,
+) -> Registration:
+    """From now on ``nncf.quantize`` puts PWLQ on the weights of torch models.
+
+    A second call replaces the settings of the first. The change holds for the whole process until
+    `unregister`, or until the end of the ``with`` block that the result is used in:
+
+        with zaq_nncf.register(PWLQSpec(bits=4)):
+            quantized = nncf.quantize(model, dataset)
+
+    NNCF then does what it does by itself: fold BatchNorm first (`zaq_nncf.prepare_model`), and see
+    `zaq_nncf.quantize` for the options that suit PWLQ.
+
+    Args:
+        spec: The weights' format; ``PWLQSpec()`` (4 MAC bits, 5 stored) if None.
+        overrides: Formats by layer name or pattern; None leaves a layer to NNCF's own int8.
+        learnable: Train the activations' steps, too.
+
+    Raises:
+        TypeError: a format that is none.
+    """
+    return _register(Settings(spec, overrides, learnable))
+
+
+def _register(settings: Settings) -> Registration:
+    with _lock:
+        before = list(_active)
+        _active[:] = [settings]
+        for name in PLACING:
+            if name not in _originals:
+                _originals[name] = PTMinMaxAlgoBackend.__dict__[name]
+                setattr(PTMinMaxAlgoBackend, name, staticmethod(_placing(_originals[name])))
+    return Registration(before)
+
+
+def unregister() -> None:
+    """NNCF places its own quantizers again. Nothing happens if nothing was registered."""
+    _restore([])
+
+
+def is_registered() -> bool:
+    """Whether ``nncf.quantize`` places PWLQ quantizers now."""
+    return bool(_active)
+
+
+def _restore(before: list[Settings]) -> None:
+    with _lock:
+        _active[:] = before
+        if not before:
+            for name, original in _originals.items():
+                setattr(PTMinMaxAlgoBackend, name, original)
+            _originals.clear()
+
+
+def _placing(original: Any) -> Callable[..., Any]:
+    """NNCF's method with our quantizer in the place of the one it made."""
+
+    def place(*args: Any, **kwargs: Any) -> Any:
+        made = original.__func__(*args, **kwargs)
+        graph = args[0] if args else kwargs["nncf_graph"]
+        for command in made if isinstance(made, list) else [made]:
+            if _active:
+                native = command.hook_module
+                command.hook_module = _ours(_active[-1], graph, command.target_points, native)
+        return made
+
+    return place
+
+
+def _ours(settings: Settings, graph: Any, points: list[Any], native: BaseQuantizer) -> Any:
+    """Our quantizer for these places, or NNCF's own where it stays."""
+    if points[0].is_weight_target_point():
+        found = _weight_of(graph, points[0])
+        if found is not None:
+            weight, axis = found
+            spec, _ = settings.format_of(layer_name(weight))
+            if spec is not None:
+                return pwlq_weight(native, spec, axis, weight)
+    elif not native.per_channel:
+        return uniform_activation(native, learnable=settings.learnable)
+    compile_extension()  # a quantizer of NNCF's own will need it
+    return native
+
+
+def _weight_of(graph: Any, point: Any) -> tuple[str, int | None] | None:
+    """Name of the parameter at a weight's place and its channel axis; None if it is no layer's."""
+    node = graph.get_node_by_name(point.target_node_name)
+    if not is_weighted(node):
+        return None
+    constant = get_const_node(node, point.input_port_id, graph)
+    if constant is None:
+        return None
+    rank = len(graph.get_input_shape_for_insertion_point(point))
+    return constant.layer_attributes.name, weight_axis(node, rank, point.input_port_id)

@@ -1,0 +1,82 @@
+"""`strip`: what is left for export, levels baked into the weights."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from zaq_nncf._compat import BaseQuantizer, hooks_of
+from zaq_nncf.audit import native_weight, pwlq_facts
+from zaq_nncf.quantizers import PWLQWeightQuantizer
+from zaq_nncf.static import StaticActivation, StaticWeight
+
+
+@torch.no_grad()
+def strip(model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    """The model for deployment: it exports to ONNX (dynamo) and OpenVINO, and computes the same.
+
+    Weights are written as the floats ``scale * k`` of their levels, and every quantizer becomes one
+    of torch's fake-quantize operators in plain numbers. ``nncf.strip`` gives the same values, but
+    modules that ``torch.export`` cannot follow.
+
+        torch.onnx.export(zaq_nncf.strip(model), (images,), "model.onnx", dynamo=True)
+        openvino.convert_model(zaq_nncf.strip(model), example_input=images)
+
+    Args:
+        model: From `quantize`, trained or not.
+        inplace: Change ``model`` itself instead of a copy.
+
+    Raises:
+        ValueError: the model is not NNCF's, holds no quantizer, or a format has no int8 levels.
+    """
+    storage = hooks_of(model)
+    if not any(isinstance(m, BaseQuantizer) for _, m in storage.named_hooks()):
+        raise ValueError(
+            f"nothing to strip: this {type(model).__name__} holds no quantizer. It was stripped "
+            "before, or never quantized."
+        )
+    if not inplace:
+        model = copy.deepcopy(model)
+        storage = hooks_of(model)
+    model.eval()
+    made: dict[int, nn.Module] = {}
+    for hook, module in list(storage.named_hooks(remove_duplicate=False)):
+        if not isinstance(module, BaseQuantizer):
+            continue
+        if id(module) not in made:
+            made[id(module)] = _static(model, hook, module)
+        storage.set_submodule(hook, made[id(module)])
+    return model
+
+
+def _static(model: nn.Module, hook: str, quantizer: BaseQuantizer) -> nn.Module:
+    if isinstance(quantizer, PWLQWeightQuantizer):
+        return _bake(model, quantizer)
+    low, high, scale, zero_point = quantizer.get_parameters_for_torch_fq()
+    weight = native_weight(model, hook)
+    if weight is None and scale.numel() == 1:
+        return StaticActivation(float(scale), int(zero_point), int(low), int(high))
+    axis = (
+        quantizer.scale_shape.index(max(quantizer.scale_shape)) if quantizer.per_channel else None
+    )
+    facts = {"spec": "uniform 8b MAC/8b stored (NNCF's own)", "mac_bits": 8, "stored_bits": 8}
+    ends = (int(low), int(high))
+    return StaticWeight(scale, zero_point, axis, weight or "", None, facts, integers=ends)
+
+
+def _bake(model: nn.Module, quantizer: PWLQWeightQuantizer) -> StaticWeight:
+    name = quantizer.weight
+    parameter: Any = model.get_parameter(name)
+    if quantizer.grid.edges.numel() == 0:
+        quantizer.quantize(parameter)  # never ran: its levels are chosen now
+    try:
+        scale, zero_point = quantizer.calculate_qparams()
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    facts = pwlq_facts(quantizer, parameter)
+    parameter.copy_(quantizer.quantize(parameter.detach()))
+    axis = quantizer.grid.ch_axis
+    return StaticWeight(scale, zero_point, axis, name, quantizer.source, facts, quantizer.spec)
