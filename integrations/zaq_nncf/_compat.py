@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nncf.common.quantization.structs import QuantizationScheme
+from nncf.quantization.algorithms.min_max.torch_backend import PTMinMaxAlgoBackend
 from nncf.torch.extensions import EXTENSION_LOAD_TIMEOUT_ENV_VAR
 from nncf.torch.function_hook.hook_executor_mode import FunctionHookMode
 from nncf.torch.function_hook.hook_storage import HookStorage, decode_hook_name
@@ -20,7 +21,6 @@ from nncf.torch.graph.operator_metatypes import (
     MATMUL_METATYPES,
     QUANTIZE_NODE_TYPES,
 )
-from nncf.quantization.algorithms.min_max.torch_backend import PTMinMaxAlgoBackend
 from nncf.torch.model_graph_manager import get_const_node, get_weight_channel_axes
 from nncf.torch.quantization.extensions import QuantizedFunctionsCPU
 from nncf.torch.quantization.layers import (

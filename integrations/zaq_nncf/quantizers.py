@@ -35,19 +35,19 @@ INT8 = (-128, 127)
 def symmetric_quantize(x: Tensor, grid: nn.Module) -> Tensor:
     """A tensor on a grid, as one node of NNCF's graph."""
     if has_torch_function_unary(x):
-        out: Tensor = handle_torch_function(symmetric_quantize, (x,), x, grid)
-        return out
-    out = grid(x)
-    return out
+        traced: Tensor = handle_torch_function(symmetric_quantize, (x,), x, grid)
+        return traced
+    quantized: Tensor = grid(x)
+    return quantized
 
 
 def asymmetric_quantize(x: Tensor, grid: nn.Module) -> Tensor:
     """A tensor on a grid, as one node of NNCF's graph."""
     if has_torch_function_unary(x):
-        out: Tensor = handle_torch_function(asymmetric_quantize, (x,), x, grid)
-        return out
-    out = grid(x)
-    return out
+        traced: Tensor = handle_torch_function(asymmetric_quantize, (x,), x, grid)
+        return traced
+    quantized: Tensor = grid(x)
+    return quantized
 
 
 def _plain_spec(qspec: PTQuantizerSpec) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Settings:
         for key, value in (overrides or {}).items():
             if not isinstance(key, str):
                 raise TypeError(
-                    f"overrides: a key is a layer's name or a pattern such as '*.conv1'; got {key!r}"
+                    f"overrides: a key is a layer's name or a pattern like '*.conv1'; got {key!r}"
                 )
             where = f"overrides[{key!r}]"
             self.overrides[key] = None if value is None else _checked(value, where)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
 
 from zaq_plugin.zero_shot.block import Block, Call
 from zaq_plugin.zero_shot.graph_blocks import graph_blocks
+from zaq_plugin.zero_shot.hosts import host_of
 from zaq_plugin.zero_shot.quantizers import weight_slots
 
 LARGEST_BLOCK = 8
@@ -63,10 +65,12 @@ def _module_blocks(
     student: nn.Module, teacher: nn.Module, names: Sequence[str], example: Tensor
 ) -> list[Block]:
     traces = _trace(student, example)
+    host = host_of(student)
+    places = {name: host.place_of(student, name) for name in names}
     chosen: list[str] = []
 
     def holds(prefix: str) -> list[str]:
-        return [n for n in names if prefix == "" or n.startswith(prefix + ".")]
+        return [n for n in names if prefix == "" or places[n].startswith(prefix + ".")]
 
     def visit(name: str, module: nn.Module) -> None:
         inside = holds(name)
@@ -91,10 +95,10 @@ def _module_blocks(
     blocks = [
         Block(
             name=name,
-            student=student.get_submodule(name),
-            teacher=teacher.get_submodule(name),
+            student=partial(host.run, student, name),
+            teacher=partial(host.run, teacher, name),
             weights=tuple(holds(name)),
-            modules=(student.get_submodule(name),),
+            modules=(student.get_submodule(name), *host.quantizers_inside(student, name)),
             student_input=_input_of(student, name),
             teacher_input=_input_of(teacher, name),
         )

@@ -288,14 +288,31 @@ def twin(student: nn.Module) -> nn.Module:
         node.update_arg(position, False)
     if changed and isinstance(teacher, fx.GraphModule):
         teacher.recompile()
-    for module in teacher.modules():
+    _restore_biases(teacher)
+    for parameter in teacher.parameters():
+        parameter.requires_grad_(False)
+    return teacher
+
+
+def _restore_biases(teacher: nn.Module) -> None:
+    """Switch off a host's own quantizers, and give back what bias correction took out.
+
+    It is kept on the layer itself, as `zaq_plugin.ptq` leaves it, or, where a host may add nothing
+    to layers, on the weight's quantizer, as ``bias_shift`` with the layer's name in ``layer``.
+    """
+    for module in list(teacher.modules()):
+        disable = getattr(module, "disable_quantization", None)
+        if callable(disable):  # a quantizer of the host's own
+            disable()
+        kept = getattr(module, "bias_shift", None)
+        if isinstance(kept, Tensor) and kept.numel():
+            owner: Any = teacher.get_submodule(str(module.layer))
+            with torch.no_grad():
+                owner.bias.add_(kept.to(owner.bias))
+                kept.zero_()
         shift = getattr(module, BIAS_SHIFT, None)
         if isinstance(shift, Tensor):
-            # What bias correction took out of the student; the teacher wants it back.
             bias: Any = module.bias
             with torch.no_grad():
                 bias.add_(shift.to(bias.dtype))
                 shift.zero_()
-    for parameter in teacher.parameters():
-        parameter.requires_grad_(False)
-    return teacher
