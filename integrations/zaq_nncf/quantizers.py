@@ -204,7 +204,7 @@ class _ActivationMixin:
             quant_max=high,
         )
         self.grid.disable_observer()
-        _freeze_own_ranges(self)  # type: ignore[arg-type]
+        _freeze_own_ranges(self)
 
     @property
     def bits(self) -> int:
@@ -284,7 +284,9 @@ class _ActivationMixin:
     @classmethod
     def from_config(cls, state: dict[str, Any]) -> Any:
         """Undo `get_config`."""
-        return cls(_nncf_spec(state["qspec"]), state["bits"], state["signed"], state["learnable"])
+        make: Any = cls
+        qspec = _nncf_spec(state["qspec"])
+        return make(qspec, state["bits"], state["signed"], state["learnable"])
 
 
 class SymmetricActivationQuantizer(_ActivationMixin, SymmetricQuantizer):

@@ -31,7 +31,7 @@ class NNCFStudent:
     def quantizers_inside(self, model: nn.Module, name: str) -> list[nn.Module]:
         """The activation quantizers on a submodule's operators."""
         prefix = name.replace(".", "/") + "/"
-        found = []
+        found: list[nn.Module] = []
         for hook, module in hooks_of(model).named_hooks(remove_duplicate=False):
             inside = decode_hook_name(hook)[1].startswith(prefix)
             if inside and isinstance(module, ActivationQuantizer) and module not in found:

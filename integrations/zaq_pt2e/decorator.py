@@ -14,12 +14,13 @@ from zaq_plugin.pwlq import PWLQSpec, QuantSpec
 from zaq_pt2e._compat import annotation_of, is_fake_quantize
 from zaq_pt2e.batch_norm import own_tensors, prepare_batch_norms
 from zaq_pt2e.bias import watch_inputs
+from zaq_pt2e.foreign import NotForNNCF
 from zaq_pt2e.graph import Layer, add_note, layers
 from zaq_pt2e.quantizer import is_weight_module, require_any, require_layers, unfit
 from zaq_pt2e.settings import Override, Settings, check_weights, weight_factory
 
 
-class PWLQDecorated(Quantizer):
+class PWLQDecorated(NotForNNCF, Quantizer):
     """A quantizer whose weights are PWLQ; made by `with_pwlq`.
 
     Attributes:

@@ -19,6 +19,7 @@ from zaq_pt2e._compat import ANNOTATION, annotation_of
 from zaq_pt2e.batch_norm import fold_unpatterned, own_tensors, prepare_batch_norms
 from zaq_pt2e.bias import watch_inputs
 from zaq_pt2e.conversion import WeightModule
+from zaq_pt2e.foreign import NotForNNCF
 from zaq_pt2e.graph import (
     Layer,
     add_note,
@@ -57,7 +58,7 @@ _MATMUL = {
 }
 
 
-class PWLQQuantizer(Quantizer):
+class PWLQQuantizer(NotForNNCF, Quantizer):
     """Puts PWLQ weights and uniform activations on a graph from ``torch.export``.
 
     Weights of convolutions, transposed convolutions and linear layers are quantized per output
