@@ -1,0 +1,132 @@
+"""Ranges for tensors that a model leaves in float between integer layers.
+
+Hosts quantize the inputs of layers. Runtimes have integer kernels only for layers whose *output* is
+quantized, too: a convolution in front of a float addition or of SiLU would run in float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto, TensorProto, helper
+
+from zaq_onnx.graph import Array, Graph, make
+from zaq_onnx.runtimes import feeds_of, ort_session
+
+INTEGER = (
+    "Conv",
+    "Gemm",
+    "Add",
+    "Mul",
+    "Sigmoid",
+    "LeakyRelu",
+    "GlobalAveragePool",
+    "AveragePool",
+    "Concat",
+)
+"""Operators for which ONNX Runtime has integer kernels, if all that they touch is quantized."""
+
+KEEPS = ("MaxPool", "Reshape", "Flatten", "Squeeze", "Transpose")
+"""Operators whose output lies on their input's grid."""
+
+LIMITS = ("Relu", "Clip")
+
+
+def complete(graph: Graph, batches: Iterable[Any]) -> list[str]:
+    """Quantize what lies between integer layers to 8 bits, by the range seen on some batches.
+
+    Args:
+        graph: Changed in place.
+        batches: Tensors, or tuples of the model's inputs.
+
+    Returns:
+        Names of the tensors that were given a grid.
+
+    Raises:
+        ValueError: there is no batch.
+    """
+    wanted = _wanted(graph)
+    ranges = _ranges(graph, wanted, batches)
+    kinds = {name: node.op_type for name, node in graph.producers().items()}
+    for name in wanted:
+        low, high = (0.0, 1.0) if kinds[name] == "Sigmoid" else ranges[name]
+        _insert(graph, name, low, high)
+    return wanted
+
+
+def _wanted(graph: Graph) -> list[str]:
+    """Outputs of integer operators that should be quantized and are not, in order."""
+    consumers = graph.consumers()
+    on_grid: set[str] = {n.output[0] for n in graph.nodes if n.op_type == "DequantizeLinear"}
+    found: list[str] = []
+    for node in graph.nodes:
+        output = node.output[0]
+        inputs = [name for name in node.input if name and name not in graph.constants]
+        if not inputs or not all(name in on_grid for name in inputs):
+            continue
+        if node.op_type in KEEPS:
+            on_grid.add(output)
+            continue
+        if node.op_type not in (*INTEGER, *LIMITS) or output in graph.outputs:
+            continue
+        if node.op_type in ("Add", "Mul", "Concat") and len(inputs) < len(node.input):
+            continue  # a float constant takes part
+        readers = consumers[output]
+        if all(r.op_type == "QuantizeLinear" for r in readers):
+            continue
+        if len(readers) == 1 and readers[0].op_type in LIMITS:
+            on_grid.add(output)  # rounded behind the limit
+            continue
+        on_grid.add(output)
+        found.append(output)
+    return found
+
+
+def _ranges(
+    graph: Graph, names: list[str], batches: Iterable[Any]
+) -> dict[str, tuple[float, float]]:
+    model = graph.to_model()
+    known = {output.name for output in model.graph.output}
+    model.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        for name in names
+        if name not in known
+    )
+    session = ort_session(model, optimize=False)
+    found = dict.fromkeys(names, (0.0, 0.0))
+    count = 0
+    for batch in batches:
+        count += 1
+        inputs = batch if isinstance(batch, tuple | list) else (batch,)
+        values: list[Array] = session.run(names, feeds_of(session, inputs)) if names else []
+        for name, value in zip(names, values, strict=True):
+            low, high = found[name]
+            found[name] = min(low, float(value.min())), max(high, float(value.max()))
+    if not count:
+        raise ValueError("calibration holds no batch; pass a list of image batches.")
+    return found
+
+
+def _insert(graph: Graph, name: str, low: float, high: float) -> None:
+    """Quantize and dequantize a tensor for all who read it in float."""
+    scale = max((high - low) / 255, 1e-8)
+    zero = round(-low / scale)
+    grid = [
+        graph.add_constant(f"{name}.step", np.array(scale, np.float32)),
+        graph.add_constant(f"{name}.zero", np.array(min(max(zero, 0), 255), np.uint8)),
+    ]
+    codes, values = graph.free(f"{name}.codes"), graph.free(f"{name}.values")
+    readers: list[NodeProto] = [
+        n for n in graph.nodes if name in n.input and n.op_type != "QuantizeLinear"
+    ]
+    for node in readers:
+        for i, read in enumerate(node.input):
+            if read == name:
+                node.input[i] = values
+    graph.nodes += [
+        make("QuantizeLinear", [name, *grid], codes),
+        make("DequantizeLinear", [codes, *grid], values),
+    ]
+    graph.sort()

@@ -1,0 +1,286 @@
+"""`export`: a quantized model as one ONNX file of int8 weights, packed to PWLQ's size."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import ModelProto
+from torch import nn
+from torch.export import ExportedProgram
+
+from zaq_onnx.codes import encode
+from zaq_onnx.completing import complete
+from zaq_onnx.files import FORMAT, MINIMUM_OPSET, Path_, check, digest, put_manifest, write
+from zaq_onnx.graph import Graph
+from zaq_onnx.naming import LAYERS, name_weights, scopes
+from zaq_onnx.notes import Note, note_for, notes_of
+from zaq_onnx.packing import pack_model, weights_of
+from zaq_onnx.sources import batch_shapes, exportable, program_of
+from zaq_onnx.tidy import tidy
+from zaq_plugin import __version__
+from zaq_plugin.report import Audit, LayerRecord
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` wrote.
+
+    Attributes:
+        path: The file.
+        bytes: Its size.
+        int8_bytes: Size of the same model with int8 weights.
+        float_bytes: Size of its weights and biases as float32.
+        source: What kind of model was exported.
+        layers: One record per convolution, linear layer and matrix product.
+    """
+
+    path: str
+    bytes: int
+    int8_bytes: int
+    float_bytes: int
+    source: str
+    layers: Audit
+
+    def __str__(self) -> str:
+        saved = f"{self.bytes / self.int8_bytes:.2f} of int8, {self.bytes / self.float_bytes:.3f}"
+        return (
+            f"{self.path}: {self.bytes / 1000:,.1f} kB ({saved} of float32), "
+            f"{len(self.layers.quantized)} of {len(self.layers)} layers in int8"
+        )
+
+
+def export(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    path: Path_,
+    *,
+    pack: bool = True,
+    opset: int = 21,
+    dynamic_batch: bool = True,
+    dynamic_shapes: Any = None,
+    calibration: Iterable[Any] | None = None,
+    audit: Audit | None = None,
+) -> Exported:
+    """Write a quantized model as ONNX that stock runtimes run on int8 kernels.
+
+    Weights are int8 with a scale per output channel, bit for bit those of the model; activations
+    are quantized and dequantized where the model does it. With ``pack`` the int8 weights are
+    stored as codes and codebooks, unfolded by standard operators when the model is loaded.
+
+    Args:
+        model: From ``convert_fx`` or ``convert_to_reference_fx``, ``convert_pt2e``,
+            ``zaq_nncf.strip``, or ``zaq_plugin.ptq.simulate`` (calibrated). It is not changed.
+        example_inputs: What it is called with.
+        path: The file to write.
+        pack: Pack the weights; see `zaq_onnx.pack`.
+        opset: Version of ONNX's operators, 21 or newer.
+        dynamic_batch: Let the first dimension of the inputs vary. Give at least two samples.
+        dynamic_shapes: Instead, as in ``torch.export``.
+        calibration: Batches (a tensor, or a tuple of inputs) that give 8-bit ranges to tensors
+            between layers that the model leaves in float, so that all of it runs in integers. The
+            model then rounds where it did not before; None exports it as it is.
+        audit: What was quantized and how, for models that do not carry it themselves.
+
+    Returns:
+        Sizes and layers.
+
+    Raises:
+        TypeError, ValueError: a model that is not quantized, not converted, or cannot be
+            exported; a layer between quantized activations with a float weight, which ONNX Runtime
+            would quantize silently; an opset that does not exist.
+    """
+    _check(example_inputs, opset)
+    notes = notes_of(model, audit)
+    ready, source = exportable(model)
+    if dynamic_shapes is None:
+        dynamic_shapes = batch_shapes(example_inputs, dynamic_batch)
+    program = program_of(ready, example_inputs, dynamic_shapes)
+    graph = Graph(_to_onnx(program, opset))
+    layers = scopes(graph)
+    tidy(graph)
+    if calibration is not None:
+        complete(graph, calibration)
+        tidy(graph)
+    for output, name in list(layers.items()):
+        layers[output] = notes.names.get(name, name)
+    name_weights(graph, _named_by_weight(graph, layers, notes.weights))
+    _refuse_float_weights(graph)
+    made = graph.to_model()
+    records = _records(graph, notes.records)
+    packed, done = pack_model(made)
+    _describe(made, source, records, opset)
+    del packed.metadata_props[:]
+    packed.metadata_props.extend(made.metadata_props)
+    written = packed if pack and done else made
+    check(written, os.fspath(path))
+    size = write(written, path)
+    return Exported(
+        os.fspath(path),
+        size,
+        made.ByteSize(),
+        _float_bytes(graph),
+        source,
+        Audit(records).require_any(),
+    )
+
+
+def _check(example_inputs: object, opset: object) -> None:
+    if not isinstance(example_inputs, tuple) or not example_inputs:
+        raise TypeError(
+            f"example_inputs must be a tuple of inputs, such as (images,); got "
+            f"{type(example_inputs).__name__}."
+        )
+    newest = onnx.defs.onnx_opset_version()
+    if isinstance(opset, bool) or not isinstance(opset, int):
+        raise TypeError(f"opset must be an int from {MINIMUM_OPSET} to {newest}; got {opset!r}.")
+    if not MINIMUM_OPSET <= opset <= newest:
+        raise ValueError(
+            f"opset must be from {MINIMUM_OPSET} (the first with codes of 4 bits) to {newest} (the "
+            f"newest that onnx {onnx.__version__} knows); got {opset}."
+        )
+
+
+@contextmanager
+def _quiet() -> Any:
+    """The exporter logs and warns about its own affairs."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _to_onnx(program: ExportedProgram, opset: int) -> ModelProto:
+    with _quiet():
+        made = torch.onnx.export(
+            program, (), dynamo=True, opset_version=opset, verbose=False, optimize=True
+        )
+    if made is None:
+        raise ValueError("torch.onnx.export returned nothing.")
+    model = made.model_proto
+    found = max(o.version for o in model.opset_import if o.domain == "")
+    if found != opset:
+        raise ValueError(f"torch.onnx wrote opset {found} where {opset} was asked for.")
+    del model.metadata_props[:]
+    return model
+
+
+def _named_by_weight(
+    graph: Graph, layers: dict[str, str], weights: dict[str, str]
+) -> dict[str, str]:
+    """Layer names by output: what the weight is known as wins over the module's scope."""
+    producers = graph.producers()
+    found = dict(layers)
+    for node in graph.of_type(*LAYERS):
+        source = producers.get(node.input[1])
+        if source is None or source.op_type != "DequantizeLinear":
+            continue
+        stem = source.input[0].removesuffix(".t").removesuffix(".int8")
+        if stem in weights:
+            found[node.output[0]] = weights[stem]
+    return found
+
+
+def _refuse_float_weights(graph: Graph) -> None:
+    wrong = [name for name, _ in float_weights(graph)]
+    if wrong:
+        raise ValueError(
+            f"{wrong[0]!r} and {len(wrong) - 1} more layers have float weights between quantized "
+            "activations; ONNX Runtime would round these to 8 bits of its own, silently. Quantize "
+            "the layers' weights, or leave their activations in float."
+        )
+
+
+def float_weights(graph: Graph) -> list[tuple[str, str]]:
+    """(layer, weight) of layers with quantized inputs and outputs but a float constant weight."""
+    producers, consumers = graph.producers(), graph.consumers()
+    found = []
+    for node in graph.of_type(*LAYERS):
+        x = producers.get(node.input[0])
+        weight = graph.array(node.input[1])
+        if weight is None or weight.ndim < 2 or x is None or x.op_type != "DequantizeLinear":
+            continue
+        if any(c.op_type == "QuantizeLinear" for c in consumers[node.output[0]]):
+            found.append((node.output[0], node.input[1]))
+    return found
+
+
+def _records(graph: Graph, notes: dict[str, Note]) -> list[LayerRecord]:
+    producers = graph.producers()
+    known = {weight.name: weight for weight in weights_of(graph)}
+    records: dict[str, LayerRecord] = {}
+    for node in graph.of_type(*LAYERS):
+        source = producers.get(node.input[1])
+        stored = known.get(source.input[0]) if source is not None else None
+        if stored is None:
+            value = graph.array(node.input[1])
+            if value is not None and value.ndim >= 2:
+                reason = "its weight is float"
+                name = node.input[1].removesuffix(".weight")
+                records.setdefault(name, LayerRecord(name, node.op_type, value.size, False, reason))
+            continue
+        name = stored.name.removesuffix(".weight")
+        coded = encode(stored.rows)
+        bits = 8 if coded is None else coded.width
+        facts: dict[str, Any] = {
+            "spec": f"int8, at most {2**bits} levels a channel",
+            "mac_bits": 8,
+            "stored_bits": bits,
+            **note_for(notes, name),
+        }
+        records.setdefault(
+            name,
+            LayerRecord(name, node.op_type, stored.integers.size, True, kernel="int8", **facts),
+        )
+    return list(records.values())
+
+
+def _describe(model: ModelProto, source: str, records: list[LayerRecord], opset: int) -> None:
+    layers = [
+        {
+            "name": r.name,
+            "kind": r.kind,
+            "numel": r.numel,
+            "quantized": r.quantized,
+            "spec": r.spec,
+            "mac_bits": r.mac_bits,
+            "stored_bits": r.stored_bits,
+        }
+        for r in records
+    ]
+    put_manifest(
+        model,
+        {
+            "format": FORMAT,
+            "zaq_plugin": __version__,
+            "torch": str(torch.__version__),
+            "source": source,
+            "opset": opset,
+            "layers": layers,
+            "digest": digest(model),
+        },
+    )
+
+
+def _float_bytes(graph: Graph) -> int:
+    """Bytes of the constants if integer weights were float32."""
+    total = 0
+    for name in graph.constants:
+        value = graph.array(name)
+        assert value is not None
+        total += 4 * value.size if value.dtype in (np.int8, np.float32) else value.nbytes
+    return max(1, math.ceil(total))

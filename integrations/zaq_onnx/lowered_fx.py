@@ -1,0 +1,336 @@
+"""FX-converted models: int8 modules become float operators between static grids.
+
+A quantized tensor of torch.ao is represented by its values on the grid, in float. Whatever made
+one is followed by that grid; operators that keep the grid of their input (maximum, reshaping) stay
+as they are, and those that round to it (averages) are followed by it.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from zaq_onnx._compat import (
+    ACTIVATIONS,
+    ADDING,
+    CONVOLUTIONS,
+    FIXED_GRIDS,
+    LINEAR,
+    RELU,
+    layer_bias,
+    quantized_weight,
+)
+from zaq_onnx.grids import ActivationGrid, Applied, Weighted
+
+Grid = tuple[float, int]
+
+_quantized = torch.ops.quantized
+_BINARY: dict[Any, tuple[Callable[..., Any], bool]] = {
+    _quantized.add: (operator.add, False),
+    _quantized.add_relu: (operator.add, True),
+    _quantized.mul: (operator.mul, False),
+    _quantized.mul_relu: (operator.mul, True),
+    _quantized.matmul: (torch.matmul, False),
+    _quantized.cat: (torch.cat, False),
+}
+_UNARY: dict[Any, Callable[..., Any]] = {
+    _quantized.hardswish: nn.functional.hardswish,
+    _quantized.leaky_relu: nn.functional.leaky_relu,
+    _quantized.elu: nn.functional.elu,
+    _quantized.softmax: torch.softmax,
+}
+_AVERAGING = (
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AvgPool3d,
+    nn.Upsample,
+    nn.ReLU6,
+    nn.Hardtanh,
+)
+_AVERAGING_CALLS = (
+    nn.functional.adaptive_avg_pool1d,
+    nn.functional.adaptive_avg_pool2d,
+    nn.functional.adaptive_avg_pool3d,
+    nn.functional.avg_pool1d,
+    nn.functional.avg_pool2d,
+    nn.functional.avg_pool3d,
+    nn.functional.interpolate,
+    nn.functional.relu6,
+    nn.functional.hardtanh,
+    torch.mean,
+    torch.clamp,
+    "mean",
+    "clamp",
+)
+
+
+def is_converted_fx(model: nn.Module) -> bool:
+    """Whether a model came from convert_fx or convert_to_reference_fx."""
+    kinds = (*CONVOLUTIONS, *LINEAR)
+    return isinstance(model, fx.GraphModule) and any(isinstance(m, kinds) for m in model.modules())
+
+
+def from_fx(converted: fx.GraphModule) -> fx.GraphModule:
+    """A copy of an FX-converted model in float arithmetic, every tensor on its grid.
+
+    Raises:
+        ValueError: an int8 operator of torch.ao that has no counterpart here.
+    """
+    return _Rewriter(copy.deepcopy(converted)).run()
+
+
+class _Rewriter:
+    def __init__(self, model: fx.GraphModule) -> None:
+        self.model = model
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.grids: dict[fx.Node, Grid] = {}
+        self.count = 0
+
+    def run(self) -> fx.GraphModule:
+        for node in list(self.model.graph.nodes):
+            if node.op == "call_function":
+                self._function(node)
+            elif node.op == "call_module":
+                self._module(node)
+            elif node.op == "call_method":
+                self._method(node)
+        self.model.graph.eliminate_dead_code()
+        self.model.graph.lint()
+        made = fx.GraphModule(self.model, self.model.graph)
+        made.eval()
+        return made
+
+    # ---- the three kinds of nodes ----------------------------------------------------------------
+
+    def _function(self, node: fx.Node) -> None:
+        target: Any = node.target
+        if target is torch.quantize_per_tensor:
+            grid = self._number(node.args[1]), int(self._number(node.args[2]))
+            signed = node.args[3] is torch.qint8
+            self._replace(node, node.args[0], grid, signed=signed)
+        elif target is torch.dequantize:
+            self._leave_grid(node)
+        elif target is _quantized.clamp or getattr(target, "overloadpacket", None) is (
+            _quantized.clamp
+        ):
+            self._clamp(node)
+        elif target in _BINARY:
+            function, relu = _BINARY[target]
+            *operands, scale, zero_point = node.args
+            with self.model.graph.inserting_before(node):
+                made = self.model.graph.call_function(function, tuple(operands))
+                if relu:
+                    made = self.model.graph.call_function(torch.relu, (made,))
+            self._replace(node, made, (self._number(scale), int(self._number(zero_point))))
+        elif target in _UNARY:
+            self._unary(node)
+        elif target in FIXED_GRIDS:
+            self._follow(node, FIXED_GRIDS[target])
+        elif "quantized" in str(target):
+            raise ValueError(
+                f"{node.name}: torch.ao's operator {target} cannot be exported. Leave it out of "
+                "the quantization (qconfig mapping), or quantize with zaq_pt2e."
+            )
+        elif target is not operator.getitem or self._grid_of(node) is not None:
+            self._keep(node, target in _AVERAGING_CALLS)
+
+    def _module(self, node: fx.Node) -> None:
+        module = self.modules[str(node.target)]
+        kind = type(module)
+        if isinstance(module, (*CONVOLUTIONS, *LINEAR)):
+            self._layer(node, module)
+        elif isinstance(module, nn.Sequential) and isinstance(module[0], (*CONVOLUTIONS, *LINEAR)):
+            # A fused reference layer: its parts are float modules but for the first.
+            self.model.set_submodule(f"{node.target}.0", _weighted(str(node.target), module[0]))
+        elif kind in ACTIVATIONS:
+            self._activation(node, module)
+        elif kind in FIXED_GRIDS:
+            self._follow(node, FIXED_GRIDS[kind])
+        elif kind.__module__.startswith("torch.ao."):
+            raise ValueError(
+                f"{node.target}: torch.ao's module {kind.__name__} cannot be exported. Leave it "
+                "out of the quantization (qconfig mapping), or quantize with zaq_pt2e."
+            )
+        else:
+            self._keep(node, isinstance(module, _AVERAGING))
+
+    def _method(self, node: fx.Node) -> None:
+        if node.target == "dequantize":
+            self._leave_grid(node)
+        elif node.target in FIXED_GRIDS and self._grid_of(node) is not None:
+            self._follow(node, FIXED_GRIDS[node.target])
+        else:
+            self._keep(node, node.target in _AVERAGING_CALLS)
+
+    # ---- what becomes of a node ------------------------------------------------------------------
+
+    def _layer(self, node: fx.Node, module: Any) -> None:
+        made = _weighted(str(node.target), module)
+        name = str(node.target)
+        self.model.set_submodule(name, made)
+        with self.model.graph.inserting_before(node):
+            value = self.model.graph.call_module(name, (node.args[0],))
+            if isinstance(module, ADDING):
+                value = self.model.graph.call_function(operator.add, (value, node.args[1]))
+            if isinstance(module, RELU) or type(module).__name__ == "ConvAddReLU2d":
+                value = self.model.graph.call_function(torch.relu, (value,))
+        if not isinstance(getattr(module, "scale", None), float | Tensor):
+            node.replace_all_uses_with(value)  # a reference layer: its grid is a node of its own
+            self.model.graph.erase_node(node)
+            return
+        self._replace(node, value, (float(module.scale), int(module.zero_point)))
+
+    def _activation(self, node: fx.Node, module: Any) -> None:
+        kind = ACTIVATIONS[type(module)]
+        name = str(node.target)
+        self.model.set_submodule(name, Applied(kind, _arguments(kind, module)))
+        with self.model.graph.inserting_before(node):
+            made = self.model.graph.call_module(name, (node.args[0],))
+        self._replace(node, made, (float(module.scale), int(module.zero_point)))
+
+    def _unary(self, node: fx.Node) -> None:
+        target: Any = node.target
+        names = ("scale", "output_scale"), ("zero_point", "output_zero_point")
+        found = [next((node.kwargs[n] for n in group if n in node.kwargs), None) for group in names]
+        rest = list(node.args[1:])
+        if None in found:
+            found, rest = rest[-2:], rest[:-2]
+        with self.model.graph.inserting_before(node):
+            made = self.model.graph.call_function(_UNARY[target], (node.args[0], *rest))
+        self._replace(node, made, (self._number(found[0]), int(self._number(found[1]))))
+
+    def _keep(self, node: fx.Node, rounds: bool) -> None:
+        """A node that stays; its output has its input's grid, if that is quantized."""
+        grid = self._grid_of(node)
+        if grid is None:
+            return
+        if rounds:
+            self._follow(node, grid)
+        else:
+            self.grids[node] = grid
+
+    def _follow(self, node: fx.Node, grid: Grid) -> None:
+        if self._grid_of(node) is None:
+            return
+        name = self._added(ActivationGrid(*grid))
+        with self.model.graph.inserting_after(node):
+            made = self.model.graph.call_module(name, (node,))
+        node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
+        self.grids[made] = grid
+
+    def _replace(self, node: fx.Node, value: Any, grid: Grid, signed: bool = False) -> None:
+        low, high = (-128, 127) if signed else (0, 255)
+        name = self._added(ActivationGrid(*grid, low, high))
+        with self.model.graph.inserting_before(node):
+            made = self.model.graph.call_module(name, (value,))
+        node.replace_all_uses_with(made)
+        self.model.graph.erase_node(node)
+        self.grids[made] = grid
+
+    def _bypass(self, node: fx.Node) -> None:
+        node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+        self.model.graph.erase_node(node)
+
+    def _leave_grid(self, node: fx.Node) -> None:
+        """Past a dequantize node values are floats: nothing rounds to the grid any more."""
+        name = self._added(nn.Identity())
+        with self.model.graph.inserting_before(node):
+            made = self.model.graph.call_module(name, (node.args[0],))
+        node.replace_all_uses_with(made)
+        self.model.graph.erase_node(node)
+
+    def _clamp(self, node: fx.Node) -> None:
+        """A clamp of integers: the grid before it becomes that narrow, or a narrow one follows."""
+        source: Any = node.args[0]
+        scale, zero = self.grids[source]
+        low, high = (round(float(v) / scale) + zero for v in node.args[1:3])  # type: ignore[arg-type]
+        module = self.modules.get(str(source.target)) if source.op == "call_module" else None
+        if isinstance(module, ActivationGrid) and len(source.users) == 1:
+            module.low, module.high = max(module.low, low), min(module.high, high)
+            self._bypass(node)
+        else:
+            name = self._added(ActivationGrid(scale, zero, max(low, 0), min(high, 255)))
+            with self.model.graph.inserting_before(node):
+                made = self.model.graph.call_module(name, (source,))
+            node.replace_all_uses_with(made)
+            self.model.graph.erase_node(node)
+            self.grids[made] = (scale, zero)
+
+    # ---- small things ----------------------------------------------------------------------------
+
+    def _grid_of(self, node: fx.Node) -> Grid | None:
+        return next((self.grids[n] for n in node.all_input_nodes if n in self.grids), None)
+
+    def _added(self, module: nn.Module) -> str:
+        self.count += 1
+        name = f"zaq_grid_{self.count}"
+        self.model.add_submodule(name, module)
+        self.modules[name] = module
+        return name
+
+    def _number(self, value: Any) -> float:
+        if isinstance(value, fx.Node):
+            found: Any = self.model
+            for part in str(value.target).split("."):
+                found = getattr(found, part)
+            return float(found)
+        return float(value)
+
+
+def _weighted(name: str, module: nn.Module) -> Weighted:
+    """The float layer with the integer weight of a converted or reference one."""
+    weight = quantized_weight(module)
+    integers = weight.int_repr()
+    if weight.qscheme() in (torch.per_channel_affine, torch.per_channel_symmetric):
+        scale, axis = weight.q_per_channel_scales().float(), weight.q_per_channel_axis()
+        zero = weight.q_per_channel_zero_points()
+    else:
+        scale, axis = torch.tensor([weight.q_scale()]), 0
+        zero = torch.tensor([weight.q_zero_point()])
+        scale = scale.expand(integers.shape[0]).clone()
+    if bool(zero.any()):
+        raise ValueError(
+            f"{name}: the weight's zero point is not 0; int8 kernels want symmetric "
+            "weights (torch.per_channel_symmetric)."
+        )
+    function = "linear" if isinstance(module, LINEAR) else _named(module)
+    options = {} if function == "linear" else _options(module)
+    return Weighted(function, integers, scale, axis, layer_bias(module), options)
+
+
+def _named(module: nn.Module) -> str:
+    return next(name for kind, name in CONVOLUTIONS.items() if isinstance(module, kind))
+
+
+def _options(module: Any) -> dict[str, object]:
+    names = ["stride", "padding", "dilation", "groups"]
+    if getattr(module, "transposed", False):
+        names.append("output_padding")
+    if getattr(module, "padding_mode", "zeros") != "zeros":
+        raise ValueError(f"padding_mode {module.padding_mode!r} cannot be exported; use 'zeros'.")
+    return {name: getattr(module, name) for name in names}
+
+
+def _arguments(kind: str, module: Any) -> dict[str, Any]:
+    if kind == "leaky_relu":
+        return {"negative_slope": float(module.negative_slope)}
+    if kind == "elu":
+        return {"alpha": float(module.alpha)}
+    if kind == "softmax":
+        return {"dim": module.dim}
+    if kind in ("layer_norm", "group_norm", "instance_norm"):
+        made = {"weight": module.weight, "bias": module.bias, "eps": module.eps}
+        if kind == "layer_norm":
+            made["normalized_shape"] = module.normalized_shape
+        elif kind == "group_norm":
+            made["num_groups"] = module.num_groups
+        return made
+    return {}

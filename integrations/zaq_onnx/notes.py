@@ -1,0 +1,78 @@
+"""What a model knows about itself: names and formats of its layers, as its host wrote them down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx, nn
+
+from zaq_onnx.simulated import is_simulated
+from zaq_plugin.ptq import quantized_tensors
+from zaq_plugin.report import Audit
+
+Note = dict[str, Any]
+FIELDS = ("spec", "mac_bits", "stored_bits", "sqnr_db", "entropy_bits", "activation")
+
+
+@dataclass
+class Notes:
+    """Names and formats.
+
+    Attributes:
+        records: Fields of a `LayerRecord` by layer.
+        names: Layer by the module's name in the exported program, where they differ.
+        weights: Layer by the name of its weight tensor.
+    """
+
+    records: dict[str, Note] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
+
+
+def notes_of(model: nn.Module, audit: Audit | None = None) -> Notes:
+    """Everything that can be read from a model without its host."""
+    found = Notes()
+    if isinstance(model, fx.GraphModule):
+        _from_graph(model, found)
+    if isinstance(model, nn.Module) and is_simulated(model):
+        for name, tensor in quantized_tensors(model).items():
+            spec = tensor.spec
+            found.records[name] = {
+                "spec": spec.label,
+                "mac_bits": spec.mac_bits,
+                "stored_bits": spec.stored_bits,
+            }
+    carried = getattr(model, "zaq_audit", None)
+    for source in (carried, audit):
+        if isinstance(source, Audit):
+            for record in source.quantized:
+                values = {k: getattr(record, k) for k in FIELDS}
+                found.records[record.name] = {k: v for k, v in values.items() if v is not None}
+    return found
+
+
+def _from_graph(model: fx.GraphModule, found: Notes) -> None:
+    """Names and notes on the nodes of an exported graph, by the tensor that a layer reads."""
+    for node in model.graph.nodes:
+        if node.op != "call_function" or len(node.args) < 2:
+            continue
+        weight = node.args[1]
+        while isinstance(weight, fx.Node) and weight.op == "call_function" and weight.args:
+            weight = weight.args[0]  # type: ignore[assignment]
+        if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+            continue
+        custom = node.meta.get("custom") or {}
+        note: Note = next((v for v in custom.values() if isinstance(v, dict)), {})
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        name = note.get("name") or (str(stack[-1][0]) if stack else "")
+        if not name:
+            continue
+        found.weights[str(weight.target)] = name
+        if "mac_bits" in note:
+            found.records[name] = {k: note[k] for k in FIELDS if k in note}
+
+
+def note_for(notes: dict[str, Note], layer: str) -> Note:
+    """A layer's note; hosts call the parts of fused modules ``name.0``."""
+    return dict(notes.get(layer) or notes.get(layer.removesuffix(".0")) or {})

@@ -1,0 +1,167 @@
+"""Running a model under ONNX Runtime and OpenVINO, and looking at what they made of it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import ModelProto, NodeProto
+from torch import Tensor
+
+from zaq_onnx._compat import LAYER, ORT_INTEGER, ORT_REQUANTIZER, PRECISION
+from zaq_onnx.files import Path_, serialize
+from zaq_onnx.graph import Array
+
+_FATAL = 4
+HEAVY = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose")
+"""Float kernels of layers, as ONNX Runtime calls them."""
+
+
+def ort_session(
+    model: ModelProto | Path_,
+    *,
+    optimize: bool = True,
+    layout: bool = True,
+    threads: int = 1,
+    save: Path_ | None = None,
+    requantize: bool = True,
+) -> Any:
+    """A session on the CPU.
+
+    Args:
+        model: A model or a file.
+        optimize: Let the runtime fuse operators; else every operator runs as it stands.
+        layout: Let it choose channels-last kernels, too.
+        threads: Threads within an operator.
+        save: Where to write the optimized graph.
+        requantize: Let it quantize float weights between quantized activations.
+
+    Raises:
+        ValueError: the runtime refuses the model.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL
+    options.intra_op_num_threads = threads
+    levels = onnxruntime.GraphOptimizationLevel
+    if not optimize:
+        options.graph_optimization_level = levels.ORT_DISABLE_ALL
+    elif not layout:
+        options.graph_optimization_level = levels.ORT_ENABLE_EXTENDED
+    if save is not None:
+        options.optimized_model_filepath = os.fspath(save)
+    source = serialize(model) if isinstance(model, ModelProto) else os.fspath(model)
+    disabled = [] if requantize else [ORT_REQUANTIZER]
+    try:
+        return onnxruntime.InferenceSession(
+            source, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+        )
+    except Exception as error:  # the runtime's errors share no base class
+        text = str(error).strip().splitlines()[0]
+        raise ValueError(f"ONNX Runtime refuses the model: {text}") from error
+
+
+def feeds_of(session: Any, inputs: Sequence[Any]) -> dict[str, Array]:
+    """Inputs by name.
+
+    Raises:
+        ValueError: their number is wrong.
+    """
+    names = [i.name for i in session.get_inputs()]
+    if len(names) != len(inputs):
+        raise ValueError(
+            f"the model takes {len(names)} inputs ({', '.join(names)}); got {len(inputs)}."
+        )
+    return {name: as_array(x) for name, x in zip(names, inputs, strict=True)}
+
+
+def as_array(x: Any) -> Array:
+    """A tensor or an array as an array."""
+    return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+
+
+def run_ort(session: Any, inputs: Sequence[Any]) -> list[Array]:
+    """All outputs of a session."""
+    found: list[Array] = session.run(None, feeds_of(session, inputs))
+    return found
+
+
+def optimized(model: ModelProto | Path_, *, layout: bool = True) -> ModelProto:
+    """The graph that ONNX Runtime runs in place of a model.
+
+    Args:
+        model: A model or a file.
+        layout: See `ort_session`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "optimized.onnx")
+        ort_session(model, save=path, layout=layout)
+        return onnx.load(path)
+
+
+def kernels(graph: ModelProto) -> Counter[str]:
+    """How many nodes of each kernel an optimized graph has."""
+    return Counter(node.op_type for node in graph.graph.node)
+
+
+def is_integer(node: NodeProto) -> bool:
+    """Whether a node of an optimized graph computes in integers."""
+    return node.op_type.startswith(ORT_INTEGER)
+
+
+def openvino_compiled(model: ModelProto | Path_, threads: int = 1) -> Any:
+    """A model compiled by OpenVINO for the CPU.
+
+    Raises:
+        ImportError: OpenVINO is not installed.
+        ValueError: it refuses the model.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise ImportError(
+            "openvino is not installed. Install it with: pip install 'zaq_plugin[onnx]', or leave "
+            "it out: runtimes=('onnxruntime',)."
+        ) from error
+    core = openvino.Core()
+    settings = {
+        "INFERENCE_NUM_THREADS": str(threads),
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",  # or machines with bfloat16 round what stays in float
+    }
+    try:
+        if isinstance(model, ModelProto):
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, "model.onnx")
+                path.write_bytes(serialize(model))
+                return core.compile_model(core.read_model(path), "CPU", settings)
+        return core.compile_model(core.read_model(os.fspath(model)), "CPU", settings)
+    except Exception as error:
+        text = str(error).strip().splitlines()[0]
+        raise ValueError(f"OpenVINO refuses the model: {text}") from error
+
+
+def run_openvino(compiled: Any, inputs: Sequence[Any]) -> list[Array]:
+    """All outputs of a compiled model."""
+    found = compiled([as_array(x) for x in inputs])
+    return [np.array(found[output]) for output in compiled.outputs]
+
+
+def openvino_kernels(compiled: Any) -> Counter[str]:
+    """``layer type, precision`` of what OpenVINO runs."""
+    found: Counter[str] = Counter()
+    for node in compiled.get_runtime_model().get_ops():
+        info = node.get_rt_info()
+        if LAYER in info and PRECISION in info:
+            found[f"{_text(info[LAYER])} {_text(info[PRECISION])}"] += 1
+    return found
+
+
+def _text(value: Any) -> str:
+    return str(value.astype(str) if hasattr(value, "astype") else value)

@@ -1,0 +1,86 @@
+"""Simulated models (``zaq_plugin.ptq.simulate``): fake-quantizers become static grids."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from zaq_onnx.grids import ActivationGrid, IntegerWeight
+from zaq_plugin.fake_quantize import ActivationFakeQuantize, PWLQActivationFakeQuantize
+from zaq_plugin.ptq import quantized_tensors
+from zaq_plugin.ptq.simulate import quantized_layers
+from zaq_plugin.pwlq import PWLQTensor
+
+
+def is_simulated(model: nn.Module) -> bool:
+    """Whether some layer of a model has a weight that a parametrization fake-quantizes."""
+    return any(True for _ in quantized_layers(model))
+
+
+def from_simulated(model: nn.Module) -> nn.Module:
+    """A copy of a simulated model with integer weights and static activation grids.
+
+    Raises:
+        ValueError: an activation grid that no int8 kernel computes with, or that has seen no
+            data; levels that are no int8.
+    """
+    tensors = quantized_tensors(model)
+    made = copy.deepcopy(model).eval()
+    for attribute in ("zaq_plan", "zaq_audit"):
+        made.__dict__.pop(attribute, None)
+    shared: dict[int, nn.Parameter] = {}
+    for name, tensor in tensors.items():
+        layer = made.get_submodule(name)
+        parametrized: Any = layer.parametrizations
+        integers = shared.setdefault(
+            id(parametrized.weight.original),
+            nn.Parameter(_int8(name, tensor), requires_grad=False),
+        )
+        weight = IntegerWeight(tensor.scale, 0 if tensor.axis is None else tensor.axis)
+        # Not removed and registered anew: deep copies share the class that holds the property.
+        parametrized["weight"] = parametrize.ParametrizationList([weight], integers, unsafe=True)
+    for name, module in list(made.named_modules()):
+        if isinstance(module, ActivationFakeQuantize | PWLQActivationFakeQuantize):
+            made.set_submodule(name, static_grid(name, module))
+    return made
+
+
+def _int8(name: str, tensor: PWLQTensor) -> torch.Tensor:
+    if tensor.codebook.is_floating_point():
+        raise ValueError(
+            f"layer {name!r}: {tensor.spec.label} has float levels, which no int8 kernel "
+            "computes with. Use grid='int8' (up to 6 MAC bits)."
+        )
+    integers = tensor.integer_weight()
+    if int(integers.abs().max()) > 127:
+        raise ValueError(
+            f"layer {name!r}: {tensor.spec.label} has integers up to {int(integers.abs().max())}, "
+            "beyond int8. Use a symmetric 8-bit format, or 7 bits and fewer."
+        )
+    return integers.to(torch.int8)
+
+
+def static_grid(name: str, module: Any) -> nn.Module:
+    """The grid of a calibrated activation fake-quantizer; Identity if it is switched off.
+
+    Raises:
+        ValueError: PWLQ activations, which are simulated only, or one without data.
+    """
+    if isinstance(module, PWLQActivationFakeQuantize):
+        raise ValueError(
+            f"{name}: PWLQ activations ({module.format.label}) are simulated: no int8 kernel "
+            "computes with them. Use a number of bits for activations."
+        )
+    if not module.switches()[1]:
+        raise ValueError(
+            f"{name}: the activation has no range yet. Run zaq_plugin.ptq.calibrate(student, "
+            "batches) before the export."
+        )
+    scale, zero_point = module.calculate_qparams()
+    return ActivationGrid(
+        float(scale), int(zero_point), int(module.quant_min), int(module.quant_max)
+    )

@@ -1,0 +1,154 @@
+"""Any quantized model as one exported program of quantize and dequantize operators.
+
+Models are recognised by what they are made of; no host is imported.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.overrides import TorchFunctionMode
+
+from zaq_onnx._compat import QUANTIZED_LIBRARY
+from zaq_onnx.lowered_fx import from_fx, is_converted_fx
+from zaq_onnx.simulated import from_simulated, is_simulated
+from zaq_plugin._host_module import HostModule
+
+assert QUANTIZED_LIBRARY is not None
+
+_ops = torch.ops.quantized_decomposed
+_aten = torch.ops.aten
+_PER_TENSOR = (
+    torch.fake_quantize_per_tensor_affine,
+    _aten.fake_quantize_per_tensor_affine.default,
+    _aten.fake_quantize_per_tensor_affine.tensor_qparams,
+)
+_PER_CHANNEL = (
+    torch.fake_quantize_per_channel_affine,
+    _aten.fake_quantize_per_channel_affine.default,
+)
+QUANTIZE = (
+    _ops.quantize_per_tensor.default,
+    _ops.quantize_per_tensor.tensor,
+    _ops.quantize_per_channel.default,
+)
+
+
+def exportable(model: nn.Module) -> tuple[nn.Module, str]:
+    """A copy of a quantized model that ``torch.export`` takes, and the word for what it was.
+
+    Raises:
+        TypeError: the model is no module.
+        ValueError: it is prepared but not converted, or holds what cannot be exported.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"export: expected a quantized nn.Module; got {type(model).__name__}.")
+    if is_simulated(model):
+        return from_simulated(model), "simulated"
+    if is_converted_fx(model):
+        assert isinstance(model, fx.GraphModule)
+        return from_fx(model), "FX-converted"
+    watchers = [name for name, m in model.named_modules() if isinstance(m, HostModule)]
+    if watchers:
+        raise ValueError(
+            f"the model still holds observers or fake-quantizers ({watchers[0]!r} and "
+            f"{len(watchers) - 1} more): it is prepared, but not converted. Call convert_fx, "
+            "convert_pt2e or zaq_nncf.strip first."
+        )
+    targets = [n.target for m in model.modules() if isinstance(m, fx.GraphModule) for n in _all(m)]
+    if any(str(t).startswith("zaq.") for t in targets):
+        raise ValueError(
+            "the model's weights are packed for torch.export; int8 is wanted here. Call "
+            "zaq_pt2e.unpack(model) first: zaq_onnx packs the file by itself."
+        )
+    if any(t in QUANTIZE for t in targets):
+        return model, "PT2E-converted"
+    return model, "stripped"
+
+
+def _all(model: fx.GraphModule) -> list[fx.Node]:
+    return list(model.graph.nodes)
+
+
+def program_of(model: nn.Module, inputs: tuple[Any, ...], dynamic_shapes: Any) -> ExportedProgram:
+    """Export an `exportable` model; fake-quantize operators become quantize and dequantize.
+
+    Raises:
+        ValueError: ``torch.export`` cannot take the model; nothing in it is quantized.
+    """
+    with warnings.catch_warnings(), torch.no_grad(), SpelledOut():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes)
+        except Exception as error:
+            raise ValueError(
+                f"torch.export cannot take this {type(model).__name__}: {error}"
+            ) from error
+    if not any(node.target in QUANTIZE for node in program.graph.nodes):
+        raise ValueError(
+            "nothing in this model is quantized: it has no quantize operator. Expected a model "
+            "from convert_fx, convert_pt2e, zaq_nncf.strip or zaq_plugin.ptq.simulate."
+        )
+    return program
+
+
+class SpelledOut(TorchFunctionMode):
+    """While exporting: fake-quantize operators become quantize and dequantize.
+
+    ``torch.export`` itself cannot take fake-quantize operators with a dynamic batch, and the ONNX
+    exporter not all of their ranges. Narrow grids are clamped before they are quantized.
+    """
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run one operator."""
+        if func in _PER_TENSOR:
+            return _per_tensor(*args, **(kwargs or {}))
+        if func in _PER_CHANNEL:
+            return _per_channel(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _per_tensor(
+    x: Tensor, scale: float | Tensor, zero_point: int | Tensor, quant_min: int, quant_max: int
+) -> Tensor:
+    low, high, dtype = _integers(quant_min, quant_max)
+    if (quant_min, quant_max) not in ((low, high), (-127, 127)):
+        bounds = [(q - zero_point) * scale for q in (quant_min, quant_max)]
+        x = torch.clamp(x, bounds[0], bounds[1])  # type: ignore[arg-type]
+    grid = (scale, zero_point, low, high, dtype)
+    form = "tensor" if isinstance(scale, Tensor) else "default"
+    codes = getattr(_ops.quantize_per_tensor, form)(x, *grid)
+    values: Tensor = getattr(_ops.dequantize_per_tensor, form)(codes, *grid)
+    return values
+
+
+def _per_channel(
+    x: Tensor, scale: Tensor, zero_point: Tensor, axis: int, quant_min: int, quant_max: int
+) -> Tensor:
+    *_, dtype = _integers(quant_min, quant_max)
+    grid = (scale, zero_point, axis, quant_min, quant_max, dtype)
+    codes = _ops.quantize_per_channel.default(x, *grid)
+    values: Tensor = _ops.dequantize_per_channel.default(codes, *grid)
+    return values
+
+
+def _integers(low: int, high: int) -> tuple[int, int, torch.dtype]:
+    return (-128, 127, torch.int8) if low < 0 else (0, 255, torch.uint8)
+
+
+def batch_shapes(inputs: tuple[Any, ...], dynamic_batch: bool) -> Any:
+    """``dynamic_shapes`` for inputs whose first dimension is the batch."""
+    if not dynamic_batch:
+        return None
+    batch = torch.export.Dim.AUTO
+    return tuple({0: batch} if isinstance(x, Tensor) and x.dim() else None for x in inputs)
