@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from zaq_nncf._compat import BaseQuantizer, HookStorage, decode_hook_name, hooks_of
+from zaq_nncf.placement import Placement
 from zaq_nncf.quantizers import ActivationQuantizer, PWLQWeightQuantizer
 from zaq_nncf.settings import layer_name
 from zaq_nncf.static import StaticActivation, StaticWeight
@@ -19,11 +20,13 @@ NOTES = "_zaq_nncf_notes"
 """Attribute of a model from `zaq_nncf.quantize`: what was asked for."""
 
 
-def audit(model: nn.Module) -> Audit:
+def audit(model: nn.Module, example_input: Any = None) -> Audit:
     """What was quantized in a model from NNCF, and what was not and why.
 
     Args:
         model: From `zaq_nncf.quantize`, ``nncf.quantize`` or `zaq_nncf.strip`.
+        example_input: A tensor, tuple or mapping that the model is called with; only needed to see
+            the activations of a model that plain ``nncf.quantize`` made while PWLQ was registered.
 
     Returns:
         One record per convolution, linear layer and other weight that NNCF quantized.
@@ -32,6 +35,11 @@ def audit(model: nn.Module) -> Audit:
         ValueError: nothing was quantized, or the model is not NNCF's.
     """
     storage = hooks_of(model)
+    if example_input is not None:
+        sources = Placement(model, example_input).sources()
+        for _, module in storage.named_hooks():
+            if isinstance(module, PWLQWeightQuantizer):
+                module.source = sources.get(module.weight)
     quantizers = dict(weight_quantizers(model))
     parameters = dict(model.named_parameters(remove_duplicate=False))
     owners = {
@@ -117,15 +125,14 @@ def _record(
         facts = dict(quantizer.facts)
     kernel = "simulated"
     if stripped:
-        exact = activation is not None
-        kernel = f"int8 {kind} once exported" if exact else f"float32 {kind} on int8 weights"
+        kernel = f"int8 {kind} once exported" if activation else f"{kind} on int8 weights"
     return LayerRecord(
         layer_name(name),
         kind,
         value.numel(),
         True,
         kernel=kernel,
-        activation=activation or "float32 or NNCF's own",
+        activation=activation,
         **facts,
     )
 

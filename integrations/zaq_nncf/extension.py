@@ -18,10 +18,6 @@ from zaq_nncf._compat import (
 SECONDS = 1800
 """How long compilation may take; NNCF's own limit of 60 seconds is short for a busy machine."""
 
-STALE = 180.0
-"""A lock in a build folder where nothing was written for so many seconds was left by a killed
-process, and would be waited for in vain."""
-
 
 def compile_extension() -> None:
     """Compile and load NNCF's CPU kernels now, saying so, unless that was done already.
@@ -34,7 +30,6 @@ def compile_extension() -> None:
     if extension_is_loaded():
         return
     folder = extension_folder()
-    _drop_stale_lock(folder / "lock")
     if not list(folder.glob("*.so")):
         _say(f"zaq_nncf: compiling NNCF's CPU kernels, once ({folder}); about a minute ...")
     begin = time.perf_counter()
@@ -65,17 +60,6 @@ def _missing() -> str:
     if missing:
         return f"{' and '.join(missing)} not found"
     return "compiler and ninja are there, but failed; NNCF's warning above says how"
-
-
-def _drop_stale_lock(lock: object) -> None:
-    path = str(lock)
-    if not os.path.exists(path):
-        return
-    folder = os.path.dirname(path)
-    newest = max(os.path.getmtime(os.path.join(folder, name)) for name in os.listdir(folder))
-    if time.time() - newest > STALE:
-        os.remove(path)
-        _say(f"zaq_nncf: removed {path}, left by a compilation that was killed")
 
 
 def _say(text: str) -> None:

@@ -93,15 +93,14 @@ def quantize(
         config=config,
     )
     prepared = prepare_model(model, example)
-    biases = _biases(prepared)
+    before = {name: value.detach().clone() for name, value in prepared.named_parameters()}
     with registration._register(settings):
         quantized: nn.Module = nncf.quantize(prepared, dataset, **options)
     placed = _placed(quantized)
     quantized.__dict__[NOTES] = _notes(options)
     _require_any(quantized, placed, settings)
-    _remember_shifts(quantized, placed, biases)
-    quantized.eval()
-    placement = Placement(quantized, example)
+    placement = Placement(quantized.eval(), example)
+    _remember_shifts(quantized, placement, before)
     sources = placement.sources()
     for quantizer in placed:
         quantizer.source = sources.get(quantizer.weight)
@@ -151,23 +150,16 @@ def _require_any(model: nn.Module, placed: list[PWLQWeightQuantizer], settings: 
         )
 
 
-def _biases(model: nn.Module) -> dict[str, Tensor]:
-    return {
-        name: module.bias.detach().clone()
-        for name, module in model.named_modules()
-        if isinstance(getattr(module, "bias", None), Tensor) and hasattr(module, "weight")
-    }
-
-
 @torch.no_grad()
-def _remember_shifts(
-    model: nn.Module, placed: list[PWLQWeightQuantizer], before: Mapping[str, Tensor]
-) -> None:
+def _remember_shifts(model: nn.Module, placement: Placement, before: Mapping[str, Tensor]) -> None:
     """What bias correction took out of each bias, kept beside the weight for the teacher."""
-    for quantizer in placed:
-        if quantizer.layer not in before or not quantizer.weight.endswith("weight"):
+    storage, done = hooks_of(model), set()
+    for hook, name in placement.biases().items():
+        quantizer: Any = storage.get_submodule(hook)
+        if name in done or not isinstance(quantizer, PWLQWeightQuantizer):
             continue
-        now: Any = model.get_submodule(quantizer.layer).bias
-        shift = before[quantizer.layer].to(now.device) - now
+        done.add(name)
+        now = model.get_parameter(name)
+        shift = before[name].to(now.device) - now
         if bool(shift.any()):
-            quantizer.bias_shift = shift.float()
+            quantizer.bias, quantizer.bias_shift = name, shift.float()

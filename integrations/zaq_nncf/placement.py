@@ -77,6 +77,23 @@ class Placement:
             stack.extend(self.graph.get_next_nodes(reader))
         return False
 
+    def biases(self) -> dict[str, str]:
+        """For each hook on a layer's weight the name of the layer's bias, if it has one."""
+        found: dict[str, str] = {}
+        for node in self.graph.get_all_nodes():
+            port = getattr(node.metatype, "bias_port_id", None)
+            if not is_weighted(node) or port is None:
+                continue
+            edges = {
+                edge.input_port_id: edge.from_node for edge in self.graph.get_input_edges(node)
+            }
+            bias = edges.get(port)
+            for weight_port in node.metatype.weight_port_ids:
+                hook = self.hooks.get(getattr(edges.get(weight_port), "node_id", -1))
+                if hook is not None and bias is not None and self._is_parameter(bias):
+                    found[hook] = str(bias.layer_attributes.name)
+        return found
+
     def sources(self) -> dict[str, str]:
         """For each weight of a layer the hook on the layer's input; parameter name to hook."""
         found: dict[str, str] = {}

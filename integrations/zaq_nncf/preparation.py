@@ -74,7 +74,7 @@ def _is_exported(model: fx.GraphModule) -> bool:
 
 
 def check_weights(model: nn.Module) -> None:
-    """Raise ValueError for weights that are empty, not floating-point, NaN or infinite."""
+    """Raise ValueError for weights that are NaN or infinite."""
     for name, layer in model.named_modules():
         if not isinstance(layer, LAYERS):
             continue
@@ -83,6 +83,6 @@ def check_weights(model: nn.Module) -> None:
         if weight.numel() and not bool(torch.isfinite(weight).all()):
             count = int((~torch.isfinite(weight)).sum())
             raise ValueError(
-                f"{name} ({kind}): {count} weights are NaN or infinite. Repair the checkpoint, or "
-                "leave the layer out with nncf.IgnoredScope."
+                f"{name} ({kind}): {count} of {weight.numel()} weights are NaN or infinite; repair "
+                "the checkpoint."
             )

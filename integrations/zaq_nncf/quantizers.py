@@ -93,6 +93,7 @@ class PWLQWeightQuantizer(SymmetricQuantizer):
         self.grid.disable_observer()  # edges are solved once, at the first forward
         self.weight = weight
         self.source: str | None = None  # the hook on the layer's input, once that is known
+        self.bias: str | None = None  # the parameter that bias_shift was taken out of
         self.register_buffer("bias_shift", torch.empty(0))
         _freeze_own_ranges(self)
 
@@ -100,11 +101,6 @@ class PWLQWeightQuantizer(SymmetricQuantizer):
     def spec(self) -> QuantSpec:
         """The number format."""
         return self.grid.spec
-
-    @property
-    def layer(self) -> str:
-        """The module that owns the weight, as a dotted name; empty for the root."""
-        return self.weight.rpartition(".")[0]
 
     def quantize(self, x: Tensor, execute_traced_op_as_identity: bool = False) -> Tensor:
         """The weight on its levels; same shape."""
@@ -159,6 +155,7 @@ class PWLQWeightQuantizer(SymmetricQuantizer):
             "ch_axis": self.grid.ch_axis,
             "weight": self.weight,
             "source": self.source,
+            "bias": self.bias,
         }
 
     @classmethod
@@ -166,7 +163,7 @@ class PWLQWeightQuantizer(SymmetricQuantizer):
         """Undo `get_config`."""
         spec = spec_from_json(state["spec"])
         made = cls(_nncf_spec(state["qspec"]), spec, state["ch_axis"], state["weight"])
-        made.source = state.get("source")
+        made.source, made.bias = state.get("source"), state.get("bias")
         return made
 
     def _load_from_state_dict(

@@ -62,8 +62,14 @@ class Settings:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether a pattern names a layer: exactly, as a module around it, or by * ? []."""
-    return name == pattern or name.startswith(pattern + ".") or fnmatchcase(name, pattern)
+    """Whether a pattern names a layer: exactly, as a module around it, or by * ? [].
+
+    The root that `prepare_model` puts around some models may be left out.
+    """
+    return any(
+        found == pattern or found.startswith(pattern + ".") or fnmatchcase(found, pattern)
+        for found in {name, name.removeprefix("model.")}
+    )
 
 
 def layer_name(weight: str) -> str:

@@ -43,18 +43,33 @@ def strip(model: nn.Module, *, inplace: bool = False) -> nn.Module:
         storage = hooks_of(model)
     model.eval()
     made: dict[int, nn.Module] = {}
+    described = _describe(model)
     for hook, module in list(storage.named_hooks(remove_duplicate=False)):
         if not isinstance(module, BaseQuantizer):
             continue
         if id(module) not in made:
-            made[id(module)] = _static(model, hook, module)
+            made[id(module)] = _static(model, hook, module, described)
         storage.set_submodule(hook, made[id(module)])
     return model
 
 
-def _static(model: nn.Module, hook: str, quantizer: BaseQuantizer) -> nn.Module:
+def _describe(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """What the audit says of each weight, while the float weights are still there."""
+    found: dict[str, dict[str, Any]] = {}
+    for _, quantizer in hooks_of(model).named_hooks():
+        if isinstance(quantizer, PWLQWeightQuantizer):
+            parameter = model.get_parameter(quantizer.weight)
+            if quantizer.grid.edges.numel() == 0:
+                quantizer.quantize(parameter)  # never ran: its levels are chosen now
+            found[quantizer.weight] = pwlq_facts(quantizer, parameter)
+    return found
+
+
+def _static(
+    model: nn.Module, hook: str, quantizer: BaseQuantizer, described: dict[str, dict[str, Any]]
+) -> nn.Module:
     if isinstance(quantizer, PWLQWeightQuantizer):
-        return _bake(model, quantizer)
+        return _bake(model, quantizer, described[quantizer.weight])
     low, high, scale, zero_point = quantizer.get_parameters_for_torch_fq()
     weight = native_weight(model, hook)
     if weight is None and scale.numel() == 1:
@@ -67,16 +82,13 @@ def _static(model: nn.Module, hook: str, quantizer: BaseQuantizer) -> nn.Module:
     return StaticWeight(scale, zero_point, axis, weight or "", None, facts, integers=ends)
 
 
-def _bake(model: nn.Module, quantizer: PWLQWeightQuantizer) -> StaticWeight:
+def _bake(model: nn.Module, quantizer: PWLQWeightQuantizer, facts: dict[str, Any]) -> StaticWeight:
     name = quantizer.weight
-    parameter: Any = model.get_parameter(name)
-    if quantizer.grid.edges.numel() == 0:
-        quantizer.quantize(parameter)  # never ran: its levels are chosen now
+    parameter = model.get_parameter(name)
     try:
         scale, zero_point = quantizer.calculate_qparams()
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    facts = pwlq_facts(quantizer, parameter)
     parameter.copy_(quantizer.quantize(parameter.detach()))
     axis = quantizer.grid.ch_axis
     return StaticWeight(scale, zero_point, axis, name, quantizer.source, facts, quantizer.spec)

@@ -298,7 +298,7 @@ def _restore_biases(teacher: nn.Module) -> None:
     """Switch off a host's own quantizers, and give back what bias correction took out.
 
     It is kept on the layer itself, as `zaq_plugin.ptq` leaves it, or, where a host may add nothing
-    to layers, on the weight's quantizer, as ``bias_shift`` with the layer's name in ``layer``.
+    to layers, on the weight's quantizer, as ``bias_shift`` with the parameter's name in ``bias``.
     """
     for module in list(teacher.modules()):
         disable = getattr(module, "disable_quantization", None)
@@ -306,9 +306,9 @@ def _restore_biases(teacher: nn.Module) -> None:
             disable()
         kept = getattr(module, "bias_shift", None)
         if isinstance(kept, Tensor) and kept.numel():
-            owner: Any = teacher.get_submodule(str(module.layer))
+            corrected = teacher.get_parameter(str(module.bias))
             with torch.no_grad():
-                owner.bias.add_(kept.to(owner.bias))
+                corrected.add_(kept.to(corrected))
                 kept.zero_()
         shift = getattr(module, BIAS_SHIFT, None)
         if isinstance(shift, Tensor):
