@@ -1,12 +1,12 @@
 """Accuracy of converted int8 models on real images: PWLQ and uniform grids inside the hosts.
 
-    python benchmarks/accuracy_hosts.py --data DIR [--model cifar10 imagenet] [--host fx pt2e]
+    python benchmarks/accuracy_hosts.py --data DIR [--model cifar10 imagenet] [--host fx pt2e nncf]
                                         [--out benchmarks/results/accuracy_hosts.jsonl]
 
 Nothing is simulated: FX models run on the modules of ``convert_fx``, PT2E models on Inductor's int8
-kernels. The hosts' own defaults stand beside, calibrated with the same images. Each result becomes
-one JSON line the moment it is there; a second run goes on where the first one ended. A table of all
-lines is written beside them, as Markdown.
+kernels, NNCF models on OpenVINO. The hosts' own defaults stand beside, calibrated with the same
+images. Each result becomes one JSON line the moment it is there; a second run goes on where the
+first one ended. A table of all lines is written beside them, as Markdown.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ import zaq_pt2e
 from benchmarks.accuracy import RESULTS, Bench
 from benchmarks.accuracy_hosts_tables import (
     CALIBRATION_BATCH,
+    DATA_FREE,
     HOSTS,
     STOCK,
+    ZERO_SHOT,
     Case,
     Outcome,
     markdown,
@@ -65,6 +67,8 @@ class Converted:
 
 def default_widths(host: str) -> tuple[int, int]:
     """MAC bits of weights and activations that the host's default takes, from its observers."""
+    if host == "nncf":
+        return 8, 8
     if host == "fx":
         config: Any = get_default_qconfig_mapping().global_qconfig
         weight, activation = config.weight(), config.activation()
@@ -78,6 +82,14 @@ def default_widths(host: str) -> tuple[int, int]:
 def cases(task: str, host: str, images: int) -> Iterator[Case]:
     """Everything to measure in a host, uniform grids at PWLQ's stored bits included."""
     yield Case(task, host, STOCK, *default_widths(host), 0, images)
+    if host == "nncf":  # the uniform grids of this package stand beside in the other hosts
+        endings = ("", DATA_FREE) if task == "cifar10" else ("",)
+        for bits, activations in WIDTHS:
+            for ending in endings if bits <= 6 else ():
+                yield Case(task, host, PWLQ + ending, bits, activations, 0, images)
+        if task == "cifar10":
+            yield Case(task, host, PWLQ + DATA_FREE + ZERO_SHOT, 4, 4, 0, images)
+        return
     for bits, activations in WIDTHS:
         for width in (bits, bits + 1) if bits < 8 else (bits,):
             for method in UNIFORM:
@@ -163,9 +175,21 @@ def convert_pt2e_model(bed: Bed, case: Case) -> Converted:
     return Converted(lowered, found, kernels)
 
 
+def convert_nncf(bed: Bed, case: Case) -> Converted:
+    """Through NNCF and OpenVINO, for batches of ``bed.batch``."""
+    from benchmarks import accuracy_hosts_nncf as nncf_host
+
+    wide: dict[str, QuantSpec] = dict.fromkeys(bed.depthwise, UniformSpec(8))
+    stripped, found = nncf_host.quantized(bed.model, case, bed.calibration(), wide)
+    shape = (bed.batch, *bed.example.shape[1:])
+    running = nncf_host.OnOpenVINO(stripped, torch.zeros(shape))
+    return Converted(running, found or nncf_host.plain_audit(stripped), running.int8_kernels())
+
+
 CONVERT: dict[str, Callable[[Bed, Case], Converted]] = {
     "fx": convert_fx,
     "pt2e": convert_pt2e_model,
+    "nncf": convert_nncf,
 }
 
 

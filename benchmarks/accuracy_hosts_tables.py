@@ -10,7 +10,11 @@ from zaq_plugin.pwlq import QuantSpec
 
 STOCK = "the host's default"
 CALIBRATION_BATCH = 64
-HOSTS = {"fx": "torch.ao FX", "pt2e": "torchao PT2E"}
+HOSTS = {"fx": "torch.ao FX", "pt2e": "torchao PT2E", "nncf": "NNCF, OpenVINO"}
+DATA_FREE = ", no data"
+"""Ends a method that made its calibration images itself."""
+ZERO_SHOT = ", zero-shot fine-tuned"
+"""Ends a method that was fine-tuned without data, too."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,13 @@ class Case:
     @property
     def spec(self) -> QuantSpec | None:
         """The grid of the weights; None for the host's own observer."""
-        return None if self.method == STOCK else METHODS[self.method](self.weight_bits)
+        name = self.method.removesuffix(ZERO_SHOT).removesuffix(DATA_FREE)
+        return None if name == STOCK else METHODS[name](self.weight_bits)
+
+    @property
+    def data_free(self) -> bool:
+        """Whether calibration saw images that the model itself gave, whatever the task has."""
+        return DATA_FREE in self.method
 
     @property
     def stored_bits(self) -> float:
@@ -66,7 +76,15 @@ def protocol(task: str, images: int) -> str:
         + ("; depthwise layers at uniform int8" if task == "imagenet" else "")
         + f". {STOCK.capitalize()}: `get_default_qconfig_mapping` in FX, `X86InductorQuantizer`"
         " in PT2E, histogram ranges, no bias correction. Quantized and left out are the audit's "
-        "counts of layers; int8 kernels are counted in the model that ran."
+        "counts of layers; int8 kernels are counted in the model that ran. NNCF: the stripped "
+        "model on OpenVINO; ranges and bias correction are NNCF's, symmetric, but narrower activations "
+        "take the 99.9th percentile; its default is `nncf.quantize` as it is"
+        + (
+            f"; rows with {DATA_FREE[2:]} calibrate on 128 images made from BatchNorm statistics"
+            if task == "cifar10"
+            else ""
+        )
+        + "."
     )
 
 

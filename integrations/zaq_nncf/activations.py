@@ -13,7 +13,6 @@ from torch import nn
 
 from zaq_nncf._compat import hooks_of
 from zaq_nncf.quantizers import ActivationQuantizer
-from zaq_plugin.observers import TopKMedianObserver
 from zaq_plugin.ptq.calibrate import evaluating
 from zaq_plugin.zero_shot.quantizers import set_switches
 
@@ -35,14 +34,14 @@ def narrow_activations(
         names: Of the hooks, from `Placement.multiplied`.
         batches: Inputs as NNCF's data set gives them: tensors, tuples or mappings.
         bits: Width, 2 to 7.
-        observer: Class or factory of the range observer; `TopKMedianObserver` by default.
+        observer: Class or factory of the range observer; the 99.9th percentile by default.
     """
     storage = hooks_of(model)
     narrowed: list[ActivationQuantizer] = []
     for name in names:
         module: Any = storage.get_submodule(name)
         if isinstance(module, ActivationQuantizer) and module not in narrowed:
-            module.narrow(bits, observer or TopKMedianObserver)
+            module.narrow(bits, observer)
             narrowed.append(module)
     set_switches(model, quantize=False)
     try:

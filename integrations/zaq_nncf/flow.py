@@ -24,10 +24,6 @@ from zaq_plugin.ptq.fold_arithmetic import LAYERS
 from zaq_plugin.pwlq import QuantSpec
 from zaq_plugin.zero_shot import ZeroShotConfig, ZeroShotLoader
 
-THRESHOLD = float("inf")
-"""Bias corrections are taken whatever their size. NNCF leaves out a layer of which one bias would
-change by more than twice its value; at 4 bits that is most of them."""
-
 
 def quantize(
     model: nn.Module,
@@ -61,8 +57,8 @@ def quantize(
         overrides: ``{layer name or pattern: format}``, or None for a layer that is left to NNCF's
             own int8. To leave a layer float, name it in ``ignored_scope``.
         learnable: Train the activations' steps, too.
-        observer: Range observer of zaq_plugin for activations of fewer than 8 bits;
-            `TopKMedianObserver` by default. At 8 bits the ranges are NNCF's.
+        observer: Range observer of zaq_plugin for activations of fewer than 8 bits; the 99.9th
+            percentile by default. At 8 bits the ranges are NNCF's.
         image_shape, mean, std: (channels, height, width) and normalisation of images made from the
             model; a timm model says its own.
         config: Seed and settings of image making.
@@ -122,8 +118,6 @@ def _advanced(given: Any) -> Any:
     chosen.overflow_fix = OverflowFix.DISABLE
     if chosen.activations_quantization_params is None:
         chosen.activations_quantization_params = QuantizationParameters(per_channel=False)
-    if chosen.bias_correction_params.threshold is None:
-        chosen.bias_correction_params.threshold = THRESHOLD
     return chosen
 
 

@@ -9,6 +9,7 @@ the *name* of the function that did the work, which is why two functions here ca
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from zaq_nncf._compat import (
     has_torch_function_unary,
 )
 from zaq_plugin.fake_quantize import ActivationFakeQuantize, PWLQPerChannelFakeQuantize
-from zaq_plugin.observers import TopKMedianObserver
+from zaq_plugin.observers import PercentileObserver, TopKMedianObserver
 from zaq_plugin.pwlq import QuantSpec
 from zaq_plugin.pwlq.spec import spec_from_json
 
@@ -189,11 +190,11 @@ class _ActivationMixin:
         signed: bool,
         bits: int,
         learnable: bool,
-        observer: Callable[..., Any] = TopKMedianObserver,
+        observer: Callable[..., Any] | None = None,
     ) -> None:
         low, high = _integers(bits, symmetric, signed)
         self.grid = ActivationFakeQuantize(
-            observer,
+            observer or default_observer(bits),
             symmetric=symmetric and signed,
             learnable=learnable,
             dtype=torch.qint8 if low < 0 else torch.quint8,
@@ -208,7 +209,7 @@ class _ActivationMixin:
         """Width of the grid."""
         return self.grid.bits
 
-    def narrow(self, bits: int, observer: Callable[..., Any]) -> None:
+    def narrow(self, bits: int, observer: Callable[..., Any] | None = None) -> None:
         """Another width; the range is to be observed anew."""
         old = self.grid
         symmetric, signed = isinstance(self, SymmetricQuantizer), old.quant_min < 0
@@ -328,6 +329,13 @@ class AsymmetricActivationQuantizer(_ActivationMixin, AsymmetricQuantizer):
 
 
 ActivationQuantizer = SymmetricActivationQuantizer | AsymmetricActivationQuantizer
+
+
+def default_observer(bits: int) -> Callable[..., Any]:
+    """What sets an activation's range anew. Few levels are better spent where most values are."""
+    if bits == 8:
+        return TopKMedianObserver
+    return partial(PercentileObserver, percent=99.9)
 
 
 def _integers(bits: int, symmetric: bool, signed: bool) -> tuple[int, int]:
