@@ -78,6 +78,7 @@ def folder(text: str) -> Path:
 def build_parser() -> Parser:
     """Returns the parser with every command that there is."""
     from zaq_plugin import __version__
+    from zaq_timm.zoo.command import add_commands
 
     parser = Parser(prog="zaq-quantize", description=DESCRIPTION, formatter_class=Format)
     parser.add_argument("--version", action="version", version=f"zaq-quantize {__version__}")
@@ -116,6 +117,7 @@ def build_parser() -> Parser:
         help="print the results as JSON instead of a table",
     )
     demo.set_defaults(run=demo_command)
+    add_commands(commands, Format, folder)
     return parser
 
 

@@ -3,7 +3,7 @@
 The data's way::
 
     settings (flags, file)  ->  references (names, wildcards, checkpoints, functions)
-      ->  one worker process a model (`worker`, `job`), watched by the `pool` or spread by a `cluster`
+      ->  a process a model (`worker`, `job`), watched by the `pool` or spread by a `cluster`
       ->  one line a model (`results`), whole or not there
       ->  a page and a CSV (`report`)
 

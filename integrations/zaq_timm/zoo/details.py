@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DETAILS, PICTURES = "details.json", "images.png"
 HISTOGRAMS = 4
-SHOWN_IMAGES, SHOWN_SIZE = 8, 64
+SHOWN_IMAGES, SHOWN_SIZE = 6, 48
 FRONTIER_POINTS = 60
 
 
@@ -102,14 +102,14 @@ def _chosen(modules: dict[str, nn.Module]) -> list[str]:
         return names
     between = sorted(
         names[1:-1],
-        key=lambda n: -modules[n].weight.numel(),  # type: ignore[union-attr, operator]
+        key=lambda n: -modules[n].weight.numel(),  # type: ignore[operator]
     )
     wanted = {names[0], names[-1], *between[: HISTOGRAMS - 2]}
     return [name for name in names if name in wanted]
 
 
 def _level_counts(module: nn.Module, spec: QuantSpec) -> dict[str, Any]:
-    weight: Tensor = module.weight.detach()  # type: ignore[assignment, operator]
+    weight: Tensor = module.weight.detach()  # type: ignore[operator]
     axis = channel_axis(module)
     rows = weight.movedim(axis, 0).flatten(1)
     channel = int(rows.abs().amax(1).argsort(stable=True)[(len(rows) - 1) // 2])

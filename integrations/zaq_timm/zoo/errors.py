@@ -30,5 +30,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | OutOfMemory):
         return True
     text = str(error).lower()
-    words = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
+    words = (
+        "out of memory",
+        "can't allocate memory",
+        "not enough memory",
+        "cannot allocate memory",
+    )
     return isinstance(error, RuntimeError | OSError) and any(word in text for word in words)

@@ -1,4 +1,4 @@
-"""The user's own images, which measure and do nothing else: a folder of class folders, or an npz."""
+"""The user's images, which measure and do nothing else: a folder of class folders, or an npz."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _from_npz(path: Path) -> tuple[list[Any], list[int]]:
             images, labels = held["images"], held["labels"]
     except (KeyError, ValueError) as error:
         raise ValueError(
-            f"eval: {path} must hold arrays 'images' and 'labels', uint8 and whole numbers ({error})."
+            f"eval: {path} must hold arrays 'images' (uint8) and 'labels' (whole numbers; {error})."
         ) from error
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) != len(labels):
         raise ValueError(

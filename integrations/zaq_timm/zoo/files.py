@@ -34,7 +34,9 @@ def write_whole(path: Path, data: bytes | str) -> Path:
 
 def write_json(path: Path, value: Any) -> Path:
     """`write_whole` of a value as JSON; non-finite numbers are refused."""
-    return write_whole(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return write_whole(
+        path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    )
 
 
 def cannot_write(path: Path, error: OSError) -> RunError:

@@ -85,23 +85,22 @@ def on_pt2e(request: Request) -> Converted:
     Raises:
         LeftOut: torch.export cannot follow the model, or it has nothing to quantize.
     """
-    import zaq_pt2e
     from torchao.quantization.pt2e.quantize_pt2e import (
         convert_pt2e,
         prepare_pt2e,
         prepare_qat_pt2e,
     )
-    from zaq_timm.zoo.constants import fold_computed_weights
+
+    import zaq_pt2e
+    from zaq_timm.zoo.rewrites import rewrite
 
     graph, fixed, notes = _export(request)
-    computed = fold_computed_weights(graph)
-    if computed:
-        notes.append(f"{len(computed)} weights are computed from parameters; their values are used")
+    notes += rewrite(graph)
     train = request.finetune is not None
     quantizer = zaq_pt2e.PWLQQuantizer(
         request.weights,
         request.activations,
-        overrides=_existing(request.pairs(), {x for x in _layer_names(graph)}),
+        overrides=_existing(request.pairs(), _layer_names(graph)),
         qat=train,
         bias_correction=not train,
     )
@@ -144,10 +143,10 @@ def _export(request: Request) -> tuple[Any, int | None, list[str]]:
     return program.module(), size, [note]
 
 
-def _layer_names(graph: Any) -> list[str]:
+def _layer_names(graph: Any) -> set[str]:
     from zaq_pt2e.graph import layers
 
-    return [layer.name for layer in layers(graph)]
+    return {layer.name for layer in layers(graph)}
 
 
 def _existing(overrides: dict[Any, Any], names: set[str]) -> dict[Any, Any]:

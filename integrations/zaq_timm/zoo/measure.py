@@ -44,10 +44,8 @@ class Accuracy:
 
 def outputs(model: Model, images: Tensor, batch: int) -> list[Tensor]:
     """The outputs of all images, joined over batches; integer outputs are left out."""
-    parts: list[list[Tensor]] = []
     with torch.no_grad():
-        for chunk in images.split(batch):
-            parts.append([t.float() for t in all_outputs(model(chunk))])
+        parts = [[t.float() for t in all_outputs(model(x))] for x in images.split(batch)]
     return [torch.cat(column) for column in zip(*parts, strict=True)]
 
 

@@ -178,13 +178,13 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"{path.name} is no safetensors file, or is cut short ({error})") from error
+            raise ValueError(f"{path.name} is no whole safetensors file ({error})") from error
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path.name} is refused: it holds more than tensors, and unpickling it could run code. "
-            "Save its state_dict with safetensors.torch.save_file, where you trust it"
+            f"{path.name} is refused: it holds more than tensors, and unpickling it could run "
+            "code. Save its state_dict with safetensors.torch.save_file, where you trust it"
         ) from error
     except (RuntimeError, EOFError, ValueError) as error:
         raise ValueError(f"{path.name} is no torch checkpoint ({_first_line(error)})") from error

@@ -1,9 +1,9 @@
 """Runs jobs in processes of their own, so many at a time; whatever one does costs its row alone.
 
-    supervisor                     worker, its own process group
-      job.json  ----------------->  does the work, limits on itself
-      limits, deadline, progress <- progress lines
-      row.json <------------------  written whole, last of all
+supervisor                     worker, its own process group
+  job.json  ----------------->  does the work, limits on itself
+  limits, deadline, progress <- progress lines
+  row.json <------------------  written whole, last of all
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -98,11 +97,17 @@ class Pool:
         Raises:
             RunError: the disk is full, or the folder went away.
         """
-        waiting = deque(tasks)
+        coming = iter(tasks)
         try:
-            while waiting or self._running:
-                while waiting and len(self._running) < self.jobs:
-                    self._start(waiting.popleft(), time.monotonic(), 1, None)
+            more = True
+            while more or self._running:
+                while more and len(self._running) < self.jobs:
+                    task = next(coming, None)
+                    more = task is not None
+                    if task is not None:
+                        self._start(task, time.monotonic(), 1, None)
+                if not self._running:
+                    break
                 self._pass_on_events()
                 for ended in [r for r in self._running.values() if self._look(r)]:
                     del self._running[ended.process.pid]

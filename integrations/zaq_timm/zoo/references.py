@@ -85,7 +85,9 @@ def _expand(text: str, settings: Settings, wild: bool = True) -> list[str]:
     timm = import_timm()
     if _WILD.search(text):
         if not wild:
-            raise ValueError(f"model must be one name, because one checkpoint fits it; got {text!r}.")
+            raise ValueError(
+                f"model must be one name, because one checkpoint fits it; got {text!r}."
+            )
         names: list[str] = timm.list_models(text)
         if not names:
             raise ValueError(f"no timm model matches {text!r}; timm.list_models() tells them all.")
@@ -100,7 +102,9 @@ def _expand(text: str, settings: Settings, wild: bool = True) -> list[str]:
         )
     if tag and text not in timm.list_pretrained(f"{base}.*"):
         tags = [name.split(".", 1)[1] for name in timm.list_pretrained(f"{base}.*")]
-        raise ValueError(f"{base} has no weights {tag!r} in timm; it has {', '.join(tags) or 'none'}.")
+        raise ValueError(
+            f"{base} has no weights {tag!r} in timm; it has {', '.join(tags) or 'none'}."
+        )
     return [text]
 
 

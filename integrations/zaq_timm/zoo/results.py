@@ -163,11 +163,7 @@ class Results:
     def unfinished(self, keys: list[str], retry: str) -> list[str]:
         """Which keys a run has yet to do; see the setting ``retry``."""
         again = {"killed": {KILLED}, "failed": set(STATUSES) - {DONE}, "none": set()}[retry]
-        return [
-            key
-            for key in keys
-            if key not in self.rows or (self.rows[key]["status"] in again)
-        ]
+        return [key for key in keys if key not in self.rows or (self.rows[key]["status"] in again)]
 
     def workplace(self, key: str) -> Path:
         """An empty folder for a model's files, beside where they will be."""

@@ -87,11 +87,11 @@ def find_places(model: nn.Module, example: Tensor) -> tuple[nn.Module, list[Plac
 
 def _graph_places(model: nn.Module, example: Tensor) -> tuple[nn.Module, list[Place]]:
     from zaq_pt2e.graph import argument, layers
-    from zaq_timm.zoo.constants import fold_computed_weights
+    from zaq_timm.zoo.rewrites import rewrite
 
     shapes = ({0: torch.export.Dim.AUTO},)
     graph: Any = torch.export.export(model, (example,), dynamic_shapes=shapes).module()
-    fold_computed_weights(graph)
+    rewrite(graph)
     graph = fold_batch_norm(graph)
     places: dict[str, Place] = {}
     for layer in layers(graph):

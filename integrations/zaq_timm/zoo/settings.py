@@ -108,9 +108,7 @@ class Settings:
     )
     distill_steps: int = option(30, "optimizer steps on each distilled batch", "N", same=True)
     input_size: str = option("", "CxHxW; the model's own by default", "SIZE", same=True)
-    batch: int = option(
-        32, "images at a time; halves when memory runs out", "N", same=True
-    )
+    batch: int = option(32, "images at a time; halves when memory runs out", "N", same=True)
     seed: int = option(0, "of everything drawn", "N", same=True)
 
     out: str = option("zoo", "folder of the results", "FOLDER")
@@ -239,8 +237,7 @@ def weight_spec(text: str) -> QuantSpec:
             clip = "mse" if kind == "uniform" else "minmax"
             return UniformSpec(bits, "asymmetric", clip)  # type: ignore[arg-type]
     raise ValueError(
-        "weights must be pwlq2 to pwlq6, uniform2 to uniform8 or minmax2 to minmax8; "
-        f"got {text!r}."
+        f"weights must be pwlq2 to pwlq6, uniform2 to uniform8 or minmax2 to minmax8; got {text!r}."
     )
 
 

@@ -1,0 +1,80 @@
+"""The plan of a run: what will be done, what is done already, and what it will be done with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from zaq_timm.zoo.pool import Task
+from zaq_timm.zoo.references import Reference, find_references
+from zaq_timm.zoo.settings import Settings, weight_spec
+
+WORK = "zaq_timm.zoo.job:run_job"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do.
+
+    Attributes:
+        settings: of the run.
+        references: its models, in order.
+    """
+
+    settings: Settings
+    references: tuple[Reference, ...]
+
+    @classmethod
+    def make(cls, settings: Settings) -> Plan:
+        """The plan; see `find_references` for the errors."""
+        return cls(settings, tuple(find_references(settings)))
+
+    @property
+    def keys(self) -> list[str]:
+        """The models' keys, in order."""
+        return [reference.key for reference in self.references]
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What all results in the folder must have in common."""
+        return self.settings.shared
+
+    def task(self, key: str, folder: Path) -> Task:
+        """The job of one model, to be done in a folder."""
+        reference = next(r for r in self.references if r.key == key)
+        payload = {
+            "reference": reference.to_dict(),
+            "settings": asdict(self.settings),
+            "batch": self.settings.batch,
+        }
+        return Task(key, WORK, payload, folder, self.settings.ranks)
+
+    def lines(self, done: Mapping[str, Any], todo: list[str]) -> list[str]:
+        """The plan in words, for ``--dry-run``."""
+        told = self.settings
+        spec = weight_spec(told.weights)
+        lines = [
+            f"weights      {spec.label}"
+            + (f", widths by --budget {told.budget}" if told.budget else ""),
+            f"activations  {told.activations} bits, ranges from {told.calibration_images} "
+            "synthetic images",
+            f"host         {'PT2E, or FX where that fails' if told.host == 'auto' else told.host}",
+            f"zero-shot    {told.zero_shot}",
+            f"measured on  {told.eval or f'{told.test_images} synthetic images'}",
+            f"export       {told.export}",
+            f"workers      {told.jobs}, {told.threads} thread(s) each, memory "
+            f"{told.memory or 'unlimited'}, time {told.timeout or 'unlimited'}"
+            + (f", spread by {told.cluster}" if told.cluster else ""),
+            f"results      {told.out}",
+            "",
+            f"{len(self.references)} model(s), {len(todo)} to do",
+        ]
+        for reference in self.references:
+            row = done.get(reference.key)
+            state = "to do" if reference.key in todo else row["status"] if row else "to do"
+            again = ", again" if row is not None and reference.key in todo else ""
+            weights = f", weights from {reference.checkpoint}" if reference.checkpoint else ""
+            lines.append(f"  {reference.name}: {state}{again}{weights}")
+        return lines

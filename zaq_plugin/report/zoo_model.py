@@ -1,0 +1,171 @@
+"""One model's page within the zoo's page."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from zaq_plugin.report import columns as col
+from zaq_plugin.report._html import esc, pairs
+from zaq_plugin.report.page import _audit
+from zaq_plugin.report.records import Audit
+from zaq_plugin.report.zoo_figures import frontier_line, level_stems, sensitivity_bars
+
+DONE = "done"
+
+
+def model_section(
+    row: Mapping[str, Any],
+    details: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+    pictures: bytes,
+    before: str | None,
+    after: str | None,
+) -> str:
+    """A model's page as a section, shown when the address names it.
+
+    Args:
+        row, details, manifest, pictures: see `zaq_plugin.report.zoo.ModelEntry`.
+        before, after: keys of its neighbours.
+    """
+    key = str(row["key"])
+    crumbs = ['<a href="#overview">← All models</a>']
+    crumbs += [f'<a href="#m-{esc(before)}">previous: {esc(before)}</a>'] if before else []
+    crumbs += [f'<a href="#m-{esc(after)}">next: {esc(after)}</a>'] if after else []
+    parts = [f'<div class="crumbs">{"".join(crumbs)}</div><h2>{esc(key)}</h2>']
+    if row["status"] == DONE:
+        parts.append(f'<p class="lead above">{esc(_summary(row))}</p>{_cards(row)}')
+    else:
+        why = f"{row['status']}: {row.get('reason') or 'no reason was recorded'}"
+        parts.append(f'<p><span class="why">{esc(why)}</span></p>')
+    figures = _figures(details, pictures, row)
+    if figures:
+        parts.append(f'<h3 class="part">Pictures</h3><div class="figures">{"".join(figures)}</div>')
+    if details.get("layers"):
+        audit = Audit.from_dict({"records": details["layers"]})
+        parts.append(f'<h3 class="part">Layers</h3>{_audit(audit, "Layers of " + key)}')
+    parts.append(_facts(row, manifest))
+    return f'<section class="model" id="m-{esc(key)}">{"".join(parts)}</section>'
+
+
+def _summary(row: Mapping[str, Any]) -> str:
+    notes = "".join(f" {note}." for note in row.get("notes", []))
+    return (
+        f"{row['quantized']} of {row['layers']} layers quantized and converted by {row['host']}; "
+        f"weights: {row.get('weights_from', 'unknown')}; ranges from "
+        f"{row.get('calibration', 'synthetic images')}.{notes}"
+    )
+
+
+def _cards(row: Mapping[str, Any]) -> str:
+    cards = [
+        (
+            "Weight bits, MAC / stored",
+            col.bit_pair(row["mac_bits"], row["stored_bits"]),
+            f"activations {col.bits(row.get('activation_bits'))} bits",
+        ),
+        (
+            "Size",
+            col.size(row["size_bytes"]),
+            f"float: {col.size(row['float_bytes'])}",
+        ),
+    ]
+    if row.get("top1") is not None:
+        note = f"float {row['float_top1']:.2f} %, {row['eval_images']} images"
+        cards.append(("Top-1", f"{row['top1']:.2f} %", note))
+        cards.append(("Agreement", f"{row['eval_agreement']:.2f} %", "on the same images"))
+    cards.append(
+        (
+            "Agreement, synthetic",
+            f"{row['agreement']:.1f} %",
+            f"divergence {row['divergence']:.2g} nats" if row.get("divergence") is not None else "",
+        )
+    )
+    return (
+        '<dl class="cards">'
+        + "".join(
+            f'<div class="card"><dt>{esc(a)}</dt><dd class="value">{esc(b)}</dd>'
+            f'<dd class="note">{esc(c)}</dd></div>'
+            for a, b, c in cards
+        )
+        + "</dl>"
+    )
+
+
+def figure(title: str, body: str, caption: str = "", kind: str = "") -> str:
+    """A picture made by this package, with its words."""
+    words = f"<figcaption>{esc(caption)}</figcaption>" if caption else ""
+    style = f' class="{esc(kind)}"' if kind else ""
+    return f"<figure{style}><h3>{esc(title)}</h3>{body}{words}</figure>"
+
+
+def _figures(details: Mapping[str, Any], pictures: bytes, row: Mapping[str, Any]) -> list[str]:
+    found = []
+    sensitivities: Sequence[Mapping[str, Any]] = details.get("sensitivities") or []
+    if sensitivities:
+        bars = sensitivity_bars([(s["layer"], s["divergence"]) for s in sensitivities])
+        found.append(
+            figure(
+                "Which layers mind",
+                bars,
+                "Divergence from the float model, in nats, when that layer alone is quantized at "
+                "its final width.",
+            )
+        )
+    if details.get("frontier"):
+        points = [(p["stored_bits"], p["divergence"], p["chosen"]) for p in details["frontier"]]
+        found.append(
+            figure(
+                "Widths by budget",
+                frontier_line(points),
+                "The least summed divergence at each mean of stored bits; the dot is what the "
+                "budget chose.",
+            )
+        )
+    found += [
+        figure(
+            f"{one['layer']}, channel {one['channel']}",
+            level_stems(one["levels"], one["counts"], one["spec"]),
+            f"{one['spec']}: its levels (marks), and how many weights sit on each (bars).",
+        )
+        for one in details.get("levels") or []
+    ]
+    if pictures:
+        data = base64.b64encode(pictures).decode()
+        picture = f'<img alt="synthetic images" src="data:image/png;base64,{data}">'
+        what = str(row.get("calibration", "synthetic images"))
+        found.append(
+            figure("Images nobody took", picture, f"{what[:1].upper()}{what[1:]}.", "pictures")
+        )
+    return found
+
+
+def _facts(row: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+    measured = row.get("measured") or {}
+    told: dict[str, Any] = {}
+    if row.get("input"):
+        told["images"] = row["input"]
+        told["batch"] = row.get("batch")
+    if row.get("batch_halved_from"):
+        told["batch"] = f"{row.get('batch')}, halved from {row['batch_halved_from']}"
+    if measured.get("seconds") is not None:
+        told["time"] = col.seconds_text(measured["seconds"])
+    if measured.get("peak_bytes"):
+        told["peak memory"] = col.size(measured["peak_bytes"])
+    told["attempts"] = measured.get("attempts", 1)
+    if row.get("exported"):
+        told["exported"] = f"{row['exported']['file']}, {col.size(row['exported']['bytes'])}"
+    blocks = f"<div><h3>Run</h3>{pairs(told)}</div>"
+    if manifest.get("versions"):
+        blocks += f"<div><h3>Versions</h3>{pairs(manifest['versions'])}</div>"
+    out = f'<h3 class="part">Facts</h3><div class="facts">{blocks}</div>'
+    if manifest:
+        brief = {k: v for k, v in manifest.items() if k not in ("layers", "audits")}
+        text = json.dumps(brief, indent=1, ensure_ascii=False)
+        out += (
+            "<details><summary>Manifest <span>— as JSON, layers above</span></summary>"
+            f"<pre>{esc(text)}</pre></details>"
+        )
+    return out
