@@ -212,10 +212,15 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten within a range."""
+    """1, 2 and 5 times powers of ten within a range; finer steps where those are too few."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    found = [m * 10.0**p for p in powers for m in (1, 2, 5)]
-    return [v for v in found if low <= v <= high]
+    found: list[float] = []
+    for steps in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), tuple(range(10, 100))):
+        found = [m * 10.0 ** (p - (len(steps) > 9)) for p in powers for m in steps]
+        found = [v for v in found if low <= v <= high]
+        if len(found) >= 3:
+            break
+    return found[:: max(1, len(found) // 9)]
 
 
 def _megabytes(value: float) -> str:

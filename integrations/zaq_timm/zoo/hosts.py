@@ -185,7 +185,32 @@ def on_fx(request: Request) -> Converted:
     return Converted(converted, zaq_fx.audit(converted), None, result)
 
 
-CONVERTERS: dict[str, Callable[[Request], Converted]] = {"pt2e": on_pt2e, "fx": on_fx}
+def on_nncf(request: Request) -> Converted:
+    """NNCF: ``nncf.quantize`` with PWLQ weights, stripped of what only training needs.
+
+    Raises:
+        LeftOut: NNCF cannot follow the model, or it has nothing to quantize.
+    """
+    import zaq_nncf
+
+    names = {name for name, _ in request.model.named_modules()}
+    quantized = zaq_nncf.quantize(
+        request.model,
+        request.batches,
+        request.weights,
+        activations=request.activations,
+        overrides=_existing(dict(request.overrides), names),
+    )
+    result = None if request.finetune is None else request.finetune(quantized)
+    layers = zaq_nncf.audit(quantized)
+    return Converted(zaq_nncf.strip(quantized), layers, None, result)
+
+
+CONVERTERS: dict[str, Callable[[Request], Converted]] = {
+    "pt2e": on_pt2e,
+    "fx": on_fx,
+    "nncf": on_nncf,
+}
 """Name to way; what ``host`` may say, but for ``auto``."""
 
 AUTO = ("pt2e", "fx")

@@ -7,11 +7,12 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
-from zaq_plugin.zero_shot.presets import PRESETS
+if TYPE_CHECKING:  # torch is loaded when a format is asked for, not to read a command line
+    from zaq_plugin.pwlq import QuantSpec
 
+PRESETS = ("fast", "default", "paper")
 HOSTS = ("auto", "pt2e", "fx", "nncf")
 EXPORTS = ("none", "onnx", "pt2")
 RETRIES = ("killed", "failed", "none")
@@ -149,7 +150,7 @@ class Settings:
             _at_least(name, getattr(self, name), 0)
         if not 2 <= self.activations <= 8:
             raise ValueError(f"activations must have 2 to 8 bits; got {self.activations}.")
-        weight_spec(self.weights)
+        check_format(self.weights)
         parse_budget(self.budget)
         size_in_bytes("memory", self.memory)
         seconds_of("timeout", self.timeout)
@@ -222,23 +223,32 @@ def _at_least(name: str, value: int, low: int) -> None:
         raise ValueError(f"{name} must be at least {low}; got {value}.")
 
 
+def check_format(text: str) -> tuple[str, int]:
+    """Kind and MAC bits of a format's name, such as ``pwlq4``.
+
+    Raises:
+        ValueError: no such format.
+    """
+    found = re.fullmatch(r"(pwlq|uniform|minmax)(\d)", text)
+    if found and 2 <= int(found[2]) <= (6 if found[1] == "pwlq" else 8):
+        return found[1], int(found[2])
+    raise ValueError(
+        f"weights must be pwlq2 to pwlq6, uniform2 to uniform8 or minmax2 to minmax8; got {text!r}."
+    )
+
+
 def weight_spec(text: str) -> QuantSpec:
     """The weights' grid from its name, such as ``pwlq4``.
 
     Raises:
         ValueError: no such format.
     """
-    found = re.fullmatch(r"(pwlq|uniform|minmax)(\d)", text)
-    if found:
-        kind, bits = found[1], int(found[2])
-        if kind == "pwlq" and 2 <= bits <= 6:
-            return PWLQSpec(bits=bits)
-        if kind != "pwlq" and 2 <= bits <= 8:
-            clip = "mse" if kind == "uniform" else "minmax"
-            return UniformSpec(bits, "asymmetric", clip)  # type: ignore[arg-type]
-    raise ValueError(
-        f"weights must be pwlq2 to pwlq6, uniform2 to uniform8 or minmax2 to minmax8; got {text!r}."
-    )
+    from zaq_plugin.pwlq import PWLQSpec, UniformSpec
+
+    kind, bits = check_format(text)
+    if kind == "pwlq":
+        return PWLQSpec(bits=bits)
+    return UniformSpec(bits, "asymmetric", "mse" if kind == "uniform" else "minmax")
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,6 @@ def main(folder: Path) -> int:
     if os.environ.get("RANK", "0") == "0":
         _end_with_the_run()
     job = json.loads((folder / JOB).read_text(encoding="utf-8"))
-    _set_threads(job["threads"])
     limit_data(job["memory"])
     begin = time.perf_counter()
 
@@ -76,6 +75,7 @@ def _outcome(job: dict[str, Any], folder: Path, report: Any) -> dict[str, Any]:
         module, function = job["work"].split(":")
         sys.path[:0] = [p for p in job.get("path", []) if p not in sys.path]
         work = getattr(importlib.import_module(module), function)
+        _set_threads(job["threads"])
         return {"status": DONE, "reason": None, **work(job["payload"], folder, report)}
     except LeftOut as reason:
         return {"status": LEFT_OUT, "reason": str(reason)}
@@ -113,9 +113,9 @@ def _end_with_the_run() -> None:
 
 
 def _set_threads(threads: int) -> None:
-    if "torch" in sys.modules or importlib.util.find_spec("torch"):
-        import torch
-
+    """Of torch, if the work needs it at all; for other libraries the environment says it."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
         torch.set_num_threads(threads)
         with contextlib.suppress(RuntimeError):  # once a process
             torch.set_num_interop_threads(1)
