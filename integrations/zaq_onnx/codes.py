@@ -1,7 +1,10 @@
 """Weights as codes and codebooks: the arrays, and the standard operators that unfold them.
 
-A code of k bits is cut into planes of 4, 2 and 1 bits. The plane of 4 bits is a UINT4 tensor, the
-others are bytes, unpacked by shifts and masks. What follows gathers from the codebook.
+Codes are gathered from the codebook, in long rows two at a time: a pair of codes is one index into
+the table of all pairs of levels, which the graph builds from the codebook. That is three times as
+fast to load. An index is cut into planes of 8, 4, 2 and 1 bits: bytes, UINT4, and bits in bytes,
+unpacked by shifts and remainders. Runtimes fold exactly these operators when they load a model
+(OpenVINO folds neither GatherElements nor BitwiseAnd).
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ from onnx import NodeProto, TensorProto
 from zaq_onnx.graph import Array, Graph, make
 
 MAX_WIDTH = 7
-_PLANES = (4, 2, 1)
+_PLANES = (8, 4, 2, 1)
+_PAIRS_FROM = 3
+"""Weights a channel, as a multiple of the pairs of levels / 16, from which pairs are worthwhile."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def encode(rows: Array) -> Coded | None:
 
 
 def planes_of(width: int) -> list[tuple[int, int]]:
-    """(bits, position of the lowest bit) of the planes of a code."""
+    """(bits, position of the lowest bit) of the planes of an index of ``width`` bits."""
     found, low = [], 0
     for bits in _PLANES:
         if width >> int(math.log2(bits)) & 1:
@@ -76,6 +81,12 @@ def pack_plane(values: Array, bits: int) -> Array:
     return packed.reshape(-1, 1)
 
 
+def pairs_pay(coded: Coded) -> bool:
+    """Whether gathering pairs of levels is faster, at load, than single ones."""
+    count, levels = coded.codes.shape[1], coded.book.shape[1]
+    return count % 2 == 0 and 16 * count >= _PAIRS_FROM * levels**2
+
+
 def unfolding(graph: Graph, name: str, coded: Coded, shape: tuple[int, ...], axis: int) -> Unfolded:
     """Nodes and constants that make the int8 weight ``name`` of its codes.
 
@@ -87,23 +98,27 @@ def unfolding(graph: Graph, name: str, coded: Coded, shape: tuple[int, ...], axi
         axis: Its channel axis.
     """
     made = Unfolded(graph, name)
-    channels, count = coded.codes.shape
-    moved = (shape[axis], *(d for i, d in enumerate(shape) if i != axis)) if shape else ()
-    parts = []
-    for bits, low in planes_of(coded.width):
-        values = (coded.codes >> low) & (2**bits - 1)
-        part = made.plane(values, bits)
-        parts.append(made.shifted(part, low))
-    codes = parts[0]
-    for other in parts[1:]:
-        codes = made.node("BitwiseOr", [codes, other])
-    codes = made.node("Cast", [codes], to=TensorProto.INT32)
-    book = made.constant("book", coded.book)
-    result = made.node("GatherElements", [book, codes], axis=1)
-    if moved != (channels, count):
+    channels, levels = coded.book.shape
+    indices, width, entries = coded.codes.astype(np.uint16), coded.width, levels
+    table = made.constant("book", coded.book)
+    if pairs_pay(coded):
+        indices = indices[:, ::2] + indices[:, 1::2] * levels
+        width, entries = max(1, math.ceil(math.log2(levels**2))), levels**2
+        table = made.pairs(table, channels, levels)
+    else:
+        table = made.node("Reshape", [table, made.shape((-1,))])
+    parts = [
+        made.plane((indices >> low) & (2**bits - 1), bits, low) for bits, low in planes_of(width)
+    ]
+    index = parts[0]
+    for other in [*parts[1:], made.offsets(channels, entries)]:
+        index = made.node("Add", [index, other])
+    result = made.node("Gather", [table, index], axis=0)
+    moved = (shape[axis], *(d for i, d in enumerate(shape) if i != axis))
+    if moved != indices.shape or entries != levels:
         result = made.node("Reshape", [result, made.shape(moved)])
     if axis != 0:
-        perm = list(range(1, axis + 1)) + [0] + list(range(axis + 1, len(shape)))
+        perm = [*range(1, axis + 1), 0, *range(axis + 1, len(shape))]
         result = made.node("Transpose", [result], perm=perm)
     made.finish(result)
     return made
@@ -147,29 +162,52 @@ class Unfolded:
         text = "x".join(map(str, shape))
         return self.common(f"zaq.shape.{text}", np.array(shape, np.int64))
 
-    def plane(self, values: Array, bits: int) -> str:
-        """Values of ``bits`` bits as a uint8 tensor of their shape."""
-        if bits == 4:
-            name = self.constant("u4", values, TensorProto.UINT4)
-            return self.node("Cast", [name], to=TensorProto.UINT8)
+    def pairs(self, book: str, channels: int, levels: int) -> str:
+        """(channels * levels^2, 2): every pair of a channel's levels, the first index fastest."""
+        first = self.node("Reshape", [book, self.shape((channels, 1, levels, 1))])
+        second = self.node("Reshape", [book, self.shape((channels, levels, 1, 1))])
+        square = self.shape((channels, levels, levels, 1))
+        both = [self.node("Expand", [x, square]) for x in (first, second)]
+        joined = self.node("Concat", both, axis=3)
+        return self.node("Reshape", [joined, self.shape((-1, 2))])
+
+    def plane(self, values: Array, bits: int, low: int) -> str:
+        """Values of ``bits`` bits as int32, at their place within the index."""
+        if bits >= 4:
+            kind = TensorProto.UINT4 if bits == 4 else None
+            part = self.constant(f"u{bits}", values.astype(np.uint8), kind)
+        else:
+            part = self._bits(values, bits)
+        part = self.node("Cast", [part], to=TensorProto.INT32)
+        if not low:
+            return part
+        return self.node(
+            "Mul", [part, self.common(f"zaq.{1 << low}", np.array(1 << low, np.int32))]
+        )
+
+    def _bits(self, values: Array, bits: int) -> str:
         packed = self.constant(f"u{bits}", pack_plane(values, bits))
-        shifts = self.common(f"zaq.shifts.{bits}", (np.arange(8 // bits) * bits).astype(np.uint8))
-        mask = self.common(f"zaq.mask.{bits}", np.array(2**bits - 1, np.uint8))
-        spread = self.node("BitShift", [packed, shifts], direction="RIGHT")
-        masked = self.node("BitwiseAnd", [spread, mask])
+        shifts = (np.arange(8 // bits) * bits).astype(np.uint32)
+        part = self.node("Cast", [packed], to=TensorProto.UINT32)
+        part = self.node(
+            "BitShift", [part, self.common(f"zaq.shifts.{bits}", shifts)], direction="RIGHT"
+        )
+        part = self.node(
+            "Mod", [part, self.common(f"zaq.mod.{bits}", np.array(1 << bits, np.uint32))]
+        )
         if values.size % (8 // bits):
-            masked = self.node("Reshape", [masked, self.shape((-1,))])
+            part = self.node("Reshape", [part, self.shape((-1,))])
             start = self.common("zaq.start", np.zeros(1, np.int64))
             end = self.common(f"zaq.end.{values.size}", np.array([values.size], np.int64))
-            masked = self.node("Slice", [masked, start, end])
-        return self.node("Reshape", [masked, self.shape(values.shape)])
+            part = self.node("Slice", [part, start, end])
+        return self.node("Reshape", [part, self.shape(values.shape)])
 
-    def shifted(self, name: str, low: int) -> str:
-        """A plane at its place within the code."""
-        if not low:
-            return name
-        by = self.common(f"zaq.low.{low}", np.array(low, np.uint8))
-        return self.node("BitShift", [name, by], direction="LEFT")
+    def offsets(self, channels: int, entries: int) -> str:
+        """(channels, 1): where each channel's part of the table begins."""
+        ends = [0, channels * entries, entries]
+        names = [self.common(f"zaq.{n}", np.array(n, np.int32)) for n in ends]
+        steps = self.node("Range", names)
+        return self.node("Reshape", [steps, self.shape((channels, 1))])
 
     def finish(self, result: str) -> None:
         """Give the last node's output the weight's own name."""

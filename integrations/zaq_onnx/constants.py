@@ -66,11 +66,35 @@ def evaluate(graph: Graph, name: str, producers: dict[str, NodeProto]) -> Array:
         raise ValueError(f"weight {name!r} depends on {what}, so it is no constant.")
     values = [evaluate(graph, n, producers) for n in node.input if n]
     try:
+        if node.op_type == "Gather":
+            _check_codes(graph, node, producers, len(values[0]))
         return _OPERATORS[node.op_type](node, *values)
     except ValueError as error:
         raise ValueError(f"weight {name!r} ({node.op_type}): {error}") from error
     except (TypeError, IndexError, OverflowError, MemoryError) as error:
         raise ValueError(f"weight {name!r} ({node.op_type}): damaged, {error}.") from error
+
+
+def _check_codes(
+    graph: Graph, gather: NodeProto, producers: dict[str, NodeProto], entries: int
+) -> None:
+    """Every code must stay within its own channel's part of the table."""
+    index = producers.get(gather.input[1])
+    if index is None or index.op_type != "Add" or gather.input[0] in graph.constants:
+        raise ValueError("its indices are not codes and offsets.")
+    codes, offsets = (evaluate(graph, n, producers) for n in index.input)
+    channels = len(offsets)
+    if offsets.shape != (channels, 1) or codes.ndim != 2 or len(codes) != channels:
+        raise ValueError(f"codes of shape {codes.shape} for {channels} channels; damaged.")
+    part = entries // channels
+    if entries % channels or not np.array_equal(offsets[:, 0], np.arange(channels) * part):
+        raise ValueError(f"a table of {entries} entries for {channels} channels; damaged.")
+    lowest, highest = int(codes.min(initial=0)), int(codes.max(initial=0))
+    if lowest < 0 or highest >= part:
+        raise ValueError(
+            f"code {highest if highest >= part else lowest} lies outside its codebook of {part} "
+            "entries; the file is damaged."
+        )
 
 
 def _cast(node: NodeProto, x: Array) -> Array:
@@ -83,14 +107,20 @@ def _shift(node: NodeProto, x: Array, by: Array) -> Array:
     return (np.left_shift if left else np.right_shift)(x, by)
 
 
-def _and(_: NodeProto, x: Array, y: Array) -> Array:
-    _broadcast(x, y)
-    return np.bitwise_and(x, y)
+def _binary(operator: Callable[[Array, Array], Array]) -> Callable[..., Array]:
+    def call(_: NodeProto, x: Array, y: Array) -> Array:
+        _broadcast(x, y)
+        if x.dtype != y.dtype or x.dtype.kind not in "iu":
+            raise ValueError(f"operands of types {x.dtype} and {y.dtype}.")
+        return operator(x, y)
+
+    return call
 
 
-def _or(_: NodeProto, x: Array, y: Array) -> Array:
-    _broadcast(x, y)
-    return np.bitwise_or(x, y)
+def _modulo(x: Array, y: Array) -> Array:
+    if not y.all():
+        raise ValueError("a remainder of a division by 0.")
+    return np.mod(x, y)
 
 
 def _broadcast(x: Array, y: Array) -> None:
@@ -110,29 +140,45 @@ def _transpose(node: NodeProto, x: Array) -> Array:
     return x.transpose(attribute(node, "perm"))
 
 
-def _gather(node: NodeProto, book: Array, codes: Array) -> Array:
-    if attribute(node, "axis", 0) != 1 or book.ndim != 2 or codes.ndim != 2:
-        raise ValueError("a codebook and its codes must be matrices.")
-    if len(book) != len(codes):
-        raise ValueError(f"{len(codes)} channels of codes, but {len(book)} codebooks.")
-    highest = int(codes.max(initial=0))
-    if highest >= book.shape[1] or int(codes.min(initial=0)) < 0:
-        raise ValueError(
-            f"code {highest} lies outside its codebook of {book.shape[1]} levels; the file is "
-            "damaged."
-        )
-    return np.take_along_axis(book, codes.astype(np.int64), 1)
+def _gather(node: NodeProto, table: Array, index: Array) -> Array:
+    if attribute(node, "axis", 0) != 0:
+        raise ValueError("only axis 0 is known here.")
+    if index.size * math.prod(table.shape[1:]) > LIMIT:
+        raise ValueError("its result is impossibly large.")
+    return table[index.astype(np.int64)]
+
+
+def _expand(_: NodeProto, x: Array, shape: Array) -> Array:
+    wanted = tuple(int(d) for d in shape)
+    if any(d < 0 for d in wanted) or math.prod(wanted) > LIMIT:
+        raise ValueError(f"the shape {wanted} is impossible.")
+    return np.broadcast_to(x, np.broadcast_shapes(x.shape, wanted))
+
+
+def _concat(node: NodeProto, *parts: Array) -> Array:
+    return np.concatenate(parts, attribute(node, "axis"))
+
+
+def _range(_: NodeProto, start: Array, limit: Array, delta: Array) -> Array:
+    first, last, step = (int(v) for v in (start, limit, delta))
+    if step <= 0 or not 0 <= (last - first) // step <= LIMIT:
+        raise ValueError(f"the range from {first} to {last} by {step} is impossible.")
+    return np.arange(first, last, step, dtype=start.dtype)
 
 
 _OPERATORS: dict[str, Callable[..., Any]] = {
-    "Cast": _cast,
+    "Add": _binary(np.add),
     "BitShift": _shift,
-    "BitwiseAnd": _and,
-    "BitwiseOr": _or,
+    "Cast": _cast,
+    "Concat": _concat,
+    "Expand": _expand,
+    "Gather": _gather,
+    "Mod": _binary(_modulo),
+    "Mul": _binary(np.multiply),
+    "Range": _range,
     "Reshape": _reshape,
     "Slice": _slice,
     "Transpose": _transpose,
-    "GatherElements": _gather,
 }
 UNFOLDING = frozenset(_OPERATORS)
 """Operators that `zaq_onnx.pack` writes."""
