@@ -72,8 +72,7 @@ def weight_quantizers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every quantizer of a weight with the parameter's name: ours, NNCF's own, stripped ones."""
     for hook, module in hooks_of(model).named_hooks():
         if isinstance(module, PWLQWeightQuantizer | StaticWeight):
-            if module.weight:
-                yield module.weight, module
+            yield module.weight, module
         elif isinstance(module, BaseQuantizer) and not isinstance(module, ActivationQuantizer):
             name = native_weight(model, hook)
             if name is not None:
@@ -101,21 +100,22 @@ def _why_not(model: nn.Module, label: str) -> str:
 def _shared(name: str, kind: str, quantizer: nn.Module | None, reason: str) -> LayerRecord:
     if quantizer is None:
         return LayerRecord(layer_name(name), kind, 0, False, reason)
-    facts = _native_facts() if isinstance(quantizer, BaseQuantizer) else {}
+    facts = native_facts() if isinstance(quantizer, BaseQuantizer) else {}
     spec = getattr(quantizer, "spec", None)
     if spec is not None:
         facts = {"spec": spec.label, "mac_bits": spec.mac_bits, "stored_bits": spec.stored_bits}
     return LayerRecord(layer_name(name), kind, 0, True, reason, stored_bytes=0, **facts)
 
 
-def _native_facts() -> dict[str, Any]:
+def native_facts() -> dict[str, Any]:
+    """Widths of a weight that was left to NNCF."""
     return {"spec": "uniform 8b MAC/8b stored (NNCF's own)", "mac_bits": 8, "stored_bits": 8}
 
 
 def _record(
     storage: HookStorage, name: str, kind: str, value: Tensor, quantizer: Any
 ) -> LayerRecord:
-    facts: dict[str, Any] = _native_facts()
+    facts: dict[str, Any] = native_facts()
     activation, stripped = None, isinstance(quantizer, StaticWeight)
     if isinstance(quantizer, PWLQWeightQuantizer | StaticWeight):
         activation = activation_label(storage, quantizer.source)

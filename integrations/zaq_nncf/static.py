@@ -13,54 +13,90 @@ from torch import Tensor, nn
 
 
 class StaticWeight(nn.Module):
-    """A weight that lies on ``scale * k`` already, said in torch's fake-quantize operator.
+    """A weight that lies on ``scale * codes``.
 
-    NNCF's own per-channel activations become one, too; ``weight`` is empty then.
+    ``torch.export``, and with it the ONNX exporter, sees torch's fake-quantize operator, from which
+    it makes QuantizeLinear and DequantizeLinear. A TorchScript trace, with which OpenVINO reads a
+    module, sees the int8 codes and their scale, which OpenVINO keeps as they are.
 
     Args:
+        codes: The weight's integers, int8.
         scale: (channels,) float32.
-        zero_point: (channels,) int32.
         axis: Axis of the channels; None for one scale per tensor.
-        weight: Name of the parameter; empty for an activation.
+        weight: Name of the parameter.
         source: Name of the hook on the layer's input, or None.
         facts: For the audit: label, widths, size, error.
         spec: The number format, or None for NNCF's own int8.
-        integers: The smallest and the largest.
     """
 
+    codes: Tensor
     scale: Tensor
     zero_point: Tensor
 
     def __init__(
         self,
+        codes: Tensor,
         scale: Tensor,
-        zero_point: Tensor,
         axis: int | None,
         weight: str,
         source: str | None,
         facts: dict[str, Any],
         spec: Any = None,
-        integers: tuple[int, int] = (-128, 127),
     ) -> None:
         super().__init__()
-        self.register_buffer("scale", scale.detach().clone())
-        self.register_buffer("zero_point", zero_point.detach().clone())
+        self.register_buffer("codes", codes.to(torch.int8))
+        self.register_buffer("scale", scale.detach().clone().reshape(-1))
+        self.register_buffer("zero_point", torch.zeros_like(self.scale, dtype=torch.int32))
         self.axis, self.weight, self.source = axis, weight, source
-        self.facts, self.spec, self.integers = facts, spec, integers
+        self.facts, self.spec = facts, spec
+
+    def values(self) -> Tensor:
+        """``scale * codes``, float32."""
+        shape = [1] * self.codes.dim()
+        if self.axis is not None:
+            shape[self.axis] = -1
+        return self.codes.to(torch.float32) * self.scale.view(shape)
 
     def forward(self, w: Tensor) -> Tensor:
-        """The weight, unchanged but for what the operator says of it; same shape."""
+        """The weight; same shape."""
+        if torch.jit.is_tracing() and not torch.onnx.is_in_onnx_export():
+            return self.values().to(w.dtype)
         if self.axis is None:
-            return torch.fake_quantize_per_tensor_affine(
-                w, float(self.scale), int(self.zero_point), *self.integers
-            )
+            scale, zero_point = float(self.scale), int(self.zero_point)
+            return torch.fake_quantize_per_tensor_affine(w, scale, zero_point, -128, 127)
         return torch.fake_quantize_per_channel_affine(
-            w, self.scale, self.zero_point, self.axis, *self.integers
+            w, self.scale, self.zero_point, self.axis, -128, 127
         )
 
     def extra_repr(self) -> str:
         """The weight and its format."""
         return f"{self.weight}, {self.facts['spec']}"
+
+
+class StaticChannels(nn.Module):
+    """An activation with a grid per channel: NNCF's own, for depthwise convolutions.
+
+    Args:
+        scale: (channels,) float32.
+        zero_point: (channels,) int32.
+        axis: Axis of the channels.
+        low, high: Integers in use.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, scale: Tensor, zero_point: Tensor, axis: int, low: int, high: int) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale.detach().clone())
+        self.register_buffer("zero_point", zero_point.detach().clone())
+        self.axis, self.low, self.high = axis, low, high
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The activation on its grids; same shape."""
+        return torch.fake_quantize_per_channel_affine(
+            x, self.scale, self.zero_point, self.axis, self.low, self.high
+        )
 
 
 class StaticActivation(nn.Module):

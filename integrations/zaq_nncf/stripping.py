@@ -6,12 +6,13 @@ import copy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zaq_nncf._compat import BaseQuantizer, hooks_of
-from zaq_nncf.audit import native_weight, pwlq_facts
+from zaq_nncf.audit import native_facts, native_weight, pwlq_facts
 from zaq_nncf.quantizers import PWLQWeightQuantizer
-from zaq_nncf.static import StaticActivation, StaticWeight
+from zaq_nncf.static import StaticActivation, StaticChannels, StaticWeight
+from zaq_plugin.pwlq import quantize
 
 
 @torch.no_grad()
@@ -71,24 +72,37 @@ def _static(
     if isinstance(quantizer, PWLQWeightQuantizer):
         return _bake(model, quantizer, described[quantizer.weight])
     low, high, scale, zero_point = quantizer.get_parameters_for_torch_fq()
+    shape = list(quantizer.scale_shape)
+    axis = shape.index(max(shape)) if quantizer.per_channel else None
     weight = native_weight(model, hook)
-    if weight is None and scale.numel() == 1:
+    if weight is not None:
+        return _bake_native(model, weight, scale, axis)
+    if axis is None:
         return StaticActivation(float(scale), int(zero_point), int(low), int(high))
-    axis = (
-        quantizer.scale_shape.index(max(quantizer.scale_shape)) if quantizer.per_channel else None
-    )
-    facts = {"spec": "uniform 8b MAC/8b stored (NNCF's own)", "mac_bits": 8, "stored_bits": 8}
-    ends = (int(low), int(high))
-    return StaticWeight(scale, zero_point, axis, weight or "", None, facts, integers=ends)
+    return StaticChannels(scale, zero_point, axis, int(low), int(high))
 
 
 def _bake(model: nn.Module, quantizer: PWLQWeightQuantizer, facts: dict[str, Any]) -> StaticWeight:
-    name = quantizer.weight
+    name, grid = quantizer.weight, quantizer.grid
     parameter = model.get_parameter(name)
     try:
-        scale, zero_point = quantizer.calculate_qparams()
+        scale, _ = quantizer.calculate_qparams()
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    parameter.copy_(quantizer.quantize(parameter.detach()))
-    axis = quantizer.grid.ch_axis
-    return StaticWeight(scale, zero_point, axis, name, quantizer.source, facts, quantizer.spec)
+    stored = quantize(parameter, grid.spec, grid.ch_axis, edges=grid.edges)
+    codes = stored.integer_weight()
+    made = StaticWeight(codes, scale, grid.ch_axis, name, quantizer.source, facts, grid.spec)
+    parameter.copy_(made.values())
+    return made
+
+
+def _bake_native(model: nn.Module, name: str, scale: Tensor, axis: int | None) -> StaticWeight:
+    """A weight with a quantizer of NNCF's own: 8 bits, symmetric, narrow range."""
+    parameter = model.get_parameter(name)
+    shape = [1] * parameter.dim()
+    if axis is not None:
+        shape[axis] = -1
+    codes = torch.round(parameter.float() / scale.view(shape)).clamp(-127, 127)
+    made = StaticWeight(codes, scale, axis, name, None, native_facts())
+    parameter.copy_(made.values())
+    return made

@@ -9,6 +9,7 @@ put it into `HOSTS`.
 """
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ class Weights(NamedTuple):
     fake_quantized: Tensor
     converted: Tensor
     edges: Tensor | None  # frozen by training, None if the policy solves them
+    elsewhere: tuple[tuple[str, Tensor], ...] = ()  # what runtimes compute with, by name
 
 
 class Outcome(NamedTuple):
@@ -216,8 +218,82 @@ def pt2e(model: nn.Module, images: Tensor, spec: PWLQSpec, qat: bool) -> Outcome
     return Outcome(found, output, converted(images).detach(), step)
 
 
+def nncf(model: nn.Module, images: Tensor, spec: PWLQSpec, qat: bool) -> Outcome:
+    """NNCF, and what ONNX Runtime and OpenVINO make of the stripped model."""
+    import zaq_nncf
+    from zaq_nncf.audit import weight_quantizers
+    from zaq_nncf.quantizers import ActivationQuantizer
+
+    prepared = zaq_nncf.quantize(model, [images], spec)
+    if qat:
+        train(prepared.train(), images)
+        prepared.eval()
+    output = prepared(images).detach()
+    before, edges = {}, {}
+    for name, quantizer in weight_quantizers(prepared):
+        value = prepared.get_parameter(name).detach().clone()
+        before[name] = (value, quantizer.grid(value).detach())
+        edges[name] = quantizer.grid.edges if qat else None
+    grids = [m.grid for m in prepared.modules() if isinstance(m, ActivationQuantizer)]
+    stripped = zaq_nncf.strip(prepared)
+    assert torch.equal(stripped(images), output)
+    assert [r.name for r in zaq_nncf.audit(stripped).quantized] == [
+        "stem.0",
+        "block.conv1",
+        "block.conv2",
+        "block.short.0",
+        "fc",
+    ]
+    runtimes: dict[str, list[Tensor]] = {}
+    if spec.breakpoints == 1 and not qat:  # an export takes seconds
+        output_there, runtimes["ONNX Runtime"] = _onnx_runtime(stripped, images)
+        _, runtimes["OpenVINO"] = _openvino(stripped, images)
+    else:
+        output_there = stripped(images).detach()
+    found = []
+    for position, (name, (value, faked)) in enumerate(before.items()):
+        stored = stripped.get_parameter(name)
+        there = tuple((key, weights[position]) for key, weights in runtimes.items())
+        label = name.removesuffix(".weight")
+        found.append(Weights(label, value, faked, stored, edges[name], there))
+    return Outcome(found, output, output_there, float(max(g.scale for g in grids)))
+
+
+def _onnx_runtime(model: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """What ONNX Runtime computes, and the weights of its layers in order of execution."""
+    import onnx
+    import onnxruntime
+
+    program = torch.onnx.export(model, (images,), dynamo=True, verbose=False)
+    proto = program.model_proto
+    layers = [n for n in proto.graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
+    for node in layers:
+        proto.graph.output.append(onnx.helper.make_empty_tensor_value_info(node.input[1]))
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
+    output, *weights = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    return torch.from_numpy(output), [torch.from_numpy(w) for w in weights]
+
+
+def _openvino(model: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """What OpenVINO computes, and the weights of its layers in order of execution."""
+    import openvino
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*torch.jit.trace", FutureWarning)
+        converted = openvino.convert_model(model, example_input=images)
+    output = openvino.compile_model(converted, "CPU")(images.numpy())[0]
+    weights = []
+    for node in converted.get_ordered_ops():
+        if node.get_type_name() in ("Convolution", "GroupConvolution", "MatMul"):
+            alone = openvino.Model([node.input_value(1)], [])
+            weights.append(torch.from_numpy(openvino.compile_model(alone, "CPU")([])[0].copy()))
+    return torch.from_numpy(output), weights
+
+
 Host = Callable[[nn.Module, Tensor, PWLQSpec, bool], Outcome]
-HOSTS: dict[str, Host] = {"fx": fx, "pt2e": pt2e}
+HOSTS: dict[str, Host] = {"fx": fx, "pt2e": pt2e, "nncf": nncf}
 
 SPECS = [PWLQSpec(bits=b, breakpoints=n) for b in (3, 4, 5, 6) for n in (1, 2)]
 SPECS += [PWLQSpec(bits=4, symmetry="symmetric", policy="laplacian", shared_endpoints=True)]
@@ -234,6 +310,10 @@ def test_same_levels_everywhere(host: Host, qat: bool, spec: PWLQSpec) -> None:
         expected = quantize(layer.floating, spec, edges=layer.edges)
         assert torch.equal(layer.fake_quantized, expected.dequantize()), layer.name
         assert torch.equal(layer.converted, expected.dequantize()), layer.name
+        for runtime, there in layer.elsewhere:
+            # A runtime may see a depthwise weight with an axis of groups.
+            same = there.reshape(layer.floating.shape)
+            assert torch.equal(same, expected.dequantize()), f"{layer.name} in {runtime}"
         levels = max(len(row.unique()) for row in layer.converted.flatten(1))
         assert levels <= spec.num_levels, layer.name
         assert (layer.converted - layer.floating).abs().max() > 0, layer.name

@@ -103,7 +103,14 @@ def pt2e(model: nn.Module, spec: PWLQSpec) -> Host:
     return Host(student, convert_pt2e)
 
 
-HOSTS = {"fx": fx, "pt2e": pt2e}
+def nncf(model: nn.Module, spec: PWLQSpec) -> Host:
+    import zaq_nncf
+
+    images = [torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(3))]
+    return Host(zaq_nncf.quantize(model, images, spec), zaq_nncf.strip)
+
+
+HOSTS = {"fx": fx, "pt2e": pt2e, "nncf": nncf}
 
 
 @pytest.fixture(params=HOSTS, scope="module")
