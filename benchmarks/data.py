@@ -127,6 +127,21 @@ def load_imagenet(data: Path) -> Task:
     return Task("imagenet", model.eval(), normalise(pixels, half, half), labels, None, 59.0)
 
 
+def foreign_images(data: Path, task: Task, count: int) -> Tensor:
+    """Real images for a task that has none to calibrate with: CIFAR-10's ``train``, enlarged.
+
+    Returns:
+        (count, 3, height, width) in the normalisation of ImageNet's MobileNetV1 (mean and deviation
+        one half).
+    """
+    pixels = np.load(require(data / "cifar10" / "train.npz"))["images"]
+    order = np.random.default_rng(0).permutation(len(pixels))[:count]
+    half = (0.5, 0.5, 0.5)
+    small = normalise(pixels[order], half, half)
+    size = (task.images.shape[2], task.images.shape[3])
+    return torch.nn.functional.interpolate(small, size, mode="bicubic").clamp(-1, 1)
+
+
 LOADERS = {"cifar10": load_cifar10, "imagenet": load_imagenet}
 
 

@@ -10,7 +10,8 @@ Protocol: all layers quantized, weights per output channel, activations per tens
 all layers (residual additions are not quantized separately), the network's own input at 8 bits
 unless ``--input-bits`` says otherwise, BatchNorm folded. No real image is seen before the last
 line, which evaluates on the test images; ``--method real`` is fine-tuning with the ``train``
-images, the ceiling. ``--tune`` leaves the test images alone and reports agreement with the float
+images, the ceiling (MobileNet has none: CIFAR-10's, enlarged, take their place, which is no
+ceiling). ``--tune`` leaves the test images alone and reports agreement with the float
 model on ``train`` images.
 """
 
@@ -30,10 +31,11 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.data import Task, load_task
+from benchmarks.data import Task, foreign_images, load_task
+from benchmarks.zero_shot_jobs import config_of, jobs_of, rows_of, weight_spec
+from benchmarks.zero_shot_tables import ablation, layer_weights, results
 from zaq_plugin.observers import MinMaxObserver
 from zaq_plugin.ptq import calibrate, fold_batch_norm, simulate
-from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
 from zaq_plugin.zero_shot import (
     ZeroShotConfig,
     ZeroShotLoader,
@@ -44,35 +46,6 @@ NORMALISATION = {
     "cifar10": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "imagenet": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
-DEFAULTS: dict[str, Any] = {
-    "task": "cifar10",
-    "method": "default",
-    "bits": "4/4",
-    "weights": "uniform",
-    "seed": 0,
-    "input_bits": 8,
-    "set": {},
-}
-
-
-def weight_spec(kind: str, stored_bits: int) -> QuantSpec:
-    """A weight format by its stored bits.
-
-    ``uniform`` is symmetric with the min-max clip, ``uniform-asymmetric`` has a zero point,
-    ``uniform-mse`` the clip of least squared error beside it; ``pwlq`` has one breakpoint and one
-    MAC bit less than it stores.
-    """
-    if kind == "uniform":
-        return UniformSpec(bits=stored_bits)
-    if kind == "uniform-asymmetric":
-        return UniformSpec(bits=stored_bits, symmetry="asymmetric")
-    if kind == "uniform-mse":
-        return UniformSpec(bits=stored_bits, symmetry="asymmetric", clip="mse")
-    if kind == "pwlq":
-        return PWLQSpec(bits=stored_bits - 1)
-    if kind == "pwlq-minmax":
-        return PWLQSpec(bits=stored_bits - 1, policy="search")
-    raise ValueError(f"unknown weights {kind!r}")
 
 
 def prepare_student(task: Task, job: dict[str, Any], device: torch.device) -> nn.Module:
@@ -97,6 +70,11 @@ def answers(model: nn.Module, images: Tensor, device: torch.device) -> Tensor:
     return torch.cat([model(part.to(device)).float().cpu() for part in images.split(256)])
 
 
+def real_images(task: Task, data: Path) -> Tensor:
+    """The task's images that may calibrate; where it has none, real images of another kind."""
+    return foreign_images(data, task, 512) if task.train is None else task.train
+
+
 def measure(
     model: nn.Module, task: Task, device: torch.device, tune: bool, reference: nn.Module
 ) -> dict[str, float]:
@@ -118,12 +96,6 @@ def _percent(hits: Tensor) -> float:
     return round(100 * float(hits.double().mean()), 3)
 
 
-def config_of(job: dict[str, Any]) -> ZeroShotConfig:
-    """The job's settings."""
-    preset = job["method"] if job["method"] in ("paper", "fast", "default") else "default"
-    return ZeroShotConfig.preset(preset, seed=job["seed"], **job["set"])
-
-
 def distilled(
     task: Task, student: nn.Module, config: ZeroShotConfig, cache: Path | None
 ) -> tuple[Tensor, float]:
@@ -132,7 +104,8 @@ def distilled(
     Jobs that make the same images share them through the cache folder.
     """
     names = (
-        "seed", "distilled_images", "validation_images", "distill_steps", "distill_lr",
+        "seed", "distilled_images", "validation_images", "distill_steps", "distill_start",
+        "distill_lr",
         "distill_method", "total_variation", "class_weight", "swing", "low_pass",
     )  # fmt: skip
     key = "-".join(f"{getattr(config, n)}" for n in names)
@@ -189,7 +162,7 @@ def run_job(job: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     images, made = None, 0.0
     if job["method"] == "real":
-        images = task.train
+        images = real_images(task, Path(args.data))
     elif config.uses_distilled:
         images, made = distilled(task, student, config, args.cache)
         start = time.perf_counter()
@@ -230,46 +203,6 @@ def run_job(job: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     }
     row["protocol"] = "tuning: train images, agreement only" if args.tune else "test images"
     return row
-
-
-def jobs_of(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The jobs that the command line or the job file asks for."""
-    if args.jobs:
-        lines = [line for line in Path(args.jobs).read_text().splitlines() if line.strip()]
-        listed = [json.loads(line) for line in lines]
-    else:
-        changes = {}
-        for item in args.set:
-            name, _, value = item.partition("=")
-            try:
-                changes[name] = json.loads(value)
-            except json.JSONDecodeError:
-                changes[name] = value
-        listed = [
-            {
-                "task": args.task, "method": method, "bits": bits, "weights": weights,
-                "seed": seed, "input_bits": args.input_bits, "set": changes,
-            }
-            for seed in args.seeds
-            for bits in args.bits
-            for weights in args.weights
-            for method in args.method
-        ]  # fmt: skip
-    full = []
-    for job in listed:
-        unknown = set(job) - set(DEFAULTS)
-        if unknown:
-            raise ValueError(f"unknown names in a job: {sorted(unknown)}; known: {list(DEFAULTS)}")
-        full.append({**DEFAULTS, **job})
-        config_of(full[-1])  # refuses unknown settings before anything runs
-    return full
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    """What a result file holds."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
 
 def _work(package: tuple[dict[str, Any], argparse.Namespace]) -> dict[str, Any]:
@@ -325,9 +258,14 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="leave the test images alone")
     parser.add_argument("--progress", action="store_true")
     parser.add_argument("--table", action="store_true", help="print --out and stop")
+    parser.add_argument("--page", action="store_true", help="print --out as Markdown and stop")
     args = parser.parse_args()
     if args.table:
         show(rows_of(args.out))
+        return
+    if args.page:
+        rows = rows_of(args.out)
+        print("\n".join([*results(rows), *layer_weights(rows), *ablation(rows)]))
         return
     done = {json.dumps(r["job"], sort_keys=True) for r in rows_of(args.out) if "error" not in r}
     todo = [j for j in jobs_of(args) if json.dumps(j, sort_keys=True) not in done]

@@ -16,6 +16,7 @@ _CHOICES = {
     "optimizer": ("adam", "sgd"),
     "schedule": ("cosine", "constant"),
     "images": ("generator", "distilled", "mixed"),
+    "distill_start": ("leaves", "noise"),
     "distill_method": ("pixels", "generator"),
 }
 _AT_LEAST_ONE = (
@@ -26,7 +27,7 @@ _AT_LEAST_ONE = (
     "calibration_images",
     "reconstruct_iterations",
     "reconstruct_batch_size",
-    "distill_steps",
+    "reconstruct_copies",
     "validation_images",
     "validate_every",
 )
@@ -48,6 +49,7 @@ _NOT_NEGATIVE = (
     "weight_decay",
     "grad_clip",
     "distilled_images",
+    "distill_steps",
     "checkpoint_every",
     "low_pass",
     "total_variation",
@@ -106,8 +108,8 @@ class ZeroShotConfig:
 
         images: What the student sees: ``generator``, ``distilled`` images, or ``mixed``.
         generated_share: Of a mixed batch, the share that comes from the generator.
-        distilled_images, distill_steps, distill_lr, distill_method, total_variation, class_weight:
-            Distillation; see `DistillOptions`.
+        distilled_images, distill_steps, distill_start, distill_lr, distill_method,
+            total_variation, class_weight: Distillation; see `DistillOptions`.
         mixup: Share of steps whose batch is mixed with itself in random proportions (the teacher
             answers for the mixture).
         flip: Mirror batches at random.
@@ -134,6 +136,8 @@ class ZeroShotConfig:
         reconstruct: Reconstruct block by block before training; see `ReconstructOptions` for
             reconstruct_iterations, reconstruct_batch_size, reconstruct_scale_lr,
             reconstruct_step_lr, reconstruct_rounding_lr, reconstruct_regulariser and drop.
+        reconstruct_copies: How many versions of each image reconstruction sees: the image, its
+            mirror image, then random mixtures of both kinds.
 
         validation_images: Fixed synthetic images on which states are judged, never trained on.
         validate_every: Steps between judgements.
@@ -144,7 +148,7 @@ class ZeroShotConfig:
     """
 
     seed: int = 0
-    steps: int = 600
+    steps: int = 200
     batch_size: int = 64
     student_steps: int = 5
 
@@ -172,8 +176,9 @@ class ZeroShotConfig:
 
     images: str = "distilled"
     generated_share: float = 0.5
-    distilled_images: int = 384
-    distill_steps: int = 80
+    distilled_images: int = 256
+    distill_steps: int = 40
+    distill_start: str = "leaves"
     distill_lr: float = 0.1
     distill_method: str = "pixels"
     total_variation: float = 0.0
@@ -198,11 +203,12 @@ class ZeroShotConfig:
     crossing: float = 0.0
     ema_decay: float = 0.98
 
-    calibration_images: int = 384
+    calibration_images: int = 256
     recalibrate: bool = True
     reconstruct: bool = True
-    reconstruct_iterations: int = 300
+    reconstruct_iterations: int = 250
     reconstruct_batch_size: int = 32
+    reconstruct_copies: int = 4
     reconstruct_scale_lr: float = 1e-2
     reconstruct_step_lr: float = 1e-2
     reconstruct_rounding_lr: float = 6e-2
@@ -210,7 +216,7 @@ class ZeroShotConfig:
     drop: float = 0.25
 
     validation_images: int = 128
-    validate_every: int = 100
+    validate_every: int = 50
     checkpoint_every: int = 0
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from zaq_plugin.zero_shot.bn_statistics import BatchNormLoss
+from zaq_plugin.zero_shot.dead_leaves import dead_leaves
 from zaq_plugin.zero_shot.generator import Generator
 from zaq_plugin.zero_shot.quantizers import to_evaluation
 from zaq_plugin.zero_shot.statistics import ImageStatistics
@@ -25,7 +26,8 @@ class DistillOptions:
     """How images are distilled.
 
     Attributes:
-        steps: Adam steps on each batch.
+        steps: Adam steps on each batch; with 0, images are what they start from.
+        start: What pixels start from: ``leaves`` (see `dead_leaves`) or ``noise``.
         batch_size: Images that share their statistics.
         lr: Adam's learning rate on the pixels, with a cosine schedule to zero.
         bn_weight: Weight of the BatchNorm-statistics loss.
@@ -43,6 +45,7 @@ class DistillOptions:
     """
 
     steps: int = 80
+    start: str = "leaves"
     batch_size: int = 128
     lr: float = 0.1
     bn_weight: float = 1.0
@@ -62,9 +65,13 @@ class DistillOptions:
             raise ValueError(
                 f"DistillOptions: method must be 'pixels' or 'generator'; got {self.method!r}."
             )
-        if self.steps < 1 or self.batch_size < 2:
+        if self.start not in ("leaves", "noise"):
             raise ValueError(
-                "DistillOptions: steps must be at least 1 and batch_size at least 2 (statistics "
+                f"DistillOptions: start must be 'leaves' or 'noise'; got {self.start!r}."
+            )
+        if self.steps < 0 or self.batch_size < 2:
+            raise ValueError(
+                "DistillOptions: steps must not be negative and batch_size at least 2 (statistics "
                 f"need more than one image); got {self.steps} and {self.batch_size}."
             )
 
@@ -148,7 +155,10 @@ class _Job:
         self.classes: Tensor | None = None
         self.generator: Generator | None = None
         if options.method == "pixels":
-            start = torch.randn(shape, generator=rng).to(device)
+            if options.start == "leaves":
+                start = dead_leaves(options.batch_size, image_shape, rng).to(device)
+            else:
+                start = torch.randn(shape, generator=rng).to(device)
             start = start * statistics.scale(start) + statistics.shift(start)
             self.variables: list[dict[str, object]] = [
                 {"params": [start.requires_grad_(True)], "lr": options.lr}
@@ -174,7 +184,7 @@ class _Job:
     def run(self, step_done: Callable[[int, float], None]) -> Tensor:
         options = self.options
         optimizer = torch.optim.Adam(self.variables)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, options.steps))
         for step in range(options.steps):
             images = self.images()
             seen = images

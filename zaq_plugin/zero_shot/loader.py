@@ -159,6 +159,7 @@ class ZeroShotLoader:
         config = self.config
         options = DistillOptions(
             steps=config.distill_steps,
+            start=config.distill_start,
             batch_size=min(128, max(2, count)),
             lr=config.distill_lr,
             method=config.distill_method,

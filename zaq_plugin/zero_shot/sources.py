@@ -105,3 +105,23 @@ class ImageSource:
             return self.adversary.device
         assert self.pool is not None
         return self.pool.device
+
+
+def copies(pool: Tensor, times: int, rng: torch.Generator) -> Tensor:
+    """More images from the same: the pool, its mirror image, then mixtures of random pairs.
+
+    Args:
+        pool: (N, C, H, W).
+        times: How many versions of each image; 1 is the pool itself.
+        rng: CPU source of the pairs and of their shares.
+
+    Returns:
+        (times * N, C, H, W).
+    """
+    versions = [pool, pool.flip(-1)][:times]
+    sources = torch.cat(versions)
+    while len(versions) < times:
+        pair = torch.randint(len(sources), (2, len(pool)), generator=rng).to(pool.device)
+        share = torch.rand(len(pool), 1, 1, 1, generator=rng).to(pool)
+        versions.append(torch.lerp(sources[pair[0]], sources[pair[1]], share))
+    return torch.cat(versions)

@@ -28,6 +28,7 @@ from zaq_plugin.zero_shot.quantizers import (
 )
 from zaq_plugin.zero_shot.reconstruction import ReconstructOptions, reconstruct
 from zaq_plugin.zero_shot.result import FinetuneResult, TrainingDiverged
+from zaq_plugin.zero_shot.sources import copies
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +214,7 @@ class _Run:
         self.result.blocks = reconstruct(
             self.student,
             self.loader.teacher,
-            self._pool,
+            copies(self._pool, config.reconstruct_copies, self.loader.shared_rng),
             options,
             rng=self.loader.shared_rng,
             progress=lambda name, n, total, error: self.progress.show(

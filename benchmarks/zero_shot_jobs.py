@@ -1,0 +1,87 @@
+"""What `benchmarks/zero_shot.py` is asked to run: jobs, their settings, and the rows they leave."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
+from zaq_plugin.zero_shot import ZeroShotConfig
+
+DEFAULTS: dict[str, Any] = {
+    "task": "cifar10",
+    "method": "default",
+    "bits": "4/4",
+    "weights": "uniform",
+    "seed": 0,
+    "input_bits": 8,
+    "set": {},
+}
+
+
+def weight_spec(kind: str, stored_bits: int) -> QuantSpec:
+    """A weight format by its stored bits.
+
+    ``uniform`` is symmetric with the min-max clip, ``uniform-asymmetric`` has a zero point,
+    ``uniform-mse`` the clip of least squared error beside it; ``pwlq`` has one breakpoint and one
+    MAC bit less than it stores.
+    """
+    if kind == "uniform":
+        return UniformSpec(bits=stored_bits)
+    if kind == "uniform-asymmetric":
+        return UniformSpec(bits=stored_bits, symmetry="asymmetric")
+    if kind == "uniform-mse":
+        return UniformSpec(bits=stored_bits, symmetry="asymmetric", clip="mse")
+    if kind == "pwlq":
+        return PWLQSpec(bits=stored_bits - 1)
+    if kind == "pwlq-minmax":
+        return PWLQSpec(bits=stored_bits - 1, policy="search")
+    raise ValueError(f"unknown weights {kind!r}")
+
+
+def config_of(job: dict[str, Any]) -> ZeroShotConfig:
+    """The job's settings."""
+    preset = job["method"] if job["method"] in ("paper", "fast", "default") else "default"
+    return ZeroShotConfig.preset(preset, seed=job["seed"], **job["set"])
+
+
+def jobs_of(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The jobs that the command line or the job file asks for."""
+    if args.jobs:
+        lines = [line for line in Path(args.jobs).read_text().splitlines() if line.strip()]
+        listed = [json.loads(line) for line in lines]
+    else:
+        changes = {}
+        for item in args.set:
+            name, _, value = item.partition("=")
+            try:
+                changes[name] = json.loads(value)
+            except json.JSONDecodeError:
+                changes[name] = value
+        listed = [
+            {
+                "task": args.task, "method": method, "bits": bits, "weights": weights,
+                "seed": seed, "input_bits": args.input_bits, "set": changes,
+            }
+            for seed in args.seeds
+            for bits in args.bits
+            for weights in args.weights
+            for method in args.method
+        ]  # fmt: skip
+    full = []
+    for job in listed:
+        unknown = set(job) - set(DEFAULTS)
+        if unknown:
+            raise ValueError(f"unknown names in a job: {sorted(unknown)}; known: {list(DEFAULTS)}")
+        full.append({**DEFAULTS, **job})
+        config_of(full[-1])  # refuses unknown settings before anything runs
+    return full
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """What a result file holds."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]

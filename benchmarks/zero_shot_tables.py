@@ -1,0 +1,145 @@
+"""The page of `benchmarks/zero_shot.py`: its rows in Markdown, mean and spread over seeds."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+METHODS = {
+    "before": "before",
+    "paper": "`paper`",
+    "fast": "`fast`",
+    "default": "`default`",
+    "real": "real images",
+}
+FORMATS = {
+    "uniform": "uniform, min-max",
+    "uniform-asymmetric": "uniform, min-max, asymmetric",
+    "uniform-mse": "uniform, best clip",
+    "pwlq": "PWLQ",
+    "pwlq-minmax": "PWLQ, clip at the largest weight",
+}
+TITLES = {"cifar10": "CIFAR-10 ResNet-20", "imagenet": "ImageNet MobileNetV1-0.25"}
+Row = dict[str, Any]
+
+
+def mean_and_spread(values: list[float], digits: int = 2) -> str:
+    """``mean (lowest to highest)``, or the only value."""
+    if not values:
+        return "–"
+    mean = f"{sum(values) / len(values):.{digits}f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def weight_widths(job: Row) -> str:
+    """``MAC / stored`` bits of the weights."""
+    stored = int(job["bits"].split("/")[0])
+    mac = stored - 1 if job["weights"].startswith("pwlq") else stored
+    return f"{mac} / {stored}"
+
+
+def results(rows: Iterable[Row]) -> list[str]:
+    """A table for each task: a line for each format and widths, a column for each method.
+
+    Rows with changed settings (``set``) are left to `ablation`.
+    """
+    cells: dict[tuple[Any, ...], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        job = row["job"]
+        if "error" in row or job["set"] or "top1" not in row:
+            continue
+        key = (job["task"], job["bits"], job["weights"], job["input_bits"])
+        cells[key][job["method"]].append(row)
+    lines: list[str] = []
+    for task in dict.fromkeys(key[0] for key in cells):
+        mine = {key: cell for key, cell in cells.items() if key[0] == task}
+        used = [m for m in METHODS if any(m in cell for cell in mine.values())]
+        float_top1 = next(iter(next(iter(mine.values())).values()))[0]["fp32"]
+        lines += [f"## {TITLES.get(task, task)}, float {float_top1:.2f} %", ""]
+        head = ["weights", "MAC / stored bits", "activations", "input"]
+        head += [METHODS[m] for m in used]
+        head += ["points below float", "agreement", "seeds", "seconds"]
+        lines.append("| " + " | ".join(head) + " |")
+        lines.append("|---" * 4 + "|---:" * (len(head) - 4) + "|")
+        lines += [_line(key, mine[key], used) for key in sorted(mine, key=_order)]
+        lines.append("")
+    return lines
+
+
+def _order(key: tuple[Any, ...]) -> tuple[Any, ...]:
+    weight, activation = (int(b) for b in key[1].split("/"))
+    return (-weight, -activation, key[3] == 0, key[2])
+
+
+def _line(key: tuple[Any, ...], cell: dict[str, list[Row]], used: list[str]) -> str:
+    _, bits, weights, input_bits = key
+    activation = bits.split("/")[1]
+    any_row = next(iter(cell.values()))[0]
+    shown = [
+        FORMATS.get(weights, weights),
+        weight_widths(any_row["job"]),
+        activation,
+        str(input_bits or activation),
+    ]
+    shown += [mean_and_spread([row["top1"] for row in cell.get(m, [])]) for m in used]
+    ours = cell.get("default", [])
+    drops = [row["fp32"] - row["top1"] for row in ours]
+    shown += [
+        mean_and_spread(drops),
+        mean_and_spread([row["agreement"] for row in ours]),
+        str(max(len(part) for part in cell.values())),
+        mean_and_spread([row["seconds"] for row in ours], 0),
+    ]
+    return "| " + " | ".join(shown) + " |"
+
+
+def ablation(rows: Iterable[Row]) -> list[str]:
+    """What each switch does: agreement with the float model on ``train`` images, no labels."""
+    good = [row for row in rows if "error" not in row and "train_agreement" in row]
+    if not good:
+        return []
+    common = {
+        name: value
+        for name, value in good[0]["job"]["set"].items()
+        if all(row["job"]["set"].get(name) == value for row in good)
+    }
+    lines = ["| changed | divergence | agreement on `train`, % | kept state | seconds |"]
+    lines.append("|---|---:|---:|---|---:|")
+    for row in good:
+        job = row["job"]
+        changed = {k: v for k, v in job["set"].items() if k not in common}
+        what = ", ".join(f"{k} = {json.dumps(v)}" for k, v in changed.items()) or "nothing"
+        best = [v for v in row.get("verdicts", []) if v[0] == row.get("best")]
+        divergence = f"{best[0][1]:.3f}" if best else "–"
+        lines.append(
+            f"| {what} | {divergence} | {row['train_agreement']:.2f} | {row.get('best') or '–'} "
+            f"| {row['seconds']:.0f} |"
+        )
+    told = ", ".join(f"{k} = {json.dumps(v)}" for k, v in common.items())
+    first = good[0]["job"]
+    return [
+        f"{first['bits']} (stored weight / activation bits), {FORMATS[first['weights']]}, seed "
+        f"{first['seed']}{', ' + told if told else ''}.",
+        "",
+        *lines,
+        "",
+    ]
+
+
+def layer_weights(rows: Iterable[Row]) -> list[str]:
+    """λ of the taps at the end of the runs that used them (``paper``)."""
+    lines: list[str] = []
+    for row in rows:
+        job, weights = row["job"], row.get("layer_weights")
+        if job["method"] != "paper" or not weights or job["set"]:
+            continue
+        values = " | ".join(f"{value:.3f}" for value in weights.values())
+        if not lines:
+            names = " | ".join(weights)
+            lines = [f"| bits | seed | {names} |", "|---|---" + "|---:" * len(weights) + "|"]
+        lines.append(f"| {job['bits']} | {job['seed']} | {values} |")
+    return [*lines, ""] if lines else []
