@@ -13,6 +13,8 @@ require_version("onnxruntime", "1.22", "1.33", "zaq_onnx", "onnx")
 require_version("onnxscript", "0.5", "0.8", "zaq_onnx", "onnx")
 
 from zaq_onnx.export import Exported, export
+from zaq_onnx.info import info
 from zaq_onnx.packing import load, pack, unpack
+from zaq_onnx.verify import Verification, verify
 
-__all__ = ["Exported", "export", "load", "pack", "unpack"]
+__all__ = ["Exported", "Verification", "export", "info", "load", "pack", "unpack", "verify"]

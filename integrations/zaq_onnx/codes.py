@@ -134,12 +134,14 @@ class Unfolded:
 
     def __init__(self, graph: Graph, name: str) -> None:
         self.graph, self.name = graph, name
+        used = sum(other.endswith(".book") for other in graph.constants)
+        self.short = f"z{used}."  # in every node twice: names take room
         self.nodes: list[NodeProto] = []
         self.constants: dict[str, tuple[Array, int | None]] = {}
 
     def node(self, kind: str, inputs: list[str], **attributes: object) -> str:
         """Add a node; the name of its output."""
-        output = f"{self.name}.{len(self.nodes)}"
+        output = f"{self.short}{len(self.nodes)}"
         made = make(kind, inputs, output, **attributes)
         made.name = ""
         self.nodes.append(made)

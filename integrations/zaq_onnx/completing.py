@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto, TensorProto, helper
+from onnx import TensorProto, helper
 
 from zaq_onnx.graph import Array, Graph, make
 from zaq_onnx.runtimes import feeds_of, ort_session
@@ -111,6 +111,10 @@ def _ranges(
 
 def _insert(graph: Graph, name: str, low: float, high: float) -> None:
     """Quantize and dequantize a tensor for all who read it in float."""
+    values = _known(graph, name)
+    if values is not None:
+        _read(graph, name, values)
+        return
     scale = max((high - low) / 255, 1e-8)
     zero = round(-low / scale)
     grid = [
@@ -118,15 +122,29 @@ def _insert(graph: Graph, name: str, low: float, high: float) -> None:
         graph.add_constant(f"{name}.zero", np.array(min(max(zero, 0), 255), np.uint8)),
     ]
     codes, values = graph.free(f"{name}.codes"), graph.free(f"{name}.values")
-    readers: list[NodeProto] = [
-        n for n in graph.nodes if name in n.input and n.op_type != "QuantizeLinear"
-    ]
-    for node in readers:
-        for i, read in enumerate(node.input):
-            if read == name:
-                node.input[i] = values
+    _read(graph, name, values)
     graph.nodes += [
         make("QuantizeLinear", [name, *grid], codes),
         make("DequantizeLinear", [codes, *grid], values),
     ]
     graph.sort()
+
+
+def _read(graph: Graph, name: str, values: str) -> None:
+    """Let all who read a tensor in float read its values on the grid."""
+    for node in graph.nodes:
+        if node.op_type != "QuantizeLinear":
+            for i, read in enumerate(node.input):
+                if read == name:
+                    node.input[i] = values
+
+
+def _known(graph: Graph, name: str) -> str | None:
+    """What a tensor is dequantized to, if it is quantized to 8 whole bits for somebody already."""
+    consumers = graph.consumers()
+    for quantize in consumers[name]:
+        if quantize.op_type == "QuantizeLinear":
+            for reader in consumers[quantize.output[0]]:
+                if reader.op_type == "DequantizeLinear":
+                    return str(reader.output[0])
+    return None

@@ -100,25 +100,19 @@ def export(
             would quantize silently; an opset that does not exist.
     """
     _check(example_inputs, opset)
-    notes = notes_of(model, audit)
-    ready, source = exportable(model)
-    if dynamic_shapes is None:
-        dynamic_shapes = batch_shapes(example_inputs, dynamic_batch)
-    program = program_of(ready, example_inputs, dynamic_shapes)
-    graph = Graph(_to_onnx(program, opset))
-    layers = scopes(graph)
-    tidy(graph)
-    if calibration is not None:
-        complete(graph, calibration)
-        tidy(graph)
-    for output, name in list(layers.items()):
-        layers[output] = notes.names.get(name, name)
-    name_weights(graph, _named_by_weight(graph, layers, notes.weights))
+    graph, source, known = graph_of(
+        model,
+        example_inputs,
+        opset=opset,
+        dynamic_shapes=dynamic_shapes or batch_shapes(example_inputs, dynamic_batch),
+        calibration=calibration,
+        audit=audit,
+    )
     _refuse_float_weights(graph)
     made = graph.to_model()
-    records = _records(graph, notes.records)
+    records = _records(graph, known)
     packed, done = pack_model(made)
-    _describe(made, source, records, opset)
+    _describe(made, source, records, opset, graph.completed)
     del packed.metadata_props[:]
     packed.metadata_props.extend(made.metadata_props)
     written = packed if pack and done else made
@@ -132,6 +126,32 @@ def export(
         source,
         Audit(records).require_any(),
     )
+
+
+def graph_of(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    *,
+    opset: int = MINIMUM_OPSET,
+    dynamic_shapes: Any = None,
+    calibration: Iterable[Any] | None = None,
+    audit: Audit | None = None,
+) -> tuple[Graph, str, dict[str, Note]]:
+    """The int8 graph of a model, what kind the model was, and what it knows about its layers.
+
+    Arguments and errors are those of `export`.
+    """
+    notes = notes_of(model, audit)
+    ready, source = exportable(model)
+    program = program_of(ready, example_inputs, dynamic_shapes)
+    graph = Graph(_to_onnx(program, opset))
+    layers = scopes(graph)
+    tidy(graph)
+    if calibration is not None:
+        graph.completed = len(complete(graph, calibration))
+        tidy(graph)
+    name_weights(graph, _named_by_weight(graph, layers, notes.weights))
+    return graph, source, notes.records
 
 
 def _check(example_inputs: object, opset: object) -> None:
@@ -249,7 +269,9 @@ def _records(graph: Graph, notes: dict[str, Note]) -> list[LayerRecord]:
     return list(records.values())
 
 
-def _describe(model: ModelProto, source: str, records: list[LayerRecord], opset: int) -> None:
+def _describe(
+    model: ModelProto, source: str, records: list[LayerRecord], opset: int, completed: int
+) -> None:
     layers = [
         {
             "name": r.name,
@@ -270,6 +292,7 @@ def _describe(model: ModelProto, source: str, records: list[LayerRecord], opset:
             "torch": str(torch.__version__),
             "source": source,
             "opset": opset,
+            "completed": completed,
             "layers": layers,
             "digest": digest(model),
         },

@@ -24,6 +24,7 @@ class Graph:
         constants: Initializers, and what Constant nodes held.
         inputs: Names of the graph's inputs.
         outputs: Names of its outputs.
+        completed: How many tensors were given a grid that the model did not have.
     """
 
     def __init__(self, model: ModelProto) -> None:
@@ -34,6 +35,7 @@ class Graph:
         self.outputs = [o.name for o in model.graph.output]
         self._arrays: dict[str, Array] = {}
         self._number = 0
+        self.completed = 0
         for node in model.graph.node:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
                 tensor = TensorProto()

@@ -1,0 +1,140 @@
+"""`info`: what a file holds, layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from zaq_onnx.files import Path_, manifest_of
+from zaq_onnx.graph import Graph
+from zaq_onnx.naming import LAYERS
+from zaq_onnx.packing import load, unpack_model, weights_of
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One layer of a file.
+
+    Attributes:
+        name: The layer.
+        kind: Its operator.
+        shape: Of its weight.
+        mac_bits: Width of the multiplier that the format needs; 8 where nothing says otherwise.
+        stored_bits: Width of a weight in the file.
+        bytes: Of the weight in the file: codes and codebooks, or integers, or floats.
+        format: The format's label.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    mac_bits: float
+    stored_bits: float
+    bytes: int
+    format: str
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A file from `zaq_onnx.export`.
+
+    Attributes:
+        path: The file.
+        bytes: Its size.
+        int8_bytes: Size of the same model with int8 weights.
+        float_bytes: Bytes of the same weights and biases in float32.
+        manifest: What `export` wrote about it.
+        layers: Its layers.
+    """
+
+    path: str
+    bytes: int
+    int8_bytes: int
+    float_bytes: int
+    manifest: dict[str, Any]
+    layers: list[LayerInfo]
+
+    def __str__(self) -> str:
+        table = Table(box=None, pad_edge=False)
+        heads = "Layer", "Kind", "Weight", "MAC bits", "Stored bits", "Bytes", "Format"
+        for head in heads:
+            right = head in ("MAC bits", "Stored bits", "Bytes")
+            table.add_column(head, justify="right" if right else "left", no_wrap=True)
+        for layer in self.layers:
+            table.add_row(
+                layer.name,
+                layer.kind,
+                "x".join(map(str, layer.shape)),
+                f"{layer.mac_bits:g}",
+                f"{layer.stored_bits:g}",
+                f"{layer.bytes:,}",
+                layer.format,
+            )
+        out = StringIO()
+        Console(file=out, width=160).print(table)
+        known = self.manifest
+        made = f"{known['source']} model, zaq_plugin {known['zaq_plugin']}, opset {known['opset']}"
+        total = (
+            f"{self.path}: {self.bytes:,} bytes; {self.bytes / self.int8_bytes:.3f} of int8 "
+            f"({self.int8_bytes:,}), {self.bytes / self.float_bytes:.3f} of float32 "
+            f"({self.float_bytes:,})."
+        )
+        return "\n".join([*(line.rstrip() for line in out.getvalue().splitlines()), made, total])
+
+
+def info(path: Path_) -> FileInfo:
+    """What a file holds.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is damaged (see `load`), or was not written by `export`.
+    """
+    model = load(path)
+    manifest = manifest_of(model)
+    if manifest is None:
+        raise ValueError(f"{path}: not written by zaq_onnx.export (its metadata says nothing).")
+    graph = Graph(model)
+    known = {entry["name"]: entry for entry in manifest["layers"]}
+    weights = {weight.name: weight for weight in weights_of(graph)}
+    producers = graph.producers()
+    layers = []
+    for node in graph.of_type(*LAYERS):
+        source = producers.get(node.input[1])
+        weight = weights.get(source.input[0]) if source is not None else None
+        if weight is None:
+            value = graph.array(node.input[1])
+            if value is not None and value.ndim >= 2:
+                name = node.input[1].removesuffix(".weight")
+                shape = tuple(value.shape)
+                layers.append(LayerInfo(name, node.op_type, shape, 32, 32, value.nbytes, "float32"))
+            continue
+        name = weight.name.removesuffix(".weight")
+        entry = known.get(name, {})
+        stored = (entry.get("stored_bits") or 8) if weight.packed else 8
+        label = entry.get("spec") or "int8"
+        if not weight.packed and label != "int8":
+            label += ", kept as int8"
+        layers.append(
+            LayerInfo(
+                name,
+                node.op_type,
+                tuple(weight.integers.shape),
+                entry.get("mac_bits") or 8,
+                stored,
+                weight.stored,
+                label,
+            )
+        )
+    plain = unpack_model(model)
+    floats = sum(
+        4 * value.size if value.dtype in ("int8", "float32") else value.nbytes
+        for value in map(Graph(plain).array, [t.name for t in plain.graph.initializer])
+        if value is not None
+    )
+    size = Path(path).stat().st_size
+    return FileInfo(str(path), size, plain.ByteSize(), floats, manifest, layers)

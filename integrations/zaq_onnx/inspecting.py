@@ -1,0 +1,151 @@
+"""What ONNX Runtime made of a model: kernels, weights, and floats between integers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from onnx import ModelProto, NodeProto
+
+from zaq_onnx.graph import Array, Graph
+from zaq_onnx.packing import weights_of
+from zaq_onnx.runtimes import HEAVY, is_integer
+
+_MOVES = (
+    "Transpose",
+    "Reshape",
+    "Flatten",
+    "Squeeze",
+    "Unsqueeze",
+    "MaxPool",
+    "NhwcMaxPool",
+    "Concat",
+    "Slice",
+    "Split",
+    "Clip",
+    "Pad",
+    "Identity",
+    "Relu",
+    "Gather",
+)
+"""Operators whose output has the type of their input."""
+
+_WEIGHT = {"QLinearConv": 3, "QGemm": 3, "QLinearMatMul": 3, "MatMulIntegerToFloat": 1}
+_WEIGHT |= {"MatMulInteger": 1, "ConvInteger": 1}
+_FLOAT_RESULT = ("DequantizeLinear", "MatMulIntegerToFloat")
+_QGEMM_SCALE = 7
+
+
+def integer_layers(optimized: Graph) -> list[NodeProto]:
+    """Nodes that multiply by an integer weight."""
+    return [
+        node
+        for node in optimized.nodes
+        if node.op_type in _WEIGHT
+        and optimized.array(node.input[_WEIGHT[node.op_type]]) is not None
+    ]
+
+
+def float_layers(optimized: Graph) -> list[NodeProto]:
+    """Convolutions and products with a constant weight that run in float."""
+    producers = optimized.producers()
+    found = []
+    for node in optimized.of_type(*HEAVY):
+        source = producers.get(node.input[1])
+        dequantized = source is not None and source.op_type == "DequantizeLinear"
+        if node.input[1] in optimized.constants or (
+            dequantized and source is not None and source.input[0] in optimized.constants
+        ):
+            found.append(node)
+    return found
+
+
+def strangers(optimized: Graph, original: ModelProto) -> list[str]:
+    """Integer kernels whose weight is none of the original's: requantized by the runtime.
+
+    Layouts may differ, so a weight is known by its values in order of size.
+    """
+    known = {_fingerprint(weight.integers) for weight in weights_of(Graph(original))}
+    found = []
+    for node in integer_layers(optimized):
+        value = optimized.array(node.input[_WEIGHT[node.op_type]])
+        if value is not None and _fingerprint(value) not in known:
+            found.append(f"{node.op_type} {node.name or node.output[0]}")
+    return found
+
+
+def _fingerprint(value: Array) -> bytes:
+    signed = value.astype(np.int16)
+    if value.dtype == np.uint8:  # some kernels want unsigned weights
+        signed = signed - 128
+    return bytes(np.sort(signed, axis=None).astype(np.int8).tobytes())
+
+
+def float_operations(optimized: Graph) -> list[str]:
+    """Operators that compute with floats between the first quantize and the last dequantize.
+
+    Empty for integer-only inference: everything behind the first QuantizeLinear reads integers,
+    and what gives floats is only followed by the model's outputs.
+    """
+    integers: set[str] = set()
+    floats: set[str] = set(optimized.inputs)
+    found = []
+    for node in optimized.nodes:
+        reads = [name for name in node.input if name in floats or name in integers]
+        first = node.op_type == "QuantizeLinear" and reads[:1] and reads[0] in optimized.inputs
+        if not first and any(name in floats for name in reads):
+            found.append(f"{node.op_type} {node.name or node.output[0]}")
+        makes_integers = _makes_integers(node, reads, integers)
+        (integers if makes_integers else floats).update(node.output)
+    return found
+
+
+def _makes_integers(node: NodeProto, reads: list[str], integers: set[str]) -> bool:
+    if node.op_type == "QGemm":
+        return len(node.input) > _QGEMM_SCALE and bool(node.input[_QGEMM_SCALE])
+    if node.op_type in _MOVES:
+        return bool(reads) and all(name in integers for name in reads)
+    if node.op_type in _FLOAT_RESULT:
+        return False
+    return node.op_type == "QuantizeLinear" or is_integer(node)
+
+
+def output_steps(graph: Graph) -> Iterator[float]:
+    """By how much each output moves when the last activations are off by one step, at random.
+
+    For a layer: the step of its input times the length of its longest row of weights.
+    """
+    producers = graph.producers()
+    for name in graph.outputs:
+        yield _step_of(graph, producers, name)
+
+
+def _step_of(graph: Graph, producers: dict[str, NodeProto], name: str) -> float:
+    node = producers.get(name)
+    while node is not None and node.op_type not in ("DequantizeLinear", "Conv", "Gemm", "MatMul"):
+        inner = [n for n in node.input if n in producers]
+        node = producers[inner[0]] if inner else None
+    if node is None:
+        return 0.0
+    if node.op_type == "DequantizeLinear":
+        scale = graph.array(node.input[1])
+        return 0.0 if scale is None else float(scale.max())
+    x, w = producers.get(node.input[0]), producers.get(node.input[1])
+    if x is None or w is None or {x.op_type, w.op_type} != {"DequantizeLinear"}:
+        return 0.0
+    step, scale = graph.array(x.input[1]), graph.array(w.input[1])
+    rows = next((v.rows for v in weights_of(graph) if v.node is w), None)
+    if step is None or scale is None or rows is None:
+        return 0.0
+    lengths = np.linalg.norm(rows.astype(np.float64), axis=1) * scale.reshape(-1)
+    return float(step.max() * lengths.max())
+
+
+def input_steps(graph: Graph) -> dict[str, float]:
+    """The step of the grid that each of a model's inputs is first put on, where there is one."""
+    found: dict[str, float] = {}
+    for node in graph.of_type("QuantizeLinear"):
+        name, scale = node.input[0], graph.array(node.input[1])
+        if name in graph.inputs and scale is not None:
+            found[name] = max(found.get(name, 0.0), float(scale.max()))
+    return found

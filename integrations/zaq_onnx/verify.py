@@ -1,0 +1,377 @@
+"""`verify`: does a file hold the model's levels, and do the runtimes compute with them?"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import ModelProto
+from torch import Tensor, nn
+
+from zaq_onnx.export import float_weights, graph_of
+from zaq_onnx.files import Path_, manifest_of, parse
+from zaq_onnx.graph import Array, Graph
+from zaq_onnx.inspecting import (
+    float_layers,
+    float_operations,
+    input_steps,
+    integer_layers,
+    output_steps,
+    strangers,
+)
+from zaq_onnx.packing import load, unpack_model, weights_of
+from zaq_onnx.runtimes import (
+    kernels,
+    openvino_compiled,
+    openvino_kernels,
+    optimized,
+    ort_session,
+    run_openvino,
+    run_ort,
+)
+
+RUNTIMES = ("onnxruntime", "openvino")
+_DRAWS = 2
+_INTEGER = (" i8", " u8")
+
+
+@dataclass
+class RuntimeReport:
+    """One runtime's part of a `Verification`.
+
+    Attributes:
+        name: ``onnxruntime`` or ``openvino``.
+        load_seconds: Time from the file to a session.
+        error: Largest difference of an output from the reference.
+        agreement: Share of samples with the same top class in the first output.
+        kernels: How many of each kernel it runs.
+        integer_layers: Convolutions and products with an integer weight that run in integers.
+        float_layers: Those that run in float.
+    """
+
+    name: str
+    load_seconds: float
+    error: float
+    agreement: float
+    kernels: Counter[str]
+    integer_layers: int
+    float_layers: int
+
+
+@dataclass
+class Verification:
+    """What `verify` found.
+
+    Attributes:
+        path: The file.
+        layers: Number of layers with an int8 weight.
+        packed: How many of these the file holds as codes.
+        tolerance: Largest difference of an output that counts as equal, see `verify`.
+        runtimes: One report for each.
+        float_operations: Operators on floats between integers, in ONNX Runtime's optimized graph.
+        problems: What is wrong; empty if all is well.
+        remarks: What a user should know, though it is not wrong.
+    """
+
+    path: str
+    layers: int = 0
+    packed: int = 0
+    tolerance: float = 0.0
+    runtimes: list[RuntimeReport] = field(default_factory=list)
+    float_operations: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    @property
+    def integer_only(self) -> bool:
+        """Whether ONNX Runtime computes in integers from the first to the last layer."""
+        return bool(self.runtimes) and not self.float_operations
+
+    def require(self) -> Verification:
+        """Itself, if all is well.
+
+        Raises:
+            ValueError: the problems.
+        """
+        if self.problems:
+            raise ValueError(str(self))
+        return self
+
+    def __str__(self) -> str:
+        verdict = "OK" if self.ok else "NOT OK"
+        lines = [f"{self.path}: {verdict}. {self.layers} int8 layers, {self.packed} packed."]
+        for report in self.runtimes:
+            share = f"{report.error:.3g} (allowed {self.tolerance:.3g})"
+            lines.append(
+                f"  {report.name}: {report.integer_layers} layers in integers, "
+                f"{report.float_layers} in float; largest difference {share}, top class equal in "
+                f"{100 * report.agreement:.1f} %; loaded in {1000 * report.load_seconds:.0f} ms"
+            )
+            named = {k: n for k, n in report.kernels.items() if not k.startswith("Const")}
+            lines.append("    " + ", ".join(f"{n} {k}" for k, n in sorted(named.items())))
+        if self.runtimes and self.runtimes[0].name == "onnxruntime":
+            count = len(self.float_operations)
+            what = "integer-only" if not count else f"{count} float operators between integers"
+            lines.append(f"  inference: {what}")
+        lines += [f"  problem: {text}" for text in self.problems]
+        lines += [f"  remark: {text}" for text in self.remarks]
+        return "\n".join(lines)
+
+
+def verify(
+    path: Path_,
+    model: nn.Module | None = None,
+    inputs: Sequence[Any] | Tensor | None = None,
+    *,
+    runtimes: Sequence[str] = RUNTIMES,
+    threads: int = 1,
+) -> Verification:
+    """Check a file, compare its weights with the model's, and run it.
+
+    The outputs may differ from the reference by one step of the last activations, or by what the
+    reference itself moves when its input is off by one step of its own grid, at random: roundings
+    that flip early in a deep network move its output, in whatever runtime.
+
+    Args:
+        path: A file from `export`, packed or not.
+        model: The model that was exported. Without it, and for files that were given ranges by
+            ``calibration``, the reference is the file's own operators, run one by one.
+        inputs: What to run on, at least with a model: a tensor, or a tuple of inputs.
+        runtimes: ``onnxruntime`` and ``openvino``, or one of them.
+        threads: Threads that the runtimes may use.
+
+    Returns:
+        The verdict; ``verify(...).require()`` raises if it is not OK.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: OpenVINO is asked for, and not installed.
+        ValueError: an unknown runtime; a model without inputs.
+    """
+    unknown = [name for name in runtimes if name not in RUNTIMES]
+    if unknown:
+        raise ValueError(f"unknown runtime {unknown[0]!r}; known are {', '.join(RUNTIMES)}.")
+    if model is not None and inputs is None:
+        raise ValueError("verify: a model needs inputs to be compared on.")
+    found = Verification(os.fspath(path))
+    raw = _foreign(found, path)
+    if raw is None:
+        return found
+    plain = unpack_model(raw)
+    graph = Graph(plain)
+    weights = list(weights_of(graph))
+    found.layers = len(weights)
+    found.packed = sum(weight.packed for weight in weights_of(Graph(raw)))
+    if not weights:
+        found.problems.append("no layer has an int8 weight: nothing in this file is quantized.")
+    for layer, weight in float_weights(graph):
+        found.problems.append(
+            f"{layer}: its weight {weight!r} is float between quantized activations, so that ONNX "
+            "Runtime requantizes it silently."
+        )
+    given = (inputs,) if isinstance(inputs, Tensor | np.ndarray) else tuple(inputs or ())
+    if model is not None:
+        _compare_weights(found, graph, model, given)
+    outputs: list[Array] = []
+    if given:
+        own = _operators(plain, threads)
+        completed = bool((manifest_of(raw) or {}).get("completed"))
+        reference = own if model is None or completed else _torch(model)
+        outputs = reference(given)
+        found.tolerance = max(
+            max(output_steps(graph), default=0.0), _moves(graph, reference, given)
+        )
+        if model is not None and completed:
+            apart = _largest(_torch(model)(given), outputs)
+            found.remarks.append(
+                f"tensors that were float in the model have 8-bit ranges here, which moves its "
+                f"output by up to {apart:.3g}."
+            )
+    checks: dict[str, Callable[..., None]] = {"onnxruntime": _ort, "openvino": _openvino}
+    for name in runtimes:
+        try:
+            checks[name](found, path, raw, given, outputs, threads)
+        except ValueError as error:
+            found.problems.append(str(error))
+    return found
+
+
+def _foreign(found: Verification, path: Path_) -> ModelProto | None:
+    """The model; None (and a problem) if the file is damaged."""
+    try:
+        return load(path)
+    except ValueError as error:
+        found.problems.append(str(error).removeprefix(f"{os.fspath(path)}: "))
+    try:
+        model = parse(path)
+        unpack_model(model)
+    except ValueError:
+        return None
+    return model if "digest" in found.problems[-1] or "opset" in found.problems[-1] else None
+
+
+def _compare_weights(
+    found: Verification, graph: Graph, model: nn.Module, inputs: tuple[Any, ...]
+) -> None:
+    expected, _, _ = graph_of(model, inputs)
+    there = _by_name(graph)
+    for name, (integers, scale) in _by_name(expected).items():
+        if name not in there:
+            found.problems.append(f"the file has no weight {name!r}, which the model has.")
+        elif not np.array_equal(there[name][0], integers):
+            wrong = (
+                int((there[name][0] != integers).sum())
+                if (there[name][0].shape == integers.shape)
+                else integers.size
+            )
+            found.problems.append(f"{wrong} integers of {name!r} differ from the model's.")
+        elif not np.array_equal(there[name][1], scale):
+            found.problems.append(f"the scales of {name!r} differ from the model's.")
+
+
+def _by_name(graph: Graph) -> dict[str, tuple[Array, Array]]:
+    made = {}
+    for weight in weights_of(graph):
+        scale = graph.array(weight.node.input[1])
+        assert scale is not None
+        made[weight.name] = weight.integers, scale
+    return made
+
+
+Run = Callable[[tuple[Any, ...]], list[Array]]
+
+
+def _operators(plain: ModelProto, threads: int) -> Run:
+    """The file's own operators, one by one."""
+    session = ort_session(plain, optimize=False, threads=threads)
+    return lambda given: run_ort(session, given)
+
+
+def _torch(model: nn.Module) -> Run:
+    @torch.no_grad()
+    def run(given: tuple[Any, ...]) -> list[Array]:
+        made = model(*(torch.as_tensor(x) for x in given))
+        leaves = torch.utils._pytree.tree_leaves(made)
+        return [leaf.detach().numpy() for leaf in leaves if isinstance(leaf, Tensor)]
+
+    return run
+
+
+def _moves(graph: Graph, reference: Run, inputs: tuple[Any, ...]) -> float:
+    """By how much the outputs move when the inputs are off by one step of their grids."""
+    steps = input_steps(graph)
+    expected = reference(inputs)
+    generator = torch.Generator().manual_seed(0)
+    largest = 0.0
+    for _ in range(_DRAWS):
+        moved = []
+        for name, x in zip(graph.inputs, inputs, strict=True):
+            value = torch.as_tensor(x)
+            if value.is_floating_point() and name in steps:
+                sign = torch.randn(value.shape, generator=generator).sign()
+                value = value + steps[name] * sign
+            moved.append(value)
+        largest = max(largest, _largest(reference(tuple(moved)), expected))
+    return largest
+
+
+def _largest(first: list[Array], second: list[Array]) -> float:
+    both = zip(first, second, strict=True)
+    return max((float(np.abs(a - b).max(initial=0)) for a, b in both), default=0.0)
+
+
+def _measure(
+    found: Verification, name: str, outputs: list[Array], expected: list[Array]
+) -> tuple[float, float]:
+    """Largest difference and agreement; a problem if they are too large."""
+    if not expected:
+        return 0.0, 1.0
+    if [o.shape for o in outputs] != [o.shape for o in expected]:
+        shapes = [o.shape for o in outputs], [o.shape for o in expected]
+        found.problems.append(f"{name}: outputs of shapes {shapes[0]}; expected {shapes[1]}.")
+        return float("inf"), 0.0
+    error = _largest(outputs, expected)
+    same = 1.0
+    if expected[0].ndim >= 2 and expected[0].shape[1] > 1:
+        same = float((outputs[0].argmax(1) == expected[0].argmax(1)).mean())
+    if not error <= found.tolerance * (1 + 1e-6) + 1e-6:
+        found.problems.append(
+            f"{name}: an output differs by {error:.3g} from the reference, more than "
+            f"{found.tolerance:.3g}."
+        )
+    return error, same
+
+
+def _ort(
+    found: Verification,
+    path: Path_,
+    model: ModelProto,
+    inputs: tuple[Any, ...],
+    expected: list[Array],
+    threads: int,
+) -> None:
+    begin = time.perf_counter()
+    session = ort_session(path, threads=threads)
+    seconds = time.perf_counter() - begin
+    outputs = run_ort(session, inputs) if inputs else []
+    error, same = _measure(found, "onnxruntime", outputs, expected)
+    inside = optimized(path)
+    graph = Graph(inside)
+    for name in strangers(graph, model):
+        found.problems.append(
+            f"onnxruntime: {name} computes with a weight that is not in the file: the runtime has "
+            "requantized a float weight."
+        )
+    heavy = float_layers(graph)
+    if heavy:
+        found.remarks.append(
+            f"{len(heavy)} layers run in float under ONNX Runtime, because their input or output "
+            "is not quantized; export(..., calibration=batches) gives it a range."
+        )
+    found.float_operations = float_operations(graph)
+    found.runtimes.append(
+        RuntimeReport(
+            "onnxruntime",
+            seconds,
+            error,
+            same,
+            kernels(inside),
+            len(integer_layers(graph)),
+            len(heavy),
+        )
+    )
+
+
+def _openvino(
+    found: Verification,
+    path: Path_,
+    model: ModelProto,
+    inputs: tuple[Any, ...],
+    expected: list[Array],
+    threads: int,
+) -> None:
+    begin = time.perf_counter()
+    compiled = openvino_compiled(path, threads)
+    seconds = time.perf_counter() - begin
+    outputs = run_openvino(compiled, inputs) if inputs else []
+    error, same = _measure(found, "openvino", outputs, expected)
+    counts = openvino_kernels(compiled)
+    layers = {k: n for k, n in counts.items() if k.split()[0] in _OPENVINO_LAYERS}
+    whole = sum(n for k, n in layers.items() if k.endswith(_INTEGER))
+    found.runtimes.append(
+        RuntimeReport("openvino", seconds, error, same, counts, whole, sum(layers.values()) - whole)
+    )
+
+
+_OPENVINO_LAYERS = ("Convolution", "FullyConnected", "Deconvolution")
