@@ -98,7 +98,9 @@ def test_it_recovers_the_teacher(
     student = make_student(model, spec, 3, ready=False)
     calibrate(student, [x])
     before = float((student(x) - model(x)).square().mean().detach())
-    config = QUICK.with_changes(steps=60, reconstruct_iterations=100, student_lr=5e-3)
+    config = QUICK.with_changes(
+        steps=60, reconstruct_iterations=100, student_lr=5e-3, validation_images=128
+    )
     result = finetune(student, config, model)
     assert result.improved  # type: ignore[attr-defined]
     assert float((student(x) - model(x)).square().mean().detach()) < 0.8 * before
