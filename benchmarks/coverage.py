@@ -79,7 +79,7 @@ def make(name: str) -> tuple[nn.Module, Tensor]:
     import timm
 
     torch.manual_seed(0)
-    config = timm.create_model(name).pretrained_cfg if name else {}
+    config = timm.get_pretrained_cfg(name).to_dict()
     channels, height, _ = config.get("input_size", (3, 224, 224))
     sizes = [s for s in SIZES if s < height] + [height]
     last = ""

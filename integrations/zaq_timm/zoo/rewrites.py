@@ -24,6 +24,7 @@ from zaq_pt2e.graph import (
     put_tensor,
     root_attribute,
     set_argument,
+    tensor_at,
 )
 from zaq_timm.zoo._compat import inline_wrapped_parts
 
@@ -81,11 +82,7 @@ def fold_computed_weights(model: GraphModule) -> list[str]:
     Returns:
         The names of the layers concerned.
     """
-    folded = []
-    readers: dict[str, int] = {}
-    for node in model.graph.nodes:
-        if node.op == "get_attr":
-            readers[str(node.target)] = readers.get(str(node.target), 0) + len(node.users)
+    folded: dict[str, tuple[torch.fx.Node, str]] = {}
     for layer in list(layers(model)):
         source = argument(layer.node, 1)
         if not isinstance(source, torch.fx.Node) or source.op == "get_attr":
@@ -97,11 +94,14 @@ def fold_computed_weights(model: GraphModule) -> list[str]:
         fresh = new_tensor(model, name, nn.Parameter(value.clone(), requires_grad=False), source)
         fresh.meta = dict(source.meta)
         set_argument(layer.node, 1, fresh)
-        folded.append(layer.name)
-        model.graph.eliminate_dead_code()
-        if readers.get(name) == 1:  # nothing else reads the raw weight: its name is free
-            put_tensor(model, name, nn.Parameter(value.clone(), requires_grad=False))
-            fresh.target = name
+        folded[layer.name] = (fresh, name)
     model.graph.eliminate_dead_code()
+    for fresh, name in folded.values():
+        # Where nothing else reads the raw weight, its name, which is the layer's, is free.
+        if not any(n.op == "get_attr" and n.target == name for n in model.graph.nodes):
+            put_tensor(model, name, tensor_at(model, str(fresh.target)))
+            path, _, attribute = str(fresh.target).rpartition(".")
+            delattr(model.get_submodule(path), attribute)
+            fresh.target = name
     model.recompile()
-    return folded
+    return list(folded)

@@ -132,8 +132,8 @@ def test_functions_make_models() -> None:
 
 
 def test_models_without_weights_in_timm_say_so() -> None:
+    name = next(n for n in timm.list_models() if not timm.models.is_model_pretrained(n))
     with pytest.raises(LeftOut, match="timm has no pretrained weights for it; pass them with"):
-        name = next(n for n in timm.list_models() if not timm.models.is_model_pretrained(n))
         load(Reference(name), Settings(pretrained=True))
 
 
