@@ -1,4 +1,4 @@
-"""Reading and writing model files: what is damaged or foreign is refused with one clear sentence."""
+"""Reading and writing model files; what is damaged or foreign is refused with a clear sentence."""
 
 from __future__ import annotations
 

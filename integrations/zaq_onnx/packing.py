@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-
 import numpy as np
 from onnx import ModelProto, NodeProto
 

@@ -46,9 +46,7 @@ def fold_weights(graph: Graph) -> None:
         if node.op_type == "QuantizeLinear" and graph.array(node.input[0]) is not None:
             _replace(graph, node, quantize_linear(graph, node))
         elif node.op_type == "Clip" and _integers(graph.array(node.input[0])):
-            bounds = [graph.array(n) if n else None for n in node.input[1:]]
-            value = graph.array(node.input[0])
-            _replace(graph, node, np.clip(value, *(bounds + [None, None])[:2]).astype(value.dtype))  # type: ignore[union-attr]
+            _replace(graph, node, _clipped(graph, node))
     producers = graph.producers()
     for node in list(graph.nodes):
         source = producers.get(node.input[0]) if node.input else None
@@ -62,6 +60,15 @@ def fold_weights(graph: Graph) -> None:
         set_attribute(turned, "axis", perm.index(_axis(source, codes.ndim)))
         graph.insert_before(node, turned)
         graph.remove(node)
+
+
+def _clipped(graph: Graph, node: NodeProto) -> Array:
+    value = graph.array(node.input[0])
+    assert value is not None
+    bounds = [graph.array(name) if name else None for name in node.input[1:]]
+    low, high = [*bounds, None, None][:2]
+    made: Array = np.clip(value, low, high).astype(value.dtype)
+    return made
 
 
 def _constant_weight(graph: Graph, node: NodeProto) -> bool:
@@ -207,6 +214,11 @@ def _rank(graph: Graph, name: str) -> int | None:
 
 def reshapes_behind_quantize(graph: Graph) -> None:
     """``x -> Reshape -> Q -> DQ`` becomes ``x -> Q -> Reshape -> DQ``: a reshape of integers."""
+    while _move_one_reshape(graph):
+        pass
+
+
+def _move_one_reshape(graph: Graph) -> bool:
     consumers, producers = graph.consumers(), graph.producers()
     for quantize in graph.of_type("QuantizeLinear"):
         reshape = producers.get(quantize.input[0])
@@ -216,12 +228,12 @@ def reshapes_behind_quantize(graph: Graph) -> None:
             continue
         source, codes = reshape.input[0], quantize.output[0]
         inner = graph.free(f"{codes}.flat")
-        index = graph.nodes.index(reshape)
         graph.remove(quantize)
         quantize.input[0], quantize.output[0] = source, inner
-        graph.nodes.insert(index, quantize)
+        graph.nodes.insert(graph.nodes.index(reshape), quantize)
         reshape.input[0], reshape.output[0] = inner, codes
-        graph.sort()
+        return True
+    return False
 
 
 def share_quantizers(graph: Graph) -> None:
