@@ -1,0 +1,97 @@
+"""A small zoo with real weights and real images, and what a run of it costs.
+
+    zaq-quantize run --model benchmarks.zoo:mobilenet_v1_025 --eval DIR/imagenet/images \\
+        --checkpoint DIR/imagenet/mobilenet_v1_025.safetensors
+    python benchmarks/zoo.py [--work DIR] [--jobs 1 2]
+
+The first line measures ImageNet's MobileNetV1 at width 0.25 on its images; nothing but its weights
+goes in. The second measures throughput and memory: the same models with random weights and small
+images, with one worker and with two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+RESULTS = ROOT / "benchmarks" / "results"
+MODELS = (
+    "resnet18",
+    "mobilenetv2_100",
+    "efficientnet_b0",
+    "vit_tiny_patch16_224",
+    "convnext_atto",
+    "regnety_002",
+    "ghostnet_100",
+    "mobilenetv3_small_100",
+)
+
+
+def mobilenet_v1_025() -> nn.Module:
+    """MobileNetV1 at width 0.25 (TensorFlow's padding), which timm's names do not reach."""
+    from timm.models.efficientnet import _gen_mobilenet_v1
+
+    model: nn.Module = _gen_mobilenet_v1(
+        "mobilenetv1_100", 0.25, pretrained=False, pad_type="same", bn_eps=1e-3
+    )
+    half = (0.5, 0.5, 0.5)
+    model.pretrained_cfg = {  # type: ignore[assignment]
+        "input_size": (3, 224, 224),
+        "mean": half,
+        "std": half,
+        "crop_pct": 1.0,
+        "interpolation": "bicubic",
+    }
+    return model
+
+
+def measure(work: Path, jobs: int) -> tuple[float, float, float]:
+    """One run of all `MODELS`.
+
+    Returns:
+        Wall-clock seconds, and the peak memory of a worker: mean and largest, in bytes.
+    """
+    from zaq_timm.zoo.plan import Plan
+    from zaq_timm.zoo.runner import run_settings
+    from zaq_timm.zoo.settings import Settings
+
+    settings = Settings(
+        models=MODELS, input_size="3x64x64", jobs=jobs, restart=True, out=str(work), quiet=True
+    )
+    begin = time.perf_counter()
+    rows = run_settings(settings, Plan.make(settings)).rows.values()
+    seconds = time.perf_counter() - begin
+    wrong = [row["key"] for row in rows if row["status"] != "done"]
+    if wrong:
+        raise SystemExit(f"not done: {', '.join(wrong)}")
+    peaks = [row["measured"]["peak_bytes"] for row in rows]
+    return seconds, sum(peaks) / len(peaks), max(peaks)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures, and prints a Markdown table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, default=Path("zaq-zoo"), help="scratch folder")
+    parser.add_argument("--jobs", type=int, nargs="+", default=[1, 2])
+    args = parser.parse_args(argv)
+    print("| workers | seconds | models an hour | memory of a worker: mean / largest, MB |")
+    print("|---:|---:|---:|---:|")
+    for jobs in args.jobs:
+        seconds, mean, largest = measure(args.work / f"jobs-{jobs}", jobs)
+        hour = 3600 * len(MODELS) / seconds
+        memory = f"{mean / 1e6:.0f} / {largest / 1e6:.0f}"
+        print(f"| {jobs} | {seconds:.0f} | {hour:.0f} | {memory} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
