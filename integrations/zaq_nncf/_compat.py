@@ -32,11 +32,13 @@ from nncf.torch.quantization.layers import (
 from nncf.torch.quantization.reference import ReferenceQuantizedFunctions
 from torch import Tensor, nn
 from torch._C import DisableTorchFunction
+from torch.ao.quantization.fx import _decomposed  # registers quantized_decomposed's operators
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 __all__ = [
     "HOOKS",
     "PLACING",
+    "QUANTIZED_LIBRARY",
     "TIMEOUT_VARIABLE",
     "AsymmetricQuantizer",
     "BaseQuantizer",
@@ -72,6 +74,8 @@ PLACING = (
     "create_unified_scales_quantizers_insertion_commands",
 )
 """Static methods of the min-max backend that make a quantizer and say where it goes."""
+
+QUANTIZED_LIBRARY = _decomposed.quantized_decomposed_lib
 
 TIMEOUT_VARIABLE: str = EXTENSION_LOAD_TIMEOUT_ENV_VAR
 

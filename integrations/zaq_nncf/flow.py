@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -79,18 +80,21 @@ def quantize(
     settings = Settings(spec, overrides, learnable)
     bits = check_bits(activations)
     options["advanced_parameters"] = _advanced(options.get("advanced_parameters"))
+    subset_size = int(options.get("subset_size", 300))
     dataset, example = as_dataset(
         calibration,
         model,
-        int(options.get("subset_size", 300)),
+        subset_size,
         image_shape=image_shape,
         mean=mean,
         std=std,
         config=config,
     )
+    if not isinstance(calibration, nncf.Dataset):  # it holds so many images; NNCF counts batches
+        subset_size = options["subset_size"] = dataset.get_length()
     prepared = prepare_model(model, example)
     before = {name: value.detach().clone() for name, value in prepared.named_parameters()}
-    with registration._register(settings):
+    with registration.in_this_thread(settings):
         quantized: nn.Module = nncf.quantize(prepared, dataset, **options)
     placed = _placed(quantized)
     quantized.__dict__[NOTES] = _notes(options)
@@ -101,7 +105,7 @@ def quantize(
     for quantizer in placed:
         quantizer.source = sources.get(quantizer.weight)
     if bits < 8:
-        batches = dataset.get_inference_data()
+        batches = itertools.islice(dataset.get_inference_data(), subset_size)
         narrow_activations(quantized, placement.multiplied(), batches, bits, observer)
     return quantized
 

@@ -7,7 +7,8 @@ before they are inserted: everything that comes after, bias correction above all
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -26,7 +27,9 @@ from zaq_plugin.pwlq import QuantSpec
 
 _lock = threading.RLock()
 _originals: dict[str, Any] = {}
-_active: list[Settings] = []
+_users = 0
+_registered: list[Settings] = []  # one at most, for the whole process
+_local = threading.local()  # the settings of `zaq_nncf.quantize`, for its own thread
 
 
 class Registration:
@@ -44,7 +47,7 @@ class Registration:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        _restore(self._before)
+        _set(self._before)
 
 
 def register(
@@ -72,37 +75,61 @@ def register(
     Raises:
         TypeError: a format that is none.
     """
-    return _register(Settings(spec, overrides, learnable))
-
-
-def _register(settings: Settings) -> Registration:
     with _lock:
-        before = list(_active)
-        _active[:] = [settings]
-        for name in PLACING:
-            if name not in _originals:
-                _originals[name] = PTMinMaxAlgoBackend.__dict__[name]
-                setattr(PTMinMaxAlgoBackend, name, staticmethod(_placing(_originals[name])))
+        before = list(_registered)
+        _set([Settings(spec, overrides, learnable)])
     return Registration(before)
 
 
 def unregister() -> None:
     """NNCF places its own quantizers again. Nothing happens if nothing was registered."""
-    _restore([])
+    _set([])
 
 
 def is_registered() -> bool:
     """Whether ``nncf.quantize`` places PWLQ quantizers now."""
-    return bool(_active)
+    return bool(_registered)
 
 
-def _restore(before: list[Settings]) -> None:
+def _set(settings: list[Settings]) -> None:
     with _lock:
-        _active[:] = before
-        if not before:
+        change = bool(settings) - bool(_registered)
+        _registered[:] = settings
+        if change:
+            _use(change)
+
+
+@contextmanager
+def in_this_thread(settings: Settings) -> Iterator[None]:
+    """Place our quantizers in this thread's calls of ``nncf.quantize`` only."""
+    before = getattr(_local, "settings", None)
+    _local.settings = settings
+    _use(1)
+    try:
+        yield
+    finally:
+        _use(-1)
+        _local.settings = before
+
+
+def _use(change: int) -> None:
+    """Count who needs NNCF's methods replaced; the last one gives them back."""
+    global _users
+    with _lock:
+        _users += change
+        if _users and not _originals:
+            for name in PLACING:
+                _originals[name] = PTMinMaxAlgoBackend.__dict__[name]
+                setattr(PTMinMaxAlgoBackend, name, staticmethod(_placing(_originals[name])))
+        elif not _users:
             for name, original in _originals.items():
                 setattr(PTMinMaxAlgoBackend, name, original)
             _originals.clear()
+
+
+def _settings() -> Settings | None:
+    mine: Settings | None = getattr(_local, "settings", None)
+    return mine or (_registered[0] if _registered else None)
 
 
 def _placing(original: Any) -> Callable[..., Any]:
@@ -110,11 +137,12 @@ def _placing(original: Any) -> Callable[..., Any]:
 
     def place(*args: Any, **kwargs: Any) -> Any:
         made = original.__func__(*args, **kwargs)
-        graph = args[0] if args else kwargs["nncf_graph"]
-        for command in made if isinstance(made, list) else [made]:
-            if _active:
+        settings = _settings()
+        if settings is not None:
+            graph = args[0] if args else kwargs["nncf_graph"]
+            for command in made if isinstance(made, list) else [made]:
                 native = command.hook_module
-                command.hook_module = _ours(_active[-1], graph, command.target_points, native)
+                command.hook_module = _ours(settings, graph, command.target_points, native)
         return made
 
     return place

@@ -11,6 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zaq_nncf._compat import QUANTIZED_LIBRARY
+
+assert QUANTIZED_LIBRARY is not None  # torch.ops.quantized_decomposed is there
+_ops = torch.ops.quantized_decomposed
+
 
 class StaticWeight(nn.Module):
     """A weight that lies on ``scale * codes``.
@@ -103,7 +108,9 @@ class StaticActivation(nn.Module):
     """A uniform per-tensor grid in Python numbers.
 
     Fewer than 8 bits are said as a clamp to the grid's ends and an 8-bit grid of the same step:
-    the same values, in operators that every runtime knows.
+    the same values, in operators that every runtime knows. While ``torch.export`` looks, a pair of
+    quantize and dequantize operators stands for torch's fake-quantize operator, which it cannot
+    take with a dynamic batch.
 
     Args:
         scale: The step.
@@ -127,6 +134,12 @@ class StaticActivation(nn.Module):
         if (self.low, self.high) != whole:
             ends = ((q - self.zero_point) * self.scale for q in (self.low, self.high))
             x = torch.clamp(x, *ends)
+        if torch.compiler.is_exporting():
+            grid = (self.scale, self.zero_point, *whole)
+            dtype = torch.int8 if self.low < 0 else torch.uint8
+            codes = _ops.quantize_per_tensor.default(x, *grid, dtype)
+            values: Tensor = _ops.dequantize_per_tensor.default(codes, *grid, dtype)
+            return values
         return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, *whole)
 
     def extra_repr(self) -> str:

@@ -1,0 +1,145 @@
+"""`strip` against NNCF's own, and its way through every exporter."""
+
+import io
+import warnings
+
+import nncf
+import numpy as np
+import pytest
+import torch
+from nncf.quantization.advanced_parameters import (
+    AdvancedQuantizationParameters,
+    QuantizationParameters,
+)
+from torch import Tensor, nn
+
+import zaq_nncf
+from zaq_nncf.static import StaticActivation, StaticChannels, StaticWeight
+from zaq_plugin import PWLQSpec, UniformSpec
+
+FAST = PWLQSpec(bits=4, policy="gaussian")
+
+
+@pytest.mark.parametrize("activations", [8, 4, 3])
+@pytest.mark.parametrize("preset", list(nncf.QuantizationPreset), ids=str)
+def test_same_as_nncfs_strip(
+    net: nn.Module, images: Tensor, activations: int, preset: nncf.QuantizationPreset
+) -> None:
+    made = zaq_nncf.quantize(net, [images], FAST, activations=activations, preset=preset)
+    before = made(images)
+    mine, theirs = zaq_nncf.strip(made), nncf.strip(made, example_input=images)
+    assert torch.equal(mine(images), before)
+    assert torch.equal(theirs(images), before)
+    assert torch.equal(made(images), before)  # copies were stripped
+    for name, value in mine.named_parameters():
+        assert torch.equal(value, theirs.get_parameter(name)), name
+
+
+def test_weights_are_scale_times_int8(quantized: nn.Module) -> None:
+    stripped = zaq_nncf.strip(quantized)
+    found = [m for m in stripped.modules() if isinstance(m, StaticWeight)]
+    assert len(found) == 5
+    for static in found:
+        value = stripped.get_parameter(static.weight).detach()
+        shape = [-1] + [1] * (value.dim() - 1)
+        assert static.codes.dtype == torch.int8
+        assert torch.equal(static.scale.view(shape) * static.codes.float(), value)
+        assert max(len(row.unique()) for row in static.codes.flatten(1)) <= FAST.num_levels
+
+
+def test_in_place(quantized: nn.Module, images: Tensor) -> None:
+    before = quantized(images)
+    assert zaq_nncf.strip(quantized, inplace=True) is quantized
+    assert torch.equal(quantized(images), before)
+
+
+def test_layers_left_to_nncf(net: nn.Module, images: Tensor) -> None:
+    """Its arithmetic rounds differently in the last place; a value may fall to the next step."""
+    # NNCF's own choice of activations, too: per channel before the depthwise convolution.
+    chosen = AdvancedQuantizationParameters(
+        activations_quantization_params=QuantizationParameters()
+    )
+    options = {"overrides": {"fc": None, "block.conv2": None}, "advanced_parameters": chosen}
+    made = zaq_nncf.quantize(net, [images], FAST, **options)
+    stripped = zaq_nncf.strip(made)
+    assert any(isinstance(m, StaticChannels) for m in stripped.modules())
+    before, after = made(images), stripped(images)
+    assert (after - before).abs().max() < 0.02 * before.abs().max()
+    assert len(zaq_nncf.audit(stripped).quantized) == 5
+    theirs = nncf.strip(made, example_input=images)
+    assert torch.allclose(stripped.fc.weight, theirs.fc.weight, atol=1e-6)
+    torch.export.export(stripped, (images,))
+
+
+def test_a_uniform_format(net: nn.Module, images: Tensor) -> None:
+    made = zaq_nncf.quantize(net, [images], UniformSpec(4, "asymmetric", "mse"))
+    assert torch.equal(zaq_nncf.strip(made)(images), made(images))
+
+
+def test_levels_that_no_integer_kernel_has(net: nn.Module, images: Tensor) -> None:
+    made = zaq_nncf.quantize(net, [images], PWLQSpec(bits=8, grid="float", policy="gaussian"))
+    assert len(zaq_nncf.audit(made).quantized) == 5  # to evaluate or train
+    with pytest.raises(ValueError, match=r"stem\.0\.weight: .* Use grid='int8' to convert"):
+        zaq_nncf.strip(made)
+
+
+def test_nothing_to_strip(net: nn.Module, quantized: nn.Module) -> None:
+    with pytest.raises(ValueError, match="It was stripped before, or never quantized"):
+        zaq_nncf.strip(zaq_nncf.strip(quantized))
+    with pytest.raises(ValueError, match="this Net carries no hooks of NNCF"):
+        zaq_nncf.strip(net)
+
+
+def test_torch_export(quantized: nn.Module, images: Tensor) -> None:
+    stripped = zaq_nncf.strip(quantized)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(stripped, (images,), dynamic_shapes=({0: batch},))
+    stored = io.BytesIO()
+    torch.export.save(program, stored)
+    stored.seek(0)
+    again = torch.export.load(stored).module()
+    assert torch.equal(again(images[:3]), stripped(images[:3]))
+
+
+@pytest.fixture(params=[8, 4])
+def stripped(request: pytest.FixtureRequest, net: nn.Module, images: Tensor) -> nn.Module:
+    return zaq_nncf.strip(zaq_nncf.quantize(net, [images], FAST, activations=request.param))
+
+
+def test_onnx(stripped: nn.Module, images: Tensor) -> None:
+    import onnxruntime
+
+    program = torch.onnx.export(stripped, (images,), dynamo=True, verbose=False)
+    proto = program.model_proto
+    kinds = [node.op_type for node in proto.graph.node]
+    assert kinds.count("Conv") == 4
+    assert "BatchNormalization" not in kinds
+    assert kinds.count("DequantizeLinear") >= 5 + 5
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    out = session.run(None, {session.get_inputs()[0].name: images.numpy()})[0]
+    expected = stripped(images).detach().numpy()
+    assert np.abs(out - expected).max() <= largest_step(stripped)
+    assert np.abs(out).max() > 0
+
+
+def largest_step(model: nn.Module) -> float:
+    return max(m.scale for m in model.modules() if isinstance(m, StaticActivation))
+
+
+def test_openvino(stripped: nn.Module, images: Tensor) -> None:
+    import openvino
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*torch.jit.trace", FutureWarning)
+        converted = openvino.convert_model(stripped, example_input=images)
+    hints = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.compile_model(converted, "CPU", hints)
+    out = compiled(images.numpy())[0]
+    assert np.abs(out - stripped(images).detach().numpy()).max() <= largest_step(stripped)
+    kinds = [
+        node.get_rt_info()["runtimePrecision"].astype(str)
+        for node in compiled.get_runtime_model().get_ops()
+        if node.get_rt_info()["layerType"].astype(str) in ("Convolution", "FullyConnected")
+    ]
+    assert len(kinds) == 5
+    assert set(kinds) <= {"u8", "i8"}
