@@ -1,0 +1,76 @@
+"""Real architectures, randomly initialised, BatchNorm statistics perturbed, small images."""
+
+import warnings
+
+import openvino
+import pytest
+import torch
+from torch import nn
+
+import zaq_nncf
+from zaq_nncf.static import StaticActivation
+from zaq_plugin import PWLQSpec
+
+timm = pytest.importorskip("timm", reason="needs the extra timm")
+
+# Convolutions and linear layers of each.
+MODELS = {
+    "resnet18": 21,
+    "mobilenetv2_100": 53,
+    "efficientnet_b0": 82,
+    "mobilenetv3_small_050": 54,
+    "vit_tiny_patch16_224": 50,
+}
+# A fast policy: what is tested is which layers are found, not the best levels.
+SPEC = PWLQSpec(bits=4, policy="gaussian")
+
+
+def random_model(name: str) -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    options = {"img_size": 32} if "vit" in name else {}
+    model = timm.create_model(name, **options).eval()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.normal_(module.running_mean, 0, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    return model, torch.randn(2, 3, 32, 32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_quantize_train_strip_export_run(name: str) -> None:
+    model, images = random_model(name)
+    kinds = (nn.modules.conv._ConvNd, nn.Linear)
+    expected = {k for k, m in model.named_modules() if isinstance(m, kinds)}
+    assert len(expected) == MODELS[name]
+    made = zaq_nncf.quantize(model, [images], SPEC)
+    found = zaq_nncf.audit(made)
+    assert {r.name for r in found.quantized} == expected
+    assert not found.skipped
+    assert all(r.activation for r in found)
+    with torch.no_grad():
+        reference = model(images)
+        teacher = zaq_nncf.twin(made)(images)
+    assert (teacher - reference).norm() <= 1e-3 * reference.norm()
+
+    optimizer = torch.optim.SGD([p for p in made.parameters() if p.requires_grad], 1e-4)
+    made.train()(images).square().mean().backward()
+    optimizer.step()
+    made.eval()
+
+    stripped = zaq_nncf.strip(made)
+    assert {r.name for r in zaq_nncf.audit(stripped).quantized} == expected
+    with torch.no_grad():
+        expected_output = made(images)
+        assert torch.equal(stripped(images), expected_output)
+        exported = torch.export.export(stripped, (images,)).module()
+        assert torch.equal(exported(images), expected_output)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*torch.jit.trace", FutureWarning)
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        converted = openvino.convert_model(stripped, example_input=images)
+    out = torch.from_numpy(openvino.compile_model(converted, "CPU")(images.numpy())[0])
+    # A value between two levels may fall to either; a deep random network carries that on.
+    assert (out - expected_output).norm() <= 0.3 * expected_output.norm()
+    assert sum(isinstance(m, StaticActivation) for m in stripped.modules()) >= 10
