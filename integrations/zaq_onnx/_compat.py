@@ -94,8 +94,8 @@ def quantized_weight(module: nn.Module) -> torch.Tensor:
         made: torch.Tensor = stored.get_quantized_weight()
         return made
     if isinstance(module, nnqr.Linear):
-        return stored.get_quantized_weight()  # type: ignore[no-any-return]
-    return stored.weight()  # type: ignore[no-any-return]
+        return stored.get_quantized_weight()
+    return stored.weight()
 
 
 def layer_bias(module: nn.Module) -> torch.Tensor | None:

@@ -14,7 +14,12 @@ from zaq_onnx.graph import Array, Graph, attribute
 LIMIT = 1 << 31
 """Elements of one constant beyond which a file is refused."""
 
-_WIDTHS = {TensorProto.INT4: 4, TensorProto.UINT4: 4, TensorProto.INT2: 2, TensorProto.UINT2: 2}
+_WIDTHS: dict[int, int] = {
+    TensorProto.INT4: 4,
+    TensorProto.UINT4: 4,
+    TensorProto.INT2: 2,
+    TensorProto.UINT2: 2,
+}
 
 
 def check_tensor(tensor: TensorProto) -> None:

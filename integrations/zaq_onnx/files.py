@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import ModelProto
 
 from zaq_onnx.constants import check_tensor
@@ -65,7 +64,7 @@ def parse(path: Path_) -> ModelProto:
     model = ModelProto()
     try:
         model.ParseFromString(data)
-    except (DecodeError, RuntimeError) as error:
+    except Exception as error:  # protobuf's errors share no public base class
         raise ValueError(
             f"{name}: not an ONNX model, or damaged: its {len(data)} bytes cannot be parsed "
             f"({error})."

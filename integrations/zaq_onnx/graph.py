@@ -86,6 +86,14 @@ class Graph:
         self.constants[name] = tensor
         return name
 
+    def rename_constant(self, old: str, new: str) -> None:
+        """Give a constant a free name."""
+        tensor = self.constants[old]
+        self.drop_constant(old)
+        tensor.name = new
+        self.constants[new] = tensor
+        self.rename_input(old, new)
+
     def drop_constant(self, name: str) -> None:
         """Forget a constant, whose name is free then."""
         self.constants.pop(name, None)
@@ -129,7 +137,8 @@ class Graph:
                 kept.append(node)
                 needed.update(name for name in node.input if name)
         self.nodes = kept[::-1]
-        self.constants = {k: v for k, v in self.constants.items() if k in needed}
+        for name in [name for name in self.constants if name not in needed]:
+            self.drop_constant(name)
 
     def sort(self) -> None:
         """Topological order, stable."""

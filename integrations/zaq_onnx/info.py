@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from zaq_onnx.files import Path_, manifest_of
 from zaq_onnx.graph import Graph
 from zaq_onnx.naming import LAYERS
 from zaq_onnx.packing import load, unpack_model, weights_of
+
+_RIGHT = 3, 5
+"""Columns with numbers."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,18 @@ class LayerInfo:
     bytes: int
     format: str
 
+    def cells(self) -> tuple[str, ...]:
+        """The layer as a row of text."""
+        return (
+            self.name,
+            self.kind,
+            "x".join(map(str, self.shape)),
+            f"{self.mac_bits:g}",
+            f"{self.stored_bits:g}",
+            f"{self.bytes:,}",
+            self.format,
+        )
+
 
 @dataclass(frozen=True)
 class FileInfo:
@@ -60,23 +71,18 @@ class FileInfo:
     layers: list[LayerInfo]
 
     def __str__(self) -> str:
-        table = Table(box=None, pad_edge=False)
-        heads = "Layer", "Kind", "Weight", "MAC bits", "Stored bits", "Bytes", "Format"
-        for head in heads:
-            right = head in ("MAC bits", "Stored bits", "Bytes")
-            table.add_column(head, justify="right" if right else "left", no_wrap=True)
-        for layer in self.layers:
-            table.add_row(
-                layer.name,
-                layer.kind,
-                "x".join(map(str, layer.shape)),
-                f"{layer.mac_bits:g}",
-                f"{layer.stored_bits:g}",
-                f"{layer.bytes:,}",
-                layer.format,
-            )
-        out = StringIO()
-        Console(file=out, width=160).print(table)
+        rows: list[tuple[str, ...]] = [
+            ("Layer", "Kind", "Weight", "MAC bits", "Stored bits", "Bytes", "Format")
+        ]
+        rows += [layer.cells() for layer in self.layers]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(
+                cell.rjust(width) if _RIGHT[0] <= i <= _RIGHT[1] else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        ]
         known = self.manifest
         made = f"{known['source']} model, zaq_plugin {known['zaq_plugin']}, opset {known['opset']}"
         total = (
@@ -84,7 +90,7 @@ class FileInfo:
             f"({self.int8_bytes:,}), {self.bytes / self.float_bytes:.3f} of float32 "
             f"({self.float_bytes:,})."
         )
-        return "\n".join([*(line.rstrip() for line in out.getvalue().splitlines()), made, total])
+        return "\n".join([*lines, made, total])
 
 
 def info(path: Path_) -> FileInfo:

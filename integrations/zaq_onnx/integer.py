@@ -186,7 +186,7 @@ def _floats(value: Value) -> Array:
     """The last dequantize: the only place where scales and integers meet as floats."""
     if isinstance(value, Codes):
         return (value.centered() * value.scale).astype(np.float32)
-    total = 0.0
+    total: Any = 0.0
     for integers, scale in value.terms:
         shape = [1, -1, *([1] * (integers.ndim - 2))] if scale.size > 1 else []
         total = total + integers * scale.reshape(shape).astype(np.float64)
@@ -270,8 +270,8 @@ def _relu(_: Graph, __: NodeProto, found: list[Value | None]) -> Value:
 
 def _clip(graph: Graph, node: NodeProto, found: list[Value | None]) -> Value:
     value = _require(node, found[0])
-    ends = [graph.array(n) for n in node.input[1:]]
-    return Codes(np.clip(value.values, *ends), value.scale, value.zero)  # type: ignore[call-overload]
+    low, high = (graph.array(name) for name in node.input[1:])
+    return Codes(np.clip(value.values, low, high), value.scale, value.zero)
 
 
 def _mean(_: Graph, node: NodeProto, found: list[Value | None]) -> Value:

@@ -52,7 +52,4 @@ def _name(graph: Graph, weight: NodeProto, layer: str, users: dict[str, int]) ->
         if word == "scale" and users.get(old, 0) > 1:
             continue
         new = graph.free(f"{layer}.{word}")
-        tensor = graph.constants[old]
-        graph.drop_constant(old)
-        graph.constants[new] = tensor
-        graph.rename_input(old, new)
+        graph.rename_constant(old, new)

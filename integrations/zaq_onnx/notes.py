@@ -43,6 +43,11 @@ def notes_of(model: nn.Module, audit: Audit | None = None) -> Notes:
                 "mac_bits": spec.mac_bits,
                 "stored_bits": spec.stored_bits,
             }
+    for module in model.modules() if isinstance(model, nn.Module) else ():
+        facts, weight = getattr(module, "facts", None), getattr(module, "weight", None)
+        if isinstance(facts, dict) and isinstance(weight, str):  # a weight that was stripped
+            name = weight.removesuffix(".weight")
+            found.records[name] = {k: facts[k] for k in FIELDS if facts.get(k) is not None}
     carried = getattr(model, "zaq_audit", None)
     for source in (carried, audit):
         if isinstance(source, Audit):
@@ -59,7 +64,7 @@ def _from_graph(model: fx.GraphModule, found: Notes) -> None:
             continue
         weight = node.args[1]
         while isinstance(weight, fx.Node) and weight.op == "call_function" and weight.args:
-            weight = weight.args[0]  # type: ignore[assignment]
+            weight = weight.args[0]
         if not isinstance(weight, fx.Node) or weight.op != "get_attr":
             continue
         custom = node.meta.get("custom") or {}

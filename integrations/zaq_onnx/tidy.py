@@ -216,6 +216,19 @@ def reshapes_behind_quantize(graph: Graph) -> None:
     """``x -> Reshape -> Q -> DQ`` becomes ``x -> Q -> Reshape -> DQ``: a reshape of integers."""
     while _move_one_reshape(graph):
         pass
+    producers = graph.producers()
+    for reshape in graph.of_type(*MOVES):  # x -> DQ -> Reshape becomes x -> Reshape -> DQ
+        values = producers.get(reshape.input[0])
+        if values is None or values.op_type != "DequantizeLinear":
+            continue
+        scale = graph.array(values.input[1])
+        if values.input[0] in graph.constants or scale is None or scale.ndim:
+            continue
+        codes = graph.free(f"{reshape.output[0]}.codes")
+        after = make("DequantizeLinear", [codes, *values.input[1:]], reshape.output[0])
+        reshape.input[0], reshape.output[0] = values.input[0], codes
+        graph.insert_after(reshape, after)
+        producers[after.output[0]] = after
 
 
 def _move_one_reshape(graph: Graph) -> bool:
