@@ -7,6 +7,7 @@ folder of that machine, and hands row and files back; this process alone writes 
 from __future__ import annotations
 
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -53,6 +54,7 @@ def run_on_ray(
     ray = import_ray()
     started = not ray.is_initialized()
     if started:
+        _require_listener(address)
         try:
             ray.init(address=address or None, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -81,6 +83,17 @@ def run_on_ray(
             ray.cancel(reference, force=True)
         if started:
             ray.shutdown()
+
+
+def _require_listener(address: str) -> None:
+    """Raises RunError if nobody listens at an address; Ray itself takes minutes to say so."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto", or none
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise RunError(f"no Ray cluster at {address!r}: {error.strerror or error}.") from error
 
 
 def _taken(ray: Any, reference: Any, task: Task) -> dict[str, Any]:
