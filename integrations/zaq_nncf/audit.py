@@ -52,7 +52,7 @@ def audit(model: nn.Module, example_input: Any = None) -> Audit:
     seen: dict[int, str] = {}
     for name in names:
         owner: Any = owners.get(name)
-        kind = type(owner).__name__ if owner is not None else "parameter"
+        kind = type(owner).__name__ if owner is not None else _kind(model, name)
         value = owner.weight if owner is not None else parameters[name]
         first = seen.setdefault(id(value), name)
         if first != name:
@@ -62,7 +62,7 @@ def audit(model: nn.Module, example_input: Any = None) -> Audit:
         quantizer = quantizers.get(name)
         if quantizer is None:
             label = layer_name(name)
-            found.add(LayerRecord(label, kind, value.numel(), False, _why_not(model, label)))
+            found.add(LayerRecord(label, kind, value.numel(), False, _why_not(model, name)))
         else:
             found.add(_record(storage, name, kind, value, quantizer))
     return found.require_any()
@@ -90,11 +90,25 @@ def native_weight(model: nn.Module, hook: str) -> str | None:
     return (f"{place}.weight" if place else "weight") if own else None
 
 
-def _why_not(model: nn.Module, label: str) -> str:
-    ignored = getattr(model, NOTES, {}).get("ignored")
-    if ignored:
-        return f"NNCF placed no quantizer on it; ignored_scope is {ignored}"
-    return "NNCF placed no quantizer on it: ignored, never called, or unknown to the target device"
+def _kind(model: nn.Module, name: str) -> str:
+    """What owns a weight that is no convolution's and no linear layer's."""
+    owner, _, last = name.rpartition(".")
+    named = last == "weight" and owner
+    return type(model.get_submodule(owner)).__name__ if named else "parameter"
+
+
+def _why_not(model: nn.Module, name: str) -> str:
+    notes = getattr(model, NOTES, {})
+    called = notes.get("called")
+    if called is not None and name not in called:
+        return "never called on the calibration data"
+    own = "a pattern of NNCF's own list, such as squeeze-and-excitation"
+    scope = notes.get("ignored")
+    if scope:
+        return f"NNCF left it float: ignored_scope is {scope}, or {own}"
+    if called is not None:
+        return f"NNCF left it float: {own}, or an operator that the target device has not"
+    return f"NNCF left it float: never called, ignored, or {own}"
 
 
 def _shared(name: str, kind: str, quantizer: nn.Module | None, reason: str) -> LayerRecord:

@@ -97,9 +97,12 @@ def quantize(
     with registration.in_this_thread(settings):
         quantized: nn.Module = nncf.quantize(prepared, dataset, **options)
     placed = _placed(quantized)
-    quantized.__dict__[NOTES] = _notes(options)
-    _require_any(quantized, placed, settings)
     placement = Placement(quantized.eval(), example)
+    quantized.__dict__[NOTES] = {
+        "ignored": str(options.get("ignored_scope") or ""),
+        "called": placement.weights(),
+    }
+    _require_any(quantized, placed, settings)
     _remember_shifts(quantized, placement, before)
     sources = placement.sources()
     for quantizer in placed:
@@ -127,12 +130,6 @@ def _advanced(given: Any) -> Any:
 
 def _placed(model: nn.Module) -> list[PWLQWeightQuantizer]:
     return [m for _, m in hooks_of(model).named_hooks() if isinstance(m, PWLQWeightQuantizer)]
-
-
-def _notes(options: Mapping[str, Any]) -> dict[str, str]:
-    """What the audit wants to know of how the model was made."""
-    scope = options.get("ignored_scope")
-    return {} if scope is None else {"ignored": str(scope)}
 
 
 def _require_any(model: nn.Module, placed: list[PWLQWeightQuantizer], settings: Settings) -> None:

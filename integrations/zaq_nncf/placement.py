@@ -77,6 +77,17 @@ class Placement:
             stack.extend(self.graph.get_next_nodes(reader))
         return False
 
+    def weights(self) -> list[str]:
+        """The parameters that ran as a weight of a convolution or matrix product."""
+        found: list[str] = []
+        for node in self.graph.get_all_nodes():
+            for edge in self.graph.get_input_edges(node) if is_weighted(node) else ():
+                if edge.input_port_id in node.metatype.weight_port_ids:
+                    name = self._constant_behind(node, edge.input_port_id)
+                    if name is not None and name not in found:
+                        found.append(name)
+        return found
+
     def biases(self) -> dict[str, str]:
         """For each hook on a layer's weight the name of the layer's bias, if it has one."""
         found: dict[str, str] = {}
