@@ -1,0 +1,197 @@
+"""`zaq-quantize run` and `report` as a user meets them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from zaq_timm import cli
+
+HERE = Path(__file__).parent
+SMALL = [
+    "--input-size",
+    "3x16x16",
+    "--batch",
+    "8",
+    "--calibration-images",
+    "8",
+    "--test-images",
+    "8",
+    "--distill-steps",
+    "2",
+]
+
+
+def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line that a wrong call prints."""
+    try:
+        code = cli.main(list(words))
+    except SystemExit as end:
+        code = int(end.code or 0)
+    out, err = capsys.readouterr()
+    assert code == 2
+    assert out == ""
+    return err
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["resnet81"], "timm has no model 'resnet81'. Did you mean"),
+        ([], "no model to quantize: name one ('resnet18')"),
+        (["resnet18", "--weights", "int4"], "weights must be pwlq2 to pwlq6"),
+        (["resnet18", "--jobs", "two"], "argument --jobs: expected a whole number"),
+        (["resnet18", "--settings", "none.toml"], "none.toml"),
+        (["--checkpoint", "none.pt", "--model", "resnet18"], "none.pt does not exist"),
+        (["resnet18", "--eval"], "argument --eval: expected one argument"),
+        (["resnet18", "--hots", "fx"], "unrecognized arguments: --hots"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_call_is_one_line(
+    capsys: pytest.CaptureFixture[str], words: list[str], text: str
+) -> None:
+    told = fails(capsys, "run", *words)
+    assert text in told
+    assert len(told.splitlines()) == 1
+    assert "Traceback" not in told
+
+
+def test_a_report_of_nothing_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert "holds no results of zaq-quantize run" in fails(capsys, "report", str(tmp_path))
+
+
+def test_the_plan_is_told_and_nothing_is_done(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "zoo"
+    code = cli.main(["run", "test_resnet", "test_vit*", "--dry-run", "--out", str(out)])
+    told = capsys.readouterr().out
+    assert code == 0
+    assert "  test_resnet: to do\n" in told
+    assert "4b MAC/5b stored" in told
+    assert not out.exists()
+
+
+def test_help_tells_every_flag_within_a_hundred_columns(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["run", "--help"])
+    text = capsys.readouterr().out
+    for word in ("--budget", "--cluster", "--zero-shot", "results.jsonl", "examples"):
+        assert word in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "zaq_timm.cli", *words]
+
+
+def go(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*words), cwd=folder, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder: a module of models and a checkpoint of one of them."""
+    found = tmp_path_factory.mktemp("user")
+    (found / "mine.py").write_text((HERE / "zoo_own_models.py").read_text())
+    code = compile((found / "mine.py").read_text(), "mine.py", "exec")
+    names: dict = {"__name__": "mine"}
+    exec(code, names)
+    torch.manual_seed(4)
+    save_file(names["tiny"]().state_dict(), found / "tiny.safetensors")
+    return found
+
+
+@pytest.mark.slow
+def test_a_run_from_beginning_to_report(folder: Path) -> None:
+    words = ["run", "mine:tiny", "mine:branching", *SMALL[2:], "--out", "zoo"]
+    first = go(folder, *words)
+    assert first.returncode == 3, first.stderr  # one model is left out
+    lines = first.stderr.splitlines()
+    assert len(lines) == 3  # no terminal: one line a model, one for the zoo
+    assert re.match(r"mine-tiny-\w+: left out: it does not say what images it takes", lines[0])
+    assert re.match(r"mine-branching-\w+: left out: pt2e: LeftOut: torch.export", lines[1])
+    again = go(folder, *words, "--input-size", "3x16x16")
+    assert again.returncode == 2
+    assert 'input_size: "" there, "3x16x16" now' in again.stderr
+
+    words = ["run", "mine:tiny", *SMALL, "--sensitivity", "--out", "small", "--json"]
+    done = go(folder, *words, "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    (row,) = map(json.loads, done.stdout.splitlines())
+    assert (row["status"], row["quantized"], row["layers"]) == ("done", 3, 3)
+    (line,) = (folder / "small" / "results.jsonl").read_text().splitlines()
+    assert json.loads(line) == row
+    assert go(folder, *words).stdout == ""  # nothing left to do
+
+    told = go(folder, "report", "small")
+    assert told.stdout.split() == ["small/report.html", "small/report.csv"]
+    (record,) = csv.DictReader((folder / "small" / "report.csv").open())
+    assert int(record["size_bytes"]) == row["size_bytes"]
+    page = (folder / "small" / "report.html").read_text()
+    assert f'id="m-{row["key"]}"' in page
+    assert "Which layers mind" in page
+
+
+@pytest.mark.slow
+def test_a_checkpoint_with_its_model_and_a_settings_file(folder: Path) -> None:
+    values = dict(zip((w[2:] for w in SMALL[::2]), SMALL[1::2], strict=True))
+    text = "".join(f"{k} = {v if v.isdigit() else json.dumps(v)}\n" for k, v in values.items())
+    (folder / "zoo.toml").write_text(
+        text + 'model = "mine:tiny"\ncheckpoint = "tiny.safetensors"\nout = "kept"\n'
+    )
+    done = go(folder, "run", "--settings", "zoo.toml")
+    assert done.returncode == 0, done.stderr
+    assert "mine-tiny@tiny-" in done.stdout
+    row = json.loads((folder / "kept" / "results.jsonl").read_text())
+    assert row["weights_from"] == "checkpoint tiny.safetensors"
+
+
+@pytest.mark.slow
+def test_a_terminal_gets_bars(folder: Path) -> None:
+    """One for the zoo and one for the running model."""
+    parent, child = pty.openpty()
+    words = command("run", "mine:tiny", *SMALL, "--out", "bars")
+    process = subprocess.Popen(
+        words,
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=child,
+        env={**os.environ, "TERM": "xterm"},
+    )
+    os.close(child)
+    held = b""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            part = os.read(parent, 1 << 16)
+        except OSError:
+            break
+        if not part:
+            break
+        held += part
+    assert process.wait(timeout=30) == 0
+    os.close(parent)
+    text = held.decode()
+    assert "zoo" in text
+    assert "mine-tiny-" in text
+    assert "0/1" in text
+    assert "1/1" in text or "1 of 1 in all" in text
+    assert any(stage in text for stage in ("starting", "distilling", "quantizing"))
