@@ -16,12 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +31,18 @@ import numpy as np
 import onnx
 import timm
 import torch
-from deploy_tables import tables
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 from rich.console import Console
 from torch import Tensor, nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import zaq_onnx
 import zaq_pt2e
-from data import accuracy, load_task, logits_of
-from deploy_tables import tables
-from zaq_onnx.inspecting import float_layers, integer_layers
+from benchmarks.data import accuracy, load_task, logits_of
+from benchmarks.deploy_tables import tables
 from zaq_onnx.graph import Graph
+from zaq_onnx.inspecting import float_layers, integer_layers
 from zaq_onnx.runtimes import (
     openvino_compiled,
     optimized,
@@ -106,7 +108,7 @@ def convert(net: Network, mac_bits: int) -> nn.Module:
     return converted
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
+class _Reader(CalibrationDataReader):
     def __init__(self, name: str, batches: list[Tensor]) -> None:
         self.feeds: Iterator[dict[str, Any]] = iter({name: b.numpy()} for b in batches)
 
@@ -146,7 +148,7 @@ def export_stock(net: Network, source: Path, path: Path) -> None:
 
 
 def alternating(
-    calls: dict[str, Callable[[], object]], repeats: int, warm: bool = True
+    calls: Mapping[str, Callable[[], object]], repeats: int, warm: bool = True
 ) -> dict[str, float]:
     """Median seconds of each call; the calls take turns, so that a busy machine slows all alike."""
     spent: dict[str, list[float]] = {name: [] for name in calls}
@@ -199,33 +201,72 @@ def measure(net: Network, folder: Path, repeats: int, threads: int) -> dict[str,
                 converted[stored], example, files[name], pack=pack, calibration=net.batches
             )
     row["bytes"] = {name: path.stat().st_size for name, path in files.items()}
-    image = net.batches[0][:1].contiguous()
-    for runtime, load, run in (
-        ("ort", ort_session, run_ort),
-        ("openvino", openvino_compiled, run_openvino),
-    ):
-        loads = {n: (lambda p=p: load(p, threads=threads)) for n, p in files.items()}
-        row[f"{runtime}_load"] = alternating(loads, 5)
-        ready = {n: load(p, threads=threads) for n, p in files.items()}
-        outputs = {n: run(m, (net.batches[0],))[0] for n, m in ready.items()}
-        row[f"{runtime}_same"] = {
-            s: bool(np.array_equal(outputs[f"int8_{s}"], outputs[f"packed{s}"])) for s in BITS
-        }
-        runs = {n: (lambda m=m: run(m, (image,))) for n, m in ready.items()}
-        row[f"{runtime}_latency"] = alternating(runs, repeats)
-        if net.images is not None and net.labels is not None:
-            row[f"{runtime}_accuracy"] = {
-                s: _top1(lambda x, s=s: run(ready[f"packed{s}"], (x,))[0], net) for s in BITS
-            }
+    for runtime in (ORT, OPENVINO):
+        _under(runtime, net, files, row, repeats, threads)
     row["same_graph"] = {s: same_graph(files[f"int8_{s}"], files[f"packed{s}"]) for s in BITS}
     inside = Graph(optimized(files["packed5"]))
     row["layers"] = [len(integer_layers(inside)), len(float_layers(inside))]
     if net.images is not None and net.labels is not None:
         row["fp32_accuracy"] = accuracy(logits_of(net.model, net.images, 50), net.labels)
-        row["converted_accuracy"] = {
-            s: _top1(lambda x, s=s: converted[s](x).numpy(), net) for s in BITS
-        }
+        row["converted_accuracy"] = {s: _top1(converted[s], net) for s in BITS}
     return row
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How to load and to run a file.
+
+    Attributes:
+        name: Of the columns.
+        load: From a file.
+        run: On inputs.
+    """
+
+    name: str
+    load: Callable[..., Any]
+    run: Callable[..., Any]
+
+
+ORT = Runtime("ort", ort_session, run_ort)
+OPENVINO = Runtime("openvino", openvino_compiled, run_openvino)
+
+
+def _under(
+    runtime: Runtime,
+    net: Network,
+    files: dict[str, Path],
+    row: dict[str, Any],
+    repeats: int,
+    threads: int,
+) -> None:
+    """Load times, latencies, outputs and accuracy under one runtime."""
+    ready = {}
+    for name, path in files.items():
+        try:
+            ready[name] = runtime.load(path, threads=threads)
+        except ValueError as error:
+            row.setdefault(f"{runtime.name}_errors", {})[name] = str(error)[:200]
+    loads = {n: partial(runtime.load, files[n], threads=threads) for n in ready}
+    row[f"{runtime.name}_load"] = alternating(loads, 5, warm=False)
+    outputs = {n: runtime.run(m, (net.batches[0],))[0] for n, m in ready.items()}
+    row[f"{runtime.name}_same"] = {
+        s: bool(np.array_equal(outputs[f"int8_{s}"], outputs[f"packed{s}"]))
+        for s in BITS
+        if f"packed{s}" in outputs and f"int8_{s}" in outputs
+    }
+    image = net.batches[0][:1].contiguous()
+    runs = {n: partial(runtime.run, m, (image,)) for n, m in ready.items()}
+    row[f"{runtime.name}_latency"] = alternating(runs, repeats)
+    if net.labels is not None:
+        row[f"{runtime.name}_accuracy"] = {
+            s: _top1(partial(_first, runtime, ready[f"packed{s}"]), net)
+            for s in BITS
+            if f"packed{s}" in ready
+        }
+
+
+def _first(runtime: Runtime, model: Any, images: Tensor) -> Any:
+    return runtime.run(model, (images,))[0]
 
 
 @torch.no_grad()
@@ -260,12 +301,12 @@ def main() -> None:
     for number, name in enumerate(names):
         if any(row["name"] == name for row in done(lines)):
             continue
-        with console.status(f"{name} ({number + 1} of {len(names)})"):
-            with tempfile.TemporaryDirectory() as folder:
-                begin = time.perf_counter()
-                net = network(name, options.data)
-                row = measure(net, Path(folder), options.repeats, options.threads)
-                row["seconds"] = round(time.perf_counter() - begin, 1)
+        state = f"{name} ({number + 1} of {len(names)})"
+        with console.status(state), tempfile.TemporaryDirectory() as folder:
+            begin = time.perf_counter()
+            net = network(name, options.data)
+            row = measure(net, Path(folder), options.repeats, options.threads)
+            row["seconds"] = round(time.perf_counter() - begin, 1)
         with lines.open("a") as file:
             file.write(json.dumps(row) + "\n")
         console.print(f"{name}: {row['seconds']} s")

@@ -37,6 +37,16 @@ def sizes(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def _number(values: dict[str, float], key: str, digits: int) -> str:
+    return f"{values[key]:,.{digits}f}" if key in values else "–"
+
+
+def _share(values: dict[str, float], key: str, other: str, limit: float) -> str:
+    if key not in values or other not in values:
+        return "–"
+    return _ratio(values[key] / values[other], limit)
+
+
 def speeds(rows: list[Row], runtime: str) -> str:
     """Latency and load time in milliseconds under one runtime."""
     lines = [
@@ -47,27 +57,24 @@ def speeds(rows: list[Row], runtime: str) -> str:
     for row in rows:
         took = {k: 1000 * v for k, v in row[f"{runtime}_latency"].items()}
         load = {k: 1000 * v for k, v in row[f"{runtime}_load"].items()}
-        stock = f"{took['stock']:.2f}" if "stock" in took else "–"
-        against = _ratio(took["packed5"] / took["stock"], 1.02) if "stock" in took else "–"
-        lines.append(
-            f"| {row['name']} | {took['fp32']:.2f} | {stock} | {took['int8_5']:.2f} | "
-            f"{took['packed5']:.2f} | {against} | {load['fp32']:.0f} | {load['int8_5']:.0f} | "
-            f"{load['packed4']:.0f} | {load['packed5']:.0f} | "
-            f"{_ratio(load['packed5'] / load['int8_5'], LIMITS['load'])} |"
-        )
+        cells = [_number(took, k, 2) for k in ("fp32", "stock", "int8_5", "packed5")]
+        cells.append(_share(took, "packed5", "stock", LIMITS["latency"]))
+        cells += [_number(load, k, 0) for k in ("fp32", "int8_5", "packed4", "packed5")]
+        cells.append(_share(load, "packed5", "int8_5", LIMITS["load"]))
+        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def equality(rows: list[Row]) -> str:
     """What is the same between int8 and packed files."""
     lines = [
-        "| network | layers in integers / in float | optimized graph identical | outputs identical, "
-        "ONNX Runtime | outputs identical, OpenVINO |",
+        "| network | layers in integers / in float | optimized graph identical | outputs "
+        "identical, ONNX Runtime | outputs identical, OpenVINO |",
         "|---|---:|---|---|---|",
     ]
     for row in rows:
         answers = [
-            "yes" if all(row[key].values()) else "no"
+            ("yes" if all(row[key].values()) else "no") if row[key] else "–"
             for key in ("same_graph", "ort_same", "openvino_same")
         ]
         lines.append(
@@ -87,9 +94,9 @@ def accuracies(rows: list[Row]) -> str:
         for stored in ("4", "5") if "fp32_accuracy" in row else ():
             cells = [
                 row["fp32_accuracy"],
-                *(row[f"{k}_accuracy"][stored] for k in ("converted", "ort", "openvino")),
+                *(row[f"{k}_accuracy"].get(stored) for k in ("converted", "ort", "openvino")),
             ]
-            shown = " | ".join(f"{c:.1f}" for c in cells)
+            shown = " | ".join("–" if c is None else f"{c:.1f}" for c in cells)
             lines.append(f"| {row['name']} | {stored} | {shown} |")
     return "\n".join(lines)
 
@@ -107,9 +114,9 @@ def tables(rows: list[Row]) -> str:
     )
     notes = (
         "PWLQ with 3 MAC bits stores 4 bits, with 4 MAC bits 5; activations have 8. Calibrated by "
-        "torchao PT2E, exported by `zaq_onnx.export(..., calibration=...)`, so that tensors between "
-        "layers have 8-bit ranges, too. Stock int8 is ONNX Runtime's `quantize_static` (QDQ, "
-        "weights per channel). Latencies are milliseconds for one image, batch 1; medians of "
+        "torchao PT2E, exported by `zaq_onnx.export(..., calibration=...)`, so that tensors "
+        "between layers have 8-bit ranges, too. Stock int8 is ONNX Runtime's `quantize_static` "
+        "(QDQ, weights per channel). Latencies are milliseconds for one image, batch 1; medians of "
         f"alternating runs. {versions}. `(!)` marks what misses the aim: packed size at most 0.55 "
         "of int8 at 4 stored bits and 0.67 at 5, latency at most 1.02 of stock int8, load at most "
         "1.5 of int8. Networks of timm have random weights. Data: cifar10 is ResNet-20, imagenet "

@@ -43,12 +43,12 @@ def split_codes(codes: Array, bits: int, *, shared_endpoints: bool = False) -> S
 
     Args:
         codes: Positions in the ascending codebook.
-        bits: MAC bits b: the center has K = 2^(b-1) - 1 steps a side, the tail 2^(b-1), or K with
-            shared endpoints (whose doubled level has the lower code of the two).
+        bits: MAC bits b: the center has K = 2^(b-1) - 1 steps a side, the tail K + 1, or K with
+            shared endpoints.
         shared_endpoints: As in ``PWLQSpec``.
 
     Returns:
-        Magnitude, sign and region. The tail's magnitudes start at 1, or 0 with shared endpoints.
+        Magnitude, sign and region. The tail's magnitudes start at 1: its 0 would be the breakpoint.
 
     Raises:
         ValueError: a code out of range.

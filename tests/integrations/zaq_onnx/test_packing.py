@@ -1,0 +1,186 @@
+"""Codes and codebooks: what is packed comes back, in numpy, in ONNX Runtime and in OpenVINO."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+import zaq_onnx
+from zaq_onnx.codes import encode, pack_plane, pairs_pay, planes_of
+from zaq_onnx.graph import Graph
+from zaq_onnx.packing import pack_model, unpack_model, weights_of
+from zaq_onnx.runtimes import openvino_compiled, ort_session
+
+
+def model_of(integers: np.ndarray, axis: int) -> onnx.ModelProto:
+    """A model whose output is one dequantized weight (plus its input, a number)."""
+    channels = integers.shape[axis]
+    node = helper.make_node("DequantizeLinear", ["w", "s"], ["v"], axis=axis)
+    graph = helper.make_graph(
+        [node, helper.make_node("Add", ["v", "x"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, list(integers.shape))],
+        [
+            numpy_helper.from_array(integers, "w"),
+            numpy_helper.from_array(np.ones(channels, np.float32), "s"),
+        ],
+    )
+    opsets = [helper.make_opsetid("", 21)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def random_weight(shape: tuple[int, ...], axis: int, levels: int, seed: int) -> np.ndarray:
+    """Every channel draws from its own levels, and uses all of them where there is room."""
+    rng = np.random.default_rng(seed)
+    count = math.prod(shape) // shape[axis]
+    rows = []
+    for _ in range(shape[axis]):
+        book = rng.choice(np.arange(-127, 128), levels, replace=False)
+        forced = book[: min(levels, count)]
+        rows.append(np.concatenate([forced, rng.choice(book, count - len(forced))]))
+    moved = np.array(rows, np.int8).reshape(shape[axis], *np.delete(shape, axis))
+    return np.ascontiguousarray(np.moveaxis(moved, 0, axis))
+
+
+CASES = [
+    ((16, 8, 5, 5), 0, 2),
+    ((16, 8, 5, 5), 0, 4),
+    ((8, 400), 0, 7),
+    ((16, 12, 3, 3), 0, 15),
+    ((16, 12, 3, 3), 0, 16),
+    ((9, 151), 0, 15),
+    ((400, 6), 1, 16),
+    ((8, 16, 9, 9), 0, 31),
+    ((5, 3001), 0, 32),
+    ((4, 8, 30, 30), 0, 63),
+    ((3, 5, 31, 31), 1, 64),
+    ((2, 6000), 0, 100),
+]
+
+
+@pytest.mark.parametrize(("shape", "axis", "levels"), CASES)
+def test_every_width_unfolds_to_the_same_integers(
+    shape: tuple[int, ...], axis: int, levels: int
+) -> None:
+    """The oracle is the weight itself; the runtimes' own kernels do the unfolding."""
+    integers = random_weight(shape, axis, levels, seed=levels)
+    plain = Graph(model_of(integers, axis)).to_model()
+    packed, done = pack_model(plain)
+    assert done == 1
+    width = math.ceil(math.log2(levels))
+    assert packed.ByteSize() < plain.ByteSize() * width / 8 + shape[axis] * levels + 1400
+    x = np.zeros(1, np.float32)
+    for optimize in (False, True):
+        session = ort_session(packed, optimize=optimize)
+        np.testing.assert_array_equal(session.run(None, {"x": x})[0], integers)
+    np.testing.assert_array_equal(openvino_compiled(packed)([x])[0], integers)
+    assert unpack_model(packed).SerializeToString() == plain.SerializeToString()
+
+
+@given(
+    st.integers(1, 6),
+    st.integers(1, 60),
+    st.integers(1, 128),
+    st.integers(0, 2**32 - 1),
+)
+def test_codes_say_where_in_the_codebook(channels: int, count: int, levels: int, seed: int) -> None:
+    rows = random_weight((channels, count), 0, levels, seed)
+    coded = encode(rows)
+    assert coded is not None
+    np.testing.assert_array_equal(np.take_along_axis(coded.book, coded.codes.astype(int), 1), rows)
+    assert (np.diff(coded.book.astype(int), axis=1) >= 0).all()
+    largest = max(len(np.unique(row)) for row in rows)
+    assert coded.book.shape[1] == largest
+    assert coded.width == max(1, math.ceil(math.log2(largest)))
+
+
+@given(st.integers(1, 16))
+def test_planes_cover_every_bit_once(width: int) -> None:
+    bits = [low + i for size, low in planes_of(width) for i in range(size)]
+    assert sorted(bits) == list(range(width))
+
+
+@given(st.sampled_from([1, 2]), st.lists(st.integers(0, 255), min_size=1, max_size=50))
+def test_planes_are_dense(bits: int, values: list[int]) -> None:
+    """Against Python's own big integers: value i stands at bit i * bits."""
+    array = np.array(values) % 2**bits
+    packed = pack_plane(array, bits).reshape(-1)
+    assert len(packed) == math.ceil(len(values) * bits / 8)
+    number = int.from_bytes(packed.tobytes(), "little")
+    assert [number >> (i * bits) & (2**bits - 1) for i in range(len(values))] == list(array)
+
+
+def test_a_weight_of_more_than_128_levels_stays() -> None:
+    rows = np.tile(np.arange(-128, 127, dtype=np.int8), (4, 8))
+    assert encode(rows) is None
+    plain = Graph(model_of(rows, 0)).to_model()
+    assert pack_model(plain) == (plain, 0)
+
+
+def test_short_rows_are_gathered_one_by_one_and_long_ones_in_pairs() -> None:
+    long, short, odd = (encode(random_weight((2, n), 0, 16, 0)) for n in (200, 20, 201))
+    assert long is not None
+    assert short is not None
+    assert odd is not None
+    assert pairs_pay(long)
+    assert not pairs_pay(short)
+    assert not pairs_pay(odd)
+
+
+def test_small_layers_stay_int8(pt2e_case: Any) -> None:
+    """Nine weights a channel and their levels take more than nine bytes."""
+    found = {layer.name: layer for layer in zaq_onnx.info(pt2e_case.packed).layers}
+    assert found["body"].stored_bits == 8
+    assert found["body"].bytes == 16 * 9
+    assert "kept as int8" in found["body"].format
+    assert found["wide"].stored_bits == 4
+
+
+def test_unpack_restores_the_int8_file(case: Any, tmp_path: Path) -> None:
+    target = tmp_path / "packed.onnx"
+    assert zaq_onnx.pack(case.plain, target) == target.stat().st_size
+    assert target.read_bytes() == case.packed.read_bytes()
+    assert zaq_onnx.unpack(target, tmp_path / "plain.onnx") > target.stat().st_size
+    assert (tmp_path / "plain.onnx").read_bytes() == case.plain.read_bytes()
+
+
+def test_nothing_to_do_is_an_error(pt2e_case: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no weight was packed"):
+        zaq_onnx.pack(pt2e_case.packed, tmp_path / "a.onnx")
+    with pytest.raises(ValueError, match="nothing to unpack: no weight is packed"):
+        zaq_onnx.unpack(pt2e_case.plain, tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_packed_and_int8_files_are_one_to_the_runtime(case_of: Callable[[str], Any]) -> None:
+    """The same optimized graph, operator by operator and constant by constant."""
+    from zaq_onnx.runtimes import optimized
+
+    case = case_of("pt2e")
+    both = []
+    for path in (case.packed, case.plain):
+        graph = optimized(path).graph
+        known = {t.name: numpy_helper.to_array(t).tobytes() for t in graph.initializer}
+        both.append([(n.op_type, [known.get(i) for i in n.input]) for n in graph.node])
+    assert both[0] == both[1]
+    assert sum(w.packed for w in weights_of(Graph(onnx.load(case.packed)))) >= 1
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 2**32 - 1))
+def test_random_weights_come_back(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    shape = tuple(int(v) for v in rng.integers(1, 30, rng.integers(2, 5)))
+    axis = int(rng.integers(0, len(shape)))
+    integers = random_weight(shape, axis, int(rng.integers(1, 40)), seed)
+    plain = Graph(model_of(integers, axis)).to_model()
+    packed, _ = pack_model(plain)
+    assert unpack_model(packed).SerializeToString() == plain.SerializeToString()

@@ -1,0 +1,160 @@
+"""`verify` says OK of what is right, and names what is wrong."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import ModelProto, numpy_helper
+
+import zaq_onnx
+from zaq_onnx.__main__ import main
+from zaq_onnx.graph import Graph
+from zaq_onnx.inspecting import float_layers, float_operations, integer_layers, strangers
+from zaq_onnx.runtimes import optimized
+
+
+def without_manifest(path: Path) -> ModelProto:
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    return model
+
+
+def test_a_good_file_is_ok_and_the_kernels_are_counted(pt2e_case: Any) -> None:
+    report = zaq_onnx.verify(pt2e_case.packed, pt2e_case.model, pt2e_case.images)
+    assert report.ok
+    assert report.integer_only
+    assert report.require() is report
+    ort, openvino = report.runtimes
+    assert ort.kernels["QLinearConv"] == 4
+    assert ort.kernels["QGemm"] == 1
+    assert ort.kernels["QLinearAdd"] == 1
+    assert (ort.integer_layers, ort.float_layers) == (5, 0)
+    assert openvino.integer_layers + openvino.float_layers == 5
+    text = str(report)
+    assert "OK. 5 int8 layers" in text
+    assert "4 QLinearConv" in text
+    assert "inference: integer-only" in text
+
+
+def test_another_model_is_not_ok(pt2e_case: Any, make: Any) -> None:
+    """The same network with four bits: other integers, in every layer."""
+    from zaq_plugin.pwlq import PWLQSpec
+
+    other = make["pt2e"](8, PWLQSpec(bits=4))
+    runtimes = ("onnxruntime",)
+    report = zaq_onnx.verify(pt2e_case.packed, other, pt2e_case.images, runtimes=runtimes)
+    assert not report.ok
+    assert sum("differ from the model's" in text for text in report.problems) >= 4
+    with pytest.raises(ValueError, match="NOT OK"):
+        report.require()
+
+
+def test_other_outputs_are_not_ok(pt2e_case: Any, tmp_path: Path) -> None:
+    """A bias that is off, in a file whose manifest was taken away: only running it tells."""
+    model = without_manifest(pt2e_case.packed)
+    (bias,) = [t for t in model.graph.initializer if t.name == "wide.bias"]
+    value = numpy_helper.to_array(bias) + 1
+    bias.CopyFrom(numpy_helper.from_array(value.astype(np.float32), bias.name))
+    onnx.save(model, tmp_path / "wrong.onnx")
+    report = zaq_onnx.verify(tmp_path / "wrong.onnx", pt2e_case.model, pt2e_case.images)
+    assert [text.split(":")[0] for text in report.problems] == ["onnxruntime", "openvino"]
+    assert "an output differs by" in report.problems[0]
+
+
+def requantized(path: Path, target: Path) -> Path:
+    """The trap: a layer's weight as a float constant, between quantized activations."""
+    model = without_manifest(path)
+    values = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] == "short.weight":
+            scale = values[node.input[1]].reshape(-1, 1, 1, 1)
+            # A codebook in float is on no int8 grid of its own.
+            floats = (values["short.weight"] * scale * 1.003 + 1e-3).astype(np.float32)
+            model.graph.initializer.append(numpy_helper.from_array(floats, node.output[0]))
+            model.graph.node.remove(node)
+            break
+    onnx.save(model, target)
+    return target
+
+
+def test_silent_requantisation_by_onnx_runtime_is_caught(pt2e_case: Any, tmp_path: Path) -> None:
+    path = requantized(pt2e_case.plain, tmp_path / "float.onnx")
+    inside = Graph(optimized(path))
+    assert len(integer_layers(inside)) == 5, "ONNX Runtime runs the float weight on an int8 kernel"
+    assert len(strangers(inside, onnx.load(path))) == 1
+    report = zaq_onnx.verify(path, runtimes=("onnxruntime",))
+    assert any("requantizes it silently" in text for text in report.problems)
+    assert any("the runtime has requantized a float weight" in text for text in report.problems)
+
+
+def test_float_layers_are_counted_and_remarked(make: Any, tmp_path: Path) -> None:
+    """Simulation leaves sums in float, and with them the layers in front."""
+    student, (_, images) = make["simulated"](), make["network"]()
+    path = tmp_path / "s.onnx"
+    zaq_onnx.export(student, (images,), path)
+    report = zaq_onnx.verify(path, student, images, runtimes=("onnxruntime",))
+    assert report.ok
+    assert not report.integer_only
+    assert report.runtimes[0].float_layers == 3
+    assert "3 layers run in float under ONNX Runtime" in report.remarks[0]
+    inside = Graph(optimized(path))
+    assert len(float_layers(inside)) == 3
+    assert any(name.startswith("Add") for name in float_operations(inside))
+
+
+def test_ranges_that_were_added_are_told(case_of: Any) -> None:
+    case = case_of("simulated")
+    report = zaq_onnx.verify(case.packed, case.model, case.images, runtimes=("onnxruntime",))
+    assert report.ok
+    assert report.integer_only
+    assert "have 8-bit ranges here, which moves its output by up to" in report.remarks[0]
+
+
+def test_damaged_files_are_not_ok(pt2e_case: Any, tmp_path: Path) -> None:
+    path = tmp_path / "t.onnx"
+    path.write_bytes(pt2e_case.packed.read_bytes()[:5000])
+    report = zaq_onnx.verify(path)
+    assert not report.ok
+    assert "not an ONNX model, or damaged" in report.problems[0]
+
+
+def test_arguments_are_checked(pt2e_case: Any) -> None:
+    with pytest.raises(ValueError, match="unknown runtime 'tensorrt'; known are onnxruntime"):
+        zaq_onnx.verify(pt2e_case.packed, runtimes=("tensorrt",))
+    with pytest.raises(ValueError, match="a model needs inputs"):
+        zaq_onnx.verify(pt2e_case.packed, pt2e_case.model)
+    with pytest.raises(FileNotFoundError):
+        zaq_onnx.verify("nowhere.onnx")
+
+
+def test_the_command(pt2e_case: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(pt2e_case.packed)]) == 0
+    told = capsys.readouterr().out
+    size = pt2e_case.packed.stat().st_size
+    assert "MAC bits  Stored bits" in told
+    assert f"{size:,} bytes" in told
+    assert "PWLQ 3b MAC/4b stored (joint)" in told
+    assert main(["unpack", str(pt2e_case.packed), str(tmp_path / "u.onnx")]) == 0
+    assert main(["pack", str(tmp_path / "u.onnx"), str(tmp_path / "p.onnx")]) == 0
+    assert (tmp_path / "p.onnx").read_bytes() == pt2e_case.packed.read_bytes()
+    assert main(["verify", str(tmp_path / "p.onnx")]) == 0
+    assert "OK" in capsys.readouterr().out
+    (tmp_path / "p.onnx").write_bytes(b"damaged")
+    for command in ("info", "verify"):
+        assert main([command, str(tmp_path / "p.onnx")]) == 1
+    assert "zaq_onnx: " in capsys.readouterr().err
+
+
+def test_info_counts_what_the_file_holds(pt2e_case: Any) -> None:
+    found = zaq_onnx.info(pt2e_case.packed)
+    model = onnx.load(pt2e_case.packed)
+    sizes = {t.name: len(t.raw_data) for t in model.graph.initializer}
+    wide = next(layer for layer in found.layers if layer.name == "wide")
+    assert wide.bytes == sum(size for name, size in sizes.items() if name.startswith("wide.weight"))
+    assert found.bytes == pt2e_case.packed.stat().st_size
+    assert found.int8_bytes == pt2e_case.plain.stat().st_size
+    assert found.manifest["source"] == "PT2E-converted"
+    assert torch.__version__.startswith(found.manifest["torch"].split("+")[0])
