@@ -6,48 +6,66 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zaq_timm.zoo.errors import LeftOut
+from zaq_timm.zoo.hosts import Converted
 
 
-def export_model(kind: str, model: nn.Module, example: Tensor, folder: Path) -> dict[str, Any]:
+def export_model(kind: str, made: Converted, images: Tensor, folder: Path) -> dict[str, Any]:
     """Writes the model into a folder.
 
     Args:
         kind: ``onnx`` or ``pt2``.
-        model: converted.
-        example: images to trace it with.
+        made: the converted model, with its layers.
+        images: to trace it with; of the batch size that it takes, if it takes one only.
         folder: where to.
 
     Returns:
-        The file's name and bytes, and how far it is from the model, where that was checked.
+        The file's name and bytes, and how it compares with the model, where that was checked.
 
     Raises:
         LeftOut: what the format needs is not installed.
+        ValueError: the file does not compute what the model computes.
     """
-    return EXPORTERS[kind](model, example, folder)
+    return EXPORTERS[kind](made, images, folder)
 
 
-def _to_pt2(model: nn.Module, example: Tensor, folder: Path) -> dict[str, Any]:
+def _to_pt2(made: Converted, images: Tensor, folder: Path) -> dict[str, Any]:
     path = folder / "model.pt2"
-    shapes = ({0: torch.export.Dim("batch", min=1)},)
-    try:
-        program = torch.export.export(model, (example,), dynamic_shapes=shapes)
-    except Exception:  # a model that takes one batch size
-        program = torch.export.export(model, (example,))
+    shapes = None if made.fixed_batch else ({0: torch.export.Dim("batch", min=1)},)
+    program = torch.export.export(made.model, (images,), dynamic_shapes=shapes)
     torch.export.save(program, path)
     return {"file": path.name, "bytes": path.stat().st_size}
 
 
-def _to_onnx(model: nn.Module, example: Tensor, folder: Path) -> dict[str, Any]:
+def _to_onnx(made: Converted, images: Tensor, folder: Path) -> dict[str, Any]:
+    """Packed, and run by ONNX Runtime beside the model."""
     try:
         import zaq_onnx
     except ImportError as error:
         raise LeftOut(f"ONNX export: {error}") from error
     path = folder / "model.onnx"
-    zaq_onnx.export(model, (example,), path)
-    return {"file": path.name, "bytes": path.stat().st_size}
+    written = zaq_onnx.export(
+        made.model,
+        (images,),
+        path,
+        dynamic_batch=made.fixed_batch is None,
+        audit=made.layers,
+    )
+    checked = zaq_onnx.verify(path, made.model, (images,), runtimes=("onnxruntime",))
+    if not checked.ok:
+        raise ValueError(f"ONNX export: {'; '.join(checked.problems)}")
+    (report,) = checked.runtimes
+    return {
+        "file": path.name,
+        "bytes": written.bytes,
+        "int8_bytes": written.int8_bytes,
+        "packed": checked.packed,
+        "largest_difference": report.error,
+        "integer_layers": report.integer_layers,
+        "float_layers": report.float_layers,
+    }
 
 
 EXPORTERS = {"pt2": _to_pt2, "onnx": _to_onnx}

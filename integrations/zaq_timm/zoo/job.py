@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from zaq_plugin.ptq import fold_batch_norm
 from zaq_plugin.pwlq import QuantSpec
 from zaq_plugin.report import Audit, Manifest
 from zaq_plugin.zero_shot import FinetuneResult, ZeroShotConfig, zero_shot_finetune
 from zaq_timm.zoo import details
+from zaq_timm.zoo.errors import FAILED, LeftOut, is_out_of_memory
 from zaq_timm.zoo.evaluation_images import read_set
 from zaq_timm.zoo.exporting import export_model
 from zaq_timm.zoo.hosts import Converted, Request, convert, depthwise_overrides
@@ -314,12 +315,26 @@ def _finite(value: float | None) -> float | None:
 
 
 def _export(job: Job, made: Converted) -> dict[str, Any]:
+    """What was exported; a failure is the row's status, its figures stay."""
     if job.settings.export == "none":
         return {}
+    try:
+        return {"exported": _exported(job, made)}
+    except LeftOut:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        text = " ".join(str(error).split())[:300]
+        return {"status": FAILED, "reason": f"quantized, but not exported: {text}"}
+
+
+def _exported(job: Job, made: Converted) -> dict[str, Any]:
     job.report("exporting", 0, 0)
     with job.manifest.stage("export", format=job.settings.export) as facts:
-        size = made.fixed_batch or 2
-        example: Tensor = job.images.test[:1].expand(size, -1, -1, -1).clone()
-        told = export_model(job.settings.export, made.model, example, job.folder)
+        images = job.images.test[: made.fixed_batch or 2]
+        if made.fixed_batch and len(images) < made.fixed_batch:
+            images = images[:1].expand(made.fixed_batch, -1, -1, -1)
+        told = export_model(job.settings.export, made, images.clone(), job.folder)
         facts.update(told)
-    return {"exported": told}
+    return told

@@ -14,8 +14,10 @@ import contextlib
 import importlib
 import json
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -42,24 +44,29 @@ DISK_FULL = 28
 def main(folder: Path) -> int:
     """Does the job in a folder; returns the exit code."""
     events = _own_standard_output()
-    if os.environ.get("RANK", "0") == "0":
+    first = os.environ.get("RANK", "0") == "0"  # of torchrun's; the first one tells
+    if first:
         _end_with_the_run()
     job = json.loads((folder / JOB).read_text(encoding="utf-8"))
     limit_data(job["memory"])
     begin = time.perf_counter()
 
     def report(stage: str, step: int = 0, steps: int = 0) -> None:
+        if not first:
+            return
         line = json.dumps({"stage": stage, "step": step, "steps": steps})
         with contextlib.suppress(OSError):
             os.write(events, (line + "\n").encode())
 
-    row = _outcome(job, folder, report)
+    place = folder if first else Path(tempfile.mkdtemp(prefix="zaq-rank-"))
+    row = _outcome(job, place, report)
     row["measured"] = {
         "seconds": round(time.perf_counter() - begin, 3),
         "peak_bytes": peak_memory(),
         **row.get("measured", {}),
     }
-    if os.environ.get("RANK", "0") != "0":
+    if not first:
+        shutil.rmtree(place)
         return 0
     try:
         write_json(folder / ROW, row)

@@ -13,6 +13,7 @@ import torch
 
 from zaq_plugin.ptq import fold_batch_norm
 from zaq_plugin.pwlq import PWLQSpec, quantize
+from zaq_timm.zoo import exporting
 from zaq_timm.zoo.errors import LeftOut
 from zaq_timm.zoo.job import run_job
 from zaq_timm.zoo.models import load
@@ -143,6 +144,18 @@ def test_the_exported_program_is_the_converted_model(tmp_path: Path) -> None:
     assert sorted(c.numel() for c in codes) == [80, 216, 1152]
 
 
+def test_a_model_that_cannot_be_exported_keeps_its_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> dict[str, Any]:
+        raise ValueError("no such\noperator")
+
+    monkeypatch.setitem(exporting.EXPORTERS, "pt2", broken)
+    row = do(tmp_path, export="pt2")
+    assert (row["status"], row["quantized"]) == ("failed", 3)
+    assert row["reason"] == "quantized, but not exported: no such operator"
+
+
 @pytest.mark.slow
 def test_zero_shot_training_hands_back_no_worse_a_model(tmp_path: Path) -> None:
     row = do(tmp_path, zero_shot="fast", weights="uniform2", activations=4, test_images=32)
@@ -161,3 +174,19 @@ def test_nncf_on_request(tmp_path: Path) -> None:
     assert (row["host"], row["layers"], row["quantized"]) == ("nncf", 3, 3)
     assert (row["mac_bits"], row["stored_bits"]) == (4, 5)
     assert row["divergence"] < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host", ["pt2e", "fx"])
+def test_onnx_is_written_and_run(tmp_path: Path, host: str) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    pytest.importorskip("zaq_onnx", reason="needs the integration with ONNX")
+    row = do(tmp_path, export="onnx", host=host)
+    told = row["exported"]
+    assert told["bytes"] == (tmp_path / "model.onnx").stat().st_size
+    assert (told["integer_layers"], told["float_layers"]) == (3, 0)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    images = torch.randn(5, 3, 16, 16)
+    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    expected = load(Reference("zoo_own_models:tiny"), Settings(**SMALL)).model(images).numpy()
+    assert np.linalg.norm(found - expected) < 0.3 * np.linalg.norm(expected)
