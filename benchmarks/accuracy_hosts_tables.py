@@ -77,8 +77,8 @@ def protocol(task: str, images: int) -> str:
         + f". {STOCK.capitalize()}: `get_default_qconfig_mapping` in FX, `X86InductorQuantizer`"
         " in PT2E, histogram ranges, no bias correction. Quantized and left out are the audit's "
         "counts of layers; int8 kernels are counted in the model that ran. NNCF: the stripped "
-        "model on OpenVINO; ranges and bias correction are NNCF's, symmetric, but narrower "
-        "activations take the 99.9th percentile; its default is `nncf.quantize` as it is"
+        "model on OpenVINO; ranges are NNCF's, symmetric, but narrower activations take the 99.9th "
+        "percentile; biases corrected from activations; its default is `nncf.quantize` as it is"
         + (
             f"; rows with {DATA_FREE[2:]} calibrate on 128 images made from BatchNorm statistics"
             if task == "cifar10"

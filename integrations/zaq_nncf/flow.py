@@ -16,6 +16,7 @@ from zaq_nncf import registration
 from zaq_nncf._compat import hooks_of
 from zaq_nncf.activations import narrow_activations
 from zaq_nncf.audit import NOTES, audit
+from zaq_nncf.bias import correct_bias
 from zaq_nncf.calibration import as_dataset
 from zaq_nncf.placement import Placement
 from zaq_nncf.preparation import prepare_model
@@ -33,6 +34,7 @@ def quantize(
     *,
     activations: int = 8,
     overrides: Mapping[str, Override] | None = None,
+    bias_correction: str | None = "activations",
     learnable: bool = False,
     observer: Callable[..., Any] | None = None,
     image_shape: tuple[int, int, int] | None = None,
@@ -43,9 +45,9 @@ def quantize(
 ) -> nn.Module:
     """``nncf.quantize`` with PWLQ weights; the result trains, strips and exports as NNCF's does.
 
-    Lifecycle: BatchNorm is folded (`prepare_model`); NNCF decides where quantizers go, measures
-    activation ranges, and corrects biases for the PWLQ weights; activations are narrowed if fewer
-    than 8 bits are asked for.
+    Lifecycle: BatchNorm is folded (`prepare_model`); NNCF decides where quantizers go and measures
+    activation ranges; activations are narrowed if fewer than 8 bits are asked for; biases are
+    corrected for the PWLQ weights.
 
     Args:
         model: Float, any mode; it is not touched.
@@ -57,6 +59,9 @@ def quantize(
             model's input, and what is only added or pooled, keeps 8.
         overrides: ``{layer name or pattern: format}``, or None for a layer that is left to NNCF's
             own int8. To leave a layer float, name it in ``ignored_scope``.
+        bias_correction: ``activations`` takes the mean error on the calibration images out of each
+            bias; ``nncf`` is NNCF's fast bias correction, on channel means, as plain
+            ``nncf.quantize`` does it; None leaves biases alone.
         learnable: Train the activations' steps, too.
         observer: Range observer of zaq_plugin for activations of fewer than 8 bits; the 99.9th
             percentile by default. At 8 bits the ranges are NNCF's.
@@ -79,7 +84,12 @@ def quantize(
     """
     settings = Settings(spec, overrides, learnable)
     bits = check_bits(activations)
-    options["advanced_parameters"] = _advanced(options.get("advanced_parameters"))
+    if bias_correction not in ("activations", "nncf", None):
+        raise ValueError(
+            f"bias_correction must be 'activations', 'nncf' or None; got {bias_correction!r}."
+        )
+    by_nncf = bias_correction == "nncf"
+    options["advanced_parameters"] = _advanced(options.get("advanced_parameters"), by_nncf)
     subset_size = int(options.get("subset_size", 300))
     dataset, example = as_dataset(
         calibration,
@@ -103,17 +113,19 @@ def quantize(
         "called": placement.weights(),
     }
     _require_any(quantized, placed, settings)
-    _remember_shifts(quantized, placement, before)
     sources = placement.sources()
     for quantizer in placed:
         quantizer.source = sources.get(quantizer.weight)
     if bits < 8:
         batches = itertools.islice(dataset.get_inference_data(), subset_size)
         narrow_activations(quantized, placement.multiplied(), batches, bits, observer)
+    if bias_correction == "activations":
+        correct_bias(quantized, itertools.islice(dataset.get_inference_data(), subset_size))
+    _remember_shifts(quantized, placement, before)
     return quantized
 
 
-def _advanced(given: Any) -> Any:
+def _advanced(given: Any, bias_correction: bool) -> Any:
     """NNCF's advanced parameters for snapped weights; a copy."""
     chosen = copy.deepcopy(given) if given is not None else nncf.AdvancedQuantizationParameters()
     if chosen.overflow_fix not in (None, OverflowFix.DISABLE):
@@ -123,6 +135,7 @@ def _advanced(given: Any) -> Any:
             "VNNI instructions then saturate sums of large products."
         )
     chosen.overflow_fix = OverflowFix.DISABLE
+    chosen.disable_bias_correction = chosen.disable_bias_correction or not bias_correction
     if chosen.activations_quantization_params is None:
         chosen.activations_quantization_params = QuantizationParameters(per_channel=False)
     return chosen
