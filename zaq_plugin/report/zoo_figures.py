@@ -220,7 +220,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
         found = [v for v in found if low <= v <= high]
         if len(found) >= 3:
             break
-    return found[:: max(1, len(found) // 9)]
+    return found[:: max(1, -(-len(found) // 9))]
 
 
 def _megabytes(value: float) -> str:
