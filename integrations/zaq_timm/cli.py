@@ -147,6 +147,7 @@ def demo_command(args: argparse.Namespace) -> int:
         return 0
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(results_table(run.manifest.results, "Handwritten digits, 599 held-out images"))
+    console.print(f"\n{run.shipped}", highlight=False, soft_wrap=True)
     console.print("\nWritten", highlight=False)
     for name in files:
         console.print(f"  {name}", highlight=False, soft_wrap=True)

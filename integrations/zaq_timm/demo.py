@@ -17,6 +17,7 @@ from zaq_plugin.pwlq import PWLQSpec, QuantSpec
 from zaq_plugin.report import Figure, Manifest, ResultRow, write_page
 from zaq_timm.checkpoint import save_checkpoint
 from zaq_timm.converted import CONVERTED
+from zaq_timm.deployment import Shipped, ship
 from zaq_timm.digits import DigitsSplit, digits_model, load_digits_split
 from zaq_timm.figures import demo_figures
 from zaq_timm.formats import WIDTHS, formats_at
@@ -77,6 +78,8 @@ class DemoRun:
         top: the float model's top class of each held-out image.
         batches: calibration images.
         kept: the quantized model that the run hands back.
+        converted: the same, converted to int8 by the host.
+        shipped: the ONNX file.
     """
 
     out: Path
@@ -91,6 +94,8 @@ class DemoRun:
     top: Tensor = field(init=False)
     batches: list[Tensor] = field(init=False)
     kept: Quantized = field(init=False)
+    converted: nn.Module = field(init=False)
+    shipped: Shipped = field(init=False)
 
 
 def load(run: DemoRun) -> None:
@@ -166,6 +171,8 @@ def _quantize_one(
         facts["layers quantized"] = len(result.layers.quantized)
         facts["layers left alone"] = len(result.layers.skipped)
     _record(run, method, spec, activations, result, stated, seconds)
+    if host is not simulated and (spec.mac_bits, activations) == KEPT[1:]:
+        run.converted = result.model
     if (method, spec.mac_bits, activations) == KEPT:
         run.kept = result
         run.manifest.layers = result.layers
@@ -213,6 +220,17 @@ def write_checkpoint(run: DemoRun) -> None:
     run.files += written
 
 
+def write_onnx(run: DemoRun) -> None:
+    """Exports the converted network to ONNX, packed, and verifies it under the runtimes."""
+    run.step("exporting to ONNX")
+    with run.manifest.stage("export to ONNX", format="W{1}A{2} {0}".format(*KEPT)) as facts:
+        run.shipped = ship(run.converted, run.split.test_images, run.out, run.batches)
+        facts["bytes"] = run.shipped.bytes
+        facts["bytes as int8"] = run.shipped.int8_bytes
+        facts["verified under"] = list(run.shipped.runtimes)
+    run.files.append(run.shipped.path)
+
+
 def write_report(run: DemoRun) -> None:
     """Draws the figures and writes the page, and the manifest last of all."""
     run.step("drawing the page")
@@ -238,11 +256,12 @@ STAGES: tuple[Callable[[DemoRun], None], ...] = (
     convert_all,
     recover_without_data,
     write_checkpoint,
+    write_onnx,
     write_report,
 )
 """What a run does, in order."""
 
-STEPS = sum(len(formats_at(weights)) for weights, _ in WIDTHS) + len(CONVERTED_WIDTHS) + 4
+STEPS = sum(len(formats_at(weights)) for weights, _ in WIDTHS) + len(CONVERTED_WIDTHS) + 5
 """How many steps the stages announce."""
 
 

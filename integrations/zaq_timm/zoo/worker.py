@@ -62,6 +62,7 @@ def main(folder: Path) -> int:
     row = _outcome(job, place, report)
     row["measured"] = {
         "seconds": round(time.perf_counter() - begin, 3),
+        "cpu_seconds": round(time.process_time(), 3),
         "peak_bytes": peak_memory(),
         **row.get("measured", {}),
     }
