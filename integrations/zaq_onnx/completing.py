@@ -47,13 +47,44 @@ def complete(graph: Graph, batches: Iterable[Any]) -> list[str]:
     Raises:
         ValueError: there is no batch.
     """
+    once = _round_once(graph)
     wanted = _wanted(graph)
     ranges = _ranges(graph, wanted, batches)
     kinds = {name: node.op_type for name, node in graph.producers().items()}
     for name in wanted:
         low, high = (0.0, 1.0) if kinds[name] == "Sigmoid" else ranges[name]
         _insert(graph, name, low, high)
-    return wanted
+    return once + wanted
+
+
+def _round_once(graph: Graph) -> list[str]:
+    """``x -> Q -> DQ -> Q'`` becomes ``x -> Q'``: one rounding in place of two, and no floats.
+
+    torch.ao does so behind pooling, whose output has its input's grid.
+    """
+    done = []
+    for second in graph.of_type("QuantizeLinear"):
+        producers, consumers = graph.producers(), graph.consumers()
+        values = producers.get(second.input[0])
+        if values is None or values.op_type != "DequantizeLinear":
+            continue
+        chain = [values]
+        while chain[-1].op_type in (values.op_type, *KEEPS[1:]):
+            source = producers.get(chain[-1].input[0])
+            if source is None:
+                break
+            chain.append(source)
+        *moves, first = chain[1:] or [values]
+        alone = all(len(consumers[node.output[0]]) == 1 for node in chain)
+        if first.op_type != "QuantizeLinear" or not alone or first.input[0] in graph.inputs:
+            continue
+        if moves:  # reshapes of integers become reshapes of floats, in front of the one rounding
+            moves[-1].input[0] = first.input[0]
+            second.input[0] = moves[0].output[0]
+        else:
+            second.input[0] = first.input[0]
+        done.append(second.output[0])
+    return done
 
 
 def _wanted(graph: Graph) -> list[str]:

