@@ -11,6 +11,7 @@ put it into `HOSTS`.
 import copy
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -320,3 +321,56 @@ def test_same_levels_everywhere(host: Host, qat: bool, spec: PWLQSpec) -> None:
     difference = (outcome.converted_output - outcome.prepared_output).abs().max()
     assert difference <= 1.001 * outcome.output_step
     assert outcome.converted_output.std() > 0
+
+
+@pytest.mark.parametrize("qat", [False, True], ids=["ptq", "qat"])
+@pytest.mark.parametrize("bits", [3, 4])
+def test_exported_and_unpacked_weights_are_the_same_levels(
+    bits: int, qat: bool, tmp_path: Path
+) -> None:
+    """From simulation to a packed ONNX file, and back out of it, through both readers of files."""
+    import onnx
+    import onnxruntime
+
+    import zaq_onnx
+    from zaq_plugin.ptq import calibrate, fold_batch_norm, simulate
+    from zaq_plugin.ptq.simulate import float_weight, quantized_layers, weight_fake_quant
+
+    model, images = model_and_images()
+    # Wide enough for codes and codebooks to be smaller than the integers.
+    model.stem = nn.Sequential(nn.Conv2d(3, 64, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU())
+    model.block, model.fc = Block(64, 32), nn.Linear(32, 10)
+    model.eval()
+    spec = PWLQSpec(bits=bits)
+    student = simulate(fold_batch_norm(model, (images,)), spec, depthwise="as-told")
+    calibrate(student, [images])
+    if qat:
+        train(student, images)
+    packed, plain = tmp_path / "packed.onnx", tmp_path / "plain.onnx"
+    zaq_onnx.export(student, (images,), packed)
+    zaq_onnx.unpack(packed, plain)
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(plain).graph.initializer}
+    proto = onnx.load(packed)
+    nodes = {node.input[0]: node for node in proto.graph.node if node.input}
+    found = list(quantized_layers(student))
+    for name, _ in found:  # what ONNX Runtime unfolds and dequantizes
+        output = nodes[f"{name}.weight"].output[0]
+        proto.graph.output.append(onnx.helper.make_empty_tensor_value_info(output))
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
+    kinds = {t.name for t in proto.graph.initializer}
+    assert {"block.conv1.weight.book"} <= kinds, "stored as codes and codebooks"
+    assert "block.conv1.weight" not in kinds
+    _, *running = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    assert len(found) == LAYERS
+    for (name, layer), there in zip(found, running, strict=True):
+        quantizer = weight_fake_quant(layer)
+        assert quantizer is not None
+        edges = quantizer.edges.detach()
+        expected = quantize(float_weight(layer).detach(), spec, edges=edges)
+        assert torch.equal(layer.weight, expected.dequantize()), name
+        assert torch.equal(torch.from_numpy(there), expected.dequantize()), name
+        integers = torch.from_numpy(stored[f"{name}.weight"].copy())
+        assert torch.equal(integers, expected.integer_weight()), name
+        assert torch.equal(torch.from_numpy(stored[f"{name}.scale"].copy()), expected.scale), name
