@@ -8,5 +8,5 @@ The data's way::
       ->  a page and a CSV (`report`)
 
 In a worker: `models` -> `synthetic` images -> `sensitivity` and `pareto` -> `hosts` -> `measure` ->
-`exporting` -> `details`.
+`row` -> `exporting` -> `details`.
 """
