@@ -130,7 +130,12 @@ def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
     return get
 
 
-@pytest.fixture(params=list(SOURCES))
+OFTEN = ("simulated", "fx", "pt2e", "nncf")
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=[] if name in OFTEN else pytest.mark.slow) for name in SOURCES]
+)
 def case(request: pytest.FixtureRequest, case_of: Callable[[str], Case]) -> Case:
     """Each kind of model."""
     return case_of(request.param)

@@ -105,6 +105,7 @@ def test_layers_and_sizes_are_told(case: Any) -> None:
     assert "5 of 5 layers in int8" in str(told)
 
 
+@pytest.mark.slow
 def test_narrow_activations_stay_on_their_grid(case_of: Callable[[str], Any]) -> None:
     """At 4 bits no integer behind a QuantizeLinear may exceed 15: ask the runtime for them all."""
     case = case_of("pt2e-a4")
@@ -182,6 +183,7 @@ def test_a_float_weight_between_quantized_activations_is_refused() -> None:
     refused(FloatWeight().eval(), "have float weights between quantized activations")
 
 
+@pytest.mark.slow
 def test_newer_opsets_work(make: Make, tmp_path: Path) -> None:
     student, (_, images) = make["simulated"](), make["network"]()
     path = tmp_path / "new.onnx"
@@ -190,6 +192,7 @@ def test_newer_opsets_work(make: Make, tmp_path: Path) -> None:
     assert zaq_onnx.verify(path, runtimes=("onnxruntime",)).ok
 
 
+@pytest.mark.slow
 def test_uniform_weights_are_packed_too(make: Make, tmp_path: Path) -> None:
     """Uniform codes of four bits: half a byte a weight, and sixteen levels a channel."""
     student, (_, images) = make["simulated"](8, UniformSpec(4, "asymmetric")), make["network"]()

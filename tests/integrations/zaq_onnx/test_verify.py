@@ -39,6 +39,7 @@ def test_a_good_file_is_ok_and_the_kernels_are_counted(pt2e_case: Any) -> None:
     assert "inference: integer-only" in text
 
 
+@pytest.mark.slow
 def test_another_model_is_not_ok(pt2e_case: Any, make: Any) -> None:
     """The same network with four bits: other integers, in every layer."""
     from zaq_plugin.pwlq import PWLQSpec

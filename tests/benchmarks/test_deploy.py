@@ -1,0 +1,84 @@
+"""The table of shipped files: what it marks, and that it survives gaps."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.deploy import alternating, done, network
+from benchmarks.deploy_tables import tables
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    times = {"fp32": 0.01, "stock": 0.005, "int8_5": 0.004, "packed4": 0.004, "packed5": 0.004}
+    made: dict[str, Any] = {
+        "name": "net",
+        "threads": 1,
+        "bytes": {
+            "fp32": 4_000_000,
+            "stock": 1_010_000,
+            "int8_4": 1_000_000,
+            "packed4": 540_000,
+            "int8_5": 1_000_000,
+            "packed5": 700_000,
+        },
+        "same_graph": {4: True, 5: True},
+        "layers": [20, 1],
+    }
+    for runtime in ("ort", "openvino"):
+        made[f"{runtime}_latency"] = dict(times)
+        made[f"{runtime}_load"] = dict(times)
+        made[f"{runtime}_same"] = {4: True, 5: True}
+    return {**made, **changes}
+
+
+def test_what_misses_an_aim_is_marked() -> None:
+    text = tables([row()])
+    assert "| net | 4,000 | 1,010 | 1,000 | 540 | 0.54 | 700 | 0.70 (!) |" in text
+    assert "| net | 20 / 1 | yes | yes | yes |" in text
+    assert "| 0.80 |" in text
+
+
+def test_a_runtime_that_refused_a_file_leaves_a_gap() -> None:
+    broken = row()
+    del broken["openvino_latency"]["stock"]
+    del broken["openvino_load"]["packed5"]
+    lines = tables([broken]).split("## OpenVINO")[1].split("\n")
+    line = next(x for x in lines if x.startswith("| net |"))
+    assert line == "| net | 10.00 | – | 4.00 | 4.00 | – | 10 | 4 | 4 | – | – |"
+
+
+def test_accuracy_stands_next_to_the_converted_models() -> None:
+    real = row(
+        fp32_accuracy=90.0,
+        converted_accuracy={4: 88.0, 5: 89.0},
+        ort_accuracy={4: 88.1, 5: 89.0},
+        openvino_accuracy={4: 87.9},
+    )
+    text = tables([real])
+    assert "| net | 4 | 90.0 | 88.0 | 88.1 | 87.9 |" in text
+    assert "| net | 5 | 90.0 | 89.0 | 89.0 | – |" in text
+
+
+def test_calls_take_turns() -> None:
+    order: list[str] = []
+    calls = {name: (lambda name=name: order.append(name)) for name in "ab"}
+    found = alternating(calls, 2)
+    assert order == list("ababab")
+    assert set(found) == {"a", "b"}
+
+
+def test_results_of_an_earlier_run_are_read(tmp_path: Path) -> None:
+    assert done(tmp_path / "none.jsonl") == []
+    (tmp_path / "some.jsonl").write_text('{"name": "a"}\n\n{"name": "b"}\n')
+    assert [entry["name"] for entry in done(tmp_path / "some.jsonl")] == ["a", "b"]
+
+
+def test_networks_of_the_data_folder_bring_their_images(data: Path) -> None:
+    net = network("cifar10", data)
+    assert net.labels is not None
+    assert net.images is not None
+    assert len(net.images) == len(net.labels) == 40
+    assert sum(map(len, net.batches)) == 64
+    with pytest.raises(FileNotFoundError, match="is missing; --data must name the folder"):
+        network("cifar10", data / "nowhere")
