@@ -39,6 +39,7 @@ from benchmarks.accuracy_hosts_tables import (
     CALIBRATION_BATCH,
     DATA_FREE,
     HOSTS,
+    NNCF_BIAS,
     STOCK,
     ZERO_SHOT,
     Case,
@@ -83,7 +84,7 @@ def cases(task: str, host: str, images: int) -> Iterator[Case]:
     """Everything to measure in a host, uniform grids at PWLQ's stored bits included."""
     yield Case(task, host, STOCK, *default_widths(host), 0, images)
     if host == "nncf":  # the uniform grids of this package stand beside in the other hosts
-        endings = ("", DATA_FREE) if task == "cifar10" else ("",)
+        endings = ("", DATA_FREE, NNCF_BIAS) if task == "cifar10" else ("", NNCF_BIAS)
         for bits, activations in WIDTHS:
             for ending in endings if bits <= 6 else ():
                 yield Case(task, host, PWLQ + ending, bits, activations, 0, images)

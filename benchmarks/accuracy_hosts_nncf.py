@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import zaq_nncf
-from benchmarks.accuracy_hosts_tables import STOCK, ZERO_SHOT, Case
+from benchmarks.accuracy_hosts_tables import NNCF_BIAS, STOCK, ZERO_SHOT, Case
 from zaq_plugin.pwlq import QuantSpec
 from zaq_plugin.report import Audit
 from zaq_plugin.zero_shot import ZeroShotConfig, zero_shot_finetune
@@ -72,10 +72,11 @@ def quantized(
         case.spec,
         activations=case.activation_bits,
         overrides=overrides,
+        bias_correction="nncf" if case.method.endswith(NNCF_BIAS) else "activations",
         subset_size=count,
         image_shape=shape,
     )
-    if case.method.endswith(ZERO_SHOT):
+    if ZERO_SHOT in case.method:
         config = ZeroShotConfig.preset(PRESET, seed=case.seed)
         zero_shot_finetune(student, config, image_shape=shape, float_model=model)
     return zaq_nncf.strip(student), zaq_nncf.audit(student)

@@ -15,6 +15,8 @@ DATA_FREE = ", no data"
 """Ends a method that made its calibration images itself."""
 ZERO_SHOT = ", zero-shot fine-tuned"
 """Ends a method that was fine-tuned without data, too."""
+NNCF_BIAS = ", NNCF's bias correction"
+"""Ends a method whose biases NNCF corrected, by channel means."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,9 @@ class Case:
     @property
     def spec(self) -> QuantSpec | None:
         """The grid of the weights; None for the host's own observer."""
-        name = self.method.removesuffix(ZERO_SHOT).removesuffix(DATA_FREE)
+        name = self.method
+        for ending in (NNCF_BIAS, ZERO_SHOT, DATA_FREE):
+            name = name.removesuffix(ending)
         return None if name == STOCK else METHODS[name](self.weight_bits)
 
     @property
@@ -78,7 +82,7 @@ def protocol(task: str, images: int) -> str:
         " in PT2E, histogram ranges, no bias correction. Quantized and left out are the audit's "
         "counts of layers; int8 kernels are counted in the model that ran. NNCF: the stripped "
         "model on OpenVINO; ranges are NNCF's, symmetric, but narrower activations take the 99.9th "
-        "percentile; biases corrected from activations; its default is `nncf.quantize` as it is"
+        "percentile; biases corrected from activations unless the row says otherwise; its default is `nncf.quantize` as it is"
         + (
             f"; rows with {DATA_FREE[2:]} calibrate on 128 images made from BatchNorm statistics"
             if task == "cifar10"
