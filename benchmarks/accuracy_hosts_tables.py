@@ -82,7 +82,8 @@ def protocol(task: str, images: int) -> str:
         " in PT2E, histogram ranges, no bias correction. Quantized and left out are the audit's "
         "counts of layers; int8 kernels are counted in the model that ran. NNCF: the stripped "
         "model on OpenVINO; ranges are NNCF's, symmetric, but narrower activations take the 99.9th "
-        "percentile; biases corrected from activations unless the row says otherwise; its default is `nncf.quantize` as it is"
+        "percentile; biases corrected from activations unless the row says otherwise; its default "
+        "is `nncf.quantize` as it is"
         + (
             f"; rows with {DATA_FREE[2:]} calibrate on 128 images made from BatchNorm statistics"
             if task == "cifar10"

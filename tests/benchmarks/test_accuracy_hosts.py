@@ -157,3 +157,27 @@ def test_other_errors_are_not_taken_for_the_hosts_limits(
     with pytest.raises(ValueError, match="something else"):
         hosts.main(["--data", str(data), "--model", "cifar10", "--out", str(tmp_path / "x.jsonl")])
     assert not (tmp_path / "x.jsonl").exists()
+
+
+def test_nncf_rows_say_where_images_and_biases_came_from() -> None:
+    found = list(hosts.cases("cifar10", "nncf", 9))
+    assert (found[0].method, found[0].weight_bits, found[0].activation_bits) == (hosts.STOCK, 8, 8)
+    ours = found[1:]
+    assert all(case.spec == accuracy_tables.METHODS[PWLQ](case.weight_bits) for case in ours)
+    assert {(c.weight_bits, c.activation_bits) for c in ours} == {(6, 8), (4, 8), (4, 4)}
+    assert sum(case.data_free for case in ours) == 4
+    assert [c.activation_bits for c in ours if "zero-shot" in c.method] == [4]
+    assert not any(case.data_free for case in hosts.cases("imagenet", "nncf", 9))
+
+
+@pytest.mark.slow
+def test_nncf_runs_on_openvinos_int8_kernels(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hosts, "WIDTHS", ((4, 4),))
+    out = tmp_path / "found.jsonl"
+    options = ["--model", "cifar10", "--host", "nncf", "--only", "NNCF's", "--out", str(out)]
+    assert hosts.main(["--data", str(data), *options]) == 0
+    (entry,) = entries(out)
+    assert (entry["quantized"], entry["left_out"], entry["int8_kernels"]) == (20, [], 20)
+    assert "| NNCF, OpenVINO | 4 / 5 | 4 |" in out.with_suffix(".md").read_text()
