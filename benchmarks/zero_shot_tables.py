@@ -140,6 +140,7 @@ def layer_weights(rows: Iterable[Row]) -> list[str]:
         values = " | ".join(f"{value:.3f}" for value in weights.values())
         if not lines:
             names = " | ".join(weights)
-            lines = [f"| bits | seed | {names} |", "|---|---" + "|---:" * len(weights) + "|"]
+            lines = ["## λ, the weights of the taps, at the end of `paper`", ""]
+            lines += [f"| bits | seed | {names} |", "|---|---" + "|---:" * len(weights) + "|"]
         lines.append(f"| {job['bits']} | {job['seed']} | {values} |")
     return [*lines, ""] if lines else []
