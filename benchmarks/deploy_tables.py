@@ -122,7 +122,7 @@ def tables(rows: list[Row]) -> str:
         "1.5 of int8. Networks of timm have random weights. Data: cifar10 is ResNet-20, imagenet "
         "MobileNetV1 0.25; accuracy is top-1 in percent on 1,000 and 400 test images, one seed; "
         "ranges from 64 training images, or, for imagenet, from smooth noise. Times on a machine "
-        "that others use are too long; runs alternate, so that their ratios hold within some 20 %."
+        "that others use are too long; runs alternate, but under heavy load their ratios move, too."
     )
     parts = [
         "# Shipping\n",
