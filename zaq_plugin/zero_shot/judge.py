@@ -36,7 +36,8 @@ class Judge:
     A state becomes the best if its divergence is below the best one's. The first state, the
     untrained one, is displaced only by one that is better beyond doubt: on the same images its
     divergence is lower by more than ``certainty`` standard errors, and its agreement higher by at
-    least half as many (or both always agree alike).
+    least half as many (or both always agree alike); if its divergence is less than half of the
+    first one's, it is enough that agreement is not lower.
 
     Args:
         teacher: P.
@@ -105,8 +106,11 @@ class Judge:
             return False
         gap, gain = each - self._first[0], agreeing - self._first[1]
         surely_closer = float(gap.mean()) < -self.certainty * _standard_error(gap)
-        no_loss = float(gain.mean()) >= self.certainty / 2 * _standard_error(gain)
-        return surely_closer and no_loss
+        # Where agreement is near 1 from the start it cannot rise beyond doubt; halved divergence
+        # says enough then, if agreement does not fall.
+        halved = divergence < 0.5 * float(self._first[0].mean())
+        margin = 0.0 if halved else self.certainty / 2 * _standard_error(gain)
+        return surely_closer and float(gain.mean()) >= margin
 
     def restore_best(self, student: nn.Module) -> Verdict:
         """Put the best state into the student; returns its verdict."""

@@ -114,3 +114,30 @@ def test_state_round_trip() -> None:
 def test_nothing_judged() -> None:
     with pytest.raises(ValueError, match="nothing was judged yet"):
         judge().restore_best(Shifted(0.0))
+
+
+@pytest.mark.parametrize(("distance", "accepted"), [(0.2, True), (0.7, False)])
+def test_where_agreement_cannot_rise_halved_divergence_is_enough(
+    distance: float, accepted: bool
+) -> None:
+    """First and later state disagree on one image each, not the same: the gain is 0, and noisy."""
+
+    class Answers(nn.Module):
+        def __init__(self, offset: float, wrong: int | None) -> None:
+            super().__init__()
+            self.offset, self.wrong = nn.Parameter(torch.tensor(offset)), wrong
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = x + self.offset * torch.tensor([1.0, -1.0, 1.0])
+            if self.wrong is not None:
+                out[self.wrong] = out[self.wrong].flip(0)
+            return out
+
+    x = torch.tensor([[9.0, 0.0, 8.9]]).repeat(64, 1)
+    referee = Judge(Answers(0.0, None), x, all_outputs, "l1")
+    first = referee.look(Answers(1.0, 3), "start")
+    later = referee.look(Answers(distance, 5), "later")
+    assert first.agreement == later.agreement < 1
+    assert later.divergence < first.divergence
+    assert (later.divergence < 0.5 * first.divergence) == accepted
+    assert later.accepted == accepted
