@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from networks import Block, Net, perturb
 from torch import Tensor, nn
 
 from zaq_plugin.fake_quantize import PWLQPerChannelFakeQuantize
@@ -42,51 +43,14 @@ class Outcome(NamedTuple):
     output_step: float
 
 
-class Block(nn.Module):
-    """Convolution, depthwise convolution, a strided shortcut and a sum."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, groups=outputs, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.short = nn.Sequential(nn.Conv2d(inputs, outputs, 1, 2), nn.BatchNorm2d(outputs))
-        self.relu = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(y)) + self.short(x))
-
-
-class Net(nn.Module):
-    """A small residual network with everything that conversion has to fold."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
-        self.block = Block(8, 16)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(16, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.pool(self.block(self.stem(x))).flatten(1))
-
-
 LAYERS = 5
 
 
 def model_and_images() -> tuple[nn.Module, Tensor]:
     """The network with perturbed BatchNorm statistics, and images."""
     torch.manual_seed(0)
-    model = Net()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, 0, 0.2)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.2)
-    return model.eval(), torch.randn(8, 3, 17, 17)
+    model = perturb(Net(10))
+    return model, torch.randn(8, 3, 17, 17)
 
 
 def train(model: nn.Module, images: Tensor) -> None:
@@ -339,7 +303,7 @@ def test_exported_and_unpacked_weights_are_the_same_levels(
     model, images = model_and_images()
     # Wide enough for codes and codebooks to be smaller than the integers.
     model.stem = nn.Sequential(nn.Conv2d(3, 64, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU())
-    model.block, model.fc = Block(64, 32), nn.Linear(32, 10)
+    model.block, model.fc = Block(64, 32, depthwise=True), nn.Linear(32, 10)
     model.eval()
     spec = PWLQSpec(bits=bits)
     student = simulate(fold_batch_norm(model, (images,)), spec, depthwise="as-told")

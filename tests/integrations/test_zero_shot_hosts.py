@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from torch import Tensor, nn
+from networks import Net
+from torch import nn
 
 from zaq_plugin.pwlq import PWLQSpec
 from zaq_plugin.zero_shot import ZeroShotConfig, ZeroShotLoader, zero_shot_finetune
@@ -33,33 +34,6 @@ CONFIG = ZeroShotConfig(
 )
 
 
-class Block(nn.Module):
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.short = nn.Sequential(nn.Conv2d(inputs, outputs, 1, 2), nn.BatchNorm2d(outputs))
-        self.relu = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(y)) + self.short(x))
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
-        self.block = Block(8, 16)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(16, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.pool(self.block(self.stem(x))).flatten(1))
-
-
 class Host(NamedTuple):
     """A student, and how its host converts it."""
 
@@ -69,7 +43,7 @@ class Host(NamedTuple):
 
 def float_model() -> nn.Module:
     torch.manual_seed(0)
-    model = Net()
+    model = Net(5, depthwise=False)
     model.train()
     for _ in range(10):
         model(torch.randn(32, *SHAPE))

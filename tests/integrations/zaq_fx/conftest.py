@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from networks import perturb
 from torch import Tensor, nn
 
 from zaq_fx import HostNote
@@ -40,13 +41,6 @@ def images() -> Tensor:
 def make_net() -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         torch.manual_seed(3)
-        model = Net()
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.normal_(module.running_mean, 0, 0.2)
-                nn.init.uniform_(module.running_var, 0.5, 2)
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.normal_(module.bias, 0, 0.2)
-        return model.eval()
+        return perturb(Net())
 
     return make

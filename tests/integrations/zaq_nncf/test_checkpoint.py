@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import networks
 import nncf
 import nncf.torch
 import pytest
@@ -60,15 +61,13 @@ def test_a_file_in_this_process(
 
 
 SCRIPT = """
-import sys, types
+import sys
 import torch
 from safetensors.torch import load_file, save_file
-import importlib.util
-spec = importlib.util.spec_from_file_location("shapes", sys.argv[1])
-shapes = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(shapes)
+sys.path.insert(0, sys.argv[1])
+import networks
 import zaq_nncf
-model = zaq_nncf.load_checkpoint(shapes.Net(), sys.argv[2])
+model = zaq_nncf.load_checkpoint(networks.Net(6), sys.argv[2])
 images = load_file(sys.argv[3])["images"]
 save_file({"out": model(images).detach()}, sys.argv[4])
 """
@@ -78,8 +77,8 @@ def test_a_file_in_a_fresh_process(images: Tensor, mixed: nn.Module, tmp_path: P
     path, given, found = (str(tmp_path / name) for name in ("m.st", "images.st", "out.st"))
     zaq_nncf.save_checkpoint(mixed, path)
     save_file({"images": images}, given)
-    shapes = str(Path(__file__).parent / "conftest.py")
-    command = [sys.executable, "-c", SCRIPT, shapes, path, given, found]
+    folder = str(Path(networks.__file__).parent)
+    command = [sys.executable, "-c", SCRIPT, folder, path, given, found]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert torch.equal(load_file(found)["out"], mixed(images))

@@ -6,13 +6,14 @@ import nncf
 import openvino
 import pytest
 import torch
+from networks import random_timm_model
 from torch import nn
 
 import zaq_nncf
 from zaq_nncf.static import StaticActivation
 from zaq_plugin import PWLQSpec
 
-timm = pytest.importorskip("timm", reason="needs the extra timm")
+pytest.importorskip("timm", reason="needs the extra timm")
 
 # Convolutions and linear layers of each, and how many of them NNCF leaves float: those in
 # squeeze-and-excitation blocks are on its own list.
@@ -27,22 +28,10 @@ MODELS = {
 SPEC = PWLQSpec(bits=4, policy="gaussian")
 
 
-def random_model(name: str) -> tuple[nn.Module, torch.Tensor]:
-    torch.manual_seed(0)
-    options = {"img_size": 32} if "vit" in name else {}
-    model = timm.create_model(name, **options).eval()
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            nn.init.normal_(module.running_mean, 0, 0.1)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-    return model, torch.randn(2, 3, 32, 32)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_quantize_train_strip_export_run(name: str) -> None:
-    model, images = random_model(name)
+    model, images = random_timm_model(name)
     kinds = (nn.modules.conv._ConvNd, nn.Linear)
     expected = {k for k, m in model.named_modules() if isinstance(m, kinds)}
     assert (len(expected), sum(".se." in n for n in expected)) == MODELS[name]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from networks import perturb
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -25,18 +26,6 @@ class Net(nn.Module):
         x = self.pool(self.relu(self.bn(self.stem(x))))
         x = self.relu(self.bn2(self.conv(x)) + x)
         return self.fc(x.mean((2, 3)))
-
-
-def perturb(model: nn.Module) -> nn.Module:
-    """BatchNorm statistics as after training, so that folding has something to do."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            nn.init.normal_(module.running_mean, 0, 0.2)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            if module.affine:
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.normal_(module.bias, 0, 0.2)
-    return model.eval()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from networks import random_timm_model
 from torch import nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 
@@ -28,22 +29,10 @@ MODELS = {
 SPEC = PWLQSpec(bits=4, policy="gaussian")
 
 
-def random_model(name: str) -> tuple[nn.Module, torch.Tensor]:
-    torch.manual_seed(0)
-    options = {"img_size": 32} if "vit" in name else {}
-    model = timm.create_model(name, **options).eval()
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            nn.init.normal_(module.running_mean, 0, 0.1)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-    return model, torch.randn(2, 3, 32, 32)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_every_convolution_and_linear_layer_is_quantized(name: str) -> None:
-    model, images = random_model(name)
+    model, images = random_timm_model(name)
     kinds = (nn.modules.conv._ConvNd, nn.Linear)
     expected = {k for k, m in model.named_modules() if isinstance(m, kinds)}
     assert len(expected) == MODELS[name]
