@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zaq_plugin.ptq import audit, quantized_tensors, simulate
 from zaq_plugin.pwlq import UniformSpec
-from zaq_plugin.report import Figure, image_grid
+from zaq_plugin.report import Figure, image_grid, training_figures
 from zaq_plugin.zero_shot import FinetuneResult, ZeroShotConfig, zero_shot_finetune
 from zaq_timm.digits import IMAGE_SHAPE, digits_model
 from zaq_timm.hosts import Quantized
@@ -76,8 +76,6 @@ def _pixels(images: Tensor) -> Tensor:
 
 def recovery_figures(result: FinetuneResult) -> list[Figure]:
     """The synthetic images, and the loss's terms and the judge's view over the steps."""
-    from zaq_plugin.report import plots
-
     figures = []
     if result.examples is not None:
         figures.append(
@@ -88,16 +86,4 @@ def recovery_figures(result: FinetuneResult) -> list[Figure]:
                 "that zero-shot fine-tuning saw.",
             )
         )
-    steps = [int(point["step"]) for point in result.curve]
-    names = [name for name in result.curve[0] if name != "step"] if steps else []
-    if names:
-        curves = {name: [point[name] for point in result.curve] for name in names}
-        figures.append(
-            Figure(
-                "Teacher and student",
-                plots.discrepancy_curves(steps, curves),
-                "Terms of the student's loss on synthetic images: how far it is from its float "
-                "teacher.",
-            )
-        )
-    return figures
+    return figures + training_figures(result.curve)

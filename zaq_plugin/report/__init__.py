@@ -15,6 +15,7 @@ from zaq_plugin.report.tables import (
     results_markdown,
     results_table,
 )
+from zaq_plugin.report.training import split_curve, training_figures
 
 __all__ = [
     "Audit",
@@ -31,5 +32,7 @@ __all__ = [
     "render_page",
     "results_markdown",
     "results_table",
+    "split_curve",
+    "training_figures",
     "write_page",
 ]

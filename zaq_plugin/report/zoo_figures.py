@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from zaq_plugin.report._html import esc
@@ -13,6 +13,7 @@ _VERMILION = "var(--fig-vermilion,#d55e00)"
 _INK = "var(--fig-ink,#1b1b1b)"
 _MUTED = "var(--fig-muted,#6a6a6a)"
 _GRID = "var(--fig-grid,#dadada)"
+_LINES = (_BLUE, _VERMILION, "var(--fig-green,#009e73)", "var(--fig-purple,#cc79a7)", _INK, _MUTED)
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,29 @@ def frontier_line(points: Sequence[tuple[float, float, bool]]) -> str:
         if chosen:
             body += f'<circle cx="{frame.x(x)}" cy="{frame.y(y)}" r="5.5" fill="{_VERMILION}"/>'
     return _svg(size, body, "Pareto frontier")
+
+
+def step_lines(steps: Sequence[int], lines: Mapping[str, Sequence[float]], what: str) -> str:
+    """Values over training steps, each line with its name at its end.
+
+    Args:
+        steps: (T,).
+        lines: name to T values.
+        what: the vertical axis.
+    """
+    size = (520, 240)
+    top = max((max(values) for values in lines.values()), default=1.0) or 1.0
+    first, last = min(steps), max(steps)
+    frame = _Frame((first, last + 0.3 * max(1, last - first)), (0, top * 1.05), size, log=False)
+    marks = [(float(s), f"{s}") for s in sorted({first, last})]
+    body = frame.axes(marks, [(v, f"{v:g}") for v in _ticks(0, top)], "step", what)
+    for index, (name, values) in enumerate(lines.items()):
+        color = _LINES[index % len(_LINES)]
+        path = " ".join(f"{frame.x(s)},{frame.y(v)}" for s, v in zip(steps, values, strict=True))
+        body += f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>'
+        body += f'<circle cx="{frame.x(last)}" cy="{frame.y(values[-1])}" r="3" fill="{color}"/>'
+        body += _text(frame.x(last) + 7, frame.y(values[-1]) + 4, name, color=color)
+    return _svg(size, body, f"{what} over the training steps")
 
 
 def _spread(low: float, high: float, floor: float, ceiling: float) -> tuple[float, float]:

@@ -11,7 +11,13 @@ from zaq_plugin.report import columns as col
 from zaq_plugin.report._html import esc, pairs
 from zaq_plugin.report.page import _audit
 from zaq_plugin.report.records import Audit
-from zaq_plugin.report.zoo_figures import frontier_line, level_stems, sensitivity_bars
+from zaq_plugin.report.training import split_curve
+from zaq_plugin.report.zoo_figures import (
+    frontier_line,
+    level_stems,
+    sensitivity_bars,
+    step_lines,
+)
 
 DONE = "done"
 
@@ -132,12 +138,38 @@ def _figures(details: Mapping[str, Any], pictures: bytes, row: Mapping[str, Any]
         )
         for one in details.get("levels") or []
     ]
+    found += _training(details.get("curve") or [])
     if pictures:
         data = base64.b64encode(pictures).decode()
         picture = f'<img alt="synthetic images" src="data:image/png;base64,{data}">'
         what = str(row.get("calibration", "synthetic images"))
         found.append(
             figure("Images nobody took", picture, f"{what[:1].upper()}{what[1:]}.", "pictures")
+        )
+    return found
+
+
+def _training(curve: Sequence[Mapping[str, float]]) -> list[str]:
+    """Divergence and λ over the steps of zero-shot fine-tuning."""
+    steps, terms, layers = split_curve(curve)
+    found = []
+    if "divergence" in terms:
+        found.append(
+            figure(
+                "Zero-shot fine-tuning",
+                step_lines(steps, {"divergence": terms["divergence"]}, "divergence (nats)"),
+                "From the float model, on synthetic images that nothing trains on; the best state "
+                "is kept, the untrained one included.",
+            )
+        )
+    if layers:
+        found.append(
+            figure(
+                "Where student and teacher differ",
+                step_lines(steps, layers, "λ"),
+                "Weight λ by layer: the largest where the two networks' channel relation maps are "
+                "furthest apart.",
+            )
         )
     return found
 

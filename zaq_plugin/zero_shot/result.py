@@ -22,8 +22,9 @@ class FinetuneResult:
         verdicts: The judge's history; the first is the calibrated, untrained state.
         best: The state that the student holds now.
         blocks: What reconstruction did, block by block.
-        curve: Terms of the loss at every judged step, with ``step``.
-        layer_weights: λ by tap at the end.
+        curve: Terms of the loss at every judged step, with ``step``, the judge's divergence and
+            agreement, D_f on its images, and ``λ NAME`` for every tap.
+        layer_weights: λ by tap at the end: the more, the further student and teacher differ there.
         restarts: Steps at which the generator was restarted.
         seconds: Wall time by stage.
         examples: Some of the synthetic images, (n, C, H, W).

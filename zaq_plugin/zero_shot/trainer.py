@@ -29,6 +29,7 @@ from zaq_plugin.zero_shot.quantizers import (
 from zaq_plugin.zero_shot.reconstruction import ReconstructOptions, reconstruct
 from zaq_plugin.zero_shot.result import FinetuneResult, TrainingDiverged
 from zaq_plugin.zero_shot.sources import copies
+from zaq_plugin.zero_shot.watch import watch_layers
 
 logger = logging.getLogger(__name__)
 
@@ -261,10 +262,11 @@ class _Run:
         assert self.learner is not None
         with self.learner.judged():
             verdict = self.judge.look(self.student, f"step {step}")
+            layers = watch_layers(self.loader, self.judge.images[: self.config.batch_size])
         if self.learner.average:
             with self.learner.averaged(), self.learner.judged():
                 self.judge.look(self.student, f"average at step {step}")
-        terms = {**self.loader.losses, "divergence": verdict.divergence}
+        terms = {**self.loader.losses, **layers, "divergence": verdict.divergence}
         self.result.curve.append({"step": step, **terms, "agreement": verdict.agreement})
 
     def _check_finite(self, loss: Tensor) -> None:

@@ -91,6 +91,10 @@ DETAILS = {
             "counts": [1, 5, 9, 4, 2],
         }
     ],
+    "curve": [
+        {"step": 5, "KL": 0.4, "divergence": 0.2, "λ layer1": 0.4, "λ layer2": 0.6},
+        {"step": 10, "KL": 0.3, "divergence": 0.1, "λ layer1": 0.3, "λ layer2": 0.7},
+    ],
 }
 MANIFEST = {"model": "beta", "versions": {"torch": "2.15.0"}, "stages": [{"name": "load"}]}
 PNG = png_bytes(torch.zeros(8, 16, 3, dtype=torch.uint8))
@@ -159,7 +163,9 @@ def test_every_model_has_its_page_with_all_there_is(page: str) -> None:
             continue
         for text in ("4 / 5", "conv1", "excluded by", "Which layers mind", "Widths by budget"):
             assert text in section
-        assert section.count("<svg") == 3
+        for text in ("Zero-shot fine-tuning", "student and teacher differ", ">layer2<"):
+            assert text in section
+        assert section.count("<svg") == 5
         assert section.count("data:image/png") == 1
         assert "Manifest" in section
     assert "a remark." in page
