@@ -1,11 +1,11 @@
-"""`zero_shot_finetune`: calibration, reconstruction and training without data, with every guard."""
+"""A run of zero-shot fine-tuning: its stages, its guards, its checkpoints."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from zaq_plugin.zero_shot.config import ZeroShotConfig
 from zaq_plugin.zero_shot.judge import Judge
 from zaq_plugin.zero_shot.learner import Learner
 from zaq_plugin.zero_shot.loader import ZeroShotLoader
-from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs
 from zaq_plugin.zero_shot.progress import RunProgress
 from zaq_plugin.zero_shot.quantizers import (
     check_graph_mode,
@@ -34,74 +33,8 @@ from zaq_plugin.zero_shot.watch import watch_layers
 logger = logging.getLogger(__name__)
 
 
-def zero_shot_finetune(
-    student: nn.Module,
-    config: ZeroShotConfig | None = None,
-    *,
-    image_shape: tuple[int, int, int],
-    float_model: nn.Module | None = None,
-    teacher: nn.Module | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    adapter: OutputAdapter = all_outputs,
-    images: Tensor | None = None,
-    checkpoint_dir: str | Path | None = None,
-    progress: bool = True,
-    on_step: Callable[[int], None] | None = None,
-) -> FinetuneResult:
-    """Fine-tune a prepared student in place, without data (ZAQ and its successors).
-
-    Lifecycle: distil images and warm the generator up; calibrate activation ranges and freeze them;
-    judge the untrained state; reconstruct block by block; train; hand back the best state by the
-    judge's synthetic images, the untrained one included.
-
-    Args:
-        student: Prepared for quantization-aware training, in any host; changed in place.
-        config: Settings; `ZeroShotConfig.preset` has three.
-        image_shape: (channels, height, width).
-        float_model: The float model before its BatchNorms were folded, if they were: its
-            statistics guide the synthetic images.
-        teacher: P; the student's twin by default.
-        mean, std: The model's input normalisation, pixels in 0..1.
-        adapter: From the model's output to a list of tensors, for models with several outputs.
-        images: (N, C, H, W) images in place of distilled ones; real ones make it fine-tuning with
-            data, the ceiling.
-        checkpoint_dir: Where to leave checkpoints; a run that finds one there resumes it.
-        progress: Show a progress bar.
-        on_step: Called after every student step.
-
-    Raises:
-        ValueError: if nothing is quantized, or a checkpoint belongs to other settings.
-        TrainingDiverged: if the loss becomes NaN or infinite.
-    """
-    modes = {m: m.training for m in student.modules()}
-    run = _Run(
-        student,
-        config or ZeroShotConfig(),
-        checkpoint_dir,
-        progress,
-        on_step,
-        {
-            "image_shape": image_shape,
-            "float_model": float_model,
-            "teacher": teacher,
-            "mean": mean,
-            "std": std,
-            "adapter": adapter,
-        },
-    )
-    try:
-        with run.progress:
-            return run.go(images)
-    finally:
-        run.close()
-        for module in student.modules():
-            if module in modes:
-                module.training = modes[module]
-
-
-class _Run:
-    """One run's parts and stages."""
+class Run:
+    """One run's parts and stages; see `zero_shot_finetune`."""
 
     def __init__(
         self,
@@ -125,6 +58,11 @@ class _Run:
         freeze_batch_norm(student)
 
     def go(self, images: Tensor | None) -> FinetuneResult:
+        """All stages, or those that a checkpoint leaves; the student holds the best state then.
+
+        Args:
+            images: (N, C, H, W) in place of distilled ones.
+        """
         saved = None
         if self.folder is not None:
             saved = load_checkpoint(self.folder, self.config.to_json(), self.loader.device)
@@ -137,6 +75,7 @@ class _Run:
         return self._hand_over()
 
     def close(self) -> None:
+        """Take hooks and stand-ins out of the models."""
         if self.learner is not None:
             self.learner.detach()
         self.loader.close()

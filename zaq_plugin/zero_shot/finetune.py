@@ -1,0 +1,79 @@
+"""`zero_shot_finetune`: calibration, reconstruction and training without data, with every guard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from zaq_plugin.zero_shot.config import ZeroShotConfig
+from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs
+from zaq_plugin.zero_shot.result import FinetuneResult
+from zaq_plugin.zero_shot.trainer import Run
+
+
+def zero_shot_finetune(
+    student: nn.Module,
+    config: ZeroShotConfig | None = None,
+    *,
+    image_shape: tuple[int, int, int],
+    float_model: nn.Module | None = None,
+    teacher: nn.Module | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    adapter: OutputAdapter = all_outputs,
+    images: Tensor | None = None,
+    checkpoint_dir: str | Path | None = None,
+    progress: bool = True,
+    on_step: Callable[[int], None] | None = None,
+) -> FinetuneResult:
+    """Fine-tune a prepared student in place, without data (ZAQ and its successors).
+
+    Lifecycle: distil images and warm the generator up; calibrate activation ranges and freeze them;
+    judge the untrained state; reconstruct block by block; train; hand back the best state by the
+    judge's synthetic images, the untrained one included.
+
+    Args:
+        student: Prepared for quantization-aware training, in any host; changed in place.
+        config: Settings; `ZeroShotConfig.preset` has three.
+        image_shape: (channels, height, width).
+        float_model: The float model before its BatchNorms were folded, if they were: its
+            statistics guide the synthetic images.
+        teacher: P; the student's twin by default.
+        mean, std: The model's input normalisation, pixels in 0..1.
+        adapter: From the model's output to a list of tensors, for models with several outputs.
+        images: (N, C, H, W) images in place of distilled ones; real ones make it fine-tuning with
+            data, the ceiling.
+        checkpoint_dir: Where to leave checkpoints; a run that finds one there resumes it.
+        progress: Show a progress bar.
+        on_step: Called after every student step.
+
+    Raises:
+        ValueError: if nothing is quantized, or a checkpoint belongs to other settings.
+        TrainingDiverged: if the loss becomes NaN or infinite.
+    """
+    modes = {m: m.training for m in student.modules()}
+    run = Run(
+        student,
+        config or ZeroShotConfig(),
+        checkpoint_dir,
+        progress,
+        on_step,
+        {
+            "image_shape": image_shape,
+            "float_model": float_model,
+            "teacher": teacher,
+            "mean": mean,
+            "std": std,
+            "adapter": adapter,
+        },
+    )
+    try:
+        with run.progress:
+            return run.go(images)
+    finally:
+        run.close()
+        for module in student.modules():
+            if module in modes:
+                module.training = modes[module]
