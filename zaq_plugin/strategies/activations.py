@@ -1,0 +1,41 @@
+"""Which ranges the activations get."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from zaq_plugin.observers import MinMaxObserver, TopKMedianObserver
+from zaq_plugin.ptq import calibrate
+from zaq_plugin.strategies.stage import Stage, Work
+
+
+class ObservedActivations(Stage):
+    """Ranges from calibration images, by an observer."""
+
+    slot = "activations"
+    observer: ClassVar[Callable[..., Any]]
+
+    def prepare(self, work: Work) -> None:
+        """Choose the observer."""
+        work.observer = type(self).observer
+
+    def finish(self, work: Work) -> None:
+        """Run the images through the float model, and freeze the ranges."""
+        if work.request.activation_bits is not None:
+            calibrate(work.student, work.batches())
+            work.calibrated = True
+
+
+class MinMaxActivations(ObservedActivations):
+    """Smallest and largest value of all images."""
+
+    name = "minmax-activations"
+    observer = MinMaxObserver
+
+
+class TopKActivations(ObservedActivations):
+    """Median of the ten smallest and largest values of a batch (PWLQ, section 4)."""
+
+    name = "top-k"
+    observer = TopKMedianObserver

@@ -1,0 +1,162 @@
+"""`apply`: a strategy, or a composition of several, on a model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from zaq_plugin.observers import MinMaxObserver
+from zaq_plugin.ptq import audit, fold_batch_norm, simulate
+from zaq_plugin.strategies.images import Real
+from zaq_plugin.strategies.registry import find
+from zaq_plugin.strategies.request import Applied, Request
+from zaq_plugin.strategies.stage import SINGLE, SLOTS, ImageStage, Stage, Strategy, Work
+from zaq_plugin.zero_shot.quantizers import to_evaluation
+
+
+def compose(what: str | Strategy | Sequence[str | Strategy | Stage]) -> Strategy:
+    """One strategy from a name, a composed name such as ``dfq+adaround``, or a list of parts.
+
+    Stages of images, weights and activations replace each other: the last one wins. Stages before
+    and after quantization add up, each once, in the order named.
+
+    Raises:
+        ValueError: If a name is unknown, or nothing was named.
+    """
+    parts: list[Strategy | Stage] = []
+    items = [what] if isinstance(what, str | Strategy) else list(what)
+    for item in items:
+        if isinstance(item, str):
+            parts += [find(name.strip()) for name in item.split("+")]
+        else:
+            parts.append(item)
+    if not parts:
+        raise ValueError("a composition needs at least one strategy; got an empty list")
+    if len(parts) == 1 and isinstance(parts[0], Strategy) and not parts[0].component:
+        return parts[0]
+    slots: dict[str, list[Stage]] = {slot: [] for slot in SLOTS}
+    for part in parts:
+        for stage in part.stages if isinstance(part, Strategy) else (part,):
+            held = slots[stage.slot]
+            if stage.slot in SINGLE:
+                held[:] = [stage]
+            elif stage not in held and all(stage.name != other.name for other in held):
+                held.append(stage)
+    named = [p for p in parts if isinstance(p, Strategy)]
+    methods = [p for p in named if not p.component]
+    images = [s for s in slots["images"] if isinstance(s, ImageStage)]
+    told = any(p.component and any(isinstance(s, ImageStage) for s in p.stages) for p in named)
+    return Strategy(
+        name="+".join(p.name for p in parts),
+        title=", ".join(p.title if isinstance(p, Strategy) else p.name for p in parts),
+        paper="; ".join(dict.fromkeys(p.paper for p in named if p.paper)),
+        data=images[0].data if images else "none",
+        trains=any(p.trains for p in named),
+        stages=tuple(stage for slot in SLOTS for stage in slots[slot]),
+        takes_images=all(p.takes_images for p in methods) and not told,
+        levels="pwlq" if any(p.levels == "pwlq" for p in methods) else "uniform",
+    )
+
+
+def apply(
+    strategy: str | Strategy | Sequence[str | Strategy | Stage], model: nn.Module, request: Request
+) -> Applied:
+    """Quantize a float model by a strategy; the model is not touched.
+
+    Args:
+        strategy: A name of `STRATEGIES`, a composition such as ``dfq+adaround``, or a list of
+            strategies and stages.
+        model: In evaluation mode.
+        request: Bits, levels, images.
+
+    Raises:
+        ValueError: If the strategy is unknown, needs what the request or the model does not have
+            (real images, BatchNorm, layers to equalise), or does not exist at these levels or bits.
+    """
+    start = time.perf_counter()
+    chosen = _resolved(compose(strategy), request)
+    work = _begin(chosen, model, request)
+    for stage in chosen.stages:
+        with work.timed(stage.name):
+            stage.prepare(work)
+    with work.timed("simulate"):
+        work.student = simulate(
+            work.folded,
+            work.spec,
+            request.activation_bits,
+            overrides=work.overrides or None,
+            input_bits=request.input_bits,
+            first_last=request.first_last,
+            depthwise=request.depthwise,
+            observer=work.observer,
+            example_inputs=request.example_inputs,
+        )
+    for stage in chosen.stages:
+        with work.timed(stage.name):
+            stage.finish(work)
+    to_evaluation(work.student)
+    found = audit(work.student).require_any()
+    work.student.zaq_audit = found  # type: ignore[assignment]
+    return Applied(
+        model=work.student,
+        strategy=chosen.name,
+        seconds=time.perf_counter() - start,
+        notes=work.notes,
+        layers=list(found.records),
+        data=work.data,
+        levels=work.levels,
+        images=work.images_made if work.data == "synthetic" else None,
+        stages=work.stages,
+    )
+
+
+def synthetic_images(
+    strategy: str | Strategy | Sequence[str | Strategy | Stage], model: nn.Module, request: Request
+) -> Tensor | None:
+    """The synthetic images that a strategy would make, to be shared through ``Request.synthetic``.
+
+    They depend on the model, the seed, the count and the strategy's ``recipe`` alone, not on bits.
+
+    Returns:
+        (n, C, H, W), or None if the strategy makes none.
+    """
+    chosen = compose(strategy)
+    if chosen.recipe is None:
+        return None
+    work = Work(request, model, model)
+    for stage in chosen.stages:
+        if isinstance(stage, ImageStage):
+            return stage.make(work)
+    return None
+
+
+def _begin(chosen: Strategy, model: nn.Module, request: Request) -> Work:
+    levels = chosen.levels if request.levels == "auto" else request.levels
+    if request.levels == "auto" and levels == "pwlq" and request.weight_bits < 3:
+        levels = "uniform"
+    work = Work(request, model, model, levels, observer=MinMaxObserver)
+    _check_images(chosen, request)
+    if levels != request.levels and chosen.levels != levels:
+        work.notes.append("uniform levels: PWLQ needs at least 3 stored bits")
+    work.folded = fold_batch_norm(model, request.example_inputs)
+    return work
+
+
+def _check_images(chosen: Strategy, request: Request) -> None:
+    if chosen.data == "real" and request.images is None:
+        raise ValueError(
+            f"strategy {chosen.name!r} needs real images, and the request has none; pass "
+            "Request(images=...), a tensor (n, C, H, W) in the model's normalisation, or use a "
+            "strategy that makes its own, such as 'zaq'."
+        )
+
+
+def _resolved(chosen: Strategy, request: Request) -> Strategy:
+    """The strategy with the request's real images in the place of synthetic ones, if it may."""
+    if request.images is None or not chosen.takes_images:
+        return chosen
+    stages = tuple(Real() if isinstance(s, ImageStage) else s for s in chosen.stages)
+    return replace(chosen, stages=stages)

@@ -1,0 +1,92 @@
+"""Where calibration images come from: noise, distillation, or the user."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from zaq_plugin.strategies.stage import Data, ImageStage, Work
+from zaq_plugin.zero_shot import DistillOptions, ImageStatistics, distill_images
+
+
+class Real(ImageStage):
+    """The user's images."""
+
+    name = "real"
+    data: ClassVar[Data] = "real"
+    recipe = "real"
+
+    def make(self, work: Work) -> Tensor:
+        """What the request holds.
+
+        Raises:
+            ValueError: If it holds none.
+        """
+        if work.request.images is None:
+            raise ValueError(
+                "this strategy needs real images, and there are none; pass "
+                "Request(images=...), a tensor (n, C, H, W) in the model's normalisation, or use a "
+                "strategy that makes its own, such as 'zaq'."
+            )
+        return work.request.images
+
+
+class Noise(ImageStage):
+    """Independent Gaussian pixels with the mean and deviation of natural images."""
+
+    name = "noise"
+    data: ClassVar[Data] = "synthetic"
+    recipe = "noise"
+
+    def make(self, work: Work) -> Tensor:
+        """(n, C, H, W), between black and white."""
+        request = work.request
+        if request.synthetic is not None:
+            return request.synthetic
+        statistics = statistics_of(work)
+        shape = (request.synthetic_count, *request.image_shape)
+        x = torch.randn(shape, generator=work.rng(1))
+        return statistics.clamp(x * statistics.scale() + statistics.shift())
+
+
+class Distilled(ImageStage):
+    """Images distilled from BatchNorm statistics, from dead leaves (see `distill_images`).
+
+    A model without BatchNorm is shown the dead leaves themselves.
+    """
+
+    name = "distilled"
+    data: ClassVar[Data] = "synthetic"
+    recipe = "leaves"
+
+    def options(self, work: Work) -> DistillOptions:
+        """How they are distilled: that of the default zero-shot preset."""
+        return DistillOptions(steps=work.request.steps(40), batch_size=batch_of(work))
+
+    def make(self, work: Work) -> Tensor:
+        """(n, C, H, W), between black and white."""
+        request = work.request
+        if request.synthetic is not None:
+            return request.synthetic
+        return distill_images(
+            work.model,
+            request.synthetic_count,
+            request.image_shape,
+            options=self.options(work),
+            statistics=statistics_of(work),
+            rng=work.rng(1),
+            device=work.device,
+        )
+
+
+def batch_of(work: Work) -> int:
+    """Images that are distilled together: up to 128."""
+    return min(128, work.request.synthetic_count)
+
+
+def statistics_of(work: Work) -> ImageStatistics:
+    """The model's input normalisation."""
+    request = work.request
+    return ImageStatistics.for_channels(request.image_shape[0], request.mean, request.std)

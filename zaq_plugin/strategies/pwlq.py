@@ -1,0 +1,23 @@
+"""PWLQ: piecewise linear weights with bias correction, calibrated or data-free; ours.
+
+Fang et al., Post-Training Piecewise Linear Quantization (ECCV 2020, arXiv 2002.00104). Other than
+in the paper, clip and breakpoint are chosen together, each side has its own, and the bias is
+corrected from activations.
+"""
+
+from zaq_plugin.strategies.activations import TopKActivations
+from zaq_plugin.strategies.correction import CorrectBias
+from zaq_plugin.strategies.images import Distilled
+from zaq_plugin.strategies.stage import Strategy
+from zaq_plugin.strategies.weights import LeastSquaresWeights
+
+PWLQ = Strategy(
+    name="pwlq",
+    title="piecewise linear weights, bias correction from activations",
+    paper="Fang et al., ECCV 2020",
+    data="synthetic",
+    trains=False,
+    stages=(Distilled(), LeastSquaresWeights(), TopKActivations(), CorrectBias()),
+    takes_images=True,
+    levels="pwlq",
+)

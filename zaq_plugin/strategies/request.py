@@ -1,0 +1,167 @@
+"""What a strategy is asked for, and what it hands back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from zaq_plugin.ptq.plan import Depthwise, Override
+from zaq_plugin.report import LayerRecord
+from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs
+
+Levels = Literal["auto", "uniform", "pwlq"]
+Granularity = Literal["channel", "tensor"]
+
+LEVELS = ("auto", "uniform", "pwlq")
+GRANULARITIES = ("channel", "tensor")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What every strategy is asked for; the strategies differ in how they do it.
+
+    Attributes:
+        weight_bits: STORED bits of a weight, 2 to 8: a PWLQ weight of so many stored bits has one
+            MAC bit less.
+        activation_bits: Width of the layers' inputs, 2 to 8; None leaves them float.
+        input_bits: Width of the network's own input; None treats it like any other activation.
+        levels: ``uniform`` or ``pwlq`` weights; ``auto`` is what the strategy's paper uses.
+        granularity: Weights have a grid per output ``channel``, or one per ``tensor``.
+        depthwise: ``int8`` leaves depthwise layers at 8 bits where narrow codes with their levels
+            take more room; ``as-told`` does not.
+        first_last: ``(weights, activations)`` of the first and the last layer.
+        example_inputs: What the model is called with; the first is its image batch.
+        mean, std: The model's input normalisation, pixels in 0..1.
+        seed: Fixes everything that is drawn.
+        images: (n, C, H, W) real calibration images, or None.
+        synthetic: (n, C, H, W) images made already by `synthetic_images` of the same strategy or of
+            one with the same ``recipe``, which would be made otherwise.
+        synthetic_count: How many synthetic images are made.
+        batch_size: Images at a time.
+        adapter: From the model's output to a list of tensors, for models with several outputs.
+        effort: Multiplies the steps of distillation, reconstruction and training.
+        progress: Show a progress bar where something is trained.
+
+    Raises:
+        ValueError: For a value that makes no sense.
+        TypeError: If a width is no integer, or images are no tensor.
+    """
+
+    weight_bits: int
+    activation_bits: int | None
+    input_bits: int | None = 8
+    levels: Levels = "auto"
+    example_inputs: tuple[Any, ...] = ()
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    seed: int = 0
+    images: Tensor | None = None
+    synthetic: Tensor | None = None
+    granularity: Granularity = "channel"
+    depthwise: Depthwise = "as-told"
+    first_last: Override = None
+    synthetic_count: int = 384
+    batch_size: int = 64
+    adapter: OutputAdapter = all_outputs
+    effort: float = 1.0
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        _check_bits("weight_bits", self.weight_bits)
+        for name in ("activation_bits", "input_bits"):
+            if getattr(self, name) is not None:
+                _check_bits(name, getattr(self, name))
+        for name, choices in (("levels", LEVELS), ("granularity", GRANULARITIES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"Request: {name} must be one of {', '.join(map(repr, choices))}; "
+                    f"got {getattr(self, name)!r}."
+                )
+        if not self.example_inputs or not isinstance(self.example_inputs[0], Tensor):
+            raise ValueError(
+                "Request: example_inputs must be a tuple that starts with a batch of images; got "
+                f"{type(self.example_inputs).__name__} {_short(self.example_inputs)}."
+            )
+        if self.example_inputs[0].dim() != 4:
+            raise ValueError(
+                "Request: example_inputs must start with images (n, C, H, W); got shape "
+                f"{tuple(self.example_inputs[0].shape)}."
+            )
+        for name in ("images", "synthetic"):
+            self._check_images(name)
+        if self.synthetic_count < 2 or self.batch_size < 2:
+            raise ValueError(
+                "Request: synthetic_count and batch_size must be at least 2; got "
+                f"{self.synthetic_count} and {self.batch_size}."
+            )
+        if not self.effort > 0:
+            raise ValueError(f"Request: effort must be positive; got {self.effort}.")
+
+    def _check_images(self, name: str) -> None:
+        images = getattr(self, name)
+        if images is None:
+            return
+        if not isinstance(images, Tensor):
+            raise TypeError(f"Request: {name} must be a tensor; got {type(images).__name__}.")
+        if images.dim() != 4 or images.shape[1:] != self.example_inputs[0].shape[1:]:
+            raise ValueError(
+                f"Request: {name} must be (n, {', '.join(map(str, self.image_shape))}) like the "
+                f"example inputs; got shape {tuple(images.shape)}."
+            )
+        if len(images) < 2 or not bool(torch.isfinite(images).all()):
+            what = "at least two images" if len(images) < 2 else "finite values"
+            raise ValueError(f"Request: {name} must hold {what}.")
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        channels, height, width = self.example_inputs[0].shape[1:]
+        return int(channels), int(height), int(width)
+
+    def steps(self, count: int) -> int:
+        """So many steps at this effort, at least one."""
+        return max(1, round(count * self.effort))
+
+
+@dataclass
+class Applied:
+    """What a strategy did.
+
+    Attributes:
+        model: The simulated student: BatchNorm folded, weights and activations fake-quantized,
+            calibrated, in evaluation mode.
+        strategy: Its name, as asked for.
+        seconds: Wall time of everything, images included.
+        notes: What a reader of a table should know.
+        layers: One record per weight: what was quantized, how, and what was not and why.
+        data: What the ranges came from: ``none``, ``synthetic`` or ``real``.
+        levels: ``uniform`` or ``pwlq``: what was used.
+        images: The synthetic images that were made or used, or None.
+        stages: Wall time of each stage.
+    """
+
+    model: nn.Module
+    strategy: str
+    seconds: float
+    notes: list[str]
+    layers: list[LayerRecord]
+    data: str = "none"
+    levels: str = "uniform"
+    images: Tensor | None = None
+    stages: Mapping[str, float] = field(default_factory=dict)
+
+
+def _check_bits(name: str, bits: object) -> None:
+    if not isinstance(bits, int) or isinstance(bits, bool):
+        raise TypeError(f"Request: {name} must be an int from 2 to 8; got {bits!r}.")
+    if not 2 <= bits <= 8:
+        raise ValueError(f"Request: {name} must be from 2 to 8; got {bits}.")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else text[:57] + "..."

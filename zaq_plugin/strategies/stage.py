@@ -1,0 +1,195 @@
+"""What a strategy is made of: stages, and the work that they pass on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from zaq_plugin.observers import MinMaxObserver
+from zaq_plugin.ptq.plan import Override
+from zaq_plugin.pwlq import QuantSpec, UniformSpec
+from zaq_plugin.strategies.request import Request
+
+Slot = Literal["before", "images", "weights", "activations", "after"]
+Data = Literal["none", "synthetic", "real"]
+
+SLOTS: tuple[Slot, ...] = ("before", "images", "weights", "activations", "after")
+SINGLE = ("images", "weights", "activations")
+"""Slots that hold one stage: in a composition the last one named wins. The others add up."""
+
+
+class Stage:
+    """One step of a strategy.
+
+    Lifecycle: all stages' `prepare`, in the order of the slots; the student is built from
+    ``work.folded``, ``work.spec`` and ``work.observer``; all stages' `finish`, in the same order.
+
+    Attributes:
+        slot: When it runs.
+        name: What it is called in a composition and in errors.
+    """
+
+    slot: ClassVar[Slot]
+    name: str
+
+    def prepare(self, work: Work) -> None:
+        """Before the student exists."""
+
+    def finish(self, work: Work) -> None:
+        """On the student."""
+
+
+class ImageStage(Stage):
+    """Where calibration images come from.
+
+    Attributes:
+        data: ``synthetic`` or ``real``.
+        recipe: Name of the recipe: strategies with the same one can share images.
+    """
+
+    slot = "images"
+    data: ClassVar[Data]
+    recipe: ClassVar[str]
+
+    def prepare(self, work: Work) -> None:
+        """Images are made when first asked for."""
+        work.source = self
+
+    def make(self, work: Work) -> Tensor:
+        """(n, C, H, W) images in the model's normalisation."""
+        raise NotImplementedError
+
+
+@dataclass
+class Work:
+    """What the stages of one strategy share.
+
+    Attributes:
+        request: What was asked for.
+        model: The float model as it came, with its BatchNorms; no stage changes it.
+        folded: Its copy with BatchNorm folded, which stages before quantization may change.
+        levels: ``uniform`` or ``pwlq``.
+        spec: Grid of the weights.
+        overrides: Layer name to its own grids; see `zaq_plugin.ptq.simulate`.
+        observer: Of activation ranges.
+        calibrated: Set by a stage that knows the ranges without any images.
+        source: Where images come from.
+        student: The simulated model, once it exists.
+        notes: What a reader should know.
+        stages: Wall time by stage.
+        facts: What stages tell one another.
+    """
+
+    request: Request
+    model: nn.Module
+    folded: nn.Module
+    levels: str = "uniform"
+    spec: QuantSpec = field(default_factory=UniformSpec)
+    overrides: dict[str, Override] = field(default_factory=dict)
+    observer: Callable[..., Any] = MinMaxObserver
+    calibrated: bool = False
+    source: ImageStage | None = None
+    notes: list[str] = field(default_factory=list)
+    stages: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    _student: nn.Module | None = None
+    _images: Tensor | None = None
+
+    @property
+    def student(self) -> nn.Module:
+        """The simulated model."""
+        if self._student is None:
+            raise ValueError("the student does not exist before all stages have prepared it")
+        return self._student
+
+    @student.setter
+    def student(self, student: nn.Module) -> None:
+        self._student = student
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        first = next(self.model.parameters(), None)
+        return torch.device("cpu") if first is None else first.device
+
+    @property
+    def images(self) -> Tensor:
+        """Calibration images, made when first asked for."""
+        if self._images is None:
+            if self.source is None:
+                raise ValueError("this strategy has no images; add one of: real, distilled, noise")
+            with self.timed(f"images ({self.source.name})"):
+                self._images = self.source.make(self).to(self.device)
+        return self._images
+
+    @property
+    def images_made(self) -> Tensor | None:
+        """The images, if anybody asked for them."""
+        return self._images
+
+    @property
+    def data(self) -> Data:
+        """What was used."""
+        if self._images is None or self.source is None:
+            return "none"
+        return self.source.data
+
+    def batches(self) -> Iterator[Tensor]:
+        """The calibration images, ``batch_size`` at a time."""
+        yield from self.images.split(self.request.batch_size)
+
+    def rng(self, purpose: int) -> torch.Generator:
+        """A CPU source of its own for each purpose, from the request's seed."""
+        return torch.Generator().manual_seed(self.request.seed * 7919 + purpose)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Adds wall time to a stage's account."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.stages[stage] = self.stages.get(stage, 0.0) + spent
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A method: stages, and what a table says about it.
+
+    Attributes:
+        name: What users type.
+        title: One line.
+        paper: Citation.
+        data: ``none`` uses no images, ``synthetic`` makes its own (or takes real ones where
+            ``takes_images`` says so), ``real`` needs them.
+        trains: Whether anything is learned by gradient descent.
+        stages: What it does.
+        takes_images: Whether ``Request.images`` are used where there are some.
+        levels: ``uniform`` or ``pwlq``: what the paper uses.
+        component: A part for compositions (``rq+equalise``), no method of its own.
+    """
+
+    name: str
+    title: str
+    paper: str
+    data: Data
+    trains: bool
+    stages: tuple[Stage, ...]
+    takes_images: bool = False
+    levels: str = "uniform"
+    component: bool = False
+
+    @property
+    def recipe(self) -> str | None:
+        """Name of its recipe of synthetic images; None if it makes none."""
+        for stage in self.stages:
+            if isinstance(stage, ImageStage) and stage.data == "synthetic":
+                return stage.recipe
+        return None

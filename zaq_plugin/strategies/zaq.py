@@ -1,0 +1,92 @@
+"""ZAQ: zero-shot adversarial fine-tuning, as in its paper and as we do it.
+
+Liu, Zhang, Wang, Zero-shot Adversarial Quantization (CVPR 2021, arXiv 2103.15263). ``zaq`` is the
+default preset of `zaq_plugin.zero_shot`: distilled images, block reconstruction, a short training
+and a judge that hands back the best state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from zaq_plugin.strategies.activations import MinMaxActivations
+from zaq_plugin.strategies.images import Distilled, Noise
+from zaq_plugin.strategies.stage import Stage, Strategy, Work
+from zaq_plugin.strategies.weights import LeastSquaresWeights
+from zaq_plugin.zero_shot import ZeroShotConfig, zero_shot_finetune
+
+
+@dataclass(frozen=True)
+class ZeroShot(Stage):
+    """`zero_shot_finetune` by one of its presets.
+
+    Attributes:
+        preset: Of `ZeroShotConfig`.
+        changes: Settings on top of it, as pairs.
+        own_images: Whether it makes its images itself (an adversarial generator's).
+    """
+
+    slot = "after"
+    name = "zero-shot"
+
+    preset: str = "default"
+    changes: tuple[tuple[str, Any], ...] = ()
+    own_images: bool = False
+
+    def config(self, work: Work) -> ZeroShotConfig:
+        """The preset at the request's seed and effort."""
+        request = work.request
+        config = ZeroShotConfig.preset(self.preset, seed=request.seed, **dict(self.changes))
+        return config.with_changes(
+            steps=request.steps(config.steps) if config.steps else 0,
+            reconstruct_iterations=request.steps(config.reconstruct_iterations),
+            warmup_steps=request.steps(config.warmup_steps) if config.warmup_steps else 0,
+            batch_size=min(config.batch_size, request.batch_size),
+            calibration_images=request.synthetic_count,
+        )
+
+    def finish(self, work: Work) -> None:
+        """Fine-tune the student in place."""
+        request = work.request
+        result = zero_shot_finetune(
+            work.student,
+            self.config(work),
+            image_shape=request.image_shape,
+            float_model=work.model,
+            mean=request.mean,
+            std=request.std,
+            adapter=request.adapter,
+            images=None if self.own_images else work.images,
+            progress=request.progress,
+        )
+        if result.best is not None:
+            work.notes.append(
+                f"best state by the judge: {result.best.label}, agreement "
+                f"{result.start.agreement:.3f} to {result.best.agreement:.3f} on synthetic images"
+            )
+
+
+ZAQ_PAPER = Strategy(
+    name="zaq-paper",
+    title="zero-shot adversarial quantization, as published",
+    paper="Liu et al., CVPR 2021",
+    data="synthetic",
+    trains=True,
+    stages=(
+        Noise(),
+        LeastSquaresWeights(),
+        MinMaxActivations(),
+        ZeroShot("paper", own_images=True),
+    ),
+)
+
+ZAQ = Strategy(
+    name="zaq",
+    title="zero-shot fine-tuning, our default: PWLQ, block reconstruction, guarded training",
+    paper="Liu et al., CVPR 2021; Fang et al., ECCV 2020",
+    data="synthetic",
+    trains=True,
+    stages=(Distilled(), LeastSquaresWeights(), MinMaxActivations(), ZeroShot()),
+    levels="pwlq",
+)
