@@ -1,0 +1,107 @@
+"""An exported graph as modules that every tool knows: convolutions, BatchNorms, activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from zaq_plugin.ptq import restore_layers
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "cat": torch.cat,
+    "add": torch.add,
+    "sigmoid": torch.sigmoid,
+    "softmax": torch.softmax,
+}
+"""Operators that keep their arguments when they become functions of torch."""
+
+
+def to_modules(program: fx.GraphModule) -> fx.GraphModule:
+    """What ``ExportedProgram.module()`` gives, with a module for each layer.
+
+    Convolutions and linear layers come from `zaq_plugin.ptq.restore_layers`; BatchNorm, ReLU,
+    PReLU, pooling and upsampling follow here, so that tools which look for modules find them.
+
+    Raises:
+        ValueError: If the graph holds an operator that is not known here.
+    """
+    root = restore_layers(program)
+    graph, made = fx.Graph(), dict[fx.Node, Any]()
+    batch = None
+    for node in root.graph.nodes:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: made.get(n))
+        if node.op == "placeholder":
+            made[node] = batch = graph.placeholder("x")
+        elif node.op == "get_attr":
+            made[node] = _tensor(root, str(node.target))
+        elif node.op == "output":
+            found = args[0]
+            graph.output(found[0] if isinstance(found, list | tuple) else found)
+        elif node.op == "call_module":
+            if str(node.target) == "_guards_fn":
+                continue
+            made[node] = graph.call_module(str(node.target), tuple(args))
+        else:
+            made[node] = _operator(root, graph, node, list(args), dict(kwargs))
+    if batch is None:
+        raise ValueError("the graph has no input; pass what torch.export(...).module() gives")
+    return fx.GraphModule(root, graph).eval()
+
+
+def _tensor(module: nn.Module, path: str) -> Tensor:
+    value: Any = module
+    for part in path.split("."):
+        value = getattr(value, part)
+    tensor: Tensor = value
+    return tensor
+
+
+def _operator(
+    root: nn.Module, graph: fx.Graph, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
+) -> fx.Node:
+    """One aten operator as a module or a function of torch."""
+    target: Any = node.target
+    name = target._schema.name.partition("::")[2]
+    given = {a.name: v for a, v in zip(target._schema.arguments, args, strict=False)} | kwargs
+    layer: nn.Module | None = None
+    if name == "batch_norm":
+        layer = _batch_norm(given)
+    elif name in ("relu", "relu_"):
+        layer = nn.ReLU()
+    elif name == "prelu":
+        layer = nn.PReLU(given["weight"].numel())
+        layer.weight = nn.Parameter(given["weight"].detach(), requires_grad=False)
+    elif name in ("max_pool2d", "avg_pool2d"):
+        kind: Any = nn.MaxPool2d if name == "max_pool2d" else nn.AvgPool2d
+        layer = kind(given["kernel_size"], given.get("stride") or None, given.get("padding", 0))
+    elif name == "upsample_nearest2d":
+        layer = nn.Upsample(scale_factor=tuple(given["scale_factors"]), mode="nearest")
+    if layer is not None:
+        label = f"{name.rstrip('_')}_{sum(1 for _ in root.children())}_of_graph"
+        root.add_module(label, layer)
+        return graph.call_module(label, (args[0],))
+    if name == "slice":
+        index = [slice(None)] * given.get("dim", 0)
+        cut = slice(given.get("start"), _end(given.get("end")), given.get("step", 1))
+        return graph.call_function(_slice, (args[0], (*index, cut)))
+    if name not in FUNCTIONS:
+        raise ValueError(f"operator {name!r} has no module here; add it to roots.py")
+    return graph.call_function(FUNCTIONS[name], tuple(args), kwargs)
+
+
+def _slice(x: Tensor, index: tuple[slice, ...]) -> Tensor:
+    return x[index]
+
+
+def _end(value: int | None) -> int | None:
+    return None if value is None or value >= 2**62 else value
+
+
+def _batch_norm(given: dict[str, Any]) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(given["running_mean"].numel(), eps=given["eps"])
+    state = {n: given[n] for n in ("weight", "bias", "running_mean", "running_var")}
+    norm.load_state_dict({**state, "num_batches_tracked": torch.tensor(0)})
+    return norm.requires_grad_(False).eval()
