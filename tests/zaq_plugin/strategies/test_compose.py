@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from networks import Net, perturb
 from torch import nn
 
-from networks import Net, perturb
 from zaq_plugin.strategies import STRATEGIES, Request, apply, compose
 
 SHAPE = (3, 16, 16)
