@@ -123,7 +123,7 @@ def correct_bias(
     if not calls:
         raise ValueError("correct_bias got no batches; give at least one batch of inputs")
     for layer in layers.values():
-        _take_back(layer)
+        take_back(layer)
     observing = _stop_observers(student)
     try:
         with evaluating(student):
@@ -141,7 +141,7 @@ def correct_bias(
     return {name: getattr(layers[name], SHIFT).clone() for name in order}
 
 
-def _take_back(layer: nn.Module) -> None:
+def take_back(layer: nn.Module) -> None:
     """Undo an earlier correction, and make sure that there is a bias of the layer's own."""
     weight, bias = float_weight(layer), layer.bias
     if not isinstance(bias, nn.Parameter):
@@ -156,14 +156,19 @@ def _take_back(layer: nn.Module) -> None:
         shift.zero_()
 
 
-def _correct(name: str, layer: nn.Module, error: Tensor) -> None:
+def take_out(name: str, layer: nn.Module, error: Tensor) -> None:
+    """Take a mean error (channels,) out of a layer's bias, and remember it on the layer.
+
+    Raises:
+        ValueError: If the error is not finite.
+    """
     if not bool(error.isfinite().all()):
         raise ValueError(
             f"layer {name!r}: the mean output error is not finite; check the batches for NaN or "
             "infinity"
         )
     bias = layer.bias
-    assert isinstance(bias, nn.Parameter)  # _take_back has seen to it
+    assert isinstance(bias, nn.Parameter)  # take_back has seen to it
     with torch.no_grad():
         getattr(layer, SHIFT).copy_(error)
         bias.sub_(error.to(bias.dtype))
@@ -240,7 +245,7 @@ def _in_one_pass(student: nn.Module, layers: dict[str, nn.Module], call: Batch) 
         def hook(layer: nn.Module, args: Any, kwargs: Any) -> None:
             error = _MeanError(layer)
             error.add(_argument(args, kwargs))
-            _correct(name, layer, error.mean())
+            take_out(name, layer, error.mean())
 
         return hook
 
@@ -285,4 +290,4 @@ def _layer_by_layer(
         finally:
             handle.remove()
         if error.images:
-            _correct(name, layers[name], error.mean())
+            take_out(name, layers[name], error.mean())

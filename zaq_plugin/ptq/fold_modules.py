@@ -38,10 +38,11 @@ class Pair:
     rank: int | None = None
 
 
-class _LayerTracer(fx.Tracer):
+class LayerTracer(fx.Tracer):
     """Keeps every convolution, linear layer and BatchNorm whole, subclasses included."""
 
     def is_leaf_module(self, module: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module is one node of the graph."""
         if isinstance(module, LAYERS) or is_norm(module):
             return True
         return super().is_leaf_module(module, module_qualified_name)
@@ -57,7 +58,7 @@ def find_pairs(model: nn.Module, example_inputs: Sequence[Any] | None) -> list[P
         ValueError: If neither can follow the model.
     """
     try:
-        graph = _LayerTracer().trace(model)
+        graph = LayerTracer().trace(model)
     except Exception as error:
         if example_inputs is None:
             raise ValueError(

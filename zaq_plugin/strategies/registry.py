@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from zaq_plugin.strategies.correction import CorrectBias
+from zaq_plugin.strategies.dfq import DFQ, Equalise
 from zaq_plugin.strategies.images import Distilled, Noise, Real
 from zaq_plugin.strategies.omse import OMSE
 from zaq_plugin.strategies.pwlq import PWLQ
@@ -14,7 +15,7 @@ from zaq_plugin.strategies.rq import RQ
 from zaq_plugin.strategies.stage import ImageStage, Stage, Strategy
 from zaq_plugin.strategies.zaq import ZAQ, ZAQ_PAPER
 
-_METHODS = (RQ, OMSE, PWLQ, ZAQ_PAPER, ZAQ)
+_METHODS = (RQ, OMSE, DFQ, PWLQ, ZAQ_PAPER, ZAQ)
 
 
 def _part(stage: Stage, title: str, paper: str = "") -> Strategy:
@@ -27,6 +28,7 @@ _PARTS = (
     _part(Real(), "calibrate with the real images of the request"),
     _part(Distilled(), "calibrate with images distilled from BatchNorm statistics"),
     _part(Noise(), "calibrate with Gaussian noise"),
+    _part(Equalise(), "cross-layer equalisation", "Nagel et al., ICCV 2019"),
     _part(CorrectBias(), "bias correction from activations", "Nagel et al., ICCV 2019"),
 )
 

@@ -1,0 +1,51 @@
+"""Bias correction without any image (DFQ, Nagel et al., ICCV 2019, section 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from zaq_plugin.ptq.bias import take_back, take_out
+from zaq_plugin.ptq.channel_moments import Moments
+from zaq_plugin.ptq.channels import linear_response
+from zaq_plugin.ptq.fold_arithmetic import wide_dtype
+from zaq_plugin.ptq.simulate import float_weight, quantized_layers, weight_fake_quant
+
+
+def correct_bias_by_moments(
+    student: nn.Module, inputs: Mapping[str, Moments | None]
+) -> dict[str, Tensor]:
+    """Take ``E[(W^ - W) x] = (W^ - W) E[x]`` out of every bias whose layer's E[x] is known.
+
+    Args:
+        student: What `simulate` returned.
+        inputs: What `input_moments` returned for the same model.
+
+    Returns:
+        For each layer that was corrected what was taken out, ``(output channels,)``.
+
+    Raises:
+        ValueError: If the student has no quantized weight.
+    """
+    layers = dict(quantized_layers(student))
+    if not layers:
+        raise ValueError(
+            f"{type(student).__name__} has no fake-quantized weights; pass what simulate() returned"
+        )
+    taken: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        known = inputs.get(name)
+        if known is None:
+            continue
+        quantizer, original = weight_fake_quant(layer), float_weight(layer)
+        assert quantizer is not None
+        wide = wide_dtype(original)
+        with torch.no_grad():
+            error = quantizer(original).to(wide) - original.to(wide)
+        take_back(layer)
+        shift = linear_response(layer, error, known.mean)
+        take_out(name, layer, shift)
+        taken[name] = shift
+    return taken

@@ -1,0 +1,99 @@
+"""Channels of a layer: their ranges, rescaling them, and what they answer to constant inputs.
+
+Axis by axis this is different for plain, grouped, depthwise and transposed layers; nobody else has
+to know.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from zaq_plugin.ptq.fold_arithmetic import wide_dtype
+
+
+def output_ranges(layer: nn.Module) -> Tensor:
+    """Largest magnitude of the weights of every output channel, (channels,) float64."""
+    weight = wide_weight(layer)
+    if isinstance(layer, _ConvTransposeNd):
+        groups = layer.groups
+        split = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+        return split.transpose(1, 2).flatten(0, 1).flatten(1).abs().amax(1)
+    return weight.flatten(1).abs().amax(1)
+
+
+def input_ranges(layer: nn.Module) -> Tensor:
+    """Largest magnitude of the weights that every input channel meets, (channels,) float64."""
+    return _by_input(layer, wide_weight(layer).abs()).amax(1)
+
+
+def _by_input(layer: nn.Module, weight: Tensor) -> Tensor:
+    """A weight as (input channels, everything that they meet)."""
+    if isinstance(layer, _ConvTransposeNd):
+        return weight.flatten(1)
+    groups = int(getattr(layer, "groups", 1))
+    split = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+    return split.transpose(1, 2).flatten(0, 1).flatten(1)
+
+
+def scale_outputs(layer: nn.Module, factor: Tensor) -> None:
+    """Multiply every output channel of a layer, bias included, by a factor (channels,)."""
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, nn.Parameter)
+    if isinstance(layer, _ConvTransposeNd):
+        groups = layer.groups
+        shape = (groups, 1, weight.shape[1], *[1] * (weight.dim() - 2))
+        split = weight.double().reshape(groups, -1, *weight.shape[1:]) * factor.reshape(shape)
+        weight.copy_(split.reshape(weight.shape))
+    else:
+        weight.copy_(weight.double() * factor.reshape(-1, *[1] * (weight.dim() - 1)))
+    if isinstance(bias, nn.Parameter):
+        bias.copy_(bias.double() * factor)
+
+
+def scale_inputs(layer: nn.Module, factor: Tensor) -> None:
+    """Multiply the weights that every input channel meets by a factor (channels,)."""
+    weight = layer.weight
+    assert isinstance(weight, nn.Parameter)
+    if isinstance(layer, _ConvTransposeNd):
+        shape: tuple[int, ...] = (-1, *[1] * (weight.dim() - 1))
+        weight.copy_(weight.double() * factor.reshape(shape))
+        return
+    groups = int(getattr(layer, "groups", 1))
+    shape = (groups, 1, weight.shape[1], *[1] * (weight.dim() - 2))
+    split = weight.double().reshape(groups, -1, *weight.shape[1:]) * factor.reshape(shape)
+    weight.copy_(split.reshape(weight.shape))
+
+
+def wide_weight(layer: nn.Module) -> Tensor:
+    """A layer's weight in float64."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach().to(wide_dtype(weight))
+
+
+def linear_response(layer: nn.Module, weight: Tensor, mean: Tensor) -> Tensor:
+    """``Σ_i mean_i Σ_k w[o, i, k]`` for every output channel o; any weight of the layer's shape."""
+    mean = mean.to(weight)
+    wide = int(getattr(layer, "in_channels", getattr(layer, "in_features", 0)))
+    if len(mean) != wide and wide % len(mean) == 0:
+        mean = mean.repeat_interleave(wide // len(mean))
+    if isinstance(layer, _ConvTransposeNd):
+        groups = layer.groups
+        sums = weight.flatten(2).sum(2) * mean.unsqueeze(1)
+        return sums.reshape(groups, -1, weight.shape[1]).sum(1).flatten()
+    groups = int(getattr(layer, "groups", 1))
+    sums = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
+    split = sums.reshape(groups, -1, sums.shape[1]) * mean.reshape(groups, 1, -1)
+    return split.sum(2).flatten()
+
+
+def add_to_bias(layer: nn.Module, change: Tensor) -> None:
+    """Add to a layer's bias, which it gets if it has none; change is (output channels,)."""
+    weight = layer.weight
+    assert isinstance(weight, nn.Parameter)
+    if not isinstance(layer.bias, nn.Parameter):
+        zeros = torch.zeros(len(change), device=weight.device, dtype=weight.dtype)
+        layer.bias = nn.Parameter(zeros, requires_grad=weight.requires_grad)
+    layer.bias.add_(change.to(layer.bias))
