@@ -24,6 +24,7 @@ def zero_shot_finetune(
     std: Sequence[float] | None = None,
     adapter: OutputAdapter = all_outputs,
     images: Tensor | None = None,
+    correct: Callable[[nn.Module, Sequence[Tensor]], object] | None = None,
     checkpoint_dir: str | Path | None = None,
     progress: bool = True,
     on_step: Callable[[int], None] | None = None,
@@ -31,8 +32,8 @@ def zero_shot_finetune(
     """Fine-tune a prepared student in place, without data (ZAQ and its successors).
 
     Lifecycle: distil images and warm the generator up; calibrate activation ranges and freeze them;
-    judge the untrained state; reconstruct block by block; train; hand back the best state by the
-    judge's synthetic images, the untrained one included.
+    correct biases; judge the untrained state; reconstruct block by block; train; hand back the best
+    state by the judge's synthetic images, the untrained one included.
 
     Args:
         student: Prepared for quantization-aware training, in any host; changed in place.
@@ -45,6 +46,9 @@ def zero_shot_finetune(
         adapter: From the model's output to a list of tensors, for models with several outputs.
         images: (N, C, H, W) images in place of distilled ones; real ones make it fine-tuning with
             data, the ceiling.
+        correct: Bias correction of the student's host, `zaq_plugin.ptq.correct_bias` or
+            ``correct_bias`` of an integration; called with the student and batches of images once
+            ranges are set. Networks of depthwise layers need it.
         checkpoint_dir: Where to leave checkpoints; a run that finds one there resumes it.
         progress: Show a progress bar.
         on_step: Called after every student step.
@@ -57,6 +61,7 @@ def zero_shot_finetune(
     run = Run(
         student,
         config or ZeroShotConfig(),
+        correct,
         checkpoint_dir,
         progress,
         on_step,

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from zaq_plugin.zero_shot.outputs import OutputAdapter
 from zaq_plugin.zero_shot.quantizers import to_evaluation
 
+_FLOOR = 1e-3
+"""Share of the first state's mean divergence below which an image's divergence counts as none."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -36,8 +39,9 @@ class Judge:
     A state becomes the best if its divergence is below the best one's. The first state, the
     untrained one, is displaced only by one that is better beyond doubt: on the same images its
     divergence is lower by more than ``certainty`` standard errors, and its agreement higher by at
-    least half as many (or both always agree alike); if its divergence is less than half of the
-    first one's, it is enough that agreement is not lower.
+    least half as many (or both always agree alike). If its divergence is less than half of the
+    first one's, it is enough that agreement is not lower, and doubt is measured on logarithms: a
+    few images with a large share of the divergence would hide what happens to all others.
 
     Args:
         teacher: P.
@@ -104,13 +108,15 @@ class Judge:
             return True
         if divergence >= self.best.divergence:
             return False
-        gap, gain = each - self._first[0], agreeing - self._first[1]
-        surely_closer = float(gap.mean()) < -self.certainty * _standard_error(gap)
-        # Where agreement is near 1 from the start it cannot rise beyond doubt; halved divergence
-        # says enough then, if agreement does not fall.
-        halved = divergence < 0.5 * float(self._first[0].mean())
-        margin = 0.0 if halved else self.certainty / 2 * _standard_error(gain)
-        return surely_closer and float(gain.mean()) >= margin
+        first, gain = self._first[0], agreeing - self._first[1]
+        gap = each - first
+        if divergence < 0.5 * float(first.mean()):
+            floor = _FLOOR * float(first.mean())
+            ratio = (each.clamp(min=floor) / first.clamp(min=floor)).log()
+            surely = min(_errors(gap), _errors(ratio)) < -self.certainty
+            return surely and float(gain.mean()) >= 0
+        surely = _errors(gap) < -self.certainty
+        return surely and float(gain.mean()) >= self.certainty / 2 * _standard_error(gain)
 
     def restore_best(self, student: nn.Module) -> Verdict:
         """Put the best state into the student; returns its verdict."""
@@ -135,6 +141,11 @@ class Judge:
         self.best = None if state["best"] is None else self.history[state["best"]]
         self.best_state = dict(state["best_state"])
         self._first = state["first"]
+
+
+def _errors(values: Tensor) -> float:
+    """The mean in standard errors."""
+    return float(values.mean()) / max(_standard_error(values), 1e-30)
 
 
 def _standard_error(values: Tensor) -> float:

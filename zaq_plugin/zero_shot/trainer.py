@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,15 @@ class Run:
         self,
         student: nn.Module,
         config: ZeroShotConfig,
+        correct: Callable[[nn.Module, Sequence[Tensor]], object] | None,
         folder: str | Path | None,
         show: bool,
         on_step: Callable[[int], None] | None,
         loader_args: dict[str, Any],
     ) -> None:
         check_graph_mode(student)
-        self.student, self.config, self.on_step = student, config, on_step
+        self.student, self.config, self.correct = student, config, correct
+        self.on_step = on_step
         self.folder = None if folder is None else Path(folder)
         self.loader = ZeroShotLoader(student, config=config, **loader_args)
         self.progress = RunProgress(show)
@@ -87,6 +89,8 @@ class Run:
         if self.config.recalibrate:
             self._timed("calibration", self._calibrate)
         set_switches(self.student, observe=False, quantize=True)
+        if self.correct is not None:
+            self._timed("bias correction", self._correct)
         self._make_judge(held_out)
         assert self.judge is not None
         self.judge.look(self.student, "start")
@@ -133,6 +137,13 @@ class Run:
         _forget_ranges(self.student)
         for batch in self._pool[: self.config.calibration_images].split(self.config.batch_size):
             self.student(batch)
+        set_switches(self.student, observe=False, quantize=True)
+        to_evaluation(self.student)
+
+    def _correct(self) -> None:
+        assert self.correct is not None
+        batches = self._pool[: self.config.calibration_images].split(self.config.batch_size)
+        self.correct(self.student, batches)
         set_switches(self.student, observe=False, quantize=True)
         to_evaluation(self.student)
 
@@ -256,6 +267,9 @@ class Run:
 
     def _resume(self, saved: dict[str, Any]) -> None:
         set_switches(self.student, observe=False, quantize=True)
+        if self.correct is not None:  # which adds to the student what the state below fills
+            self.student.load_state_dict(saved["base"], strict=False)
+            self.correct(self.student, [saved["judge"]["images"][:2]])
         self.student.load_state_dict(saved["base"])
         self._kept_base = saved["base"]
         set_switches(self.student, observe=False, quantize=True)

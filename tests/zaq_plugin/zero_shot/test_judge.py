@@ -141,3 +141,27 @@ def test_where_agreement_cannot_rise_halved_divergence_is_enough(
     assert later.divergence < first.divergence
     assert (later.divergence < 0.5 * first.divergence) == accepted
     assert later.accepted == accepted
+
+
+@pytest.mark.parametrize(("common", "accepted"), [(0.3, True), (1.0, False)])
+def test_one_image_with_most_of_the_divergence_hides_nothing(common: float, accepted: bool) -> None:
+    """One image of 64 is 40 times as far off as the others, and comes near in both cases."""
+
+    class Answers(nn.Module):
+        def __init__(self, most: float, one: float) -> None:
+            super().__init__()
+            self.most, self.one = nn.Parameter(torch.tensor(most)), one
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = x + self.most
+            out[0] = x[0] + self.one
+            return out
+
+    x = torch.tensor([[9.0, 0.0, 1.0]]).repeat(64, 1)
+    referee = Judge(Answers(0.0, 0.0), x, all_outputs, "l1")
+    first = referee.look(Answers(1.0, 100.0), "start")
+    later = referee.look(Answers(common, 1.0), "later")
+    gap = torch.tensor([1.0 - 100.0] + [common - 1.0] * 63)
+    assert -gap.mean() < 2 * gap.std(correction=0) / 8  # the mean alone is in doubt
+    assert later.divergence < 0.5 * first.divergence
+    assert later.accepted == accepted

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from zaq_plugin.ptq import calibrate, quantized_tensors
+from zaq_plugin.ptq import calibrate, correct_bias, quantized_tensors
 from zaq_plugin.pwlq import PWLQSpec, UniformSpec
 from zaq_plugin.zero_shot import (
     DistillOptions,
@@ -106,10 +106,15 @@ def test_it_recovers_the_teacher(
     assert float((student(x) - model(x)).square().mean().detach()) < 0.8 * before
 
 
-@pytest.mark.parametrize("config", [QUICK, MIXED], ids=["default", "mixed"])
+@pytest.mark.parametrize(
+    ("config", "correct"),
+    [(QUICK, None), (MIXED, None), (QUICK, correct_bias)],
+    ids=["default", "mixed", "corrected"],
+)
 @pytest.mark.parametrize("killed_at", [3, 7])
 def test_resume_is_exact_to_the_bit(
     config: ZeroShotConfig,
+    correct: Callable[..., object] | None,
     killed_at: int,
     tiny: Callable[..., nn.Module],
     make_student: Callable[..., nn.Module],
@@ -118,21 +123,48 @@ def test_resume_is_exact_to_the_bit(
     config = config.with_changes(checkpoint_every=2)
     model = tiny()
     whole = make_student(model)
-    finetune(whole, config, model)
+    finetune(whole, config, model, correct=correct)
 
     def die(step: int) -> None:
         if step == killed_at:
             raise Killed
 
+    student = make_student(model)
     with pytest.raises(Killed):
-        finetune(make_student(model), config, model, checkpoint_dir=tmp_path, on_step=die)
+        finetune(student, config, model, correct=correct, checkpoint_dir=tmp_path, on_step=die)
     resumed = make_student(model)
     steps: list[int] = []
-    finetune(resumed, config, model, checkpoint_dir=tmp_path, on_step=steps.append)
+    finetune(resumed, config, model, correct=correct, checkpoint_dir=tmp_path, on_step=steps.append)
     assert steps[0] == killed_at - killed_at % 2 + (1 if killed_at % 2 else 0)
     assert all(torch.equal(a, b) for a, b in zip(
         weights(whole).values(), weights(resumed).values(), strict=True
     ))  # fmt: skip
+
+
+def test_biases_are_corrected_between_ranges_and_the_first_judgement(
+    tiny: Callable[..., nn.Module],
+    make_student: Callable[..., nn.Module],
+    smooth_images: Callable[..., Tensor],
+) -> None:
+    model, images = tiny(), smooth_images(48)
+    pool, held_out = images[:-16], images[-16:]
+    by_hand = make_student(model)
+    calibrate(by_hand, pool.split(QUICK.batch_size))
+    correct_bias(by_hand, pool.split(QUICK.batch_size))
+    with torch.no_grad():
+        p, q = model(held_out).log_softmax(1), by_hand.eval()(held_out).log_softmax(1)
+    expected = float((p.exp() * (p - q)).sum(1).mean())
+    seen: list[int] = []
+
+    def correct(student: nn.Module, batches: Sequence[Tensor]) -> None:
+        seen.extend(len(batch) for batch in batches)
+        correct_bias(student, batches)
+
+    student = make_student(model)
+    config = QUICK.with_changes(steps=0, reconstruct=False)
+    result = finetune(student, config, model, images=images, correct=correct)
+    assert seen == [8] * 4
+    assert result.start.divergence == pytest.approx(expected, rel=1e-3)  # type: ignore[attr-defined]
 
 
 def test_a_checkpoint_of_other_settings_is_refused(
