@@ -175,19 +175,23 @@ def _bounded(
     return model, bounds
 
 
-def absorb_bias(done: Equalised, remembered: Remembered, sigmas: float = SIGMAS) -> None:
+def absorb_bias(
+    done: Equalised, remembered: Remembered, sigmas: float = SIGMAS, *, borders: bool = False
+) -> None:
     """Move what a channel always exceeds from the first layer's bias to the second's, in place.
 
     ``c = max(0, β - 3 γ)``: a ReLU input with mean β and deviation γ is practically always above c,
     so that ``relu(x - c) = relu(x) - c``; the first bias loses c, the second gains ``W2 c``, and a
-    bound loses c as well (equations 14 to 16). Zero padding of the second layer is not made up for,
-    as in the paper.
+    bound loses c as well (equations 14 to 16). A second layer that looks beyond the border would
+    see zeros there where it should see -c; the paper lives with that, here such a pair is left
+    alone, unless ``borders`` says otherwise.
 
     Args:
         done: What `equalise` returned; its model changes.
         remembered: Means and deviations of the layers' outputs, rescaled like the model; the means
             change with the biases.
         sigmas: 3 in the paper.
+        borders: Absorb into layers with kernels of more than one position, too.
     """
     for pair in done.pairs:
         known = remembered.get(pair.first)
@@ -195,7 +199,8 @@ def absorb_bias(done: Equalised, remembered: Remembered, sigmas: float = SIGMAS)
             continue
         first = done.model.get_submodule(pair.first)
         second = done.model.get_submodule(pair.second)
-        if not isinstance(first.bias, nn.Parameter):
+        wide_kernel = any(k > 1 for k in wide_weight(second).shape[2:])
+        if not isinstance(first.bias, nn.Parameter) or (wide_kernel and not borders):
             continue
         c = (known.mean - sigmas * known.deviation).clamp(min=0)
         bound = done.bounds.get(pair.first)
