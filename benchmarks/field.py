@@ -1,0 +1,224 @@
+"""Every method of the field on real models: method x bits x model x seed, one JSON line each.
+
+    python benchmarks/field.py --data DIR
+    python benchmarks/field.py --data DIR --model cifar10 --method pwlq rq:real --seeds 0 1 2
+    python benchmarks/field.py --data DIR --method aimet/best --peer-python aimet=/opt/bin/python
+    python benchmarks/field.py --data DIR --tables
+
+A method is a strategy of `zaq_plugin.strategies` or a composition of several, with levels and
+images where they should not be the default (``name[@uniform|@pwlq][:synthetic|:real]``), or a
+peer's recipe (``nncf/plain``). What ``--out`` holds is not run again. Beside the lines stand the
+tables, as Markdown and as one HTML page.
+
+Protocol: all layers quantized, BatchNorm folded where it can be, weights per output channel,
+activations per tensor at the inputs of all layers (residual additions are not quantized by
+themselves), the network's own input at 8 bits. Test images measure the finished model and nothing
+else; models without training images calibrate on images made from the model. Peers place their
+quantizers themselves, and their rows say how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.field_images import request_for, shared_images
+from benchmarks.field_jobs import (
+    BITS,
+    append_row,
+    default_methods,
+    grid,
+    is_peer,
+    missing,
+    read_rows,
+)
+from benchmarks.field_peers import run_peer
+from benchmarks.field_tables import write_tables
+from benchmarks.field_tasks import Subject, load_subject
+from zaq_plugin.strategies import Applied, apply
+from zaq_plugin.strategies.compose import compose
+
+RESULTS = Path(__file__).parent / "results"
+_SUBJECTS: dict[str, tuple[Subject, Tensor]] = {}
+
+
+def subject_of(name: str, data: Path, limit: int | None) -> tuple[Subject, Tensor]:
+    """A model with its float outputs, loaded once in each process."""
+    if name not in _SUBJECTS:
+        subject = load_subject(name, data)
+        _SUBJECTS[name] = subject, subject.outputs(subject.model, limit)
+    return _SUBJECTS[name]
+
+
+def run_strategy(job: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """One row of a strategy."""
+    subject, expected = subject_of(job["model"], args.data, args.limit)
+    images, seconds = shared_images(job, subject, args.cache)
+    torch.manual_seed(job["seed"])
+    applied = apply(job["method"], subject.model, request_for(job, subject, images))
+    outputs = subject.outputs(applied.model, args.limit)
+    return {
+        "job": job,
+        **scores(subject, expected, outputs),
+        **sizes(applied),
+        "levels": applied.levels,
+        "data": applied.data,
+        "seconds": round(applied.seconds + seconds, 1),
+        "stages": {name: round(value, 1) for name, value in applied.stages.items()},
+        "notes": applied.notes,
+        "protocol": protocol(job, applied, subject, len(outputs)),
+    }
+
+
+def scores(subject: Subject, expected: Tensor, outputs: Tensor) -> dict[str, Any]:
+    """Score, agreement with the float model, the float model's score."""
+    agreement = subject.agreement(expected, outputs)
+    return {
+        "metric": subject.metric,
+        "score": round(subject.score(outputs), 3),
+        "agreement": None if agreement is None else round(agreement, 3),
+        "fp32": round(subject.score(expected), 3),
+    }
+
+
+def sizes(applied: Applied) -> dict[str, Any]:
+    """MAC and stored bits, bytes, and the layers that stayed float."""
+    done = [layer for layer in applied.layers if layer.quantized]
+    numel = sum(layer.numel for layer in done)
+    mean = {
+        name: sum(getattr(layer, name) * layer.numel for layer in done) / numel
+        for name in ("mac_bits", "stored_bits")
+    }
+    return {
+        "mac_bits": round(mean["mac_bits"], 3),
+        "stored_bits": round(mean["stored_bits"], 3),
+        "stored_bytes": sum(
+            4 * layer.numel if layer.stored_bytes is None else layer.stored_bytes
+            for layer in applied.layers
+        ),
+        "layers": len(done),
+        "float_layers": [layer.name for layer in applied.layers if not layer.quantized],
+    }
+
+
+def protocol(job: dict[str, Any], applied: Applied, subject: Subject, count: int) -> dict[str, Any]:
+    """How it was measured, in the words of `zaq_plugin.report.protocol`."""
+    made = 0 if applied.images is None else len(applied.images)
+    data = {
+        "none": "none",
+        "real": f"{len(subject.calibration(job['seed'])) if subject.train is not None else 0} "
+        "`train` images",
+        "synthetic": f"{made} synthetic images ({compose(job['method']).recipe})",
+    }
+    return {
+        "first_last": "as all layers; the network's input at 8 bits",
+        "residual_adds": "float",
+        "symmetry": "asymmetric weights and activations",
+        "granularity": "weights per output channel, activations per tensor",
+        "calibration": data[applied.data],
+        "evaluation": f"{count} images, used for nothing else",
+        "seed": job["seed"],
+    }
+
+
+def run_job(package: tuple[dict[str, Any], argparse.Namespace]) -> dict[str, Any]:
+    """One row; an error becomes one, too, so that it cannot end the others."""
+    job, args = package
+    torch.set_num_threads(args.threads)
+    try:
+        if is_peer(job["method"]):
+            subject, expected = subject_of(job["model"], args.data, args.limit)
+            found = run_peer(job, subject, args)
+            row = {"job": job, **scores(subject, expected, found.pop("outputs")), **found}
+        else:
+            row = run_strategy(job, args)
+    except Exception as error:
+        if args.verbose:
+            traceback.print_exc()
+        return {"job": job, "error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+    row["machine"] = {"device": "cpu", "threads": args.threads, "torch": torch.__version__}
+    return row
+
+
+def run_all(jobs: list[dict[str, Any]], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Rows as they are finished."""
+    packages = [(job, args) for job in jobs]
+    if args.jobs <= 1:
+        yield from map(run_job, packages)
+        return
+    with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
+        yield from pool.imap_unordered(run_job, packages)
+
+
+def told(row: dict[str, Any]) -> str:
+    """One short line."""
+    job = row["job"]
+    what = f"{job['model']} {job['bits']} {job['method']}@{job['levels']}:{job['images']}"
+    what += f" seed {job['seed']}"
+    if "error" in row:
+        return f"{what}: {row['error']}"
+    what += f": {row['metric']} {row['score']:.2f} of {row['fp32']:.2f}"
+    return f"{what}, MAC {row['mac_bits']:g} stored {row['stored_bits']:g}, {row['seconds']} s"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--data", type=Path, help="folder of models and images")
+    made.add_argument("--model", nargs="+", choices=list(BITS), default=list(BITS))
+    made.add_argument("--method", nargs="+", help="default: every strategy and peer")
+    made.add_argument("--trains", action="store_true", help="also strategies that train")
+    made.add_argument("--bits", nargs="+", help="stored weight bits/activation bits, such as 4/8")
+    made.add_argument("--seeds", nargs="+", type=int, default=[0])
+    made.add_argument("--effort", type=float, default=1.0, help="multiplies all training steps")
+    made.add_argument("--limit", type=int, help="measure on the first so many images only")
+    made.add_argument("--jobs", type=int, default=1, help="processes")
+    made.add_argument("--threads", type=int, default=1, help="of each process")
+    made.add_argument("--retry", action="store_true", help="run rows again that are errors")
+    made.add_argument(
+        "--peer-python", nargs="+", default=[], metavar="NAME=PATH", help="a peer's own Python"
+    )
+    made.add_argument("--peer-timeout", type=float, default=1800, help="seconds")
+    made.add_argument("--cache", type=Path, default=Path(".field-cache"), help="synthetic images")
+    made.add_argument("--out", type=Path, default=RESULTS / "field.jsonl")
+    made.add_argument(
+        "--also", type=Path, default=RESULTS / "zero_shot.jsonl", help="rows to take over"
+    )
+    made.add_argument("--tables", action="store_true", help="write the tables and stop")
+    made.add_argument("--verbose", action="store_true", help="print errors in full")
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run what is missing, then write the tables."""
+    made = parser()
+    args = made.parse_args(argv)
+    rows = read_rows(args.out)
+    if args.tables:
+        write_tables(rows, args.out, args.also)
+        return 0
+    if args.data is None:
+        made.error("--data must name the folder of models and images")
+    methods = args.method or default_methods(trains=args.trains)
+    wanted = grid(args.model, methods, args.seeds, args.bits, args.effort)
+    todo = missing(wanted, rows, retry=args.retry)
+    for number, row in enumerate(run_all(todo, args), 1):
+        append_row(args.out, row)
+        print(f"[{number}/{len(todo)}] {told(row)}", flush=True)
+    write_tables(read_rows(args.out), args.out, args.also)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

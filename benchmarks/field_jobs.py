@@ -1,0 +1,165 @@
+"""What the field benchmark runs: jobs, their order, and the rows that are there already."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.field_tasks import EFFORT
+from zaq_plugin.strategies import STRATEGIES
+from zaq_plugin.strategies.compose import compose
+
+BITS = {
+    "cifar10": ("8/8", "6/8", "4/8", "4/4", "3/3", "2/4"),
+    "imagenet": ("8/8", "6/8", "4/8"),
+    "camvid": ("8/8", "6/8", "4/8"),
+    "coco": ("8/8", "6/8", "4/8"),
+}
+"""Stored weight bits / activation bits of each model's columns."""
+WIDER = {"cifar10": ("5/8", "5/4"), "imagenet": ("5/8",), "camvid": ("5/8",), "coco": ("5/8",)}
+"""What PWLQ stores at four MAC bits, for the view at equal MAC bits."""
+REAL_IMAGES = ("cifar10",)
+"""Models with images that may calibrate."""
+PEERS = {
+    "nncf": ("plain", "best"),
+    "torchao": ("plain", "best"),
+    "aimet": ("plain", "best"),
+    "brevitas": ("plain", "best"),
+    "mct": ("plain", "best"),
+}
+COMPOSED = ("rq+bias-correction", "omse+bias-correction")
+"""Compositions that stand in the tables beside the strategies themselves."""
+
+Job = dict[str, Any]
+
+
+def job(
+    model: str,
+    method: str,
+    bits: str,
+    seed: int = 0,
+    *,
+    levels: str = "auto",
+    images: str = "synthetic",
+    effort: float = 1.0,
+) -> Job:
+    """One job; every key is there, so that equal jobs are equal texts."""
+    return {
+        "model": model,
+        "method": method,
+        "levels": levels,
+        "images": images,
+        "bits": bits,
+        "seed": seed,
+        "effort": effort,
+    }
+
+
+def is_peer(method: str) -> bool:
+    """Whether the method is another project's."""
+    return method.split("/")[0] in PEERS
+
+
+def parse(text: str) -> tuple[str, str, str | None]:
+    """``name[@levels][:images]`` as name, levels, images (None: whatever the method can take).
+
+    Raises:
+        ValueError: If levels or images are unknown, or there is no such method.
+    """
+    name, _, images = text.partition(":")
+    name, _, levels = name.partition("@")
+    if levels not in ("", "auto", "uniform", "pwlq"):
+        raise ValueError(f"levels of {text!r} must be uniform or pwlq; got {levels!r}")
+    if images not in ("", "synthetic", "real"):
+        raise ValueError(f"images of {text!r} must be synthetic or real; got {images!r}")
+    if is_peer(name):
+        recipes = PEERS[name.split("/")[0]]
+        if name.partition("/")[2] not in recipes:
+            raise ValueError(f"{name!r} has no such recipe; known are {', '.join(recipes)}")
+    else:
+        compose(name)  # refuses unknown names
+    return name, levels or "auto", images or None
+
+
+def default_methods(*, trains: bool = False) -> list[str]:
+    """Every strategy, composition and peer; those that train only if asked for."""
+    names = [n for n, s in STRATEGIES.items() if trains or not s.trains]
+    names += COMPOSED
+    names += ["pwlq@uniform"] if "pwlq" in STRATEGIES else []
+    return names + [f"{peer}/{recipe}" for peer, recipes in PEERS.items() for recipe in recipes]
+
+
+def sources(method: str, model: str) -> list[str]:
+    """Which images a method can be given on a model."""
+    if is_peer(method):
+        return ["real"] if model in REAL_IMAGES else ["synthetic"]
+    strategy = compose(method)
+    found = [] if strategy.data == "real" else ["synthetic"]
+    if model in REAL_IMAGES and (strategy.data == "real" or strategy.takes_images):
+        found.append("real")
+    return found
+
+
+def grid(
+    models: Sequence[str],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    bits: Sequence[str] | None = None,
+    effort: float = 1.0,
+) -> Iterator[Job]:
+    """All jobs, seed by seed, so that an early stop leaves whole tables of few seeds."""
+    for seed in seeds:
+        for model in models:
+            for text in methods:
+                name, levels, told = parse(text)
+                offered = sources(name, model)
+                for images in offered if told is None else [i for i in offered if i == told]:
+                    widths = bits or BITS[model]
+                    if bits is None and name == "pwlq" and levels != "uniform":
+                        widths = (*widths, *WIDER[model])
+                    for width in widths:
+                        yield job(
+                            model,
+                            name,
+                            width,
+                            seed,
+                            levels=levels,
+                            images=images,
+                            effort=effort * EFFORT[model],
+                        )
+
+
+def key(of: Job) -> str:
+    """A job as a text that tells it from others."""
+    return json.dumps(of, sort_keys=True)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of earlier runs; a line that a stopped run left half-written is dropped."""
+    rows = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return rows
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Add a row on a line of its own, even after a line that was left half-written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    broken = path.exists() and path.stat().st_size > 0 and not path.read_text().endswith("\n")
+    with path.open("a") as file:
+        file.write(("\n" if broken else "") + json.dumps(row) + "\n")
+
+
+def missing(
+    wanted: Iterable[Job], rows: Sequence[dict[str, Any]], *, retry: bool = False
+) -> list[Job]:
+    """Jobs without a row; with ``retry`` also those whose row is an error."""
+    done = {key(r["job"]) for r in rows if not (retry and "error" in r)}
+    found = {key(j): j for j in wanted if key(j) not in done}
+    return list(found.values())

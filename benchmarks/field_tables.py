@@ -1,0 +1,250 @@
+"""The tables of the field benchmark: who is first at equal stored bits, and everything measured."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.field_jobs import BITS, PEERS, is_peer, job, read_rows
+from benchmarks.field_pages import Grid, Page
+from benchmarks.field_tasks import TITLES
+from zaq_plugin.report.protocol import protocol_text
+from zaq_plugin.strategies import STRATEGIES
+
+INTRODUCTION = """Written by `python benchmarks/field.py --data DIR`. All layers are quantized
+unless a row says otherwise, weights per output channel, activations per tensor, the network's own
+input at 8 bits, residual additions in float; peers place their quantizers themselves. Every column
+is a pair of **stored** weight bits and activation bits: PWLQ multiplies one bit narrower than it
+stores. Means over seeds with their standard deviation; **first in its column**. Seconds are wall
+time of one thread of a busy machine, images included: they rank methods, they are no benchmark of
+speed."""
+ERRORS = {"cifar10": 0.5, "imagenet": 2.5}
+"""One standard error of a score, in points."""
+OURS = ("pwlq", "zaq")
+PEER_NAMES = {
+    "nncf": "NNCF",
+    "torchao": "torchao PT2E",
+    "aimet": "AIMET",
+    "brevitas": "Brevitas",
+    "mct": "MCT",
+}
+TAKEN_OVER = {"paper": "zaq-paper", "default": "zaq", "real": "zaq"}
+"""Methods of `benchmarks/zero_shot.py` as strategies."""
+Row = dict[str, Any]
+Line = tuple[str, str, str]
+
+
+def taken_over(path: Path) -> list[Row]:
+    """Rows of the zero-shot benchmark, whose protocol is the same, in this benchmark's form."""
+    found = []
+    for row in read_rows(path):
+        old = row.get("job", {})
+        if "error" in row or old.get("set") or "top1" not in row or old["input_bits"] != 8:
+            continue
+        if old["method"] not in TAKEN_OVER or old["weights"] not in ("uniform-mse", "pwlq"):
+            continue
+        real = old["method"] == "real"
+        if real and old["task"] != "cifar10":
+            continue
+        levels = "pwlq" if old["weights"] == "pwlq" else "uniform"
+        stored = int(old["bits"].split("/")[0])
+        found.append(
+            {
+                "job": job(
+                    old["task"],
+                    TAKEN_OVER[old["method"]],
+                    old["bits"],
+                    old["seed"],
+                    levels=levels,
+                    images="real" if real else "synthetic",
+                ),
+                "metric": "top-1",
+                "score": row["top1"],
+                "agreement": row["agreement"],
+                "fp32": row["fp32"],
+                "mac_bits": stored - (levels == "pwlq"),
+                "stored_bits": stored,
+                "levels": levels,
+                "data": "real" if real else "synthetic",
+                "seconds": row["seconds"],
+                "notes": ["from zero_shot.jsonl"],
+            }
+        )
+    return found
+
+
+def line_of(row: Row) -> Line:
+    """What a line of a table stands for: method, levels, data."""
+    return row["job"]["method"], row["levels"], "real" if row["data"] == "real" else "free"
+
+
+def method_name(line: Line) -> str:
+    """A method in words."""
+    method, levels, _ = line
+    if is_peer(method):
+        peer, _, recipe = method.partition("/")
+        return f"{PEER_NAMES[peer]}, {recipe}"
+    return f"{method}, PWLQ levels" if levels == "pwlq" and method != "pwlq" else _plain(line)
+
+
+def _plain(line: Line) -> str:
+    method, levels, _ = line
+    return f"{method}, uniform levels" if method in OURS and levels == "uniform" else method
+
+
+def mean_and_deviation(values: Sequence[float], places: int = 2) -> str:
+    """``87.1 ± 0.2``, or the only value."""
+    text = f"{statistics.fmean(values):.{places}f}"
+    return f"{text} ± {statistics.stdev(values):.{places}f}" if len(values) > 1 else text
+
+
+def order(line: Line) -> tuple[int, int, str, str]:
+    """Strategies from the floor up, then compositions, then peers."""
+    method, levels, _ = line
+    base = method.split("+")[0]
+    names = list(STRATEGIES)
+    if is_peer(method):
+        return 1, list(PEERS).index(method.split("/")[0]), method, levels
+    return 0, names.index(base) if base in names else len(names), method, levels
+
+
+def column_of(row: Row, by: str) -> str:
+    """``W4A8`` by stored or by MAC bits of the weights."""
+    activation = row["job"]["bits"].split("/")[1]
+    return f"W{round(row[by])}A{activation}"
+
+
+def summary(rows: Iterable[Row], columns: Sequence[str], by: str) -> Grid:
+    """A line for each method, a column for each pair of widths, the best of each in bold."""
+    cells: dict[Line, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    seconds: dict[Line, list[float]] = defaultdict(list)
+    for row in rows:
+        column = column_of(row, by)
+        if column in columns:
+            cells[line_of(row)][column].append(row["score"])
+            seconds[line_of(row)].append(row["seconds"])
+    best = {
+        c: max((statistics.fmean(line[c]) for line in cells.values() if c in line), default=0.0)
+        for c in columns
+    }
+    text = []
+    for line in sorted(cells, key=order):
+        shown = []
+        for column in columns:
+            values = cells[line].get(column)
+            cell = "" if not values else mean_and_deviation(values)
+            first = values and statistics.fmean(values) >= best[column] - 1e-9
+            shown.append(f"**{cell}**" if first else cell)
+        taken = f"{statistics.fmean(seconds[line]):.0f}"
+        text.append([method_name(line), *shown, taken])
+    return Grid(["method", *columns, "seconds"], text)
+
+
+def everything(rows: Sequence[Row]) -> tuple[Grid, list[str]]:
+    """Every method and widths with MAC and stored bits, size, agreement, and footnotes."""
+    groups: dict[tuple[Line, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[line_of(row), row["job"]["bits"]].append(row)
+    marks: dict[str, str] = {}
+    text = []
+    for line, bits in sorted(groups, key=lambda k: (_widths(k[1]), order(k[0]), k[0][2])):
+        part = groups[line, bits]
+        one, activation = part[0], bits.split("/")[1]
+        said = protocol_text({k: v for k, v in one.get("protocol", {}).items() if k != "seed"})
+        said = "; ".join([said or "as in zero_shot.md", *_notes(part)])
+        mark = marks.setdefault(said, str(len(marks) + 1))
+        agreement = [r["agreement"] for r in part if r.get("agreement") is not None]
+        size = one.get("stored_bytes")
+        scores = [r["score"] for r in part]
+        text.append(
+            [
+                f"{method_name(line)} [{mark}]",
+                "real images" if line[2] == "real" else "data-free",
+                f"{one['mac_bits']:g} / {one['stored_bits']:g}",
+                f"{activation} / {activation}",
+                "" if size is None else f"{size / 1000:,.1f}",
+                mean_and_deviation(scores),
+                f"{statistics.fmean(scores) - one['fp32']:+.2f}",
+                mean_and_deviation(agreement) if agreement else "",
+                ", ".join(str(r["job"]["seed"]) for r in sorted(part, key=_seed)),
+                f"{statistics.fmean(r['seconds'] for r in part):.0f}",
+            ]
+        )
+    heads = ["method", "data", "weight bits, MAC / stored", "activation bits, MAC / stored"]
+    heads += ["size, kB", rows[0]["metric"] + ", %", "vs FP32", "agreement, %", "seeds", "seconds"]
+    return Grid(heads, text, (0, 1)), [f"[{mark}] {said}." for said, mark in marks.items()]
+
+
+def _seed(row: Row) -> int:
+    return int(row["job"]["seed"])
+
+
+def _notes(part: Sequence[Row]) -> list[str]:
+    """What all rows of a group note."""
+    left = part[0].get("float_layers") or []
+    found = [n for n in part[0].get("notes", []) if all(n in r.get("notes", []) for r in part)]
+    if left:
+        found.append(f"{len(left)} layers stay float: {', '.join(left[:4])}")
+    return found
+
+
+def _widths(bits: str) -> tuple[int, int]:
+    weight, activation = bits.split("/")
+    return -int(weight), -int(activation)
+
+
+def failures(rows: Iterable[Row]) -> Grid:
+    """What could not be run, and why, once for each method and reason."""
+    found: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+    for row in rows:
+        of = row["job"]
+        found[of["model"], of["method"], row["error"]].add(of["bits"])
+    text = [
+        [method_name((method, "uniform", "")), TITLES[model], ", ".join(sorted(bits)), reason]
+        for (model, method, reason), bits in sorted(found.items())
+    ]
+    return Grid(["method", "model", "bits", "why not"], text, (0, 1, 2, 3))
+
+
+def page(rows: Sequence[Row]) -> Page:
+    """The whole page."""
+    made = Page("The field: every method on the same weights and images", [INTRODUCTION])
+    good = [row for row in rows if "error" not in row]
+    for model in (m for m in BITS if any(r["job"]["model"] == m for r in good)):
+        mine = [row for row in good if row["job"]["model"] == model]
+        columns = [f"W{w}A{a}" for w, a in (bits.split("/") for bits in BITS[model])]
+        metric, fp32 = mine[0]["metric"], mine[0]["fp32"]
+        made.parts.append((2, f"{TITLES[model]}: {metric} {fp32:.2f} % in float"))
+        if model in ERRORS:
+            made.parts.append(f"One standard error of a score is about {ERRORS[model]} points.")
+        views: tuple[tuple[str, Callable[[Row], bool]], ...] = (
+            ("Data-free", lambda r: r["data"] != "real"),
+            ("Calibrated on real images", lambda r: r["data"] == "real"),
+        )
+        for title, chosen in views:
+            part = [row for row in mine if chosen(row)]
+            if not part:
+                continue
+            made.parts += [(3, f"{title}, equal stored bits ({metric}, %)")]
+            made.parts.append(summary(part, columns, "stored_bits"))
+            made.parts += [(3, f"{title}, equal MAC bits ({metric}, %)")]
+            made.parts.append(summary(part, columns, "mac_bits"))
+        table, notes = everything(mine)
+        made.parts += [(3, "All rows"), table, "\n".join(f"{note}  " for note in notes)]
+    bad = [row for row in rows if "error" in row]
+    if bad:
+        made.parts += [(2, "What could not be run"), failures(bad)]
+    return made
+
+
+def write_tables(rows: Sequence[Row], out: Path, also: Path | None = None) -> None:
+    """Write the Markdown and the HTML page beside the rows."""
+    every = [*rows, *(taken_over(also) if also is not None else [])]
+    if not every:
+        return
+    made = page(every)
+    out.with_suffix(".md").write_text(made.markdown())
+    out.with_suffix(".html").write_text(made.html())

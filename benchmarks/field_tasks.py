@@ -1,0 +1,138 @@
+"""The models of the field benchmark behind one face: images, a score, images that may calibrate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.data import CIFAR_MEAN, CIFAR_STD, Task, accuracy, load_task
+from benchmarks.data_dense import LOADERS as DENSE
+from benchmarks.data_dense import DenseTask
+from benchmarks.graph_modules import to_modules
+
+TITLES = {
+    "cifar10": "CIFAR-10 ResNet-20",
+    "imagenet": "ImageNet MobileNetV1-0.25",
+    "camvid": "CamVid ESPNet",
+    "coco": "COCO FastestDet",
+}
+BATCH = {"cifar10": 250, "imagenet": 50, "camvid": 8, "coco": 16}
+SYNTHETIC = {"cifar10": 256, "imagenet": 128, "camvid": 8, "coco": 32}
+"""How many synthetic images calibrate; large inputs get few, they take long to make."""
+EFFORT = {"cifar10": 1.0, "imagenet": 1.0, "camvid": 0.25, "coco": 1.0}
+"""What steps of distillation and training are multiplied by, for the same reason."""
+REAL = 512
+"""How many real images calibrate."""
+
+
+@dataclass
+class Subject:
+    """A model to quantize and what measures it.
+
+    Attributes:
+        name: Of the model.
+        model: The float model, in evaluation mode, with its BatchNorms.
+        images: For measuring only.
+        score: Outputs on the first images to percent.
+        metric: What the score is.
+        decide: Outputs to one decision for each image or pixel, None where there is none.
+        train: Images that may calibrate, or None.
+        mean, std: The input's normalisation, pixels from 0 to 1.
+        published: The float score on these files.
+    """
+
+    name: str
+    model: nn.Module
+    images: Tensor
+    score: Callable[[Tensor], float]
+    metric: str
+    decide: Callable[[Tensor], Tensor] | None
+    train: Tensor | None
+    mean: list[float]
+    std: list[float]
+    published: float
+
+    @torch.no_grad()
+    def outputs(self, model: nn.Module, limit: int | None = None) -> Tensor:
+        """What a model answers on all images, or the first ones."""
+        parts = self.images[:limit].split(BATCH[self.name])
+        return torch.cat([model(part) for part in parts])
+
+    def agreement(self, expected: Tensor, actual: Tensor) -> float | None:
+        """Share of equal decisions in percent."""
+        if self.decide is None:
+            return None
+        same = self.decide(expected) == self.decide(actual)
+        return 100 * float(same.double().mean())
+
+    def calibration(self, seed: int, count: int = REAL) -> Tensor:
+        """Real images that may calibrate, another choice for each seed.
+
+        Raises:
+            ValueError: If the model has none.
+        """
+        if self.train is None:
+            raise ValueError(f"{self.name} has no images that may calibrate; use synthetic ones")
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
+        return self.train[order[:count]]
+
+
+def load_subject(name: str, data: Path) -> Subject:
+    """A subject by name.
+
+    Raises:
+        ValueError: If there is no such model.
+        FileNotFoundError: If a file is missing.
+    """
+    if name in DENSE:
+        return _dense(DENSE[name](data))
+    return _classifier(load_task(name, data))
+
+
+def _classifier(task: Task) -> Subject:
+    half = [0.5, 0.5, 0.5]
+    mean, std = (list(CIFAR_MEAN), list(CIFAR_STD)) if task.name == "cifar10" else (half, half)
+    return Subject(
+        task.name,
+        task.model,
+        task.images,
+        lambda outputs: accuracy(outputs, task.labels[: len(outputs)]),
+        "top-1",
+        lambda outputs: outputs.argmax(1),
+        task.train,
+        mean,
+        std,
+        task.published,
+    )
+
+
+def _dense(task: DenseTask) -> Subject:
+    decide = (lambda outputs: outputs.argmax(1)) if task.name == "camvid" else None
+    return Subject(
+        task.name,
+        task.model,
+        task.images,
+        task.score,
+        task.metric,
+        decide,
+        None,
+        task.mean,
+        task.std,
+        task.published,
+    )
+
+
+def traceable(subject: Subject) -> nn.Module:
+    """The model in a form that ``torch.fx`` can trace, for tools that need it.
+
+    MobileNet's padding depends on its input's shape: it is exported, and its layers restored.
+    """
+    if subject.name != "imagenet":
+        return subject.model
+    shapes = ({0: torch.export.Dim("batch", min=2)},)
+    program = torch.export.export(subject.model, (subject.images[:2],), dynamic_shapes=shapes)
+    return to_modules(program.module())

@@ -1,0 +1,1 @@
+"""Other projects' quantizers on our models; each is imported only by its own adapter."""

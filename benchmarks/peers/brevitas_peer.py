@@ -1,0 +1,56 @@
+"""Brevitas's post-training quantization (https://github.com/Xilinx/brevitas).
+
+The functions of its ImageNet example, which is its documented way. plain: BatchNorm merged,
+percentile ranges. best: GPTQ on the weights and bias correction, as its README's best rows have.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from brevitas.graph.quantize import preprocess_for_quantize
+from brevitas_examples.imagenet_classification.ptq.ptq_common import (
+    apply_bias_correction,
+    apply_gptq,
+    calibrate,
+    quantize_model,
+)
+
+from benchmarks.peers.base import PeerRequest, PeerResult, layer_sizes
+
+
+def quantize(request: PeerRequest) -> PeerResult:
+    """Preprocess, quantize, calibrate, and with ``best`` GPTQ and bias correction."""
+    best = request.recipe == "best"
+    model = preprocess_for_quantize(request.model.eval(), relu6_to_relu=False, equalize_iters=0)
+    quantized: Any = quantize_model(
+        model,
+        backend="fx",
+        weight_bit_width=request.weight_bits,
+        act_bit_width=request.activation_bits,
+        bias_bit_width=None,
+        weight_quant_granularity="per_channel",
+        act_quant_percentile=99.999,
+        act_quant_type="asym",
+        scale_factor_type="float_scale",
+        quant_format="int",
+        weight_quant_type="sym",
+        layerwise_first_last_bit_width=request.weight_bits,
+    )
+    batches = [(part, torch.zeros(len(part))) for part in request.calibration.split(request.batch)]
+    with torch.no_grad():
+        quantized(request.calibration[: request.batch])
+    calibrate(batches, quantized)
+    if best:
+        apply_gptq(batches, quantized, act_order=True)
+        apply_bias_correction(batches, quantized)
+    return PeerResult(
+        quantized.eval(),
+        layer_sizes(quantized, request.weight_bits),
+        notes=["GPTQ with activation order, bias correction" if best else "99.999 percentile"],
+        protocol={
+            "first_last": "as all layers, the network's input too",
+            "residual_adds": "quantized",
+        },
+    )

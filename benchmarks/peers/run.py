@@ -1,0 +1,86 @@
+"""One peer on one model, as a process: ``python -m benchmarks.peers.run FOLDER``.
+
+Reads ``request.json`` and ``calibration.safetensors`` from the folder; leaves ``result.json`` and
+``outputs.safetensors`` there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks.field_tasks import BATCH, load_subject, traceable
+from benchmarks.peers.base import PROTOCOL, PeerRequest, stored_bytes
+
+
+def run(place: Path) -> dict[str, Any]:
+    """The result without outputs, which are written beside it."""
+    asked = json.loads((place / "request.json").read_text())
+    torch.set_num_threads(asked["threads"])
+    torch.manual_seed(asked["seed"])
+    subject = load_subject(asked["model"], Path(asked["data"]))
+    request = PeerRequest(
+        traceable(subject),
+        subject.images[:2],
+        load_file(place / "calibration.safetensors")["images"],
+        asked["weight_bits"],
+        asked["activation_bits"],
+        asked["recipe"],
+        asked["seed"],
+        asked["effort"],
+        min(32, BATCH[subject.name]),
+    )
+    adapter = importlib.import_module(f"benchmarks.peers.{asked['peer']}_peer")
+    started = time.perf_counter()
+    found = adapter.quantize(request)
+    seconds = time.perf_counter() - started
+    outputs = subject.outputs(found.model, asked["limit"])
+    save_file({"outputs": outputs.float().contiguous()}, place / "outputs.safetensors")
+    numel = sum(n for n, _, _ in found.weights.values())
+    if not numel:
+        raise ValueError("nothing was quantized")
+    bits = sum(n * b for n, _, b in found.weights.values()) / numel
+    return {
+        "levels": "uniform",
+        "mac_bits": round(bits, 3),
+        "stored_bits": round(bits, 3),
+        "stored_bytes": stored_bytes(found.weights, found.asymmetric),
+        "layers": len(found.weights),
+        "float_layers": found.float_layers,
+        "seconds": seconds,
+        "notes": [*found.notes, version(asked["peer"])],
+        "protocol": {**PROTOCOL, **found.protocol},
+    }
+
+
+def version(peer: str) -> str:
+    """The tool's distribution and version."""
+    from importlib.metadata import version as installed
+
+    names = {"aimet": "aimet-torch", "mct": "model-compression-toolkit"}
+    return f"{names.get(peer, peer)} {installed(names.get(peer, peer))}"
+
+
+def main() -> None:
+    """Write the result, or the error as the result."""
+    place = Path(sys.argv[1])
+    warnings.simplefilter("ignore")
+    try:
+        result = run(place)
+    except Exception as error:
+        traceback.print_exc()
+        result = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"}
+    (place / "result.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
