@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.ptq import audit, quantized_tensors, simulate
+from zaq_plugin.ptq import audit, correct_bias, quantized_tensors, simulate
 from zaq_plugin.pwlq import UniformSpec
 from zaq_plugin.report import Figure, image_grid, training_figures
 from zaq_plugin.zero_shot import FinetuneResult, ZeroShotConfig, zero_shot_finetune
@@ -59,7 +59,12 @@ def _student(model: nn.Module) -> nn.Module:
 
 def _finetune(student: nn.Module, config: ZeroShotConfig) -> FinetuneResult:
     return zero_shot_finetune(
-        student, config, image_shape=IMAGE_SHAPE, float_model=digits_model(), progress=False
+        student,
+        config,
+        image_shape=IMAGE_SHAPE,
+        float_model=digits_model(),
+        correct=correct_bias,
+        progress=False,
     )
 
 

@@ -39,6 +39,7 @@ class Host(NamedTuple):
 
     student: nn.Module
     convert: Callable[[nn.Module], nn.Module]
+    correct: Callable[..., object] | None
 
 
 def float_model() -> nn.Module:
@@ -59,7 +60,9 @@ def fx(model: nn.Module, spec: PWLQSpec) -> Host:
     mapping = zaq_fx.pwlq_qat_qconfig_mapping(spec)
     example = (torch.randn(2, *SHAPE),)
     student = prepare_qat_fx(model.train(), mapping, example, backend_config=backend)
-    return Host(student.eval(), lambda s: convert_fx(s.eval(), backend_config=backend))
+    return Host(
+        student.eval(), lambda s: convert_fx(s.eval(), backend_config=backend), zaq_fx.correct_bias
+    )
 
 
 def pt2e(model: nn.Module, spec: PWLQSpec) -> Host:
@@ -74,14 +77,15 @@ def pt2e(model: nn.Module, spec: PWLQSpec) -> Host:
     quantizer = zaq_pt2e.PWLQQuantizer(spec, qat=True, bias_correction=False)
     student = prepare_qat_pt2e(exported, quantizer)
     zaq_pt2e.set_training(student, False)
-    return Host(student, convert_pt2e)
+    return Host(student, convert_pt2e, zaq_pt2e.correct_bias)
 
 
 def nncf(model: nn.Module, spec: PWLQSpec) -> Host:
     import zaq_nncf
 
     images = [torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(3))]
-    return Host(zaq_nncf.quantize(model, images, spec), zaq_nncf.strip)
+    # Its own quantize has corrected biases already.
+    return Host(zaq_nncf.quantize(model, images, spec), zaq_nncf.strip, None)
 
 
 HOSTS = {"fx": fx, "pt2e": pt2e, "nncf": nncf}
@@ -95,10 +99,16 @@ def prepared(request: pytest.FixtureRequest) -> Callable[[], tuple[nn.Module, Ho
     return make
 
 
-def test_fine_tuned_and_converted(prepared: Callable[[], tuple[nn.Module, Host]]) -> None:
+@pytest.mark.parametrize("corrected", [False, True], ids=["", "corrected"])
+def test_fine_tuned_and_converted(
+    prepared: Callable[[], tuple[nn.Module, Host]], corrected: bool
+) -> None:
     model, host = prepared()
     student = host.student
-    result = zero_shot_finetune(student, CONFIG, image_shape=SHAPE, progress=False)
+    correct = host.correct if corrected else None
+    if corrected and correct is None:
+        pytest.skip("the host's own preparation corrects biases")
+    result = zero_shot_finetune(student, CONFIG, image_shape=SHAPE, correct=correct, progress=False)
     assert result.best is not None
     assert result.best.divergence <= result.start.divergence
     assert len(result.blocks) >= 3

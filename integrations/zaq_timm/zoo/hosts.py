@@ -19,7 +19,9 @@ from zaq_plugin.report import Audit
 from zaq_plugin.zero_shot import FinetuneResult
 from zaq_timm.zoo.errors import LeftOut, is_out_of_memory
 
-Finetune = Callable[[nn.Module], FinetuneResult]
+Correct = Callable[..., object]
+Finetune = Callable[[nn.Module, Correct | None], FinetuneResult]
+"""Trains a student; told how its host corrects biases, None where that is done already."""
 INT8 = UniformSpec(8)
 
 
@@ -116,7 +118,7 @@ def on_pt2e(request: Request) -> Converted:
     else:
         prepared = prepare_qat_pt2e(graph, quantizer)
         zaq_pt2e.set_training(prepared, False)
-        result = request.finetune(prepared)
+        result = request.finetune(prepared, zaq_pt2e.correct_bias)
     converted = convert_pt2e(prepared)
     return Converted(converted, zaq_pt2e.audit(converted), fixed, result, notes)
 
@@ -180,7 +182,7 @@ def on_fx(request: Request) -> Converted:
         if request.finetune is None:
             zaq_fx.calibrate(prepared, request.batches)
         else:
-            result = request.finetune(prepared.eval())
+            result = request.finetune(prepared.eval(), zaq_fx.correct_bias)
         converted = zaq_fx.convert(prepared)
     return Converted(converted, zaq_fx.audit(converted), None, result)
 
@@ -201,7 +203,7 @@ def on_nncf(request: Request) -> Converted:
         activations=request.activations,
         overrides=_existing(dict(request.overrides), names),
     )
-    result = None if request.finetune is None else request.finetune(quantized)
+    result = None if request.finetune is None else request.finetune(quantized, None)
     layers = zaq_nncf.audit(quantized)
     return Converted(zaq_nncf.strip(quantized), layers, None, result)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from zaq_plugin.zero_shot import FinetuneResult, ZeroShotConfig, zero_shot_finet
 from zaq_timm.zoo import details
 from zaq_timm.zoo.errors import FAILED, LeftOut, is_out_of_memory
 from zaq_timm.zoo.exporting import export_model
-from zaq_timm.zoo.hosts import Converted, Request, convert, depthwise_overrides
+from zaq_timm.zoo.hosts import Converted, Correct, Request, convert, depthwise_overrides
 from zaq_timm.zoo.models import Loaded, load
 from zaq_timm.zoo.pareto import Point, best_within, code_bits, code_bytes, frontier
 from zaq_timm.zoo.ranks import averaged_gradients, rank_and_size
@@ -182,7 +183,7 @@ def _float_numel(folded: nn.Module, places: list[Place]) -> int:
 def _convert(job: Job) -> tuple[str, Converted]:
     settings = job.settings
     job.report("quantizing", 0, 0)
-    finetune = None if settings.zero_shot == "none" else (lambda student: _finetune(job, student))
+    finetune = None if settings.zero_shot == "none" else partial(_finetune, job)
     request = Request(
         job.loaded.model,
         job.spec,
@@ -201,7 +202,7 @@ def _convert(job: Job) -> tuple[str, Converted]:
     return host, made
 
 
-def _finetune(job: Job, student: nn.Module) -> FinetuneResult:
+def _finetune(job: Job, student: nn.Module, correct: Correct | None) -> FinetuneResult:
     """Zero-shot fine-tuning; under torchrun the ranks share every step's batch."""
     settings, inputs = job.settings, job.loaded.inputs
     config = ZeroShotConfig.preset(settings.zero_shot, seed=settings.seed)
@@ -225,6 +226,7 @@ def _finetune(job: Job, student: nn.Module) -> FinetuneResult:
             mean=inputs.mean,
             std=inputs.std,
             images=job.images.calibration if config.uses_distilled else None,
+            correct=correct,
             progress=False,
             on_step=on_step,
         )
