@@ -20,6 +20,7 @@ from zaq_plugin.fake_quantize import (
     PWLQPerChannelFakeQuantize,
 )
 from zaq_plugin.observers import MinMaxObserver, TopKMedianObserver
+from zaq_plugin.ptq.compound import CompoundFakeQuantize
 from zaq_plugin.ptq.plan import (
     Activations,
     Depthwise,
@@ -46,6 +47,7 @@ def simulate(
     depthwise: Depthwise = "int8",
     observer: Callable[..., Any] = TopKMedianObserver,
     example_inputs: Sequence[Any] | None = None,
+    per_tensor: bool = False,
 ) -> nn.Module:
     """A deep copy of the model with fake-quantized weights and layer inputs.
 
@@ -71,6 +73,7 @@ def simulate(
         example_inputs: What the model is called with. If given, the model runs once to see which
             layer is first and which takes the network's input; otherwise the first one registered
             is taken to be it.
+        per_tensor: Give each weight one grid instead of one per output channel.
 
     Returns:
         The student, in the model's mode, with the attribute ``zaq_audit``.
@@ -97,7 +100,7 @@ def simulate(
             continue
         layer = student.get_submodule(plan.name)
         try:
-            attach(layer, plan.weights, plan.activations, observer)
+            attach(layer, plan.weights, plan.activations, observer, per_tensor=per_tensor)
         except (TypeError, ValueError) as error:
             raise type(error)(f"layer {plan.name!r} ({plan.kind}): {error}") from error
     student.zaq_plan = {plan.name: plan for plan in plans}  # type: ignore[assignment]
@@ -124,10 +127,13 @@ def attach(
     weights: QuantSpec,
     activations: Activations,
     observer: Callable[..., Any] = TopKMedianObserver,
+    *,
+    per_tensor: bool = False,
 ) -> None:
     """Put one layer's weight, and its input if ``activations`` is given, behind fake-quantizers."""
     device: Any = layer.weight.device
-    fake_quant = PWLQPerChannelFakeQuantize(weights, channel_axis(layer))
+    axis = None if per_tensor else channel_axis(layer)
+    fake_quant = PWLQPerChannelFakeQuantize(weights, axis)
     fake_quant.to(device=device).train(layer.training)
     fake_quant.disable_observer()  # edges are solved once, at the first forward
     parametrize.register_parametrization(layer, "weight", fake_quant)
@@ -199,20 +205,29 @@ def quantized_tensors(student: nn.Module) -> dict[str, PWLQTensor]:
     ``dequantize()`` of each equals the layer's fake-quantized weight bit for bit.
 
     Raises:
-        ValueError: If the model has no fake-quantized weights.
+        ValueError: If the model has no fake-quantized weights, or one that is several tensors.
     """
     tensors = {}
     for name, layer in quantized_layers(student):
         fake_quant = weight_fake_quant(layer)
         assert fake_quant is not None
-        edges = fake_quant.edges.detach()
-        weight = float_weight(layer).detach()
-        tensors[name] = quantize(weight, fake_quant.spec, fake_quant.ch_axis, edges=edges)
+        if isinstance(fake_quant, CompoundFakeQuantize):
+            raise ValueError(
+                f"the weight of layer {name!r} is put together from {len(fake_quant.tensors)} "
+                f"quantized tensors ({fake_quant.remark}); read them from its fake-quantizer"
+            )
+        tensors[name] = _tensor_of(layer, fake_quant)
     if not tensors:
         raise ValueError(
             f"{type(student).__name__} has no fake-quantized weights; pass what simulate() returned"
         )
     return tensors
+
+
+def _tensor_of(layer: nn.Module, fake_quant: PWLQPerChannelFakeQuantize) -> PWLQTensor:
+    edges = fake_quant.edges.detach()
+    weight = float_weight(layer).detach()
+    return quantize(weight, fake_quant.spec, fake_quant.ch_axis, edges=edges)
 
 
 def audit(student: nn.Module) -> Audit:
@@ -226,13 +241,22 @@ def audit(student: nn.Module) -> Audit:
         raise ValueError(f"{type(student).__name__} carries no plan; pass what simulate() returned")
     found = Audit()
     seen: dict[int, str] = {}
-    tensors = quantized_tensors(student) if any(p.weights for p in plans.values()) else {}
+    tensor: PWLQTensor | CompoundFakeQuantize
     for plan in plans.values():
         if plan.weights is None:
             reason = plan.reason or "unknown"
             found.add(LayerRecord(plan.name, plan.kind, plan.numel, False, reason))
             continue
-        layer, tensor, remark = student.get_submodule(plan.name), tensors[plan.name], plan.reason
+        layer, remark = student.get_submodule(plan.name), plan.reason
+        fake_quant = weight_fake_quant(layer)
+        if fake_quant is None:
+            raise ValueError(f"layer {plan.name!r} has lost its fake-quantizer; simulate() again")
+        if isinstance(fake_quant, CompoundFakeQuantize):
+            remark = "; ".join(text for text in (remark, fake_quant.remark) if text)
+            tensor, noise = fake_quant, fake_quant.sqnr
+        else:
+            tensor = _tensor_of(layer, fake_quant)
+            noise = tensor.sqnr_db
         twin_name = seen.setdefault(id(float_weight(layer)), plan.name)
         shared = twin_name != plan.name
         if shared:
@@ -244,11 +268,11 @@ def audit(student: nn.Module) -> Audit:
                 0 if shared else plan.numel,
                 True,
                 remark,
-                spec=tensor.spec.label,
+                spec=fake_quant.spec.label,
                 mac_bits=tensor.mac_bits,
                 stored_bits=tensor.stored_bits,
                 stored_bytes=0 if shared else tensor.stored_bytes,
-                sqnr_db=tensor.sqnr_db,
+                sqnr_db=noise,
                 kernel="simulated",
                 entropy_bits=tensor.entropy_bits,
                 activation=_activation_label(layer),

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from zaq_plugin.observers import MinMaxObserver, TopKMedianObserver
 from zaq_plugin.ptq import calibrate
+from zaq_plugin.ptq.range_observers import LeastSquaresObserver
 from zaq_plugin.strategies.stage import Stage, Work
 
 
@@ -39,3 +40,10 @@ class TopKActivations(ObservedActivations):
 
     name = "top-k"
     observer = TopKMedianObserver
+
+
+class LeastSquaresActivations(ObservedActivations):
+    """The clip of least squared error of each batch."""
+
+    name = "mse-activations"
+    observer = LeastSquaresObserver

@@ -93,6 +93,7 @@ def apply(
             depthwise=request.depthwise,
             observer=work.observer,
             example_inputs=request.example_inputs,
+            per_tensor=request.granularity == "tensor",
         )
     for stage in chosen.stages:
         with work.timed(stage.name):

@@ -4,7 +4,7 @@ Choukroun et al., Low-bit Quantization of Neural Networks for Efficient Inferenc
 2019, arXiv 1902.06822), section 3.1.
 """
 
-from zaq_plugin.strategies.activations import TopKActivations
+from zaq_plugin.strategies.activations import LeastSquaresActivations
 from zaq_plugin.strategies.images import Distilled
 from zaq_plugin.strategies.stage import Strategy
 from zaq_plugin.strategies.weights import LeastSquaresWeights
@@ -15,6 +15,6 @@ OMSE = Strategy(
     paper="Choukroun et al., ICCV Workshops 2019",
     data="synthetic",
     trains=False,
-    stages=(Distilled(), LeastSquaresWeights(), TopKActivations()),
+    stages=(Distilled(), LeastSquaresWeights(), LeastSquaresActivations()),
     takes_images=True,
 )

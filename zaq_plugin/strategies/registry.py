@@ -6,16 +6,18 @@ import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from zaq_plugin.strategies.aciq import ACIQ
 from zaq_plugin.strategies.correction import CorrectBias
 from zaq_plugin.strategies.dfq import DFQ, Equalise
 from zaq_plugin.strategies.images import Distilled, Noise, Real
+from zaq_plugin.strategies.lbq import LBQ
 from zaq_plugin.strategies.omse import OMSE
 from zaq_plugin.strategies.pwlq import PWLQ
 from zaq_plugin.strategies.rq import RQ
 from zaq_plugin.strategies.stage import ImageStage, Stage, Strategy
 from zaq_plugin.strategies.zaq import ZAQ, ZAQ_PAPER
 
-_METHODS = (RQ, OMSE, DFQ, PWLQ, ZAQ_PAPER, ZAQ)
+_METHODS = (RQ, OMSE, LBQ, ACIQ, DFQ, PWLQ, ZAQ_PAPER, ZAQ)
 
 
 def _part(stage: Stage, title: str, paper: str = "") -> Strategy:

@@ -61,3 +61,16 @@ def spec_for(work: Work, *, clip: str, policy: str) -> QuantSpec:
         )
         return UniformSpec(8, "asymmetric", clip)  # type: ignore[arg-type]
     return PWLQSpec(bits - 1, policy=policy)  # type: ignore[arg-type]
+
+
+def per_channel_only(work: Work, what: str) -> None:
+    """Refuse one grid per tensor.
+
+    Raises:
+        ValueError: With the way out.
+    """
+    if work.request.granularity != "channel":
+        raise ValueError(
+            f"{what} works channel by channel; it does not exist with granularity='tensor'. Use "
+            "granularity='channel', or a strategy such as 'rq', 'omse' or 'dfq'."
+        )

@@ -1,0 +1,66 @@
+"""ACIQ: analytic clips, bits by channel, bias correction by moments.
+
+Banner et al., Post Training 4-bit Quantization of Convolutional Networks for Rapid-Deployment
+(NeurIPS 2019, arXiv 1810.05723). Uniform weights have the whole range of each channel, as there;
+PWLQ weights have the closed-form breakpoint of a Laplace density.
+"""
+
+from __future__ import annotations
+
+from zaq_plugin.ptq.analytic import allocate_bits
+from zaq_plugin.ptq.compound import AllocatedFakeQuantize, install
+from zaq_plugin.ptq.range_observers import AnalyticObserver
+from zaq_plugin.ptq.simulate import float_weight, quantized_layers, weight_fake_quant
+from zaq_plugin.pwlq import PWLQSpec
+from zaq_plugin.pwlq.layout import to_rows
+from zaq_plugin.strategies.activations import ObservedActivations
+from zaq_plugin.strategies.images import Distilled
+from zaq_plugin.strategies.stage import Stage, Strategy, Work
+from zaq_plugin.strategies.weights import per_channel_only, spec_for
+
+
+class AllocatedWeights(Stage):
+    """Per-channel bit allocation (equation 11) and moment matching (section 4)."""
+
+    slot = "weights"
+    name = "bit-allocation"
+
+    def prepare(self, work: Work) -> None:
+        """Choose the grid at the mean width."""
+        per_channel_only(work, self.name)
+        work.spec = spec_for(work, clip="minmax", policy="laplacian")
+
+    def finish(self, work: Work) -> None:
+        """Give every channel its width."""
+        for _, layer in quantized_layers(work.student):
+            found, weight = weight_fake_quant(layer), float_weight(layer).detach()
+            if found is None or found.ch_axis is None or found.spec != work.spec:
+                continue  # a layer with a grid of its own, such as the first or the last
+            rows = to_rows(weight, found.ch_axis)
+            low, high = (3, 7) if isinstance(work.spec, PWLQSpec) else (2, 8)
+            widths = allocate_bits(
+                rows.amax(1).clamp(min=0) - rows.amin(1).clamp(max=0),
+                work.request.weight_bits,
+                low,
+                high,
+            )
+            made = AllocatedFakeQuantize(work.spec, found.ch_axis, weight, widths, match=True)
+            install(layer, made)
+
+
+class AnalyticActivations(ObservedActivations):
+    """The analytic clip of a Gaussian or Laplace density, whichever fits (section 3)."""
+
+    name = "analytic clip"
+    observer = AnalyticObserver
+
+
+ACIQ = Strategy(
+    name="aciq",
+    title="analytic clip, bits by channel, per-channel bias correction",
+    paper="Banner et al., NeurIPS 2019",
+    data="synthetic",
+    trains=False,
+    stages=(Distilled(), AllocatedWeights(), AnalyticActivations()),
+    takes_images=True,
+)

@@ -1,0 +1,91 @@
+"""LBQ: least-squares clips, and a second tensor for the layers that need it.
+
+Choukroun et al., Low-bit Quantization of Neural Networks for Efficient Inference (ICCV Workshops
+2019, arXiv 1902.06822), section 3.2: layers whose error is above a threshold are stored as two
+tensors, the second of what the first leaves. Their codes take twice the bits and their
+multiplications twice the time; the audit counts both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from zaq_plugin.ptq.compound import ResidualFakeQuantize, install
+from zaq_plugin.ptq.simulate import float_weight, quantized_layers, weight_fake_quant
+from zaq_plugin.strategies.activations import LeastSquaresActivations
+from zaq_plugin.strategies.images import Distilled
+from zaq_plugin.strategies.stage import Strategy, Work
+from zaq_plugin.strategies.weights import LeastSquaresWeights, per_channel_only
+
+
+@dataclass(frozen=True)
+class SecondTensor(LeastSquaresWeights):
+    """OMSE, with a second tensor for the layers of largest error.
+
+    Attributes:
+        threshold: Relative squared error ``|W - Q(W)|^2 / |W|^2`` above which a layer gets one;
+            None chooses it such that they hold at most ``share`` of the weights.
+        share: See above.
+    """
+
+    name = "second-tensor"
+
+    threshold: float | None = None
+    share: float = 0.1
+
+    def prepare(self, work: Work) -> None:
+        """Choose the spec."""
+        per_channel_only(work, self.name)
+        super().prepare(work)
+
+    def finish(self, work: Work) -> None:
+        """Find the layers, and store what is left of them."""
+        errors: dict[str, float] = {}
+        layers = dict(quantized_layers(work.student))
+        for name, layer in layers.items():
+            found, weight = weight_fake_quant(layer), float_weight(layer).detach()
+            if found is not None:
+                errors[name] = relative_error(weight, found(weight))
+        numel = {name: float_weight(layers[name]).numel() for name in errors}
+        limit = self._threshold(errors, numel)
+        chosen = [name for name, error in errors.items() if error > limit]
+        for name in chosen:
+            found, weight = weight_fake_quant(layers[name]), float_weight(layers[name]).detach()
+            assert found is not None
+            install(layers[name], ResidualFakeQuantize(found.spec, found.ch_axis, weight))
+        share = sum(numel[name] for name in chosen) / sum(numel.values())
+        work.notes.append(
+            f"{len(chosen)} of {len(layers)} layers have two tensors (error above {limit:.4g}), "
+            f"{100 * share:.1f} % of the weights"
+        )
+
+    def _threshold(self, errors: dict[str, float], numel: dict[str, int]) -> float:
+        if self.threshold is not None:
+            return self.threshold
+        room = self.share * sum(numel.values())
+        ordered = sorted(errors, key=lambda name: -errors[name])
+        for name in ordered:
+            room -= numel[name]
+            if room < 0:
+                return errors[name]
+        return 0.0
+
+
+def relative_error(weight: Tensor, quantized: Tensor) -> float:
+    """``|W - Q(W)|^2 / |W|^2``."""
+    wide = weight.detach().double()
+    power = float(wide.square().sum())
+    return float((wide - quantized.detach().double()).square().sum()) / max(power, 1e-300)
+
+
+LBQ = Strategy(
+    name="lbq",
+    title="least-squares clip, second tensor for the layers of largest error",
+    paper="Choukroun et al., ICCV Workshops 2019",
+    data="synthetic",
+    trains=False,
+    stages=(Distilled(), SecondTensor(), LeastSquaresActivations()),
+    takes_images=True,
+)
