@@ -51,7 +51,7 @@ class AllocatedWeights(Stage):
 class AnalyticActivations(ObservedActivations):
     """The analytic clip of a Gaussian or Laplace density, whichever fits (section 3)."""
 
-    name = "analytic clip"
+    name = "analytic-clip"
     observer = AnalyticObserver
 
 

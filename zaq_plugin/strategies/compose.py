@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from zaq_plugin.observers import MinMaxObserver
 from zaq_plugin.ptq import audit, fold_batch_norm, simulate
@@ -20,11 +21,13 @@ from zaq_plugin.zero_shot.quantizers import to_evaluation
 def compose(what: str | Strategy | Sequence[str | Strategy | Stage]) -> Strategy:
     """One strategy from a name, a composed name such as ``dfq+adaround``, or a list of parts.
 
-    Stages of images, weights and activations replace each other: the last one wins. Stages before
-    and after quantization add up, each once, in the order named.
+    Images, weights and activations are those of the first strategy named, unless a part
+    (`PARTS`) says otherwise; what happens before and after quantization adds up, each once, in the
+    order named. So ``dfq+adaround`` is DFQ, and then AdaRound's rounding; ``dfq+mse+adaround``
+    starts from the clips of least squared error.
 
     Raises:
-        ValueError: If a name is unknown, or nothing was named.
+        ValueError: If a name is unknown, or nothing says which grid weights and activations get.
     """
     parts: list[Strategy | Stage] = []
     items = [what] if isinstance(what, str | Strategy) else list(what)
@@ -42,9 +45,17 @@ def compose(what: str | Strategy | Sequence[str | Strategy | Stage]) -> Strategy
         for stage in part.stages if isinstance(part, Strategy) else (part,):
             held = slots[stage.slot]
             if stage.slot in SINGLE:
-                held[:] = [stage]
+                if not held or not isinstance(part, Strategy) or part.component:
+                    held[:] = [stage]
             elif stage not in held and all(stage.name != other.name for other in held):
                 held.append(stage)
+    for slot in ("weights", "activations"):
+        if not slots[slot]:
+            names = "+".join(p.name for p in parts)
+            raise ValueError(
+                f"{names!r} does not say which grid {slot} get; name a strategy first, as in "
+                f"'rq+{names}'"
+            )
     named = [p for p in parts if isinstance(p, Strategy)]
     methods = [p for p in named if not p.component]
     images = [s for s in slots["images"] if isinstance(s, ImageStage)]
@@ -127,7 +138,7 @@ def synthetic_images(
     chosen = compose(strategy)
     if chosen.recipe is None:
         return None
-    work = Work(request, model, model)
+    work = Work(request, copy.deepcopy(model), model)
     for stage in chosen.stages:
         if isinstance(stage, ImageStage):
             return stage.make(work)
@@ -138,6 +149,8 @@ def _begin(chosen: Strategy, model: nn.Module, request: Request) -> Work:
     levels = chosen.levels if request.levels == "auto" else request.levels
     if request.levels == "auto" and levels == "pwlq" and request.weight_bits < 3:
         levels = "uniform"
+    if isinstance(model, fx.GraphModule):
+        model = copy.deepcopy(model)  # statistics are read through probes in a graph
     work = Work(request, model, model, levels, observer=MinMaxObserver)
     _check_images(chosen, request)
     if levels != request.levels and chosen.levels != levels:

@@ -72,7 +72,7 @@ class BatchNormRanges(Stage):
     """
 
     slot = "activations"
-    name = "batch-norm ranges"
+    name = "batch-norm-ranges"
 
     sigmas: float = 6.0
 
@@ -100,7 +100,7 @@ class CorrectBiasByMoments(Stage):
     """Bias correction by BatchNorm statistics (section 4.2.1)."""
 
     slot = "after"
-    name = "batch-norm bias correction"
+    name = "batch-norm-correction"
 
     def finish(self, work: Work) -> None:
         """Correct every layer whose mean input is known."""
@@ -172,4 +172,5 @@ DFQ = Strategy(
     data="none",
     trains=False,
     stages=(Equalise(), Distilled(), MinMaxWeights(), BatchNormRanges(), CorrectBiasByMoments()),
+    takes_images=True,
 )

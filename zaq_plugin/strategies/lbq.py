@@ -26,7 +26,8 @@ class SecondTensor(LeastSquaresWeights):
 
     Attributes:
         threshold: Relative squared error ``|W - Q(W)|^2 / |W|^2`` above which a layer gets one;
-            None chooses it such that they hold at most ``share`` of the weights.
+            None chooses it such that they hold at most ``share`` of the weights (but the worst
+            layer always gets one).
         share: See above.
     """
 
@@ -66,9 +67,9 @@ class SecondTensor(LeastSquaresWeights):
             return self.threshold
         room = self.share * sum(numel.values())
         ordered = sorted(errors, key=lambda name: -errors[name])
-        for name in ordered:
+        for position, name in enumerate(ordered):
             room -= numel[name]
-            if room < 0:
+            if room < 0 and position > 0:
                 return errors[name]
         return 0.0
 

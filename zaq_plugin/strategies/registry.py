@@ -6,18 +6,46 @@ import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from zaq_plugin.strategies.aciq import ACIQ
+from zaq_plugin.strategies.aciq import ACIQ, AllocatedWeights, AnalyticActivations
+from zaq_plugin.strategies.activations import (
+    LeastSquaresActivations,
+    MinMaxActivations,
+    TopKActivations,
+)
 from zaq_plugin.strategies.correction import CorrectBias
-from zaq_plugin.strategies.dfq import DFQ, Equalise
+from zaq_plugin.strategies.deepinversion import DEEPINVERSION
+from zaq_plugin.strategies.dfq import DFQ, BatchNormRanges, CorrectBiasByMoments, Equalise
+from zaq_plugin.strategies.finetune import FT
+from zaq_plugin.strategies.gdfq import GDFQ
 from zaq_plugin.strategies.images import Distilled, Noise, Real
-from zaq_plugin.strategies.lbq import LBQ
+from zaq_plugin.strategies.lbq import LBQ, SecondTensor
 from zaq_plugin.strategies.omse import OMSE
 from zaq_plugin.strategies.pwlq import PWLQ
+from zaq_plugin.strategies.reconstruction import ADAROUND, BRECQ, QDROP
 from zaq_plugin.strategies.rq import RQ
 from zaq_plugin.strategies.stage import ImageStage, Stage, Strategy
+from zaq_plugin.strategies.weights import LeastSquaresWeights, MinMaxWeights
 from zaq_plugin.strategies.zaq import ZAQ, ZAQ_PAPER
+from zaq_plugin.strategies.zeroq import ZEROQ, ZEROQ_MIXED, ParetoWeights
 
-_METHODS = (RQ, OMSE, LBQ, ACIQ, DFQ, PWLQ, ZAQ_PAPER, ZAQ)
+_METHODS = (
+    RQ,
+    OMSE,
+    LBQ,
+    ACIQ,
+    DFQ,
+    ZEROQ,
+    ZEROQ_MIXED,
+    PWLQ,
+    ADAROUND,
+    BRECQ,
+    QDROP,
+    DEEPINVERSION,
+    GDFQ,
+    ZAQ_PAPER,
+    ZAQ,
+    FT,
+)
 
 
 def _part(stage: Stage, title: str, paper: str = "") -> Strategy:
@@ -27,10 +55,21 @@ def _part(stage: Stage, title: str, paper: str = "") -> Strategy:
 
 
 _PARTS = (
+    _part(MinMaxWeights(), "weights with their whole range"),
+    _part(LeastSquaresWeights(), "weights with the clip of least squared error"),
+    _part(AllocatedWeights(), "ACIQ's bits by channel", "Banner et al., NeurIPS 2019"),
+    _part(SecondTensor(), "LBQ's second tensor", "Choukroun et al., ICCV Workshops 2019"),
+    _part(ParetoWeights(), "ZeroQ's mixed precision", "Cai et al., CVPR 2020"),
+    _part(MinMaxActivations(), "activation ranges: smallest and largest value"),
+    _part(TopKActivations(), "activation ranges: medians of extremes", "Fang et al., ECCV 2020"),
+    _part(LeastSquaresActivations(), "activation ranges of least squared error"),
+    _part(AnalyticActivations(), "ACIQ's analytic clip", "Banner et al., NeurIPS 2019"),
+    _part(BatchNormRanges(), "activation ranges by BatchNorm", "Nagel et al., ICCV 2019"),
     _part(Real(), "calibrate with the real images of the request"),
     _part(Distilled(), "calibrate with images distilled from BatchNorm statistics"),
     _part(Noise(), "calibrate with Gaussian noise"),
     _part(Equalise(), "cross-layer equalisation", "Nagel et al., ICCV 2019"),
+    _part(CorrectBiasByMoments(), "bias correction by BatchNorm", "Nagel et al., ICCV 2019"),
     _part(CorrectBias(), "bias correction from activations", "Nagel et al., ICCV 2019"),
 )
 

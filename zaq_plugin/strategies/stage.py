@@ -21,7 +21,7 @@ Data = Literal["none", "synthetic", "real"]
 
 SLOTS: tuple[Slot, ...] = ("before", "images", "weights", "activations", "after")
 SINGLE = ("images", "weights", "activations")
-"""Slots that hold one stage: in a composition the last one named wins. The others add up."""
+"""Slots that hold one stage. The others add up."""
 
 
 class Stage:
@@ -124,7 +124,8 @@ class Work:
         if self._images is None:
             if self.source is None:
                 raise ValueError("this strategy has no images; add one of: real, distilled, noise")
-            with self.timed(f"images ({self.source.name})"):
+            # Whoever asks may be in the middle of a forward pass without gradients.
+            with self.timed(f"images ({self.source.name})"), torch.enable_grad():
                 self._images = self.source.make(self).to(self.device)
         return self._images
 

@@ -23,25 +23,29 @@ LARGEST_BLOCK = 8
 """Modules with more quantized weights than this are cut further where they can be."""
 
 
-def find_blocks(student: nn.Module, teacher: nn.Module, example: Tensor) -> list[Block]:
+def find_blocks(
+    student: nn.Module, teacher: nn.Module, example: Tensor, largest: int = LARGEST_BLOCK
+) -> list[Block]:
     """Cut a prepared student into blocks, in the order of execution.
 
     Args:
         student: The prepared student.
         teacher: Its twin.
         example: A small batch of images.
+        largest: Modules with more quantized weights are cut further; 1 makes every layer a block.
 
     Raises:
         ValueError: if a quantized weight lies in no block.
     """
     slots = weight_slots(student, example)
     names = [slot.name for slot in slots]
-    if isinstance(student, fx.GraphModule):
+    layers_alone = largest == 1 and all(".parametrizations." in name for name in names)
+    if isinstance(student, fx.GraphModule) and not layers_alone:
         if not isinstance(teacher, fx.GraphModule):
             raise ValueError("the student is a graph, but the teacher is not: use twin(student).")
         blocks = graph_blocks(student, teacher, names)
     else:
-        blocks = _module_blocks(student, teacher, names, example)
+        blocks = _module_blocks(student, teacher, names, example, largest)
     covered = {name for block in blocks for name in block.weights}
     missing = [name for name in names if name not in covered]
     if missing:
@@ -62,7 +66,11 @@ class _Trace:
 
 
 def _module_blocks(
-    student: nn.Module, teacher: nn.Module, names: Sequence[str], example: Tensor
+    student: nn.Module,
+    teacher: nn.Module,
+    names: Sequence[str],
+    example: Tensor,
+    largest: int,
 ) -> list[Block]:
     traces = _trace(student, example)
     host = host_of(student)
@@ -84,7 +92,7 @@ def _module_blocks(
         usable = trace is not None and trace.calls == 1 and trace.plain
         leaf = not busy or len({n for c in busy for n in holds(c[0])}) < len(inside)
         chain = isinstance(module, nn.Sequential) and len(busy) > 1
-        if name and usable and (leaf or (not chain and len(inside) <= LARGEST_BLOCK)):
+        if name and usable and (leaf or (not chain and len(inside) <= largest)):
             chosen.append(name)
             return
         for child, part in busy:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from zaq_plugin.zero_shot.block import Block
-from zaq_plugin.zero_shot.blocks import find_blocks
+from zaq_plugin.zero_shot.blocks import LARGEST_BLOCK, find_blocks
 from zaq_plugin.zero_shot.quantizers import (
     Slot,
     WeightSlot,
@@ -45,6 +45,7 @@ class ReconstructOptions:
         drop: QDrop's probability, for activations inside the block and for its input.
         exact: Write the levels themselves into the weights; else the nearest value that the
             fake-quantizer rounds to the learned level, which leaves more for training to work on.
+        largest_block: Weights in a block at most; 1 reconstructs layer by layer (AdaRound).
     """
 
     iterations: int = 400
@@ -56,12 +57,13 @@ class ReconstructOptions:
     warmup: float = 0.2
     drop: float = 0.5
     exact: bool = False
+    largest_block: int = LARGEST_BLOCK
 
     def __post_init__(self) -> None:
-        if self.iterations < 1 or self.batch_size < 1:
+        if min(self.iterations, self.batch_size, self.largest_block) < 1:
             raise ValueError(
-                "ReconstructOptions: iterations and batch_size must be at least 1; got "
-                f"{self.iterations} and {self.batch_size}."
+                "ReconstructOptions: iterations, batch_size and largest_block must be at least 1; "
+                f"got {self.iterations}, {self.batch_size} and {self.largest_block}."
             )
         if not 0 <= self.drop < 1 or not 0 <= self.warmup < 1:
             raise ValueError(
@@ -115,7 +117,7 @@ def reconstruct(
     set_switches(student, observe=False, quantize=True)
     set_switches(teacher, observe=False, quantize=False)
     example = images[:2]
-    blocks = find_blocks(student, teacher, example)
+    blocks = find_blocks(student, teacher, example, options.largest_block)
     slots = {slot.name: slot for slot in weight_slots(student, example)}
     results: list[BlockResult] = []
     noisy, clean = images, images

@@ -1,0 +1,130 @@
+"""Widths for all layers under a mean of stored bits (ZeroQ, Cai et al., CVPR 2020, section 3.2)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from zaq_plugin.ptq.calibrate import evaluating
+from zaq_plugin.ptq.fold_arithmetic import LAYERS
+from zaq_plugin.ptq.plan import channel_axis, trace_order
+from zaq_plugin.pwlq import QuantSpec, fake_quantize
+
+Adapter = Callable[[object], list[Tensor]]
+
+
+@dataclass
+class Sensitivities:
+    """What each layer costs at each width.
+
+    Attributes:
+        divergence: Layer name to width to mean KL divergence of the outputs.
+        numel: Number of weights of each layer.
+        inputs: Layers that take the network's input.
+    """
+
+    divergence: dict[str, dict[int, float]] = field(default_factory=dict)
+    numel: dict[str, int] = field(default_factory=dict)
+    inputs: set[str] = field(default_factory=set)
+
+
+def kl_divergence(teacher: list[Tensor], student: list[Tensor]) -> float:
+    """Mean KL divergence over samples and positions, classes on axis 1, averaged over outputs."""
+    each = []
+    for t, s in zip(teacher, student, strict=True):
+        log_p, log_q = t.double().log_softmax(1), s.double().log_softmax(1)
+        each.append((log_p.exp() * (log_p - log_q)).sum(1).mean())
+    return float(torch.stack(each).mean())
+
+
+def kl_sensitivity(
+    model: nn.Module, specs: Mapping[int, QuantSpec], images: Tensor, *, adapter: Adapter
+) -> Sensitivities:
+    """Divergence from the float model with one layer's weight alone quantized (equation 6).
+
+    Args:
+        model: BatchNorm folded, float; it is not touched.
+        specs: Width in stored bits to grid.
+        images: (n, C, H, W).
+        adapter: From the model's output to tensors.
+
+    Raises:
+        ValueError: If the model has no convolution or linear layer.
+    """
+    model = copy.deepcopy(model)
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, LAYERS)}
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no convolution or linear layer to measure")
+    found = Sensitivities()
+    with evaluating(model):
+        target = adapter(model(images))
+        order, found.inputs = trace_order(model, layers, (images[:1],), {})
+        for name in order:
+            weight = layers[name].weight
+            assert isinstance(weight, nn.Parameter)
+            kept = weight.detach().clone()
+            found.numel[name] = kept.numel()
+            found.divergence[name] = {}
+            for width, spec in specs.items():
+                weight.copy_(fake_quantize(kept, spec, channel_axis(layers[name])))
+                answer = adapter(model(images))
+                found.divergence[name][width] = kl_divergence(target, answer)
+            weight.copy_(kept)
+    return found
+
+
+@dataclass(frozen=True)
+class _State:
+    cost: int
+    divergence: float
+    widths: tuple[int, ...]
+
+
+def allocate_widths(found: Sensitivities, bits: float, states: int = 4000) -> dict[str, int]:
+    """The widths of least summed divergence whose mean over the weights is at most ``bits``.
+
+    Layers are taken to add up. Dynamic programming over the Pareto frontier of cost and divergence;
+    where more than ``states`` assignments stand on it, near ones of equal cost merge.
+
+    Raises:
+        ValueError: If even the narrowest widths are too wide.
+    """
+    limit = round(bits * sum(found.numel.values()))
+    front = [_State(0, 0.0, ())]
+    for name, choices in found.divergence.items():
+        grown = [
+            _State(s.cost + width * found.numel[name], s.divergence + d, (*s.widths, width))
+            for s in front
+            for width, d in choices.items()
+        ]
+        front = _thinned(_undominated(grown), states)
+    within = [s for s in front if s.cost <= limit]
+    if not within:
+        raise ValueError(
+            f"no widths fit a mean of {bits:g} stored bits: the narrowest take "
+            f"{front[0].cost / sum(found.numel.values()):.2f}"
+        )
+    best = min(within, key=lambda s: (s.divergence, s.cost))
+    return dict(zip(found.divergence, best.widths, strict=True))
+
+
+def _undominated(states: list[_State]) -> list[_State]:
+    states.sort(key=lambda s: (s.cost, s.divergence))
+    kept: list[_State] = []
+    for state in states:
+        if not kept or state.divergence < kept[-1].divergence:
+            kept.append(state)
+    return kept
+
+
+def _thinned(states: list[_State], most: int) -> list[_State]:
+    """At most so many, evenly over cost, each the best of its stretch; the cheapest stays."""
+    if len(states) <= most:
+        return states
+    low, high = states[0].cost, states[-1].cost
+    best = {(s.cost - low) * (most - 1) // max(1, high - low): s for s in states}
+    return _undominated([states[0], *best.values()])
