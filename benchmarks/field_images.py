@@ -37,7 +37,7 @@ def request_for(job: dict[str, Any], subject: Subject, synthetic: Tensor | None 
 def shared_images(
     job: dict[str, Any], subject: Subject, cache: Path, method: str | None = None
 ) -> tuple[Tensor | None, float]:
-    """Synthetic images of a method's recipe, and the seconds that making them took.
+    """Synthetic images of a method's recipe, and the CPU seconds that making them took.
 
     Args:
         job: Its model, seed and effort decide which images they are.
@@ -55,11 +55,11 @@ def shared_images(
     name = f"{subject.name}-{strategy.recipe}-{request.synthetic_count}-{request.effort}"
     path = cache / f"{name}-{request.seed}.safetensors"
     if not path.exists():
-        started = time.perf_counter()
+        started = time.process_time()
         made = synthetic_images(strategy, subject.model, request)
         if made is None:
             return None, 0.0
-        seconds = torch.tensor(time.perf_counter() - started)
+        seconds = torch.tensor(time.process_time() - started)
         cache.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{time.time_ns()}.tmp")
         save_file({"images": made.contiguous(), "seconds": seconds}, temporary)

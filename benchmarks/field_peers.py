@@ -82,7 +82,8 @@ def run_peer(job: dict[str, Any], subject: Subject, args: argparse.Namespace) ->
         if "error" in result:
             raise PeerError(result["error"])
         result["outputs"] = load_file(place / "outputs.safetensors")["outputs"]
-    result["seconds"] = round(result["seconds"] + made, 1)
+    result["seconds"] = round(result["seconds"], 1)
+    result["images_seconds"] = round(made, 1)
     result["protocol"] = {**result["protocol"], "calibration": source, "seed": job["seed"]}
     result["protocol"]["evaluation"] = f"{len(result['outputs'])} images, used for nothing else"
     result["data"] = job["images"]

@@ -18,9 +18,9 @@ INTRODUCTION = """Written by `python benchmarks/field.py --data DIR`. All layers
 unless a row says otherwise, weights per output channel, activations per tensor, the network's own
 input at 8 bits, residual additions in float; peers place their quantizers themselves. Every column
 is a pair of **stored** weight bits and activation bits: PWLQ multiplies one bit narrower than it
-stores. Means over seeds with their standard deviation; **first in its column**. Seconds are wall
-time of one thread of a busy machine, images included: they rank methods, they are no benchmark of
-speed."""
+stores. Means over seeds with their standard deviation; **first in its column**. Seconds are CPU
+seconds of one thread, without synthetic images: those are made once for a model and shared by all
+methods that have the same recipe."""
 ERRORS = {"cifar10": 0.5, "imagenet": 2.5}
 """One standard error of a score, in points."""
 OURS = ("pwlq", "zaq")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from benchmarks.data import CIFAR_MEAN, CIFAR_STD, Task, accuracy, load_task
 from benchmarks.data_dense import LOADERS as DENSE
@@ -60,7 +61,8 @@ class Subject:
     def outputs(self, model: nn.Module, limit: int | None = None) -> Tensor:
         """What a model answers on all images, or the first ones."""
         parts = self.images[:limit].split(BATCH[self.name])
-        return torch.cat([model(part) for part in parts])
+        with parametrize.cached():  # weights are quantized once
+            return torch.cat([model(part) for part in parts])
 
     def agreement(self, expected: Tensor, actual: Tensor) -> float | None:
         """Share of equal decisions in percent."""

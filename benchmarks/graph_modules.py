@@ -86,13 +86,14 @@ def _operator(
     if name == "slice":
         index = [slice(None)] * given.get("dim", 0)
         cut = slice(given.get("start"), _end(given.get("end")), given.get("step", 1))
-        return graph.call_function(_slice, (args[0], (*index, cut)))
+        return graph.call_function(slice_of, (args[0], (*index, cut)))
     if name not in FUNCTIONS:
         raise ValueError(f"operator {name!r} has no module here; add it to roots.py")
     return graph.call_function(FUNCTIONS[name], tuple(args), kwargs)
 
 
-def _slice(x: Tensor, index: tuple[slice, ...]) -> Tensor:
+def slice_of(x: Tensor, index: tuple[slice, ...]) -> Tensor:
+    """Part of a tensor."""
     return x[index]
 
 

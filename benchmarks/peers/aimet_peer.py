@@ -15,9 +15,7 @@ import torch
 from aimet_torch.adaround.adaround_weight import Adaround, AdaroundParameters
 from aimet_torch.batch_norm_fold import fold_all_batch_norms
 from aimet_torch.common.defs import QuantScheme
-from aimet_torch.common.quantsim_config.config_utils import (
-    get_path_for_per_channel_config,
-)
+from aimet_torch.common.quantsim_config import config_utils
 from aimet_torch.cross_layer_equalization import equalize_model
 from aimet_torch.model_preparer import prepare_model
 from aimet_torch.quantsim import QuantizationSimModel
@@ -32,7 +30,7 @@ def quantize(request: PeerRequest) -> PeerResult:
     """Prepare, fold or equalize, round, simulate, calibrate."""
     best, notes = request.recipe == "best", []
     model = prepare_model(request.model)
-    config = get_path_for_per_channel_config()
+    config = str(Path(config_utils.__file__).parent / "default_config_per_channel.json")
     scheme = QuantScheme.post_training_tf_enhanced if best else QuantScheme.post_training_tf
     if best:
         equalize_model(model, dummy_input=request.example)

@@ -6,6 +6,7 @@ percentile ranges. best: GPTQ on the weights and bias correction, as its README'
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from brevitas_examples.imagenet_classification.ptq.ptq_common import (
     quantize_model,
 )
 
+from benchmarks.graph_modules import slice_of
 from benchmarks.peers.base import PeerRequest, PeerResult, layer_sizes
 
 
@@ -24,6 +26,7 @@ def quantize(request: PeerRequest) -> PeerResult:
     """Preprocess, quantize, calibrate, and with ``best`` GPTQ and bias correction."""
     best = request.recipe == "best"
     model = preprocess_for_quantize(request.model.eval(), relu6_to_relu=False, equalize_iters=0)
+    _plain_slices(model)
     quantized: Any = quantize_model(
         model,
         backend="fx",
@@ -54,3 +57,18 @@ def quantize(request: PeerRequest) -> PeerResult:
             "residual_adds": "quantized",
         },
     )
+
+
+def _plain_slices(model: Any) -> None:
+    """Slices of a quantized tensor are taken from its values: Brevitas has no slices of its own."""
+    for node in model.graph.nodes:
+        if node.op == "call_function" and node.target in (operator.getitem, slice_of):
+            node.target = take
+    model.recompile()
+
+
+def take(x: Any, index: Any) -> Any:
+    """``x[index]`` of a tensor, quantized or not, or of a tuple."""
+    if hasattr(x, "scale") and hasattr(x, "value"):
+        return x.value[index]
+    return x[index]

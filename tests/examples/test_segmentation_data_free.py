@@ -1,0 +1,23 @@
+"""The segmentation example runs, quantizes every layer, and stays near the float model."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "segmentation_data_free.py"
+
+
+@pytest.mark.slow
+def test_every_layer_is_quantized_and_most_pixels_agree() -> None:
+    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, check=True)
+    found = re.search(r"(\d+) of (\d+) layers quantized", done.stdout)
+    assert found is not None
+    assert found[1] == found[2]
+    assert int(found[1]) > 50  # MobileNetV2 has 52 convolutions
+    shares = dict(re.findall(r"(data-free|calibrated|fine-tuned): ([\d.]+) %", done.stdout))
+    assert list(shares) == ["data-free", "calibrated", "fine-tuned"]
+    assert float(shares["calibrated"]) > 60  # 21 classes: chance is 5
+    assert float(shares["data-free"]) > 60
