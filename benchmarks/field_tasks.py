@@ -98,11 +98,14 @@ def load_subject(name: str, data: Path) -> Subject:
 def _classifier(task: Task) -> Subject:
     half = [0.5, 0.5, 0.5]
     mean, std = (list(CIFAR_MEAN), list(CIFAR_STD)) if task.name == "cifar10" else (half, half)
+    # The files are sorted by class; the first images are to be of all of them.
+    order = torch.randperm(len(task.labels), generator=torch.Generator().manual_seed(0))
+    labels = task.labels[order]
     return Subject(
         task.name,
         task.model,
-        task.images,
-        lambda outputs: accuracy(outputs, task.labels[: len(outputs)]),
+        task.images[order],
+        lambda outputs: accuracy(outputs, labels[: len(outputs)]),
         "top-1",
         lambda outputs: outputs.argmax(1),
         task.train,

@@ -26,7 +26,7 @@ SEGMENTATION = select("out")  # of the dictionary that the model returns
 class Features(nn.Sequential):
     """MobileNetV2's convolutions as DeepLab wants its backbone: a dictionary of feature maps."""
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(n, 3, h, w) to {"out": (n, 1280, h / 32, w / 32)}."""
         return {"out": super().forward(x)}
 

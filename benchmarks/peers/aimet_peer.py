@@ -42,10 +42,8 @@ def quantize(request: PeerRequest) -> PeerResult:
     batches = request.calibration.split(request.batch)
     with tempfile.TemporaryDirectory() as folder:
         if best:
-            loader = torch.utils.data.DataLoader(
-                request.calibration,
-                batch_size=request.batch,  # type: ignore[arg-type]
-            )
+            images: Any = request.calibration
+            loader: Any = torch.utils.data.DataLoader(images, batch_size=request.batch)
             parameters = AdaroundParameters(loader, len(loader), iterations)
             model = Adaround.apply_adaround(
                 model,
