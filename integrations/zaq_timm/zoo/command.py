@@ -33,6 +33,7 @@ examples
   zaq-quantize run resnet18 'mobilenetv2*' --pretrained --jobs 2
   zaq-quantize run --model mobilenetv2_100 --num-classes 37 --checkpoint my.safetensors
   zaq-quantize run my.models:tiny --input-size 3x64x64 --budget 4.5bits --eval images/
+  zaq-quantize run resnet18 --pretrained --strategy dfq+bias-correction --weights uniform4
   zaq-quantize run --settings zoo.toml --dry-run"""
 
 REPORT = """\
@@ -46,6 +47,7 @@ GROUPS = {
         "activations",
         "depthwise",
         "host",
+        "strategy",
         "zero_shot",
         "sensitivity",
         "budget",

@@ -31,6 +31,7 @@ from zaq_timm.zoo.sensitivity import (
     widths_of,
 )
 from zaq_timm.zoo.settings import Settings, parse_budget, weight_spec
+from zaq_timm.zoo.strategies import convert_by_strategy, images_wanted
 from zaq_timm.zoo.synthetic import Synthetic, make_images
 
 Report = Callable[[str, int, int], None]
@@ -117,6 +118,8 @@ def run_job(payload: dict[str, Any], folder: Path, report: Report) -> dict[str, 
 
 def _calibration_count(settings: Settings) -> int:
     """How many images must be there before conversion."""
+    if settings.strategy:
+        return images_wanted(settings)
     if settings.zero_shot == "none":
         return settings.calibration_images
     config = ZeroShotConfig.preset(settings.zero_shot)
@@ -183,6 +186,12 @@ def _float_numel(folded: nn.Module, places: list[Place]) -> int:
 def _convert(job: Job) -> tuple[str, Converted]:
     settings = job.settings
     job.report("quantizing", 0, 0)
+    if settings.strategy:
+        with job.manifest.stage("quantize", strategy=settings.strategy) as facts:
+            host, made = convert_by_strategy(job)
+            facts["notes"] = made.notes
+        _record(job, made)
+        return host, made
     finetune = None if settings.zero_shot == "none" else partial(_finetune, job)
     request = Request(
         job.loaded.model,
@@ -197,9 +206,16 @@ def _convert(job: Job) -> tuple[str, Converted]:
         host, made = convert(settings.host, request)
         job.finetuned = made.finetuned
         facts["host"], facts["notes"] = host, made.notes
-    job.manifest.layers = made.layers
-    job.manifest.specs = {"weights": job.spec.to_json(), "activations": settings.activations}
+    _record(job, made)
     return host, made
+
+
+def _record(job: Job, made: Converted) -> None:
+    job.manifest.layers = made.layers
+    job.manifest.specs = {
+        "weights": job.spec.to_json(),
+        "activations": job.settings.activations,
+    }
 
 
 def _finetune(job: Job, student: nn.Module, correct: Correct | None) -> FinetuneResult:

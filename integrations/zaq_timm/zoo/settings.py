@@ -74,6 +74,14 @@ class Settings:
         choices=HOSTS,
         same=True,
     )
+    strategy: str = option(
+        "",
+        "quantize by a published method, simulated, in place of a host: rq, omse, lbq, aciq, dfq, "
+        "zeroq, pwlq, adaround, brecq, qdrop, gdfq, zaq, ..., or several (dfq+adaround); weights "
+        "says levels and bits",
+        "NAME",
+        same=True,
+    )
     zero_shot: str = option(
         "none",
         "fine-tune without data: fast, default or paper",
@@ -172,10 +180,25 @@ class Settings:
                 f"ranks={self.ranks} shares zero-shot training among processes, and none was asked "
                 "for; add zero_shot, or use jobs for several models at a time."
             )
+        if self.strategy:
+            self._check_strategy()
         if self.budget and self.weights.startswith("minmax"):
             raise ValueError(
                 "budget chooses among widths by squared error; use weights=pwlqN or uniformN."
             )
+
+    def _check_strategy(self) -> None:
+        for name, plain, way_out in (
+            ("zero_shot", "none", "strategy=zaq does that"),
+            ("budget", "", "strategy=zeroq-mp chooses widths"),
+            ("host", "auto", "a strategy simulates and uses no host"),
+            ("export", "none", "what a strategy makes is simulated and cannot be exported"),
+        ):
+            if getattr(self, name) != plain:
+                raise ValueError(f"strategy does not go with {name}: {way_out}; leave one away.")
+        from zaq_timm.zoo.strategies import check_strategy
+
+        check_strategy(self)
 
     @property
     def shared(self) -> dict[str, Any]:

@@ -1,0 +1,110 @@
+"""`--strategy`: a published method in the place of a host, through the whole job."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from zaq_plugin.strategies import Request, apply
+from zaq_timm.cli import main
+from zaq_timm.zoo.errors import LeftOut
+from zaq_timm.zoo.job import run_job
+from zaq_timm.zoo.models import load
+from zaq_timm.zoo.references import Reference
+from zaq_timm.zoo.settings import Settings
+from zaq_timm.zoo.synthetic import make_images
+
+pytest.importorskip("timm", reason="transforms are timm's")
+SMALL: dict[str, Any] = {
+    "input_size": "3x16x16",
+    "batch": 8,
+    "calibration_images": 8,
+    "test_images": 8,
+    "distill_steps": 2,
+}
+
+
+def do(folder: Path, name: str = "zoo_own_models:tiny", **changes: Any) -> dict[str, Any]:
+    settings = Settings(**{**SMALL, **changes})
+    payload = {"reference": Reference(name).to_dict(), "settings": asdict(settings), "batch": 8}
+    return run_job(json.loads(json.dumps(payload)), folder, lambda *_: None)
+
+
+def test_a_row_tells_what_the_strategy_made(tmp_path: Path) -> None:
+    row = do(tmp_path, strategy="omse+bias-correction", weights="uniform4", activations=4)
+    assert (row["host"], row["mac_bits"], row["stored_bits"]) == ("simulated", 4, 4)
+    assert row["notes"][0] == "strategy omse+bias-correction, ranges from synthetic images"
+    settings = Settings(**SMALL)
+    loaded = load(Reference("zoo_own_models:tiny"), settings)
+    images = make_images(loaded.model, loaded.inputs, settings, 8, lambda *_: None)
+    request = Request(
+        4,
+        4,
+        levels="uniform",
+        example_inputs=(images.calibration[:1],),
+        mean=loaded.inputs.mean,
+        std=loaded.inputs.std,
+        depthwise="int8",
+        synthetic=images.calibration,
+        batch_size=8,
+    )
+    student = apply("omse+bias-correction", loaded.model, request).model
+    with torch.no_grad():
+        signal, answer = loaded.model(images.test).double(), student(images.test).double()
+    noise = 10 * torch.log10(signal.square().sum() / (signal - answer).square().sum())
+    assert row["output_sqnr_db"] == pytest.approx(float(noise), abs=0.01)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert [s["status"] for s in manifest["stages"]] == ["done"] * 4
+
+
+def test_a_strategy_keeps_pwlq_levels_where_weights_say_so(tmp_path: Path) -> None:
+    row = do(tmp_path, strategy="dfq", weights="pwlq3")
+    assert (row["mac_bits"], row["stored_bits"]) == (3, 4)
+    assert row["notes"][0] == "strategy dfq, without images"
+
+
+def test_a_strategy_that_a_model_cannot_take_leaves_it_out(tmp_path: Path) -> None:
+    with pytest.raises(LeftOut, match="strategy gdfq: Branching has no BatchNorm|strategy gdfq: "):
+        do(tmp_path, "zoo_own_models:branching", input_size="3x8x8", strategy="gdfq")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"strategy": "dqf"}, r"no strategy 'dqf'. Did you mean 'dfq'\?"),
+        ({"strategy": "ft"}, "strategy 'ft' needs real images, and a run makes its own"),
+        ({"strategy": "rq+real"}, "needs real images"),
+        ({"strategy": "rq", "export": "onnx"}, "strategy does not go with export: .* simulated"),
+        ({"strategy": "rq", "zero_shot": "fast"}, "strategy does not go with zero_shot"),
+        ({"strategy": "rq", "host": "fx"}, "strategy does not go with host"),
+        ({"strategy": "rq", "budget": "4bits"}, "strategy=zeroq-mp chooses widths"),
+        ({"strategy": "equalise"}, "does not say which grid weights get"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_runs(
+    values: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        Settings(**values)
+
+
+def test_the_command_line_and_the_settings_file_know_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("yaml", reason="YAML settings need PyYAML")
+    file = tmp_path / "zoo.toml"
+    file.write_text('models = ["zoo_own_models:tiny"]\nstrategy = "lbq"\nweights = "uniform4"\n')
+    out = ["--out", str(tmp_path / "zoo"), "--dry-run"]
+    assert main(["run", "--settings", str(file), *out]) == 0
+    assert "strategy     lbq, simulated: no host" in capsys.readouterr().out
+    yaml = tmp_path / "zoo.yaml"
+    yaml.write_text("models: [zoo_own_models:tiny]\nstrategy: dfq+adaround\n")
+    assert main(["run", "--settings", str(yaml), *out]) == 0
+    assert "strategy     dfq+adaround" in capsys.readouterr().out
+    assert main(["run", "--settings", str(file), "--strategy", "aciqq", *out]) == 2
+    assert "no strategy 'aciqq'. Did you mean 'aciq'?" in capsys.readouterr().err
