@@ -97,9 +97,8 @@ def sources(method: str, model: str) -> list[str]:
         return ["real"] if model in REAL_IMAGES else ["synthetic"]
     strategy = compose(method)
     found = [] if strategy.data == "real" else ["synthetic"]
-    if model in REAL_IMAGES and (strategy.data == "real" or strategy.takes_images):
-        found.append("real")
-    return found
+    takes = strategy.data == "real" or (strategy.takes_images and strategy.data != "none")
+    return [*found, "real"] if takes and model in REAL_IMAGES else found
 
 
 def grid(

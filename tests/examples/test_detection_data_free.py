@@ -20,5 +20,6 @@ def test_both_detectors_are_quantized_whole_and_run() -> None:
     assert all(some == every and int(every) > 50 for some, every in counts)
     errors = [float(e) for e in re.findall(r"(?:bbox_regression|cls_logits) ([\d.]+)", done.stdout)]
     assert len(errors) == 8
-    assert max(errors) < 0.5
+    assert min(errors) > 0
+    assert max(errors) < 0.6
     assert done.stdout.count("the quantized detector runs") == 2
