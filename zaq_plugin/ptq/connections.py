@@ -76,7 +76,8 @@ def layer_graph(model: nn.Module, example_inputs: Sequence[Any] | None = None) -
         )
     try:
         program = torch.export.export(copy.deepcopy(model), tuple(example_inputs), strict=False)
-        return restore_layers(program.module(), inplace=True)
+        restored = restore_layers(program.module(), inplace=True)
+        return fx.GraphModule(restored, restored.graph)  # one whose mode can be set
     except Exception as error:
         raise ValueError(
             f"neither torch.fx ({first}) nor torch.export ({type(error).__name__}: {error}) can "

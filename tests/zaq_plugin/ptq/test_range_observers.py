@@ -1,0 +1,44 @@
+"""Chosen activation ranges against exhaustive search and the formula."""
+
+import pytest
+import torch
+
+from zaq_plugin.fake_quantize import ActivationFakeQuantize
+from zaq_plugin.ptq.analytic import analytic_range
+from zaq_plugin.ptq.range_observers import AnalyticObserver, LeastSquaresObserver
+
+
+def error_at(x: torch.Tensor, low: float, high: float, bits: int) -> float:
+    """Squared error on an affine grid, in float64."""
+    step = (high - low) / (2**bits - 1)
+    zero = round(-low / step)
+    x = x.double()
+    code = (torch.round(x / step) + zero).clamp(0, 2**bits - 1)
+    return float(((code - zero) * step - x).square().mean())
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("one_sided", [False, True])
+def test_least_squares_is_as_good_as_an_exhaustive_search(bits: int, one_sided: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 1500, generator=generator) ** 3 + 0.3
+    x = x.relu() if one_sided else x
+    quantizer = ActivationFakeQuantize(LeastSquaresObserver, bits)
+    quantizer(x)
+    out = quantizer(x)
+    found = float((out - x).double().square().mean())
+    lows = [0.0] if one_sided else [float(x.min()) * k / 25 for k in range(1, 26)]
+    highs = [float(x.max()) * k / 25 for k in range(1, 26)]
+    best = min(error_at(x, low, high, bits) for low in lows for high in highs)
+    assert found <= 1.1 * best
+    assert found < 0.5 * error_at(x, float(x.min()), float(x.max()), bits)
+
+
+def test_batches_are_averaged() -> None:
+    observer = AnalyticObserver(bits=4)
+    batches = [torch.randn(1000), 3 * torch.randn(1000)]
+    for batch in batches:
+        observer(batch)
+    ranges = [analytic_range(batch, 4) for batch in batches]
+    assert float(observer.max_val) == pytest.approx(float(sum(r[1] for r in ranges)) / 2, rel=1e-6)
+    assert float(observer.min_val) == pytest.approx(float(sum(r[0] for r in ranges)) / 2, rel=1e-6)
