@@ -70,7 +70,7 @@ def taken_over(path: Path) -> list[Row]:
                 "levels": levels,
                 "data": "real" if real else "synthetic",
                 "seconds": row["seconds"],
-                "notes": ["from zero_shot.jsonl"],
+                "notes": ["from zero_shot.jsonl; its seconds are wall time, images included"],
             }
         )
     return found

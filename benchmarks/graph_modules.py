@@ -51,6 +51,16 @@ def to_modules(program: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(root, graph).eval()
 
 
+def scale_input(model: fx.GraphModule, factor: float) -> fx.GraphModule:
+    """The graph with its input multiplied by a factor first, in place."""
+    (image,) = (node for node in model.graph.nodes if node.op == "placeholder")
+    with model.graph.inserting_after(image):
+        scaled = model.graph.call_function(torch.mul, (image, factor))
+    image.replace_all_uses_with(scaled, delete_user_cb=lambda user: user is not scaled)
+    model.recompile()
+    return model
+
+
 def _tensor(module: nn.Module, path: str) -> Tensor:
     value: Any = module
     for part in path.split("."):

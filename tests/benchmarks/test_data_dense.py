@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.data_dense import Boxes, average_precision, detections, mean_iou
-from benchmarks.graph_modules import to_modules
+from benchmarks.graph_modules import scale_input, to_modules
 
 
 def test_mean_iou_is_intersection_over_union_of_each_class() -> None:
@@ -161,6 +161,7 @@ def test_an_exported_graph_becomes_modules_with_the_same_function() -> None:
     modules = to_modules(program.module())
     with torch.no_grad():
         torch.testing.assert_close(modules(images), model(images))
+        torch.testing.assert_close(scale_input(modules, 0.5)(2 * images), model(images))
     kinds = {type(m) for m in modules.modules()}
     assert {nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.PReLU, nn.ReLU} <= kinds
     assert isinstance(torch.fx.symbolic_trace(modules), torch.fx.GraphModule)
