@@ -82,17 +82,19 @@ ADAROUND = _strategy(
     "adaround",
     "learned rounding, layer by layer",
     "Nagel et al., ICML 2020",
-    ReconstructOptions(ITERATIONS, rounding_lr=6e-2, step_lr=0.0, drop=0.0, largest_block=1),
+    ReconstructOptions(
+        ITERATIONS, harden_until=0.0, rounding_lr=6e-2, step_lr=0.0, drop=0.0, largest_block=1
+    ),
 )
 BRECQ = _strategy(
     "brecq",
     "learned rounding and activation steps, block by block",
     "Li et al., ICLR 2021",
-    ReconstructOptions(ITERATIONS, rounding_lr=6e-2, drop=0.0),
+    ReconstructOptions(ITERATIONS, harden_until=0.0, rounding_lr=6e-2, drop=0.0),
 )
 QDROP = _strategy(
     "qdrop",
     "BRECQ with activations dropped back to float at random",
     "Wei et al., ICLR 2022",
-    ReconstructOptions(ITERATIONS, rounding_lr=6e-2, drop=0.5),
+    ReconstructOptions(ITERATIONS, harden_until=0.0, rounding_lr=6e-2, drop=0.5),
 )

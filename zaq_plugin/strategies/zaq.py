@@ -12,6 +12,7 @@ from typing import Any
 
 from zaq_plugin.strategies.activations import MinMaxActivations
 from zaq_plugin.strategies.images import Distilled, Noise
+from zaq_plugin.strategies.reconstruction import refuse_compound
 from zaq_plugin.strategies.stage import Stage, Strategy, Work
 from zaq_plugin.strategies.weights import LeastSquaresWeights
 from zaq_plugin.zero_shot import ZeroShotConfig, zero_shot_finetune
@@ -48,6 +49,7 @@ class ZeroShot(Stage):
 
     def finish(self, work: Work) -> None:
         """Fine-tune the student in place."""
+        refuse_compound(work, self.name)
         request = work.request
         result = zero_shot_finetune(
             work.student,

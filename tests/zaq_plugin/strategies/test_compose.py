@@ -1,58 +1,199 @@
-"""Names, compositions, and what a request refuses."""
+"""Names, compositions, requests, and what is refused."""
+
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from networks import Net, perturb
-from torch import nn
+from torch import Tensor, nn
 
-from zaq_plugin.strategies import STRATEGIES, Request, apply, compose
+from zaq_plugin.ptq.simulate import quantized_layers
+from zaq_plugin.strategies import PARTS, STRATEGIES, Request, apply, compose, synthetic_images
 
-SHAPE = (3, 16, 16)
-
-
-@pytest.fixture
-def model() -> nn.Module:
-    torch.manual_seed(0)
-    return perturb(Net(5, depthwise=False))
+Make = Callable[..., Request]
+LEARNING = [name for name, s in STRATEGIES.items() if s.trains]
 
 
-def request_of(**changes: object) -> Request:
-    values = {
-        "weight_bits": 4,
-        "activation_bits": 8,
-        "example_inputs": (torch.zeros(2, *SHAPE),),
-        "synthetic_count": 8,
-        "effort": 0.02,
-        **changes,
-    }
-    return Request(**values)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("name", ["rq", "omse", "pwlq"])
-def test_a_strategy_gives_a_calibrated_student_at_the_bits_asked_for(
-    name: str, model: nn.Module
+@pytest.mark.parametrize("levels", ["uniform", "pwlq"])
+@pytest.mark.parametrize("name", list(STRATEGIES))
+def test_every_strategy_gives_a_calibrated_student_at_the_bits_asked_for(
+    name: str, levels: str, model: nn.Module, request_of: Make, real: Tensor
 ) -> None:
-    applied = apply(name, model, request_of())
-    assert applied.strategy == name
-    assert applied.data == "synthetic"
-    assert {r.stored_bits for r in applied.layers} == {4}
-    expected = 3 if name == "pwlq" else 4
-    assert {r.mac_bits for r in applied.layers} == {expected}
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    images = real if STRATEGIES[name].data == "real" else None
+    applied = apply(name, model, request_of(levels=levels, images=images))
+    assert (applied.strategy, applied.levels) == (name, levels)
+    assert applied.data == STRATEGIES[name].data
+    mean = sum(r.stored_bits * r.numel for r in applied.layers) / sum(
+        r.numel for r in applied.layers
+    )
+    assert mean > 4.1 if name == "lbq" else 3.2 < mean <= 4
+    if name not in ("lbq", "aciq", "zeroq-mp"):
+        assert {r.mac_bits for r in applied.layers} == {4 if levels == "uniform" else 3}
     assert all("not calibrated" not in str(r.activation) for r in applied.layers)
-    x = torch.randn(4, *SHAPE)
-    assert applied.model(x).shape == (4, 5)
-    assert not torch.equal(applied.model(x), model(x))
+    x = torch.randn(4, 3, 16, 16)
+    y = applied.model(x)
+    assert y.shape == (4, 5)
+    assert not torch.equal(y, model(x))
+    assert float((y - model(x)).norm() / model(x).norm()) < 0.5
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), "model touched"
+    assert not any(m.training for m in applied.model.modules())
 
 
-def test_an_unknown_strategy_is_named_with_what_may_have_been_meant(model: nn.Module) -> None:
+@pytest.mark.parametrize("name", ["aciq", "dfq", "zeroq", "qdrop", "gdfq"])
+def test_a_seed_fixes_everything(name: str, model: nn.Module, request_of: Make) -> None:
+    x = torch.randn(4, 3, 16, 16)
+    torch.manual_seed(1)
+    one = apply(name, model, request_of(activation_bits=4, seed=3)).model(x)
+    torch.manual_seed(2)
+    assert torch.equal(apply(name, model, request_of(activation_bits=4, seed=3)).model(x), one)
+    if name != "dfq":  # which draws nothing
+        other = apply(name, model, request_of(activation_bits=4, seed=4)).model(x)
+        assert not torch.equal(other, one)
+
+
+def test_an_unknown_strategy_is_named_with_what_may_have_been_meant(
+    model: nn.Module, request_of: Make
+) -> None:
     with pytest.raises(
         ValueError, match=r"no strategy 'omsee'. Did you mean 'omse'\? Known are rq"
     ):
         apply("omsee", model, request_of())
     with pytest.raises(ValueError, match="no strategy 'wrong'"):
         compose("rq+wrong")
+    with pytest.raises(ValueError, match="at least one strategy; got an empty list"):
+        compose([])
 
 
-def test_strategies_are_ordered_from_the_floor_up() -> None:
+def test_strategies_are_ordered_from_the_floor_up_and_tell_their_papers() -> None:
     assert next(iter(STRATEGIES)) == "rq"
     assert all(s.paper and s.title and s.name == name for name, s in STRATEGIES.items())
+    assert not set(STRATEGIES) & set(PARTS)
+
+
+def test_compositions_add_what_comes_before_and_after(model: nn.Module, request_of: Make) -> None:
+    both = compose("dfq+adaround")
+    assert [s.name for s in both.stages] == [
+        "equalise", "distilled", "minmax", "batch-norm-ranges", "batch-norm-correction", "adaround",
+    ]  # fmt: skip
+    assert both.trains
+    assert both.paper == "Nagel et al., ICCV 2019; Nagel et al., ICML 2020"
+    swapped = compose("dfq+mse+adaround+bias-correction")
+    assert [s.name for s in swapped.stages][2] == "mse"
+    assert [s.name for s in swapped.stages][-1] == "bias-correction"
+    assert compose(["dfq", "adaround"]).stages == both.stages
+    assert [s.name for s in compose("rq+rq+bias-correction+bias-correction").stages] == [
+        "noise", "minmax", "minmax-activations", "bias-correction",
+    ]  # fmt: skip
+    applied = apply("dfq+adaround", model, request_of())
+    assert any("pairs of layers equalised" in n for n in applied.notes)
+    assert any(n.startswith("adaround: ") for n in applied.notes)
+
+
+@pytest.mark.parametrize("name", ["equalise", "mse+real", "bias-correction"])
+def test_parts_alone_are_no_strategy(name: str) -> None:
+    with pytest.raises(ValueError, match="does not say which grid .* name a strategy first"):
+        compose(name)
+
+
+def test_real_images_take_the_place_of_synthetic_ones_where_they_may(
+    model: nn.Module, request_of: Make, real: Tensor
+) -> None:
+    assert apply("omse", model, request_of(images=real)).data == "real"
+    assert apply("zeroq", model, request_of(images=real)).data == "synthetic"
+    assert apply("omse+distilled", model, request_of(images=real)).data == "synthetic"
+    applied = apply("rq+real", model, request_of(images=real))
+    watcher = dict(quantized_layers(applied.model))["stem.0"].input_fake_quant
+    observer: Any = watcher.activation_post_process  # type: ignore[union-attr]
+    assert float(observer.max_val) == float(real.max())
+    for name in ("ft", "rq+real"):
+        with pytest.raises(ValueError, match=r"needs real images, and the request has none; pass"):
+            apply(name, model, request_of())
+
+
+@pytest.mark.parametrize("name", ["rq", "pwlq", "zeroq", "deepinversion"])
+def test_images_can_be_made_once_and_shared(name: str, model: nn.Module, request_of: Make) -> None:
+    images = synthetic_images(name, model, request_of(weight_bits=8))
+    own, shared = apply(name, model, request_of()), apply(name, model, request_of(synthetic=images))
+    assert own.images is not None
+    assert torch.equal(own.images, images)
+    x = torch.randn(4, 3, 16, 16)
+    assert torch.equal(own.model(x), shared.model(x))
+    assert synthetic_images("ft", model, request_of()) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"weight_bits": 1}, "weight_bits must be from 2 to 8; got 1"),
+        ({"activation_bits": 9}, "activation_bits must be from 2 to 8; got 9"),
+        ({"levels": "log"}, "levels must be one of 'auto', 'uniform', 'pwlq'; got 'log'"),
+        ({"granularity": "row"}, "granularity must be one of 'channel', 'tensor'; got 'row'"),
+        ({"example_inputs": ()}, "example_inputs must be a tuple that starts with a batch"),
+        ({"example_inputs": (torch.zeros(3, 4),)}, r"must start with images .* shape \(3, 4\)"),
+        ({"images": torch.zeros(4, 1, 16, 16)}, r"images must be \(n, 3, 16, 16\) like"),
+        ({"synthetic": torch.full((4, 3, 16, 16), float("nan"))}, "must hold finite values"),
+        ({"effort": 0}, "effort must be positive; got 0"),
+        ({"synthetic_count": 1}, "synthetic_count and batch_size must be at least 2"),
+    ],
+)
+def test_requests_that_make_no_sense(changes: Any, words: str, request_of: Make) -> None:
+    with pytest.raises(ValueError, match=words):
+        request_of(**changes)
+    with pytest.raises(TypeError, match="weight_bits must be an int from 2 to 8; got 4.0"):
+        request_of(weight_bits=4.0)
+    with pytest.raises(TypeError, match="images must be a tensor; got list"):
+        request_of(images=[1])
+
+
+def test_pwlq_levels_where_they_do_not_exist(model: nn.Module, request_of: Make) -> None:
+    with pytest.raises(ValueError, match="levels='pwlq' needs at least 3 stored bits"):
+        apply("rq", model, request_of(weight_bits=2, levels="pwlq"))
+    applied = apply("pwlq", model, request_of(weight_bits=2))
+    assert applied.levels == "uniform"
+    assert applied.notes == ["uniform levels: PWLQ needs at least 3 stored bits"]
+    eight = apply("pwlq", model, request_of(weight_bits=8))
+    assert {r.mac_bits for r in eight.layers} == {8}
+    assert "weights at 8 stored bits are uniform" in eight.notes[0]
+
+
+@pytest.mark.parametrize("name", ["aciq+adaround", "lbq+zaq", "aciq+gdfq"])
+def test_weights_of_several_tensors_cannot_be_learned(
+    name: str, model: nn.Module, request_of: Make
+) -> None:
+    words = "cannot move the weight of layer|trains on its own generator's images"
+    with pytest.raises(ValueError, match=words):
+        apply(name, model, request_of())
+
+
+@pytest.mark.parametrize("name", ["aciq", "lbq"])
+def test_channel_methods_have_no_grid_per_tensor(
+    name: str, model: nn.Module, request_of: Make
+) -> None:
+    with pytest.raises(ValueError, match="does not exist with granularity='tensor'"):
+        apply(name, model, request_of(granularity="tensor"))
+
+
+@pytest.mark.parametrize("name", ["dfq", "zeroq", "deepinversion", "gdfq"])
+def test_batch_norm_methods_refuse_a_model_without(name: str, request_of: Make) -> None:
+    plain = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(4, 5),
+    ).eval()  # fmt: skip
+    with pytest.raises(ValueError, match="Sequential has no BatchNorm.* use "):
+        apply(name, plain, request_of())
+    for other in ("pwlq", "zaq"):
+        assert apply(other, plain, request_of()).data == "synthetic"
+
+
+def test_nothing_to_equalise_is_an_error(request_of: Make) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sigmoid(), nn.Flatten(),
+                          nn.Linear(784, 5)).eval()  # fmt: skip
+    with pytest.raises(ValueError, match="nothing to equalise in Sequential"):
+        apply("dfq", model, request_of())
+
+
+def test_gdfq_is_for_classifiers(request_of: Make) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    with pytest.raises(ValueError, match="gdfq is for classifiers: .* Sequential does not answer"):
+        apply("gdfq", model, request_of())
