@@ -35,7 +35,7 @@ from benchmarks.data import Task, foreign_images, load_task
 from benchmarks.zero_shot_jobs import config_of, jobs_of, rows_of, weight_spec
 from benchmarks.zero_shot_tables import ablation, layer_weights, results
 from zaq_plugin.observers import MinMaxObserver
-from zaq_plugin.ptq import calibrate, fold_batch_norm, simulate
+from zaq_plugin.ptq import calibrate, correct_bias, fold_batch_norm, simulate
 from zaq_plugin.zero_shot import (
     ZeroShotConfig,
     ZeroShotLoader,
@@ -57,7 +57,7 @@ def prepare_student(task: Task, job: dict[str, Any], device: torch.device) -> nn
         weight_spec(job["weights"], weight_bits),
         activation_bits,
         input_bits=input_bits,
-        depthwise="as-told",
+        depthwise=job["depthwise"],
         observer=MinMaxObserver,
         example_inputs=(task.images[:1],),
     )
@@ -96,8 +96,14 @@ def _percent(hits: Tensor) -> float:
     return round(100 * float(hits.double().mean()), 3)
 
 
+def shape_of(task: Task, size: int) -> tuple[int, int, int]:
+    """(channels, height, width) of synthetic images; size 0 is that of the task's own."""
+    channels, height, width = task.images.shape[1:]
+    return (channels, size or height, size or width)
+
+
 def distilled(
-    task: Task, student: nn.Module, config: ZeroShotConfig, cache: Path | None
+    task: Task, student: nn.Module, config: ZeroShotConfig, size: int, cache: Path | None
 ) -> tuple[Tensor, float]:
     """Training and validation images, and the seconds that making them took.
 
@@ -108,18 +114,17 @@ def distilled(
         "distill_lr",
         "distill_method", "total_variation", "class_weight", "swing", "low_pass",
     )  # fmt: skip
-    key = "-".join(f"{getattr(config, n)}" for n in names)
+    key = "-".join([*(f"{getattr(config, n)}" for n in names), *([str(size)] if size else [])])
     path = None if cache is None else cache / f"{task.name}-{key}.pt"
     if path is not None and _made_already(path):
         kept = torch.load(path, weights_only=True)
         return kept["images"], float(kept["seconds"])
     mean, std = NORMALISATION[task.name]
-    shape = task.images.shape[1:]
     device = next(student.parameters()).device
     start = time.perf_counter()
     loader = ZeroShotLoader(
         student,
-        (shape[0], shape[1], shape[2]),
+        shape_of(task, size),
         config,
         float_model=copy.deepcopy(task.model).to(device),
         mean=mean,
@@ -164,22 +169,25 @@ def run_job(job: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     if job["method"] == "real":
         images = real_images(task, Path(args.data))
     elif config.uses_distilled:
-        images, made = distilled(task, student, config, args.cache)
+        images, made = distilled(task, student, config, job["image_size"], args.cache)
         start = time.perf_counter()
     if job["method"] == "before":
         assert images is not None
-        calibrate(student, images[: config.calibration_images].to(device).split(64))
+        ranges = images[: config.calibration_images].to(device).split(64)
+        calibrate(student, ranges)
+        if job["correct"]:
+            correct_bias(student, ranges)
     else:
         mean, std = NORMALISATION[task.name]
-        shape = task.images.shape[1:]
         result = zero_shot_finetune(
             student,
             config,
-            image_shape=(shape[0], shape[1], shape[2]),
+            image_shape=shape_of(task, 0 if images is None else images.shape[-1]),
             float_model=copy.deepcopy(task.model).to(device),
             mean=mean,
             std=std,
             images=images,
+            correct=correct_bias if job["correct"] else None,
             progress=args.progress,
         )
         row["verdicts"] = [
@@ -249,6 +257,9 @@ def main() -> None:
     parser.add_argument("--method", nargs="+", default=["default"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--input-bits", type=int, default=8, help="0: as other activations")
+    parser.add_argument("--depthwise", choices=("as-told", "int8"), default="as-told")
+    parser.add_argument("--correct", action="store_true", help="correct biases before training")
+    parser.add_argument("--image-size", type=int, default=0, help="of synthetic images, pixels")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
     parser.add_argument("--jobs", help="file of jobs, one JSON object per line")
     parser.add_argument("--workers", type=int, default=1)

@@ -17,8 +17,14 @@ DEFAULTS: dict[str, Any] = {
     "weights": "uniform",
     "seed": 0,
     "input_bits": 8,
+    "depthwise": "as-told",
+    "correct": False,
+    "image_size": 0,
     "set": {},
 }
+"""``depthwise``: ``int8`` keeps depthwise layers at 8 uniform bits where that is smaller;
+``correct``: bias correction on the calibration images; ``image_size``: of synthetic images, in
+pixels, 0 for the network's own."""
 
 
 def weight_spec(kind: str, stored_bits: int) -> QuantSpec:
@@ -63,7 +69,8 @@ def jobs_of(args: argparse.Namespace) -> list[dict[str, Any]]:
         listed = [
             {
                 "task": args.task, "method": method, "bits": bits, "weights": weights,
-                "seed": seed, "input_bits": args.input_bits, "set": changes,
+                "seed": seed, "input_bits": args.input_bits, "depthwise": args.depthwise,
+                "correct": args.correct, "image_size": args.image_size, "set": changes,
             }
             for seed in args.seeds
             for bits in args.bits
@@ -81,7 +88,8 @@ def jobs_of(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """What a result file holds."""
+    """What a result file holds; what a job does not say has its default."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    return [{**row, "job": {**DEFAULTS, **row["job"]}} for row in rows]

@@ -52,7 +52,7 @@ def results(rows: Iterable[Row]) -> list[str]:
         job = row["job"]
         if "error" in row or job["set"] or "top1" not in row:
             continue
-        key = (job["task"], job["bits"], job["weights"], job["input_bits"])
+        key = (job["task"], job["bits"], job["weights"], job["input_bits"], job["depthwise"])
         cells[key][job["method"]].append(row)
     lines: list[str] = []
     for task in dict.fromkeys(key[0] for key in cells):
@@ -72,15 +72,15 @@ def results(rows: Iterable[Row]) -> list[str]:
 
 def _order(key: tuple[Any, ...]) -> tuple[Any, ...]:
     weight, activation = (int(b) for b in key[1].split("/"))
-    return (-weight, -activation, key[3] == 0, key[2])
+    return (-weight, -activation, key[4], key[3] == 0, key[2])
 
 
 def _line(key: tuple[Any, ...], cell: dict[str, list[Row]], used: list[str]) -> str:
-    _, bits, weights, input_bits = key
+    _, bits, weights, input_bits, depthwise = key
     activation = bits.split("/")[1]
     any_row = next(iter(cell.values()))[0]
     shown = [
-        FORMATS.get(weights, weights),
+        FORMATS.get(weights, weights) + (", depthwise 8" if depthwise == "int8" else ""),
         weight_widths(any_row["job"]),
         activation,
         str(input_bits or activation),

@@ -67,6 +67,7 @@ _SHARES = (
     "ema_decay",
     "replay_share",
     "drop",
+    "reconstruct_harden",
     "mixup",
     "momentum",
     "generated_share",
@@ -135,7 +136,8 @@ class ZeroShotConfig:
         recalibrate: Whether ranges are set anew; False keeps what the student came with.
         reconstruct: Reconstruct block by block before training; see `ReconstructOptions` for
             reconstruct_iterations, reconstruct_batch_size, reconstruct_scale_lr,
-            reconstruct_step_lr, reconstruct_rounding_lr, reconstruct_regulariser and drop.
+            reconstruct_step_lr, reconstruct_rounding_lr, reconstruct_regulariser,
+            reconstruct_harden (``harden_until`` there) and drop.
         reconstruct_copies: How many versions of each image reconstruction sees: the image, its
             mirror image, then random mixtures of both kinds.
 
@@ -213,6 +215,7 @@ class ZeroShotConfig:
     reconstruct_step_lr: float = 1e-2
     reconstruct_rounding_lr: float = 6e-2
     reconstruct_regulariser: float = 1e-3
+    reconstruct_harden: float = 0.9
     drop: float = 0.25
 
     validation_images: int = 128

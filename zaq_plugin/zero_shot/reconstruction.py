@@ -28,6 +28,8 @@ from zaq_plugin.zero_shot.quantizers import (
 from zaq_plugin.zero_shot.rounding import LearnedRounding, LearnedStep
 
 Progress = Callable[[str, int, int, float], None]
+_EARLY = 0.4
+"""Exponent of the share of decided roundings over the iterations: most are decided early."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ class ReconstructOptions:
         regulariser: Weight of AdaRound's regulariser, whose exponent falls from 20 to 2.
         warmup: Share of the iterations without the regulariser.
         drop: QDrop's probability, for activations inside the block and for its input.
+        harden_until: Share of the iterations by which all roundings are decided for good, the
+            surest first, so that scales, steps and the roundings still open make up for each
+            decision; 0 leaves all decisions to the end, as AdaRound does.
         exact: Write the levels themselves into the weights; else the nearest value that the
             fake-quantizer rounds to the learned level, which leaves more for training to work on.
         largest_block: Weights in a block at most; 1 reconstructs layer by layer (AdaRound).
@@ -50,13 +55,14 @@ class ReconstructOptions:
 
     iterations: int = 400
     batch_size: int = 32
-    rounding_lr: float = 1e-2
+    rounding_lr: float = 6e-2
     step_lr: float = 1e-2
     scale_lr: float = 0.0
     regulariser: float = 1e-3
     warmup: float = 0.2
     drop: float = 0.5
     exact: bool = False
+    harden_until: float = 0.9
     largest_block: int = LARGEST_BLOCK
 
     def __post_init__(self) -> None:
@@ -69,6 +75,10 @@ class ReconstructOptions:
             raise ValueError(
                 f"ReconstructOptions: drop and warmup must be in [0, 1); got {self.drop} and "
                 f"{self.warmup}."
+            )
+        if not 0 <= self.harden_until <= 1:
+            raise ValueError(
+                f"ReconstructOptions: harden_until must be in [0, 1]; got {self.harden_until}."
             )
 
 
@@ -262,6 +272,16 @@ class _BlockWork:
             loss.backward()
             optimizer.step()
             schedule.step()
+            if options.harden_until > 0 and iteration >= start:
+                part = self._decided(iteration + 1 - start)
+                for rounding in roundings:
+                    rounding.decide(part)
+
+    def _decided(self, iteration: int) -> float:
+        """Share of the roundings that are decided so many iterations after the warm-up."""
+        options = self.options
+        end = max(1.0, (options.harden_until - options.warmup) * options.iterations)
+        return float(min(1.0, iteration / end) ** _EARLY)
 
     def _cosine(self, iteration: int) -> float:
         return 0.5 * (1 + math.cos(math.pi * iteration / self.options.iterations))

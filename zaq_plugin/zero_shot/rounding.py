@@ -31,6 +31,7 @@ class LearnedRounding(nn.Module):
 
     low: Tensor
     high: Tensor
+    decided: Tensor
 
     def __init__(self, slot: WeightSlot, learn_scale: bool = False) -> None:
         super().__init__()
@@ -45,13 +46,23 @@ class LearnedRounding(nn.Module):
         stretched = (share - STRETCH_LOW) / (STRETCH_HIGH - STRETCH_LOW)
         self.logits = nn.Parameter(torch.logit(stretched))
         self.hard = False
+        self.register_buffer("decided", torch.zeros_like(share, dtype=torch.bool))
         # Scale factor is exp(log_scale): starts at 1.
         self.log_scale = nn.Parameter(torch.zeros(rows.shape[0], 1), requires_grad=learn_scale)
 
     def share(self) -> Tensor:
         """h(V), (channels, elements): how far each weight is on its way up."""
         stretched = torch.sigmoid(self.logits) * (STRETCH_HIGH - STRETCH_LOW) + STRETCH_LOW
-        return stretched.clamp(0, 1)
+        return torch.where(self.decided, (self.logits >= 0).to(stretched), stretched.clamp(0, 1))
+
+    @torch.no_grad()
+    def decide(self, part: float) -> None:
+        """Harden the surest roundings for good, so that ``part`` of all are; the others go on."""
+        count = round(part * self.logits.numel())
+        if count <= int(self.decided.sum()):
+            return
+        sureness = self.logits.abs().masked_fill(self.decided, torch.inf).flatten()
+        self.decided.view(-1)[sureness.topk(count).indices] = True
 
     def regulariser(self, sharpness: float) -> Tensor:
         """Σ (1 - |2 h - 1|^β): pulls every rounding to one side (AdaRound, equation 24)."""

@@ -162,6 +162,7 @@ class Run:
             rounding_lr=config.reconstruct_rounding_lr,
             regulariser=config.reconstruct_regulariser,
             drop=config.drop,
+            harden_until=config.reconstruct_harden,
         )
         self.result.blocks = reconstruct(
             self.student,

@@ -51,7 +51,8 @@ def test_result_is_one_of_all_roundings(exact: bool) -> None:
     assert result.after <= result.before
 
 
-def test_rounding_keeps_up_with_coordinate_descent() -> None:
+@pytest.mark.parametrize("harden_until", [0.0, 0.9])
+def test_rounding_keeps_up_with_coordinate_descent(harden_until: float) -> None:
     """Against an exact search, one weight after the other, until nothing improves."""
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(512, 6, generator=rng) @ torch.randn(6, 48, generator=rng)
@@ -69,7 +70,7 @@ def test_rounding_keeps_up_with_coordinate_descent() -> None:
             if float(other @ second @ other) < float(gap @ second @ gap) - 1e-12:
                 gap, improved = other, True
     descent = float(gap @ second @ gap)
-    options = ReconstructOptions(iterations=600, batch_size=64, drop=0.0)
+    options = ReconstructOptions(iterations=600, batch_size=64, drop=0.0, harden_until=harden_until)
     (result,) = reconstruct(student, teacher, x, options)
     assert result.before == pytest.approx(start, rel=1e-4)
     assert descent < 0.5 * start  # there is something to find
@@ -130,10 +131,27 @@ def test_refreshed_images_reach_the_later_blocks(
 
 
 def test_options_refuse_nonsense() -> None:
-    with pytest.raises(ValueError, match="iterations and batch_size must be at least 1"):
+    with pytest.raises(ValueError, match="iterations, batch_size and largest_block must be at"):
         ReconstructOptions(iterations=0)
     with pytest.raises(ValueError, match=r"drop and warmup must be in \[0, 1\)"):
         ReconstructOptions(drop=1.0)
+    with pytest.raises(ValueError, match=r"harden_until must be in \[0, 1\]; got 1.5"):
+        ReconstructOptions(harden_until=1.5)
+
+
+def test_decisions_on_the_way_are_made_up_for() -> None:
+    """In few iterations and with outputs far above 1, where the regulariser has no say."""
+    rng = torch.Generator().manual_seed(0)
+    x = 30 * torch.randn(512, 6, generator=rng) @ torch.randn(6, 48, generator=rng)
+    after = {}
+    for until in (0.0, 0.9):
+        student, teacher = linear_student(48, x, seed=1)
+        options = ReconstructOptions(
+            iterations=100, batch_size=64, rounding_lr=6e-2, drop=0.0, harden_until=until
+        )
+        (result,) = reconstruct(student, teacher, x, options)
+        after[until] = result.after / result.before
+    assert after[0.9] < 0.5 * after[0.0]
 
 
 def test_graphs_are_reconstructed_too(graph_student: Callable[[], nn.Module]) -> None:

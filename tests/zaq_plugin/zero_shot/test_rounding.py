@@ -106,6 +106,37 @@ def test_regulariser_vanishes_only_on_decisions(slot: WeightSlot) -> None:
     assert float(rounding.regulariser(2.0).detach()) == 0
 
 
+def test_the_surest_roundings_are_decided_first_and_for_good(slot: WeightSlot) -> None:
+    rounding = LearnedRounding(slot)
+    with torch.no_grad():
+        noise = torch.Generator().manual_seed(1)
+        rounding.logits.copy_(torch.randn(rounding.logits.shape, generator=noise))
+    total = rounding.logits.numel()
+    soft = rounding.share().detach().clone()
+    rounding.decide(0.5)
+    order = rounding.logits.detach().abs().flatten().argsort(descending=True)
+    first = torch.zeros(total, dtype=torch.bool)
+    first[order[: round(total / 2)]] = True
+    assert torch.equal(rounding.decided.flatten(), first)
+    share = rounding.share().detach()
+    assert torch.equal(share[~rounding.decided], soft[~rounding.decided])
+    upper = rounding.logits[rounding.decided] >= 0
+    assert torch.equal(share[rounding.decided], upper.float())
+    rounding.share().sum().backward()
+    assert not rounding.logits.grad[rounding.decided].any()  # type: ignore[index]
+    kept = rounding.decided.clone()
+    rounding.decide(0.25)
+    assert torch.equal(rounding.decided, kept)
+    with torch.no_grad():
+        rounding.logits[~rounding.decided] *= 100
+    rounding.decide(0.75)
+    assert bool(rounding.decided[kept].all())
+    rounding.decide(1.0)
+    every = slot.rows(rounding(slot.seen)).detach()
+    expected = torch.where(rounding.logits >= 0, rounding.high, rounding.low)
+    torch.testing.assert_close(every, expected.detach())
+
+
 def test_learned_edges_start_as_the_fake_quantizer(slot: WeightSlot) -> None:
     learned = LearnedEdges(slot)
     torch.testing.assert_close(
