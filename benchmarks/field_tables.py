@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.field_jobs import BITS, PEERS, is_peer, job, read_rows
+from benchmarks.field_jobs import BITS, PEERS, is_peer, job, key, read_rows
 from benchmarks.field_pages import Grid, Page
 from benchmarks.field_tasks import TITLES
 from zaq_plugin.report.protocol import protocol_text
@@ -242,7 +242,8 @@ def page(rows: Sequence[Row]) -> Page:
 
 def write_tables(rows: Sequence[Row], out: Path, also: Path | None = None) -> None:
     """Write the Markdown and the HTML page beside the rows."""
-    every = [*rows, *(taken_over(also) if also is not None else [])]
+    every = [*(taken_over(also) if also is not None else []), *rows]
+    every = list({key(row["job"]): row for row in every}.values())  # the last of each job
     if not every:
         return
     made = page(every)

@@ -13,8 +13,6 @@ from zaq_plugin.ptq import restore_layers
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "cat": torch.cat,
     "add": torch.add,
-    "sigmoid": torch.sigmoid,
-    "softmax": torch.softmax,
 }
 """Operators that keep their arguments when they become functions of torch."""
 
@@ -81,6 +79,10 @@ def _operator(
         layer = _batch_norm(given)
     elif name in ("relu", "relu_"):
         layer = nn.ReLU()
+    elif name == "sigmoid":
+        layer = nn.Sigmoid()
+    elif name == "softmax":
+        layer = nn.Softmax(given["dim"])
     elif name == "prelu":
         layer = nn.PReLU(given["weight"].numel())
         layer.weight = nn.Parameter(given["weight"].detach(), requires_grad=False)
