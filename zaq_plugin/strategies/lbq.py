@@ -26,8 +26,8 @@ class SecondTensor(LeastSquaresWeights):
 
     Attributes:
         threshold: Relative squared error ``|W - Q(W)|^2 / |W|^2`` above which a layer gets one;
-            None chooses it such that they hold at most ``share`` of the weights (but the worst
-            layer always gets one).
+            None takes the layers of largest error that together hold at most ``share`` of the
+            weights (but the worst layer always gets one).
         share: See above.
     """
 
@@ -50,28 +50,28 @@ class SecondTensor(LeastSquaresWeights):
             if found is not None:
                 errors[name] = relative_error(weight, found(weight))
         numel = {name: float_weight(layers[name]).numel() for name in errors}
-        limit = self._threshold(errors, numel)
-        chosen = [name for name, error in errors.items() if error > limit]
+        chosen = self._worst(errors, numel)
         for name in chosen:
             found, weight = weight_fake_quant(layers[name]), float_weight(layers[name]).detach()
             assert found is not None
             install(layers[name], ResidualFakeQuantize(found.spec, found.ch_axis, weight))
         share = sum(numel[name] for name in chosen) / sum(numel.values())
         work.notes.append(
-            f"{len(chosen)} of {len(layers)} layers have two tensors (error above {limit:.4g}), "
-            f"{100 * share:.1f} % of the weights"
+            f"{len(chosen)} of {len(layers)} layers have two tensors, {100 * share:.1f} % of the "
+            "weights"
         )
 
-    def _threshold(self, errors: dict[str, float], numel: dict[str, int]) -> float:
+    def _worst(self, errors: dict[str, float], numel: dict[str, int]) -> list[str]:
+        """The layers above the threshold; without one those of largest error that fit."""
         if self.threshold is not None:
-            return self.threshold
+            return [name for name, error in errors.items() if error > self.threshold]
         room = self.share * sum(numel.values())
-        ordered = sorted(errors, key=lambda name: -errors[name])
-        for position, name in enumerate(ordered):
-            room -= numel[name]
-            if room < 0 and position > 0:
-                return errors[name]
-        return 0.0
+        chosen: list[str] = []
+        for name in sorted(errors, key=lambda name: -errors[name]):
+            if numel[name] <= room or not chosen:
+                chosen.append(name)
+                room -= numel[name]
+        return chosen
 
 
 def relative_error(weight: Tensor, quantized: Tensor) -> float:
