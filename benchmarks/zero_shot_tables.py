@@ -45,12 +45,12 @@ def weight_widths(job: Row) -> str:
 def results(rows: Iterable[Row]) -> list[str]:
     """A table for each task: a line for each format and widths, a column for each method.
 
-    Rows with changed settings (``set``) are left to `ablation`.
+    Rows without test images are left to `ablation`.
     """
     cells: dict[tuple[Any, ...], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         job = row["job"]
-        if "error" in row or job["set"] or "top1" not in row:
+        if "error" in row or "top1" not in row:
             continue
         key = (job["task"], job["bits"], job["weights"], job["input_bits"], job["depthwise"])
         cells[key][job["method"]].append(row)

@@ -48,7 +48,8 @@ def zero_shot_finetune(
             data, the ceiling.
         correct: Bias correction of the student's host, `zaq_plugin.ptq.correct_bias` or
             ``correct_bias`` of an integration; called with the student and batches of images once
-            ranges are set. Networks of depthwise layers need it.
+            ranges are set. Networks of depthwise layers need it, unless they are reconstructed,
+            which starts from the float biases.
         checkpoint_dir: Where to leave checkpoints; a run that finds one there resumes it.
         progress: Show a progress bar.
         on_step: Called after every student step.

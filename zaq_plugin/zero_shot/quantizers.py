@@ -288,31 +288,35 @@ def twin(student: nn.Module) -> nn.Module:
         node.update_arg(position, False)
     if changed and isinstance(teacher, fx.GraphModule):
         teacher.recompile()
-    _restore_biases(teacher)
+    _disable_own_quantizers(teacher)
+    restore_biases(teacher)
     for parameter in teacher.parameters():
         parameter.requires_grad_(False)
     return teacher
 
 
-def _restore_biases(teacher: nn.Module) -> None:
-    """Switch off a host's own quantizers, and give back what bias correction took out.
+def _disable_own_quantizers(model: nn.Module) -> None:
+    for module in list(model.modules()):
+        disable = getattr(module, "disable_quantization", None)
+        if callable(disable):
+            disable()
+
+
+@torch.no_grad()
+def restore_biases(model: nn.Module) -> None:
+    """Give back what bias correction took out, in place.
 
     It is kept on the layer itself, as `zaq_plugin.ptq` leaves it, or, where a host may add nothing
     to layers, on the weight's quantizer, as ``bias_shift`` with the parameter's name in ``bias``.
     """
-    for module in list(teacher.modules()):
-        disable = getattr(module, "disable_quantization", None)
-        if callable(disable):  # a quantizer of the host's own
-            disable()
+    for module in list(model.modules()):
         kept = getattr(module, "bias_shift", None)
         if isinstance(kept, Tensor) and kept.numel():
-            corrected = teacher.get_parameter(str(module.bias))
-            with torch.no_grad():
-                corrected.add_(kept.to(corrected))
-                kept.zero_()
+            corrected = model.get_parameter(str(module.bias))
+            corrected.add_(kept.to(corrected))
+            kept.zero_()
         shift = getattr(module, BIAS_SHIFT, None)
         if isinstance(shift, Tensor):
             bias: Any = module.bias
-            with torch.no_grad():
-                bias.add_(shift.to(bias.dtype))
-                shift.zero_()
+            bias.add_(shift.to(bias.dtype))
+            shift.zero_()

@@ -21,6 +21,7 @@ from zaq_plugin.zero_shot.progress import RunProgress
 from zaq_plugin.zero_shot.quantizers import (
     check_graph_mode,
     freeze_batch_norm,
+    restore_biases,
     set_switches,
     to_evaluation,
     weight_slots,
@@ -95,6 +96,8 @@ class Run:
         assert self.judge is not None
         self.judge.look(self.student, "start")
         if self.config.reconstruct:
+            # Learned roundings start from the weights themselves, whose biases are the float ones.
+            restore_biases(self.student)
             self._timed("reconstruction", self._reconstruct)
             self.judge.look(self.student, "reconstructed")
 

@@ -4,6 +4,7 @@ import io
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from zaq_plugin.zero_shot import (
     TrainingDiverged,
     ZeroShotConfig,
     distill_images,
+    reconstruct,
+    trainer,
     zero_shot_finetune,
 )
 from zaq_plugin.zero_shot.progress import RunProgress
@@ -165,6 +168,35 @@ def test_biases_are_corrected_between_ranges_and_the_first_judgement(
     result = finetune(student, config, model, images=images, correct=correct)
     assert seen == [8] * 4
     assert result.start.divergence == pytest.approx(expected, rel=1e-3)  # type: ignore[attr-defined]
+
+
+def test_reconstruction_starts_from_the_float_biases(
+    tiny: Callable[..., nn.Module],
+    make_student: Callable[..., nn.Module],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny()
+    student = make_student(model)
+    names = [name for name, _ in student.named_parameters() if name.endswith("bias")]
+    seen: dict[str, list[Tensor]] = {}
+
+    def note(when: str, student: nn.Module) -> None:
+        seen[when] = [student.get_parameter(name).detach().clone() for name in names]
+
+    def correct(student: nn.Module, batches: Sequence[Tensor]) -> None:
+        correct_bias(student, batches)
+        note("corrected", student)
+
+    def watched(student: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        note("reconstruction", student)
+        return reconstruct(student, *args, **kwargs)
+
+    note("float", student)
+    monkeypatch.setattr(trainer, "reconstruct", watched)
+    finetune(student, QUICK.with_changes(steps=0), model, correct=correct)
+    for old, corrected, now in zip(*seen.values(), strict=True):
+        assert not torch.equal(old, corrected)
+        torch.testing.assert_close(now, old)
 
 
 def test_a_checkpoint_of_other_settings_is_refused(
