@@ -51,16 +51,18 @@ def speeds(rows: list[Row], runtime: str) -> str:
     """Latency and load time in milliseconds under one runtime."""
     lines = [
         "| network | FP32 | stock int8 | ours, int8 | ours, packed (5) | packed / stock | load "
-        "FP32 | load int8 | load packed (4) | load packed (5) | packed (5) / int8 |",
-        "|---|" + "---:|" * 10,
+        "FP32 | load int8 | load packed (4) | / int8 | load packed (5) | / int8 |",
+        "|---|" + "---:|" * 11,
     ]
     for row in rows:
         took = {k: 1000 * v for k, v in row[f"{runtime}_latency"].items()}
         load = {k: 1000 * v for k, v in row[f"{runtime}_load"].items()}
         cells = [_number(took, k, 2) for k in ("fp32", "stock", "int8_5", "packed5")]
         cells.append(_share(took, "packed5", "stock", LIMITS["latency"]))
-        cells += [_number(load, k, 0) for k in ("fp32", "int8_5", "packed4", "packed5")]
-        cells.append(_share(load, "packed5", "int8_5", LIMITS["load"]))
+        cells += [_number(load, k, 0) for k in ("fp32", "int8_5")]
+        for stored in (4, 5):
+            cells.append(_number(load, f"packed{stored}", 0))
+            cells.append(_share(load, f"packed{stored}", f"int8_{stored}", LIMITS["load"]))
         lines.append(f"| {row['name']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -101,6 +103,18 @@ def accuracies(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def _busy(rows: list[Row]) -> str:
+    """How quiet the machine was, in words."""
+    loads = [value for row in rows for value in row.get("busy", ())]
+    if not loads:
+        return "How busy the machine was is not known."
+    return (
+        f"Load average of the machine ({rows[0].get('processors', '?')} processors) while these "
+        f"times were taken: {min(loads):.1f} to {max(loads):.1f}; above the number of processors, "
+        "others were at work, too."
+    )
+
+
 def tables(rows: list[Row]) -> str:
     """All of them, as Markdown."""
     from importlib.metadata import version
@@ -116,13 +130,14 @@ def tables(rows: list[Row]) -> str:
         "PWLQ with 3 MAC bits stores 4 bits, with 4 MAC bits 5; activations have 8. Calibrated by "
         "torchao PT2E, exported by `zaq_onnx.export(..., calibration=...)`, so that tensors "
         "between layers have 8-bit ranges, too. Stock int8 is ONNX Runtime's `quantize_static` "
-        "(QDQ, weights per channel). Latencies are milliseconds for one image, batch 1; medians of "
+        "(QDQ, weights per channel). Latencies are milliseconds for one image, batch 1; times are "
+        "the processor's, of one thread (OpenVINO compiles with more), medians of "
         f"alternating runs. {versions}. `(!)` marks what misses the aim: packed size at most 0.55 "
         "of int8 at 4 stored bits and 0.67 at 5, latency at most 1.02 of stock int8, load at most "
         "1.5 of int8. Networks of timm have random weights. Data: cifar10 is ResNet-20, imagenet "
         "MobileNetV1 0.25; accuracy is top-1 in percent on 1,000 and 400 test images, one seed; "
-        "ranges from 64 training images, or, for imagenet, from smooth noise. Times on a machine "
-        "that others use are too long; runs alternate, but under heavy load their ratios move, too."
+        "ranges from 64 training images, or, for imagenet, from smooth noise. "
+        f"{_busy(rows)}"
     )
     parts = [
         "# Shipping\n",

@@ -15,6 +15,7 @@ require_version("onnxscript", "0.5", "0.8", "zaq_onnx", "onnx")
 from zaq_onnx.export import Exported, export
 from zaq_onnx.info import info
 from zaq_onnx.packing import load, pack, unpack
-from zaq_onnx.verify import Verification, verify
+from zaq_onnx.verdict import Verification
+from zaq_onnx.verify import verify
 
 __all__ = ["Exported", "Verification", "export", "info", "load", "pack", "unpack", "verify"]

@@ -55,55 +55,110 @@ def _itemsize(tensor: TensorProto) -> int:
         ) from error
 
 
-def evaluate(graph: Graph, name: str, producers: dict[str, NodeProto]) -> Array:
-    """The value of a tensor that depends on constants only.
+class Evaluator:
+    """Values of tensors that depend on constants only, each computed once.
 
-    Raises:
-        ValueError: it depends on an input, an operator is none of those that `pack` writes, or a
-            shape or an index is out of range.
+    Args:
+        graph: Whose tensors; it must not change meanwhile.
     """
-    known = graph.array(name)
-    if known is not None:
-        return known
-    node = producers.get(name)
-    if node is None or node.op_type not in _OPERATORS:
-        what = "the model's input" if node is None else f"operator {node.op_type}"
-        raise ValueError(f"weight {name!r} depends on {what}, so it is no constant.")
-    values = [evaluate(graph, n, producers) for n in node.input if n]
-    try:
-        if node.op_type == "Gather":
-            _check_codes(graph, node, producers, len(values[0]))
-        return _OPERATORS[node.op_type](node, *values)
-    except ValueError as error:
-        raise ValueError(f"weight {name!r} ({node.op_type}): {error}") from error
-    except (TypeError, IndexError, OverflowError, MemoryError) as error:
-        raise ValueError(f"weight {name!r} ({node.op_type}): damaged, {error}.") from error
 
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.producers = graph.producers()
+        self._known: dict[str, Array] = {}
+        self._constant: dict[str, bool] = {}
 
-def _check_codes(
-    graph: Graph, gather: NodeProto, producers: dict[str, NodeProto], entries: int
-) -> None:
-    """Every code must stay within its own channel's part of the table."""
-    index = producers.get(gather.input[1])
-    if index is None or index.op_type != "Add" or gather.input[0] in graph.constants:
-        raise ValueError("its indices are not codes and offsets.")
-    codes, offsets = (evaluate(graph, n, producers) for n in index.input)
-    channels = len(offsets)
-    if offsets.shape != (channels, 1) or codes.ndim != 2 or len(codes) != channels:
-        raise ValueError(f"codes of shape {codes.shape} for {channels} channels; damaged.")
-    part = entries // channels
-    if entries % channels or not np.array_equal(offsets[:, 0], np.arange(channels) * part):
-        raise ValueError(f"a table of {entries} entries for {channels} channels; damaged.")
-    lowest, highest = int(codes.min(initial=0)), int(codes.max(initial=0))
-    if lowest < 0 or highest >= part:
-        raise ValueError(
-            f"code {highest if highest >= part else lowest} lies outside its codebook of {part} "
-            "entries; the file is damaged."
-        )
+    def constant(self, name: str) -> bool:
+        """Whether a tensor is made by unfolding operators alone (its ends are constants or not)."""
+        if name not in self._constant:
+            self._constant[name] = False  # a cycle is no constant
+            node = self.producers.get(name)
+            self._constant[name] = node is None or (
+                node.op_type in UNFOLDING and all(self.constant(n) for n in node.input if n)
+            )
+        return self._constant[name]
+
+    def __call__(self, name: str) -> Array:
+        """The value of a tensor.
+
+        Raises:
+            ValueError: it depends on an input, an operator is none of those that `pack` writes, or
+                a shape or an index is out of range.
+        """
+        known = self._known.get(name)
+        if known is None:
+            known = self.graph.array(name)
+        if known is not None:
+            return known
+        node = self.producers.get(name)
+        if node is None or node.op_type not in UNFOLDING:
+            what = "the model's input" if node is None else f"operator {node.op_type}"
+            raise ValueError(f"weight {name!r} depends on {what}, so it is no constant.")
+        values = [self(n) for n in node.input if n]
+        try:
+            if node.op_type == "Split":
+                self._known.update(zip(node.output, _split(node, *values), strict=True))
+            else:
+                if node.op_type == "Gather":
+                    self._check_codes(node, *values)
+                self._known[name] = _OPERATORS[node.op_type](node, *values)
+        except ValueError as error:
+            raise ValueError(f"weight {name!r} ({node.op_type}): {error}") from error
+        except (TypeError, IndexError, OverflowError, MemoryError) as error:
+            raise ValueError(f"weight {name!r} ({node.op_type}): damaged, {error}.") from error
+        return self._known[name]
+
+    def _check_codes(self, gather: NodeProto, table: Array, index: Array) -> None:
+        """Every code must stay within its own codebook's part of the table."""
+        books = self.producers.get(gather.input[0])
+        sum_ = self.producers.get(gather.input[1])
+        if books is None or sum_ is None:
+            raise ValueError("its indices are not codes, or its table no codebooks; damaged.")
+        if sum_.op_type == "Cast":  # what every byte holds
+            if index.size and not 0 <= int(index.min()) <= int(index.max()) < len(table):
+                raise ValueError(f"a byte lies outside its table of {len(table)}; damaged.")
+            return
+        shapes = self._books(books)
+        if sum_.op_type != "Add" or shapes is None:
+            raise ValueError("its indices are not codes and offsets.")
+        codes, offsets = (self(n) for n in sum_.input)
+        channels = len(offsets)
+        if offsets.size != channels or codes.ndim != offsets.ndim:
+            raise ValueError(f"codes of shape {codes.shape} for {channels} channels; damaged.")
+        if channels not in (1, len(codes)):
+            raise ValueError(f"codes of shape {codes.shape} for {channels} channels; damaged.")
+        part, rest = divmod(len(table), shapes)
+        first = int(offsets.reshape(-1)[0])
+        expected = first + np.arange(channels, dtype=np.int64) * part
+        if rest or first % max(1, part) or not np.array_equal(offsets.reshape(-1), expected):
+            raise ValueError(
+                f"a table of {len(table)} entries for {shapes} codebooks, of which {channels} from "
+                f"entry {first} are read; damaged."
+            )
+        if first < 0 or first + channels * part > len(table):
+            raise ValueError(f"codebooks beyond the table of {len(table)} entries; damaged.")
+        lowest, highest = int(codes.min(initial=0)), int(codes.max(initial=0))
+        if lowest < 0 or highest >= part:
+            raise ValueError(
+                f"code {highest if highest >= part else lowest} lies outside its codebook of "
+                f"{part} entries; the file is damaged."
+            )
+
+    def _books(self, node: NodeProto) -> int | None:
+        """How many codebooks a table was made of: its rows before it was made flat."""
+        if node.op_type != "Reshape":
+            return None
+        rows = self(node.input[0])
+        return len(rows) if rows.ndim > 1 and len(rows) else None
 
 
 def _cast(node: NodeProto, x: Array) -> Array:
-    return x.astype(helper.tensor_dtype_to_np_dtype(attribute(node, "to")))
+    wanted = helper.tensor_dtype_to_np_dtype(attribute(node, "to"))
+    if x.dtype.kind == "f" and wanted.kind in "iu":
+        limits = np.iinfo(wanted)
+        if x.size and not limits.min <= float(x.min()) <= float(x.max()) <= limits.max:
+            raise ValueError(f"a level does not fit {wanted}.")
+    return x.astype(wanted)
 
 
 def _shift(node: NodeProto, x: Array, by: Array) -> Array:
@@ -115,7 +170,7 @@ def _shift(node: NodeProto, x: Array, by: Array) -> Array:
 def _binary(operator: Callable[[Array, Array], Array]) -> Callable[..., Array]:
     def call(_: NodeProto, x: Array, y: Array) -> Array:
         _broadcast(x, y)
-        if x.dtype != y.dtype or x.dtype.kind not in "iu":
+        if x.dtype != y.dtype or x.dtype.kind not in "iuf":
             raise ValueError(f"operands of types {x.dtype} and {y.dtype}.")
         return operator(x, y)
 
@@ -131,6 +186,38 @@ def _modulo(x: Array, y: Array) -> Array:
 def _broadcast(x: Array, y: Array) -> None:
     if math.prod(np.broadcast_shapes(x.shape, y.shape)) > LIMIT:
         raise ValueError(f"shapes {x.shape} and {y.shape} are impossibly large together.")
+
+
+def _product(_: NodeProto, x: Array, y: Array) -> Array:
+    if x.ndim != 2 or y.ndim != 2 or {x.dtype, y.dtype} != {np.dtype(np.float32)}:
+        raise ValueError(f"a product of {x.dtype} {x.shape} and {y.dtype} {y.shape}.")
+    if len(x) * y.shape[1] > LIMIT:
+        raise ValueError(f"shapes {x.shape} and {y.shape} are impossibly large together.")
+    return x @ y
+
+
+def _round(_: NodeProto, x: Array) -> Array:
+    return np.rint(x)
+
+
+def _scatter(_: NodeProto, x: Array, where: Array, what: Array) -> Array:
+    if x.ndim != 1 or where.shape != what.shape or where.ndim != 1:
+        raise ValueError(f"{what.shape} values for {where.shape} places of {x.shape}; damaged.")
+    if where.size and not 0 <= int(where.min()) <= int(where.max()) < len(x):
+        raise ValueError(f"a place lies outside the {len(x)} levels; damaged.")
+    made = x.copy()
+    made[where] = what
+    return made
+
+
+def _split(node: NodeProto, x: Array, sizes: Array) -> list[Array]:
+    axis = int(attribute(node, "axis", 0))
+    counts = [int(size) for size in sizes.reshape(-1)]
+    if not 0 <= axis < x.ndim or min(counts, default=-1) < 0 or sum(counts) != x.shape[axis]:
+        raise ValueError(f"shape {x.shape} is not {counts} along axis {axis}; damaged.")
+    if len(counts) != len(node.output):
+        raise ValueError(f"{len(counts)} parts for {len(node.output)} weights; damaged.")
+    return np.split(x, np.cumsum(counts)[:-1], axis)
 
 
 def _reshape(_: NodeProto, x: Array, shape: Array) -> Array:
@@ -155,13 +242,20 @@ def _gather(node: NodeProto, table: Array, index: Array) -> Array:
 
 def _expand(_: NodeProto, x: Array, shape: Array) -> Array:
     wanted = tuple(int(d) for d in shape)
-    if any(d < 0 for d in wanted) or math.prod(wanted) > LIMIT:
+    if any(d < 0 for d in wanted):
         raise ValueError(f"the shape {wanted} is impossible.")
-    return np.broadcast_to(x, np.broadcast_shapes(x.shape, wanted))
+    made = np.broadcast_shapes(x.shape, wanted)
+    if math.prod(made) > LIMIT:
+        raise ValueError(f"the shape {made} is impossibly large.")
+    return np.broadcast_to(x, made)
 
 
-def _concat(node: NodeProto, *parts: Array) -> Array:
-    return np.concatenate(parts, attribute(node, "axis"))
+def _where(_: NodeProto, which: Array, x: Array, y: Array) -> Array:
+    if which.dtype != np.bool_ or x.dtype != y.dtype:
+        raise ValueError(f"a choice by {which.dtype} of {x.dtype} and {y.dtype}.")
+    if math.prod(np.broadcast_shapes(which.shape, x.shape, y.shape)) > LIMIT:
+        raise ValueError(f"shapes {x.shape} and {y.shape} are impossibly large together.")
+    return np.where(which, x, y)
 
 
 def _range(_: NodeProto, start: Array, limit: Array, delta: Array) -> Array:
@@ -175,15 +269,19 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "Add": _binary(np.add),
     "BitShift": _shift,
     "Cast": _cast,
-    "Concat": _concat,
     "Expand": _expand,
     "Gather": _gather,
+    "MatMul": _product,
+    "Min": _binary(np.minimum),
     "Mod": _binary(_modulo),
     "Mul": _binary(np.multiply),
     "Range": _range,
     "Reshape": _reshape,
+    "Round": _round,
+    "ScatterElements": _scatter,
     "Slice": _slice,
     "Transpose": _transpose,
+    "Where": _where,
 }
-UNFOLDING = frozenset(_OPERATORS)
+UNFOLDING = frozenset({*_OPERATORS, "Split"})
 """Operators that `zaq_onnx.pack` writes."""

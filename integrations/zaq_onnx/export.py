@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import warnings
 from collections.abc import Iterable
@@ -11,24 +10,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from onnx import ModelProto
 from torch import nn
 from torch.export import ExportedProgram
 
-from zaq_onnx.codes import encode
 from zaq_onnx.completing import complete
-from zaq_onnx.files import FORMAT, MINIMUM_OPSET, Path_, check, digest, put_manifest, write
+from zaq_onnx.describing import describe, float_bytes, records_of
+from zaq_onnx.files import MINIMUM_OPSET, Path_, check, write
 from zaq_onnx.graph import Graph
-from zaq_onnx.naming import LAYERS, name_weights, scopes
-from zaq_onnx.notes import Note, note_for, notes_of
-from zaq_onnx.packing import pack_model, weights_of
+from zaq_onnx.naming import LAYERS, name_weights, scopes, shorten
+from zaq_onnx.notes import Note, notes_of
+from zaq_onnx.packing import pack_model
 from zaq_onnx.sources import batch_shapes, exportable, program_of
 from zaq_onnx.tidy import tidy
-from zaq_plugin import __version__
-from zaq_plugin.report import Audit, LayerRecord
+from zaq_plugin.report import Audit
 
 
 @dataclass(frozen=True)
@@ -109,10 +106,11 @@ def export(
         audit=audit,
     )
     _refuse_float_weights(graph)
+    shorten(graph)
     made = graph.to_model()
-    records = _records(graph, known)
+    records = records_of(graph, known)
     packed, done = pack_model(made)
-    _describe(made, source, records, opset, graph.completed)
+    describe(made, source, records, opset, graph.completed)
     del packed.metadata_props[:]
     packed.metadata_props.extend(made.metadata_props)
     written = packed if pack and done else made
@@ -122,7 +120,7 @@ def export(
         os.fspath(path),
         size,
         made.ByteSize(),
-        _float_bytes(graph),
+        float_bytes(graph),
         source,
         Audit(records).require_any(),
     )
@@ -237,73 +235,3 @@ def float_weights(graph: Graph) -> list[tuple[str, str]]:
         if any(c.op_type == "QuantizeLinear" for c in consumers[node.output[0]]):
             found.append((node.output[0], node.input[1]))
     return found
-
-
-def _records(graph: Graph, notes: dict[str, Note]) -> list[LayerRecord]:
-    producers = graph.producers()
-    known = {weight.name: weight for weight in weights_of(graph)}
-    records: dict[str, LayerRecord] = {}
-    for node in graph.of_type(*LAYERS):
-        source = producers.get(node.input[1])
-        stored = known.get(source.input[0]) if source is not None else None
-        if stored is None:
-            value = graph.array(node.input[1])
-            if value is not None and value.ndim >= 2:
-                reason = "its weight is float"
-                name = node.input[1].removesuffix(".weight")
-                records.setdefault(name, LayerRecord(name, node.op_type, value.size, False, reason))
-            continue
-        name = stored.name.removesuffix(".weight")
-        coded = encode(stored.rows)
-        bits = 8 if coded is None else coded.width
-        facts: dict[str, Any] = {
-            "spec": f"int8, at most {2**bits} levels a channel",
-            "mac_bits": 8,
-            "stored_bits": bits,
-            **note_for(notes, name),
-        }
-        records.setdefault(
-            name,
-            LayerRecord(name, node.op_type, stored.integers.size, True, kernel="int8", **facts),
-        )
-    return list(records.values())
-
-
-def _describe(
-    model: ModelProto, source: str, records: list[LayerRecord], opset: int, completed: int
-) -> None:
-    layers = [
-        {
-            "name": r.name,
-            "kind": r.kind,
-            "numel": r.numel,
-            "quantized": r.quantized,
-            "spec": r.spec,
-            "mac_bits": r.mac_bits,
-            "stored_bits": r.stored_bits,
-        }
-        for r in records
-    ]
-    put_manifest(
-        model,
-        {
-            "format": FORMAT,
-            "zaq_plugin": __version__,
-            "torch": str(torch.__version__),
-            "source": source,
-            "opset": opset,
-            "completed": completed,
-            "layers": layers,
-            "digest": digest(model),
-        },
-    )
-
-
-def _float_bytes(graph: Graph) -> int:
-    """Bytes of the constants if integer weights were float32."""
-    total = 0
-    for name in graph.constants:
-        value = graph.array(name)
-        assert value is not None
-        total += 4 * value.size if value.dtype in (np.int8, np.float32) else value.nbytes
-    return max(1, math.ceil(total))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zaq_onnx.describing import layers_of
 from zaq_onnx.files import Path_, manifest_of
 from zaq_onnx.graph import Graph
 from zaq_onnx.naming import LAYERS
@@ -105,7 +106,10 @@ def info(path: Path_) -> FileInfo:
     if manifest is None:
         raise ValueError(f"{path}: not written by zaq_onnx.export (its metadata says nothing).")
     graph = Graph(model)
-    known = {entry["name"]: entry for entry in manifest["layers"]}
+    try:
+        known = layers_of(manifest)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     weights = {weight.name: weight for weight in weights_of(graph)}
     producers = graph.producers()
     layers = []
@@ -120,9 +124,9 @@ def info(path: Path_) -> FileInfo:
                 layers.append(LayerInfo(name, node.op_type, shape, 32, 32, value.nbytes, "float32"))
             continue
         name = weight.name.removesuffix(".weight")
-        entry = known.get(name, {})
-        stored = (entry.get("stored_bits") or 8) if weight.packed else 8
-        label = entry.get("spec") or "int8"
+        entry = known.get(name)
+        stored = (entry.stored_bits if entry and weight.packed else None) or 8
+        label = (entry.spec if entry else None) or "int8"
         if not weight.packed and label != "int8":
             label += ", kept as int8"
         layers.append(
@@ -130,7 +134,7 @@ def info(path: Path_) -> FileInfo:
                 name,
                 node.op_type,
                 tuple(weight.integers.shape),
-                entry.get("mac_bits") or 8,
+                (entry.mac_bits if entry else None) or 8,
                 stored,
                 weight.stored,
                 label,

@@ -22,10 +22,9 @@ from zaq_onnx._compat import (
     FIXED_GRIDS,
     LINEAR,
     RELU,
-    layer_bias,
-    quantized_weight,
 )
-from zaq_onnx.grids import ActivationGrid, Applied, Weighted
+from zaq_onnx.grids import ActivationGrid, Applied
+from zaq_onnx.lowered_layers import arguments, weighted
 
 Grid = tuple[float, int]
 
@@ -149,7 +148,7 @@ class _Rewriter:
             self._layer(node, module)
         elif isinstance(module, nn.Sequential) and isinstance(module[0], (*CONVOLUTIONS, *LINEAR)):
             # A fused reference layer: its parts are float modules but for the first.
-            self.model.set_submodule(f"{node.target}.0", _weighted(str(node.target), module[0]))
+            self.model.set_submodule(f"{node.target}.0", weighted(str(node.target), module[0]))
         elif kind in ACTIVATIONS:
             self._activation(node, module)
         elif kind in FIXED_GRIDS:
@@ -173,7 +172,7 @@ class _Rewriter:
     # ---- what becomes of a node ------------------------------------------------------------------
 
     def _layer(self, node: fx.Node, module: Any) -> None:
-        made = _weighted(str(node.target), module)
+        made = weighted(str(node.target), module)
         name = str(node.target)
         self.model.set_submodule(name, made)
         with self.model.graph.inserting_before(node):
@@ -191,7 +190,7 @@ class _Rewriter:
     def _activation(self, node: fx.Node, module: Any) -> None:
         kind = ACTIVATIONS[type(module)]
         name = str(node.target)
-        self.model.set_submodule(name, Applied(kind, _arguments(kind, module)))
+        self.model.set_submodule(name, Applied(kind, arguments(kind, module)))
         with self.model.graph.inserting_before(node):
             made = self.model.graph.call_module(name, (node.args[0],))
         self._replace(node, made, (float(module.scale), int(module.zero_point)))
@@ -283,54 +282,3 @@ class _Rewriter:
                 found = getattr(found, part)
             return float(found)
         return float(value)
-
-
-def _weighted(name: str, module: nn.Module) -> Weighted:
-    """The float layer with the integer weight of a converted or reference one."""
-    weight = quantized_weight(module)
-    integers = weight.int_repr()
-    if weight.qscheme() in (torch.per_channel_affine, torch.per_channel_symmetric):
-        scale, axis = weight.q_per_channel_scales().float(), weight.q_per_channel_axis()
-        zero = weight.q_per_channel_zero_points()
-    else:
-        scale, axis = torch.tensor([weight.q_scale()]), 0
-        zero = torch.tensor([weight.q_zero_point()])
-        scale = scale.expand(integers.shape[0]).clone()
-    if bool(zero.any()):
-        raise ValueError(
-            f"{name}: the weight's zero point is not 0; int8 kernels want symmetric "
-            "weights (torch.per_channel_symmetric)."
-        )
-    function = "linear" if isinstance(module, LINEAR) else _named(module)
-    options = {} if function == "linear" else _options(module)
-    return Weighted(function, integers, scale, axis, layer_bias(module), options)
-
-
-def _named(module: nn.Module) -> str:
-    return next(name for kind, name in CONVOLUTIONS.items() if isinstance(module, kind))
-
-
-def _options(module: Any) -> dict[str, object]:
-    names = ["stride", "padding", "dilation", "groups"]
-    if getattr(module, "transposed", False):
-        names.append("output_padding")
-    if getattr(module, "padding_mode", "zeros") != "zeros":
-        raise ValueError(f"padding_mode {module.padding_mode!r} cannot be exported; use 'zeros'.")
-    return {name: getattr(module, name) for name in names}
-
-
-def _arguments(kind: str, module: Any) -> dict[str, Any]:
-    if kind == "leaky_relu":
-        return {"negative_slope": float(module.negative_slope)}
-    if kind == "elu":
-        return {"alpha": float(module.alpha)}
-    if kind == "softmax":
-        return {"dim": module.dim}
-    if kind in ("layer_norm", "group_norm", "instance_norm"):
-        made = {"weight": module.weight, "bias": module.bias, "eps": module.eps}
-        if kind == "layer_norm":
-            made["normalized_shape"] = module.normalized_shape
-        elif kind == "group_norm":
-            made["num_groups"] = module.num_groups
-        return made
-    return {}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 
-from onnx import NodeProto
+import onnx
+from onnx import NodeProto, helper
 
 from zaq_onnx._compat import SCOPES
-from zaq_onnx.graph import Graph
+from zaq_onnx.graph import Graph, opset_of
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -53,3 +54,44 @@ def _name(graph: Graph, weight: NodeProto, layer: str, users: dict[str, int]) ->
             continue
         new = graph.free(f"{layer}.{word}")
         graph.rename_constant(old, new)
+
+
+def shorten(graph: Graph) -> None:
+    """Let nodes take little room: short names of what flows between them, no defaults in words."""
+    kept = {*graph.outputs, *graph.inputs, *graph.constants}
+    short: dict[str, str] = {}
+    for node in graph.nodes:
+        node.name = ""
+        _drop_defaults(node, opset_of(graph.model))
+        for name in node.output:
+            if name and name not in kept:
+                number = len(short)
+                while (word := f"t{number:x}") in kept:
+                    number += len(kept)
+                short[name] = word
+                kept.add(word)
+    for node in graph.nodes:
+        for names in (node.input, node.output):
+            names[:] = [short.get(name, name) for name in names]
+
+
+def _drop_defaults(node: NodeProto, opset: int) -> None:
+    """Drop attributes that say what the operator does without them."""
+    known = onnx.defs.get_schema(node.op_type, opset).attributes
+    kept = []
+    for attribute in node.attribute:
+        schema = known.get(attribute.name)
+        default = schema.default_value if schema is not None else None
+        same = default is not None and default.type == attribute.type
+        values = list(attribute.ints)
+        implied = node.op_type == "Conv" and values == [_IMPLIED.get(attribute.name)] * len(values)
+        if not (implied and values) and not (
+            same and helper.get_attribute_value(default) == helper.get_attribute_value(attribute)
+        ):
+            kept.append(attribute)
+    del node.attribute[:]
+    node.attribute.extend(kept)
+
+
+_IMPLIED = {"dilations": 1, "strides": 1, "pads": 0}
+"""Attributes of Conv that are so if they are not given; the schema says it in words alone."""

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from onnx import ModelProto, NodeProto
 
-from zaq_onnx.codes import encode, unfolding
-from zaq_onnx.constants import UNFOLDING, evaluate
+from zaq_onnx.codes import encode
+from zaq_onnx.constants import UNFOLDING, Evaluator
 from zaq_onnx.files import Path_, check, digest, manifest_of, parse, require_opset, write
 from zaq_onnx.graph import Array, Graph, attribute
+from zaq_onnx.unfolding import BOOKS, CODES, Item, unfold
+
+_WEIGHT_BYTES, _STACK_BYTES, _KIND_BYTES = 24, 250, 450
+"""What a weight, a stack of them and a kind of codebooks take besides codes and codebooks."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +53,14 @@ def weights_of(graph: Graph) -> Iterator[Weight]:
     Raises:
         ValueError: a packed weight is damaged.
     """
-    producers = graph.producers()
+    value_of = Evaluator(graph)
     for node in graph.of_type("DequantizeLinear"):
         name = node.input[0]
-        source = producers.get(name)
+        source = value_of.producers.get(name)
         if name in graph.constants:
             value, packed = graph.array(name), False
-        elif source is not None and source.op_type in UNFOLDING and _constant(name, producers):
-            value, packed = evaluate(graph, name, producers), True
+        elif source is not None and source.op_type in UNFOLDING and value_of.constant(name):
+            value, packed = value_of(name), True
         else:
             continue
         if value is None or value.dtype != np.int8 or value.ndim < 2:
@@ -63,7 +69,7 @@ def weights_of(graph: Graph) -> Iterator[Weight]:
         _check_scale(name, value, scale, int(attribute(node, "axis", 1)))
         per_tensor = scale is None or scale.size == 1
         axis = 0 if per_tensor else int(attribute(node, "axis", 1)) % value.ndim
-        stored = _stored(graph, name, producers) if packed else value.nbytes
+        stored = _stored(value_of, name) if packed else value.nbytes
         yield Weight(name, node, value, axis, packed, stored)
 
 
@@ -79,47 +85,66 @@ def _check_scale(name: str, value: Array, scale: Array | None, axis: int) -> Non
         )
 
 
-def _constant(name: str, producers: dict[str, NodeProto]) -> bool:
-    """Whether a tensor is made by unfolding operators alone (its ends are constants or not)."""
-    node = producers.get(name)
-    if node is None:
-        return True
-    return node.op_type in UNFOLDING and all(_constant(n, producers) for n in node.input if n)
-
-
-def _stored(graph: Graph, name: str, producers: dict[str, NodeProto]) -> int:
-    """Bytes of the constants that belong to one weight alone: those called after it."""
-    total, waiting, seen = 0, [name], set()
+def _stored(value_of: Evaluator, name: str) -> int:
+    """Bytes of a weight's codes and codebooks: its share of what the weights of a stack share."""
+    producers = value_of.producers
+    share = value_of(name).size / sum(value_of(n).size for n in producers[name].output)
+    codes, books, rows = 0, 0, 1
+    waiting, seen = [name], set()
     while waiting:
         current = waiting.pop()
         if current in seen:
             continue
         seen.add(current)
-        if current in graph.constants:
-            if current.startswith(f"{name}."):
-                total += len(graph.constants[current].raw_data)
-        elif current in producers:
+        if current in producers:
             waiting += producers[current].input
-    return total
+            continue
+        tensor, word = value_of.graph.constants[current], current.rpartition(".")[2]
+        if word in CODES:
+            codes += len(tensor.raw_data)
+        elif word in BOOKS:
+            books += len(tensor.raw_data)
+            rows = max(rows, *tensor.dims[:1])
+    return round(share * codes + books * min(1.0, len(value_of(name)) / rows))
 
 
 def pack_model(model: ModelProto) -> tuple[ModelProto, int]:
     """A copy with packed weights, and how many were packed; see `pack`."""
     graph = Graph(_copied(model))
-    done = 0
-    seen: set[str] = set()
-    for weight in list(weights_of(graph)):
-        if weight.packed or weight.name in seen:
+    items: dict[str, Item] = {}
+    values: dict[str, Array] = {}
+    for weight in weights_of(graph):
+        if weight.packed or weight.name in items:
             continue
-        seen.add(weight.name)
-        coded = encode(weight.rows)
-        if coded is None:
-            continue
-        made = unfolding(graph, weight.name, coded, weight.integers.shape, weight.axis)
-        if made.size < weight.integers.nbytes:
-            made.apply(weight.node)
-            done += 1
-    return graph.to_model(), done
+        coded, values[weight.name] = encode(weight.rows), weight.integers
+        if coded is not None:
+            items[weight.name] = Item(weight.name, coded, weight.integers.shape, weight.axis)
+    chosen = _worthwhile(list(items.values()))
+    if not chosen:
+        return graph.to_model(), 0
+    before = {item.name: values[item.name] for item in chosen}
+    unfold(chosen).apply(graph, list(before))
+    after = {w.name: w.integers for w in weights_of(graph) if w.packed}
+    wrong = [n for n, v in before.items() if n not in after or not np.array_equal(after[n], v)]
+    if wrong:
+        raise RuntimeError(f"weight {wrong[0]!r} does not unfold to itself; please report this.")
+    return graph.to_model(), len(chosen)
+
+
+def _worthwhile(items: list[Item]) -> list[Item]:
+    """Those whose codes are smaller, counting what nodes take."""
+    groups: tuple[tuple[Callable[[Item], object], int], ...] = (
+        (lambda item: item.name, _WEIGHT_BYTES),
+        (lambda item: item.stack, _STACK_BYTES),
+        (lambda item: item.kind, _KIND_BYTES),
+    )
+    saved = {item.name: math.prod(item.shape) - item.coded.bytes for item in items}
+    for key, cost in groups:
+        gains: dict[object, float] = defaultdict(float)
+        for item in items:
+            gains[key(item)] += saved[item.name]
+        items = [item for item in items if gains[key(item)] > cost]
+    return items
 
 
 def unpack_model(model: ModelProto) -> ModelProto:

@@ -5,12 +5,20 @@ from typing import Any
 
 import pytest
 
-from benchmarks.deploy import alternating, done, network
+from benchmarks.deploy import alternating, done, measure
+from benchmarks.deploy_prepare import network
 from benchmarks.deploy_tables import tables
 
 
 def row(**changes: Any) -> dict[str, Any]:
-    times = {"fp32": 0.01, "stock": 0.005, "int8_5": 0.004, "packed4": 0.004, "packed5": 0.004}
+    times = {
+        "fp32": 0.01,
+        "stock": 0.005,
+        "int8_4": 0.004,
+        "int8_5": 0.004,
+        "packed4": 0.004,
+        "packed5": 0.004,
+    }
     made: dict[str, Any] = {
         "name": "net",
         "threads": 1,
@@ -45,7 +53,7 @@ def test_a_runtime_that_refused_a_file_leaves_a_gap() -> None:
     del broken["openvino_load"]["packed5"]
     lines = tables([broken]).split("## OpenVINO")[1].split("\n")
     line = next(x for x in lines if x.startswith("| net |"))
-    assert line == "| net | 10.00 | – | 4.00 | 4.00 | – | 10 | 4 | 4 | – | – |"
+    assert line == "| net | 10.00 | – | 4.00 | 4.00 | – | 10 | 4 | 4 | 1.00 | – | – |"
 
 
 def test_accuracy_stands_next_to_the_converted_models() -> None:
@@ -66,6 +74,18 @@ def test_calls_take_turns() -> None:
     found = alternating(calls, 2)
     assert order == list("ababab")
     assert set(found) == {"a", "b"}
+    assert all(times.processor >= 0 and times.wall > 0 for times in found.values())
+
+
+def test_the_header_says_how_busy_the_machine_was() -> None:
+    text = tables([row(busy=[0.4, 1.2], processors=2), row(name="b", busy=[0.9, 3.0])])
+    assert "(2 processors) while these times were taken: 0.4 to 3.0" in text
+    assert "How busy the machine was is not known." in tables([row()])
+
+
+def test_what_was_not_prepared_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"not prepared; run benchmarks/deploy_prepare\.py first"):
+        measure(tmp_path, 1, 1, 1)
 
 
 def test_results_of_an_earlier_run_are_read(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Damaged, foreign and hostile files: one clear sentence, never a crash or a wrong model."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,44 @@ from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, numpy_helper
 
 import zaq_onnx
-from zaq_onnx.packing import load
+from zaq_onnx.graph import Graph
+from zaq_onnx.packing import load, pack_model, unpack_model, weights_of
 
 SHARED = [HealthCheck.function_scoped_fixture]
+
+
+def model_of(integers: np.ndarray[Any, Any], axis: int) -> ModelProto:
+    """A model whose output is one dequantized weight (plus its input, a number)."""
+    helper = onnx.helper
+    graph = helper.make_graph(
+        [
+            helper.make_node("DequantizeLinear", ["w", "s"], ["v"], axis=axis),
+            helper.make_node("Add", ["v", "x"], ["y"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, list(integers.shape))],
+        [
+            numpy_helper.from_array(integers, "w"),
+            numpy_helper.from_array(np.ones(integers.shape[axis], np.float32), "s"),
+        ],
+    )
+    opsets = [helper.make_opsetid("", 21)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def random_weight(
+    shape: tuple[int, ...], axis: int, levels: int, seed: int
+) -> np.ndarray[Any, Any]:
+    """Every channel draws from its own levels, and uses all of them."""
+    rng = np.random.default_rng(seed)
+    count = int(np.prod(shape)) // shape[axis]
+    rows = []
+    for _ in range(shape[axis]):
+        book = rng.choice(np.arange(-127, 128), levels, replace=False)
+        rows.append(np.concatenate([book, rng.choice(book, count - levels)]))
+    moved = np.array(rows, np.int8).reshape(shape[axis], *np.delete(shape, axis))
+    return np.ascontiguousarray(np.moveaxis(moved, 0, axis))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +93,7 @@ def test_truncated_files_are_refused(packed: bytes, tmp_path: Path, share: float
 def test_no_flipped_bit_goes_unnoticed(
     packed: bytes, tmp_path: Path, share: float, bit: int
 ) -> None:
-    """Whatever bit it is, the file is refused, or it still is the same model, to the bit."""
+    """Whatever bit it is, the file is refused, or it still unfolds to the same model, to the bit."""
     data = bytearray(packed)
     data[int(share * len(data))] ^= 1 << bit
     path = tmp_path / "c.onnx"
@@ -70,10 +106,10 @@ def test_no_flipped_bit_goes_unnoticed(
     if found is None:
         assert "c.onnx: " in told
         return
-    good = ModelProto.FromString(packed)
-    for model in (found, good):  # only the manifest's other words may have changed
+    both = [unpack_model(model) for model in (found, ModelProto.FromString(packed))]
+    for model in both:  # only levels that no weight has, or the manifest's other words, may differ
         del model.metadata_props[:]
-    assert found.SerializeToString() == good.SerializeToString()
+    assert both[0].SerializeToString() == both[1].SerializeToString()
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"PK\x03\x04 no model", b"{}"])
@@ -97,36 +133,86 @@ def test_other_opsets_are_refused(packed: bytes, tmp_path: Path, version: int, t
         load(written(tmp_path / "o.onnx", model))
 
 
-def test_a_code_outside_its_codebook_is_found(packed: bytes, tmp_path: Path) -> None:
+def test_a_code_outside_its_codebook_is_found(tmp_path: Path) -> None:
     """In the middle, where the runtime would silently read the next channel's codebook."""
-    name, codes = constant(packed, ".u8")
-    wrong = codes.copy()
-    wrong[1, 3] = 255
-    _, book = constant(packed, name.removesuffix(".u8") + ".book")
-    assert book.shape[1] ** 2 <= 255
-    path = written(tmp_path / "b.onnx", changed(packed, name, wrong))
-    with pytest.raises(ValueError, match="code 255 lies outside its codebook of .* entries"):
-        load(path)
-    report = zaq_onnx.verify(path)
-    assert not report.ok
-    assert "lies outside its codebook" in report.problems[0]
+    path = tmp_path / "b.onnx"
+    integers = random_weight((16, 80, 3, 3), 0, 40, seed=0)
+    model, _ = pack_model(Graph(model_of(integers, 0)).to_model())
+    path.write_bytes(model.SerializeToString())
+    load(path)
+    index = next(i for i, t in enumerate(model.graph.initializer) if t.name.endswith(".book"))
+    book = numpy_helper.to_array(model.graph.initializer[index])
+    name = model.graph.initializer[index].name
+    for shape in ((32, 32), (8, 64), (16, 32)):  # other rows, or a shorter codebook
+        part = np.resize(book, shape)
+        model.graph.initializer[index].CopyFrom(numpy_helper.from_array(part, name))
+        path.write_bytes(model.SerializeToString())
+        with pytest.raises(ValueError, match=r"b\.onnx: weight 'w' \(Gather\): .*(code|table)"):
+            load(path)
+        report = zaq_onnx.verify(path)
+        assert not report.ok
+        assert "(Gather)" in report.problems[0]
 
 
-def test_a_changed_codebook_weight_or_bias_is_found(packed: bytes, tmp_path: Path) -> None:
-    for suffix in (".book", ".bias", ".scale", "body.weight"):
+def test_a_changed_curve_weight_or_bias_is_found(packed: bytes, tmp_path: Path) -> None:
+    for suffix in (".curves", ".u8", ".bias", ".scale", "body.weight"):
         name, value = constant(packed, suffix)
         other = value.copy()
-        other.reshape(-1)[0] += 1
-        path = written(tmp_path / "d.onnx", changed(packed, name, other))
-        with pytest.raises(ValueError, match="its digest differs"):
+        flat = other.reshape(-1).view(np.uint8)
+        flat[0] ^= 1
+        model = changed(packed, name, other)
+        if suffix == ".curves":
+            model = with_nibble(packed, name)
+        path = written(tmp_path / "d.onnx", model)
+        with pytest.raises(ValueError, match=r"its digest differs|damaged"):
             load(path)
 
 
-def test_a_codebook_of_too_few_channels_is_found(packed: bytes, tmp_path: Path) -> None:
-    name, book = constant(packed, ".book")
-    path = written(tmp_path / "e.onnx", changed(packed, name, book[1:]))
-    with pytest.raises(ValueError, match=r"e\.onnx: weight .*"):
-        load(path)
+def with_nibble(data: bytes, name: str) -> ModelProto:
+    """The model with another largest nibble of the first channel's breakpoint."""
+    model = ModelProto.FromString(data)
+    (tensor,) = [t for t in model.graph.initializer if t.name == name]
+    raw = bytearray(tensor.raw_data)
+    raw[1] ^= 4
+    tensor.raw_data = bytes(raw)
+    return model
+
+
+def test_curves_of_too_few_channels_are_found(packed: bytes, tmp_path: Path) -> None:
+    name, _ = constant(packed, ".curves")
+    model = ModelProto.FromString(packed)
+    (tensor,) = [t for t in model.graph.initializer if t.name == name]
+    rows = tensor.dims[0]
+    tensor.dims[0] = rows - 2
+    tensor.raw_data = tensor.raw_data[: -tensor.dims[1]]
+    with pytest.raises(ValueError, match=r"e\.onnx: weight .*table of .* entries"):
+        load(written(tmp_path / "e.onnx", model))
+
+
+@pytest.mark.parametrize("bits", [3, 4, 5, 6, 7])
+def test_hostile_unfoldings_never_pass_silently(tmp_path: Path, bits: int) -> None:
+    """Every constant of every kind of unfolding, changed: an error, or another weight's values.
+
+    Without a manifest nothing knows what the weight was, but shapes and bounds must hold.
+    """
+    integers = random_weight((12, 30, 3, 3), 0, 2**bits - 1, seed=bits)
+    model, done = pack_model(Graph(model_of(integers, 0)).to_model())
+    assert done == 1
+    rng = np.random.default_rng(bits)
+    path = tmp_path / "h.onnx"
+    for number in range(len(model.graph.initializer)):
+        for _ in range(4):
+            other = ModelProto()
+            other.CopyFrom(model)
+            tensor = other.graph.initializer[number]
+            raw = bytearray(tensor.raw_data)
+            raw[int(rng.integers(len(raw)))] ^= 1 << int(rng.integers(8))
+            tensor.raw_data = bytes(raw)
+            path.write_bytes(other.SerializeToString())
+            with contextlib.suppress(ValueError):
+                (weight,) = weights_of(Graph(load(path, checked=False)))
+                assert weight.integers.shape == integers.shape
+                assert weight.integers.dtype == np.int8
 
 
 @settings(max_examples=40, suppress_health_check=SHARED)

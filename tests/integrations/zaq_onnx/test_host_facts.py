@@ -63,8 +63,44 @@ BYTES = np.arange(64, dtype=np.uint8).reshape(-1, 1)
             {"a": BYTES, "b": np.array(3, np.uint8)},
             False,
         ),
+        (
+            helper.make_node("Where", ["c", "a", "b"], ["o"]),
+            {
+                "c": np.tile([False, True], 8),
+                "a": np.arange(6, dtype=np.int8).reshape(6, 1),
+                "b": np.arange(16, dtype=np.int8).reshape(1, 16),
+            },
+            True,
+        ),
+        (
+            helper.make_node("ScatterElements", ["a", "b", "c"], ["o"], axis=0),
+            {
+                "a": np.arange(40, dtype=np.float32),
+                "b": np.array([3, 5], np.int32),
+                "c": np.zeros(2, np.float32),
+            },
+            True,
+        ),
+        (
+            helper.make_node("ScatterElements", ["a", "b", "c"], ["o"], axis=0),
+            {
+                "a": np.arange(40, dtype=np.int8),
+                "b": np.array([3, 5], np.int32),
+                "c": np.zeros(2, np.int8),
+            },
+            False,
+        ),
     ],
-    ids=["Gather", "BitShift", "Mod", "GatherElements", "BitwiseAnd"],
+    ids=[
+        "Gather",
+        "BitShift",
+        "Mod",
+        "GatherElements",
+        "BitwiseAnd",
+        "Where",
+        "ScatterElements",
+        "ScatterElements-bytes",
+    ],
 )
 def test_openvino_folds_these_operators_and_not_those(
     node: Any, constants: dict[str, np.ndarray[Any, Any]], folded: bool

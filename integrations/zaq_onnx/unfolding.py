@@ -1,0 +1,274 @@
+"""The standard operators that unfold codes to int8 weights, for all weights of a model at once.
+
+Weights of one shape per channel lie in one stack of codes, which is unfolded as one and split.
+Codes are gathered from a table of their codebooks, in long rows two at a time: a pair of codes is
+one index into the table of all pairs of levels, which the graph makes. Runtimes fold exactly these
+operators when they load a model; OpenVINO folds neither GatherElements nor BitwiseAnd, nor does it
+scatter into bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import NodeProto, TensorProto
+
+from zaq_onnx.codes import Coded, pack_plane, pairs_of, pairs_pay, planes_of
+from zaq_onnx.curves import Shape
+from zaq_onnx.graph import Array, Graph, make
+
+CODES = ("u1", "u2", "u4", "u8")
+BOOKS = ("book", "curves", "where", "what")
+"""Last words of the names of constants that hold codes and codebooks."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A weight to be packed.
+
+    Attributes:
+        name: Of the tensor.
+        coded: What is stored.
+        shape: Of the weight.
+        axis: Its channel axis.
+    """
+
+    name: str
+    coded: Coded
+    shape: tuple[int, ...]
+    axis: int
+
+    @property
+    def shared(self) -> bool:
+        """Whether all channels have one codebook."""
+        return len(self.coded.codes) == 1
+
+    @property
+    def tail(self) -> tuple[int, ...]:
+        """The shape of one channel."""
+        return tuple(d for i, d in enumerate(self.shape) if i != self.axis)
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Weights of one kind share a table: form of the codebooks, bits, pairs."""
+        curve = self.coded.curve
+        form = curve.shape if curve is not None else "list"
+        return form, self.coded.width, pairs_pay(self.coded)
+
+    @property
+    def stack(self) -> tuple[object, ...]:
+        """Weights of one stack are unfolded together."""
+        alone = self.name if self.shared else ""
+        return self.kind, self.tail, self.axis, alone
+
+
+def unfold(items: Sequence[Item]) -> Unfolding:
+    """Nodes and constants that make int8 weights of their codes."""
+    made = Unfolding()
+    kinds: dict[tuple[object, ...], list[Item]] = {}
+    for item in items:
+        kinds.setdefault(item.kind, []).append(item)
+    for same in kinds.values():
+        stacks: dict[tuple[object, ...], list[Item]] = {}
+        for item in same:
+            stacks.setdefault(item.stack, []).append(item)
+        table, row = made.table([item for stack in stacks.values() for item in stack]), 0
+        for stack in stacks.values():
+            made.stack(stack, table, row)
+            row += sum(len(item.coded.codes) for item in stack)
+    return made
+
+
+class Unfolding:
+    """Collects nodes and constants."""
+
+    def __init__(self) -> None:
+        self.nodes: list[NodeProto] = []
+        self.constants: dict[str, tuple[Array, int | None]] = {}
+        self._made: dict[tuple[object, ...], str] = {}
+        self._number = 0
+
+    def node(self, kind: str, inputs: list[str], *, output: str = "", **attributes: object) -> str:
+        """The output of a node; the same node again is not made again. Names take room."""
+        key = (kind, *inputs, repr(sorted(attributes.items())))
+        if key in self._made and not output:
+            return self._made[key]
+        name = output or f"z{len(self.nodes)}"
+        made = make(kind, inputs, name, **attributes)
+        made.name = ""
+        self.nodes.append(made)
+        self._made[key] = name
+        return name
+
+    def constant(self, word: str, value: Array, kind: int | None = None) -> str:
+        """A constant of its own."""
+        self._number += 1
+        name = f"zaq.{self._number}.{word}"
+        self.constants[name] = (value, kind)
+        return name
+
+    def common(self, value: Array | int | float | Sequence[int]) -> str:
+        """A small constant, made once; integers are int64 in lists and int32 alone."""
+        if not isinstance(value, np.ndarray):
+            alone = np.int32 if isinstance(value, int) else np.float32
+            kind = alone if isinstance(value, int | float) else np.int64
+            value = np.array(value, kind)
+        for name, (other, _) in self.constants.items():
+            same = other.dtype == value.dtype and other.shape == value.shape
+            if same and np.array_equal(other, value):
+                return name
+        return self.constant("k", value)
+
+    def table(self, items: Sequence[Item]) -> str:
+        """All codebooks of one kind, below each other, or all pairs of their levels."""
+        form, width, pairs = items[0].kind
+        if isinstance(form, Shape):
+            book = self._curves(items, form)
+        else:
+            book = self.constant("book", np.concatenate([item.coded.book for item in items]))
+        assert isinstance(width, int)
+        return (
+            self._pairs(book, width) if pairs else self.node("Reshape", [book, self.common([-1])])
+        )
+
+    def _curves(self, items: Sequence[Item], form: Shape) -> str:
+        curves = [item.coded.curve for item in items if item.coded.curve is not None]
+        nibbles = np.concatenate([curve.nibbles for curve in curves])
+        digits = self.constant("curves", nibbles, TensorProto.UINT4)
+        numbers = self.node("Cast", [digits], to=TensorProto.FLOAT)
+        factors, start = form.numbers
+        numbers = self.node("MatMul", [numbers, self.common(factors)])
+        numbers = self.node("Add", [numbers, self.common(start)])
+        numbers = self.node("Min", [numbers, self.common(127.0)])
+        levels = self.node("MatMul", [numbers, self.common(form.spread)])
+        levels = self.node("Round", [levels])
+        first = np.cumsum([0, *(len(curve.book) for curve in curves)])
+        where, what = [], []
+        for start_row, curve in zip(first, curves, strict=False):
+            for channel, code in curve.exceptions:
+                where.append((start_row + channel) * 2**form.width + code)
+                what.append(curve.book[channel, code])
+        if where:
+            levels = self.node("Reshape", [levels, self.common([-1])])
+            index = self.constant("where", np.array(where, np.int32))
+            value = self.constant("what", np.array(what, np.int8))
+            value = self.node("Cast", [value], to=TensorProto.FLOAT)
+            levels = self.node("ScatterElements", [levels, index, value], axis=0)
+            levels = self.node("Reshape", [levels, self.common([-1, 2**form.width])])
+        return self.node("Cast", [levels], to=TensorProto.INT8)
+
+    def _pairs(self, book: str, width: int) -> str:
+        """(channels * 4^width, 2): every pair of a channel's levels, ordered as in `pairs_of`.
+
+        Selected in rows as long as can be, which is ten times as fast as expanding.
+        """
+        count = 2**width
+        levels = self.node("Reshape", [book, self.common([-1, count, 1])])
+        first = self.node("Expand", [levels, self.common([1, 1, 2])])
+        first = self.node("Reshape", [first, self.common([-1, 1, 2 * count])])
+        second = self.common(np.tile([False, True], count))
+        both = self.node("Where", [second, levels, first])
+        return self.node("Reshape", [both, self.common([-1, 2])])
+
+    def stack(self, items: Sequence[Item], table: str, row: int) -> None:
+        """Unfold weights of one shape per channel.
+
+        Args:
+            items: They.
+            table: Where their levels are.
+            row: Their first codebook's place in it.
+        """
+        head, width = items[0], items[0].coded.width
+        codes = np.concatenate([item.coded.codes for item in items])
+        channels, pairs = len(codes), pairs_pay(head.coded)
+        alone = head.shared or len(items) == 1
+        whole = (sum(item.shape[head.axis] for item in items), *head.tail)
+        entries = 4**width if pairs else 2**width
+        if pairs:
+            parts = [self._plane(v, bits, low) for bits, low, v in pairs_of(codes, width)]
+        else:
+            codes = codes.reshape(whole)
+            parts = [
+                self._plane((codes >> low) & (2**bits - 1), bits, low)
+                for bits, low in planes_of(width)
+            ]
+        index = parts[0]
+        for other in parts[1:]:
+            index = self.node("Add", [index, other])
+        rank = 2 if pairs else len(whole)
+        ends = [row * entries, (row + channels) * entries, entries]
+        offsets = self.node("Range", [self.common(int(n)) for n in ends])
+        offsets = self.node("Reshape", [offsets, self.common([-1, *[1] * (rank - 1)])])
+        index = self.node("Add", [index, offsets])
+        # The last node has the weight's name, or those of all weights.
+        last = ["Gather"]
+        if pairs:
+            last.append("Reshape")
+        if head.axis:
+            last.append("Transpose")
+        if not alone:
+            last.append("Split")
+        value = index
+        for kind in last:
+            output = head.name if alone and kind == last[-1] else ""
+            if kind == "Gather":
+                value = self.node(kind, [table, value], output=output, axis=0)
+            elif kind == "Reshape":
+                value = self.node(kind, [value, self.common(whole)], output=output)
+            elif kind == "Transpose":
+                perm = [*range(1, head.axis + 1), 0, *range(head.axis + 1, len(whole))]
+                value = self.node(kind, [value], output=output, perm=perm)
+            else:
+                sizes = self.common([item.shape[head.axis] for item in items])
+                self.node(kind, [value, sizes], output=head.name, axis=head.axis)
+                self.nodes[-1].output.extend(item.name for item in items[1:])
+
+    def _plane(self, values: Array, bits: int, low: int) -> str:
+        """Values of ``bits`` bits as int32, at their place within the index."""
+        if bits >= 4:
+            kind = TensorProto.UINT4 if bits == 4 else None
+            part = self.constant(f"u{bits}", values.astype(np.uint8), kind)
+            return self.node("Cast", [part], to=TensorProto.INT32)
+        packed = self.constant(f"u{bits}", pack_plane(values, bits))
+        part = self.node("Cast", [packed], to=TensorProto.INT32)
+        part = self.node("Gather", [self._bits(bits, low), part], axis=0)
+        if values.size % (8 // bits):
+            part = self.node("Reshape", [part, self.common([-1])])
+            part = self.node("Slice", [part, self.common([0]), self.common([values.size])])
+        return self.node("Reshape", [part, self.common(values.shape)])
+
+    def _bits(self, bits: int, low: int) -> str:
+        """(256, 8 / bits) int32: what every byte holds, at its place within the index."""
+        ends = [self.common(n) for n in (0, 256, 1)]
+        every = self.node("Cast", [self.node("Range", ends)], to=TensorProto.UINT32)
+        every = self.node("Reshape", [every, self.common([-1, 1])])
+        shifts = (np.arange(8 // bits) * bits).astype(np.uint32)
+        part = self.node("BitShift", [every, self.common(shifts)], direction="RIGHT")
+        part = self.node("Mod", [part, self.common(np.array(1 << bits, np.uint32))])
+        part = self.node("Cast", [part], to=TensorProto.INT32)
+        return self.node("Mul", [part, self.common(1 << low)]) if low else part
+
+    def apply(self, graph: Graph, names: Sequence[str]) -> None:
+        """Put everything into a graph, in place of the constants of these names."""
+        taken = {*graph.constants, *graph.inputs, *(n for node in graph.nodes for n in node.output)}
+        made = {n for node in self.nodes for n in node.output} | set(self.constants)
+        clash = sorted((made - set(names)) & taken)
+        if clash:
+            raise ValueError(f"the graph already has a tensor {clash[0]!r}; rename it.")
+        for name in names:
+            graph.drop_constant(name)
+        for name, (value, kind) in self.constants.items():
+            graph.add_constant(name, value, kind=kind)
+        graph.nodes[:0] = self.nodes
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file: nodes, constants, and what names and types take."""
+        total = sum(node.ByteSize() + 4 for node in self.nodes)
+        for name, (value, kind) in self.constants.items():
+            bits = 4 if kind == TensorProto.UINT4 else 8 * value.itemsize
+            total += math.ceil(value.size * bits / 8) + len(name) + 16
+        return total
