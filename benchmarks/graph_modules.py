@@ -74,6 +74,8 @@ def _operator(
     target: Any = node.target
     name = target._schema.name.partition("::")[2]
     given = {a.name: v for a, v in zip(target._schema.arguments, args, strict=False)} | kwargs
+    # Lists of a graph are immutable, which some tools stumble over.
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     layer: nn.Module | None = None
     if name == "batch_norm":
         layer = _batch_norm(given)
