@@ -120,6 +120,22 @@ def test_the_number_format_imports_nothing_else_of_the_project() -> None:
     assert not wrong
 
 
+def test_strategies_stand_on_top_of_the_core() -> None:
+    """They use zero_shot, ptq and pwlq; none of those knows them."""
+    above = CORE / "strategies"
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in sources(CORE)
+        if not path.is_relative_to(above)
+        for name in imports(path)
+        if name.startswith("zaq_plugin.strategies")
+    ]
+    assert not wrong
+    used = {name.split(".")[1] for path in sources(above) for name in imports(path)
+            if name.startswith("zaq_plugin.")}  # fmt: skip
+    assert {"zero_shot", "ptq", "pwlq"} <= used
+
+
 def test_the_core_does_not_touch_torch_ao() -> None:
     """Neither imported nor reached as an attribute: torch.ao is on its way out of torch."""
     wrong = []
