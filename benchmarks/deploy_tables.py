@@ -139,9 +139,19 @@ def tables(rows: list[Row]) -> str:
         "ranges from 64 training images, or, for imagenet, from smooth noise. "
         f"{_busy(rows)}"
     )
+    floors = (
+        "\nWhat a packed file cannot go below: every weight takes its stored bits, and every channel "
+        "eight bytes of scale and bias as in the int8 file, and 4.5 bytes of codebook; with few "
+        "weights a channel these weigh. What a load costs beyond int8: a runtime gathers the "
+        "levels of each pair of weights with one copy of two bytes, a few nanoseconds of its "
+        "general Gather for each, while an int8 weight is read as it is. Tried and slower or not "
+        "folded by both runtimes: GatherElements (OpenVINO leaves it in the graph), GatherND, "
+        "float arithmetic on every weight (a dozen passes of four bytes each), selecting by bits."
+    )
     parts = [
         "# Shipping\n",
         notes,
+        floors,
         "\n## File sizes, kB\n",
         sizes(rows),
         "\n## ONNX Runtime, ms\n",

@@ -93,7 +93,7 @@ def test_truncated_files_are_refused(packed: bytes, tmp_path: Path, share: float
 def test_no_flipped_bit_goes_unnoticed(
     packed: bytes, tmp_path: Path, share: float, bit: int
 ) -> None:
-    """Whatever bit it is, the file is refused, or it still unfolds to the same model, to the bit."""
+    """Whatever bit it is, the file is refused, or it unfolds to the same model, to the bit."""
     data = bytearray(packed)
     data[int(share * len(data))] ^= 1 << bit
     path = tmp_path / "c.onnx"

@@ -217,7 +217,7 @@ def test_codebooks_of_pwlq_are_three_numbers(bits: int, symmetry: Any) -> None:
 
 
 def test_exceptions_are_levels_that_no_curve_gives() -> None:
-    """Two levels of one channel are moved by three: the curve stays, with exceptions of one sign."""
+    """Two levels of one channel are moved by three: the curve stays, with exceptions."""
     rows = pwlq_rows(24, 600, PWLQSpec(bits=4), seed=0)
     before = encode(rows)
     assert before is not None
