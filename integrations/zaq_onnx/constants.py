@@ -14,6 +14,9 @@ from zaq_onnx.graph import Array, Graph, attribute
 LIMIT = 1 << 31
 """Elements of one constant beyond which a file is refused."""
 
+LONGEST = 1 << 24
+"""Channels, and bytes' values, that are counted at most."""
+
 _WIDTHS: dict[int, int] = {
     TensorProto.INT4: 4,
     TensorProto.UINT4: 4,
@@ -260,7 +263,7 @@ def _where(_: NodeProto, which: Array, x: Array, y: Array) -> Array:
 
 def _range(_: NodeProto, start: Array, limit: Array, delta: Array) -> Array:
     first, last, step = (int(v) for v in (start, limit, delta))
-    if step <= 0 or not 0 <= (last - first) // step <= LIMIT:
+    if step <= 0 or not 0 <= (last - first) // step <= LONGEST:
         raise ValueError(f"the range from {first} to {last} by {step} is impossible.")
     return np.arange(first, last, step, dtype=start.dtype)
 

@@ -189,19 +189,19 @@ def test_curves_of_too_few_channels_are_found(packed: bytes, tmp_path: Path) -> 
         load(written(tmp_path / "e.onnx", model))
 
 
-@pytest.mark.parametrize("bits", [3, 4, 5, 6, 7])
+@pytest.mark.parametrize("bits", [3, 5, 6])
 def test_hostile_unfoldings_never_pass_silently(tmp_path: Path, bits: int) -> None:
     """Every constant of every kind of unfolding, changed: an error, or another weight's values.
 
     Without a manifest nothing knows what the weight was, but shapes and bounds must hold.
     """
-    integers = random_weight((12, 30, 3, 3), 0, 2**bits - 1, seed=bits)
+    integers = random_weight((8, 900), 0, 2**bits - 1, seed=bits)
     model, done = pack_model(Graph(model_of(integers, 0)).to_model())
     assert done == 1
     rng = np.random.default_rng(bits)
     path = tmp_path / "h.onnx"
     for number in range(len(model.graph.initializer)):
-        for _ in range(4):
+        for _ in range(2):
             other = ModelProto()
             other.CopyFrom(model)
             tensor = other.graph.initializer[number]
