@@ -253,12 +253,8 @@ def _expand(_: NodeProto, x: Array, shape: Array) -> Array:
     return np.broadcast_to(x, made)
 
 
-def _where(_: NodeProto, which: Array, x: Array, y: Array) -> Array:
-    if which.dtype != np.bool_ or x.dtype != y.dtype:
-        raise ValueError(f"a choice by {which.dtype} of {x.dtype} and {y.dtype}.")
-    if math.prod(np.broadcast_shapes(which.shape, x.shape, y.shape)) > LIMIT:
-        raise ValueError(f"shapes {x.shape} and {y.shape} are impossibly large together.")
-    return np.where(which, x, y)
+def _concat(node: NodeProto, *parts: Array) -> Array:
+    return np.concatenate(parts, attribute(node, "axis"))
 
 
 def _range(_: NodeProto, start: Array, limit: Array, delta: Array) -> Array:
@@ -272,6 +268,7 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "Add": _binary(np.add),
     "BitShift": _shift,
     "Cast": _cast,
+    "Concat": _concat,
     "Expand": _expand,
     "Gather": _gather,
     "MatMul": _product,
@@ -284,7 +281,6 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "ScatterElements": _scatter,
     "Slice": _slice,
     "Transpose": _transpose,
-    "Where": _where,
 }
 UNFOLDING = frozenset({*_OPERATORS, "Split"})
 """Operators that `zaq_onnx.pack` writes."""

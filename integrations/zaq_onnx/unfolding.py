@@ -163,15 +163,15 @@ class Unfolding:
     def _pairs(self, book: str, width: int) -> str:
         """(channels * 4^width, 2): every pair of a channel's levels, ordered as in `pairs_of`.
 
-        Selected in rows as long as can be, which is ten times as fast as expanding.
+        Selecting takes ONNX Runtime two thirds of this time, but OpenVINO many times as much.
         """
         count = 2**width
-        levels = self.node("Reshape", [book, self.common([-1, count, 1])])
-        first = self.node("Expand", [levels, self.common([1, 1, 2])])
-        first = self.node("Reshape", [first, self.common([-1, 1, 2 * count])])
-        second = self.common(np.tile([False, True], count))
-        both = self.node("Where", [second, levels, first])
-        return self.node("Reshape", [both, self.common([-1, 2])])
+        first = self.node("Reshape", [book, self.common([-1, 1, count, 1])])
+        second = self.node("Reshape", [book, self.common([-1, count, 1, 1])])
+        square = self.common([1, count, count, 1])
+        both = [self.node("Expand", [x, square]) for x in (first, second)]
+        joined = self.node("Concat", both, axis=3)
+        return self.node("Reshape", [joined, self.common([-1, 2])])
 
     def stack(self, items: Sequence[Item], table: str, row: int) -> None:
         """Unfold weights of one shape per channel.
