@@ -64,15 +64,6 @@ BYTES = np.arange(64, dtype=np.uint8).reshape(-1, 1)
             False,
         ),
         (
-            helper.make_node("Where", ["c", "a", "b"], ["o"]),
-            {
-                "c": np.tile([False, True], 8),
-                "a": np.arange(6, dtype=np.int8).reshape(6, 1),
-                "b": np.arange(16, dtype=np.int8).reshape(1, 16),
-            },
-            True,
-        ),
-        (
             helper.make_node("ScatterElements", ["a", "b", "c"], ["o"], axis=0),
             {
                 "a": np.arange(40, dtype=np.float32),
@@ -97,7 +88,6 @@ BYTES = np.arange(64, dtype=np.uint8).reshape(-1, 1)
         "Mod",
         "GatherElements",
         "BitwiseAnd",
-        "Where",
         "ScatterElements",
         "ScatterElements-bytes",
     ],
