@@ -82,12 +82,14 @@ def _drop_defaults(node: NodeProto, opset: int) -> None:
     for attribute in node.attribute:
         schema = known.get(attribute.name)
         default = schema.default_value if schema is not None else None
-        same = default is not None and default.type == attribute.type
+        same = (
+            default is not None
+            and default.type == attribute.type
+            and helper.get_attribute_value(default) == helper.get_attribute_value(attribute)
+        )
         values = list(attribute.ints)
         implied = node.op_type == "Conv" and values == [_IMPLIED.get(attribute.name)] * len(values)
-        if not (implied and values) and not (
-            same and helper.get_attribute_value(default) == helper.get_attribute_value(attribute)
-        ):
+        if not (implied and values) and not same:
             kept.append(attribute)
     del node.attribute[:]
     node.attribute.extend(kept)

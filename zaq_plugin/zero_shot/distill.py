@@ -29,7 +29,8 @@ class DistillOptions:
         steps: Adam steps on each batch; with 0, images are what they start from.
         start: What pixels start from: ``leaves`` (see `dead_leaves`) or ``noise``.
         batch_size: Images that share their statistics.
-        lr: Adam's learning rate on the pixels, with a cosine schedule to zero.
+        lr: Adam's learning rate on the pixels, relative to the spread of natural images in the
+            model's own units; with a cosine schedule to zero.
         bn_weight: Weight of the BatchNorm-statistics loss.
         relative: Divide the statistics' differences by the remembered deviation.
         total_variation: Weight of the mean absolute difference of neighbouring pixels.
@@ -160,8 +161,9 @@ class _Job:
             else:
                 start = torch.randn(shape, generator=rng).to(device)
             start = start * statistics.scale(start) + statistics.shift(start)
+            rate = options.lr * float(statistics.scale(start).mean())
             self.variables: list[dict[str, object]] = [
-                {"params": [start.requires_grad_(True)], "lr": options.lr}
+                {"params": [start.requires_grad_(True)], "lr": rate}
             ]
             self.pixels = start
         else:

@@ -51,6 +51,35 @@ def test_seed_fixes_the_images(tiny: Callable[..., nn.Module]) -> None:
     assert not torch.equal(make(1), make(2))
 
 
+@pytest.mark.parametrize("unit", [1 / 64, 64.0])
+def test_images_are_the_same_in_any_unit(tiny: Callable[..., nn.Module], unit: float) -> None:
+    """A model that divides its input by ``unit`` gets the same images, times ``unit``."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = tiny()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.model(x / unit)
+
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+    def make(model: nn.Module, by: float) -> Tensor:
+        # Normalised inputs are (x - mean) / std; these are by times as large.
+        statistics = ImageStatistics.for_channels(3, mean, [s / by for s in std])
+        options = DistillOptions(steps=5, batch_size=8)
+        rng = torch.Generator().manual_seed(0)
+        return distill_images(
+            model.eval(), 8, SHAPE, options=options, statistics=statistics, rng=rng
+        )
+
+    # Where a pixel's gradient is all but zero, Adam's direction is a matter of rounding.
+    apart = (make(Scaled(), unit) / unit - make(tiny(), 1.0)).abs()
+    assert float(apart.median()) < 1e-2
+    assert float(apart.mean()) < 0.03
+
+
 def test_class_term_makes_the_teacher_sure(tiny: Callable[..., nn.Module]) -> None:
     model = tiny()
 
