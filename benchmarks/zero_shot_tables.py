@@ -122,6 +122,8 @@ def ablation(rows: Iterable[Row]) -> list[str]:
     told = ", ".join(f"{k} = {json.dumps(v)}" for k, v in common.items())
     first = good[0]["job"]
     return [
+        "## What each setting does",
+        "",
         f"{first['bits']} (stored weight / activation bits), {FORMATS[first['weights']]}, seed "
         f"{first['seed']}{', ' + told if told else ''}.",
         "",
