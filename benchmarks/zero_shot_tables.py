@@ -45,12 +45,17 @@ def weight_widths(job: Row) -> str:
 def results(rows: Iterable[Row]) -> list[str]:
     """A table for each task: a line for each format and widths, a column for each method.
 
-    Rows without test images are left to `ablation`.
+    Rows without test images are left to `ablation`, and so are rows with changed settings
+    (``set``) where the task has others: they are another recipe.
     """
+    rows = list(rows)
+    plain = {
+        r["job"]["task"] for r in rows if r["job"]["method"] == "default" and not r["job"]["set"]
+    }
     cells: dict[tuple[Any, ...], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         job = row["job"]
-        if "error" in row or "top1" not in row:
+        if "error" in row or "top1" not in row or (job["set"] and job["task"] in plain):
             continue
         key = (job["task"], job["bits"], job["weights"], job["input_bits"], job["depthwise"])
         cells[key][job["method"]].append(row)

@@ -111,6 +111,9 @@ def info(path: Path_) -> FileInfo:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     weights = {weight.name: weight for weight in weights_of(graph)}
+    # The layers are the plain model's: unfolding multiplies matrices, too.
+    plain = unpack_model(model)
+    graph = Graph(plain)
     producers = graph.producers()
     layers = []
     for node in graph.of_type(*LAYERS):
@@ -140,7 +143,6 @@ def info(path: Path_) -> FileInfo:
                 label,
             )
         )
-    plain = unpack_model(model)
     floats = sum(
         4 * value.size if value.dtype in ("int8", "float32") else value.nbytes
         for value in map(Graph(plain).array, [t.name for t in plain.graph.initializer])

@@ -48,10 +48,16 @@ def test_a_line_for_each_format_and_a_column_for_each_method() -> None:
     assert pwlq["before"] == "50.00"
     assert pwlq["`default`"] == "81.00 (80.00 to 82.00)"
     assert pwlq["points below float"] == "9.00 (8.00 to 10.00)"
-    assert (pwlq["input"], pwlq["seeds"]) == ("8", "2")
+    assert (pwlq["input"], pwlq["seeds of `default`"]) == ("8", "2")
     assert uniform["MAC / stored bits"] == "3 / 3"
     assert uniform["input"] == "4"
     assert uniform["before"] == "–"
+
+
+def test_a_task_that_has_one_recipe_shows_it() -> None:
+    lines = results([row(70.0, task="imagenet", bits="5/8", weights="pwlq", set={"steps": 0})])
+    shown = dict(zip(cells(lines[2]), cells(lines[4]), strict=True))
+    assert shown["`default`"] == "70.00"
 
 
 def test_an_ablation_names_what_changed_and_what_did_not() -> None:
@@ -61,11 +67,12 @@ def test_an_ablation_names_what_changed_and_what_did_not() -> None:
         {**row(0.0, set={**common, "mixup": 0.0}), "train_agreement": 90.5},
     ]
     lines = ablation(rows)
-    assert lines[0] == (
+    assert lines[0] == "## What each setting does"
+    assert lines[2] == (
         "4/4 (stored weight / activation bits), uniform, min-max, seed 0, steps = 9."
     )
-    assert [cells(line)[0] for line in lines[4:6]] == ["nothing", "mixup = 0.0"]
-    assert [cells(line)[2] for line in lines[4:6]] == ["91.00", "90.50"]
+    assert [cells(line)[0] for line in lines[6:8]] == ["nothing", "mixup = 0.0"]
+    assert [cells(line)[2] for line in lines[6:8]] == ["91.00", "90.50"]
 
 
 def test_lambda_of_the_paper_s_runs_only() -> None:

@@ -324,8 +324,9 @@ def test_exported_and_unpacked_weights_are_the_same_levels(
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
     kinds = {t.name for t in proto.graph.initializer}
-    assert {"block.conv1.weight.book"} <= kinds, "stored as codes and codebooks"
-    assert "block.conv1.weight" not in kinds
+    assert "block.conv1.weight" not in kinds, "stored as codes and codebooks"
+    widths = {layer.name: layer.stored_bits for layer in zaq_onnx.info(packed).layers}
+    assert widths["block.conv1"] == bits + 1
     _, *running = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     assert len(found) == LAYERS
     for (name, layer), there in zip(found, running, strict=True):
