@@ -94,7 +94,8 @@ def test_fine_tuning_without_data_mends_what_it_is_given(run: DemoRun) -> None:
     assert after["top1"] >= 97
     assert after["size_bytes"] == before["size_bytes"]
     assert "none" in after["protocol"]["calibration"]
-    assert [figure.title for figure in run.figures] == ["Images nobody took", "Teacher and student"]
+    titles = ["Images nobody took", "Teacher and student", "Where they differ"]
+    assert [figure.title for figure in run.figures] == titles
 
 
 def test_every_pwlq_row_has_a_uniform_row_of_equal_stored_bits(run: DemoRun) -> None:
@@ -161,7 +162,7 @@ def test_the_manifest_on_disk_is_the_runs(run: DemoRun) -> None:
 
 def test_the_page_is_self_contained_and_has_its_pictures(run: DemoRun) -> None:
     page = (run.out / "report.html").read_text(encoding="utf-8")
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 6
     assert page.count("data:image/png;base64,") == 1
     assert 'src="http' not in page
     assert 'href="http' not in page
