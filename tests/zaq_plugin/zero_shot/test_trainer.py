@@ -287,7 +287,10 @@ def learn(model: nn.Module, draw: Callable[[int], tuple[Tensor, Tensor]]) -> Non
 def test_never_worse_over_twenty_random_models(
     tiny: Callable[..., nn.Module], make_student: Callable[..., nn.Module]
 ) -> None:
-    """Agreement on held-out synthetic batches never falls; on other images hardly ever."""
+    """Agreement on held-out synthetic batches never falls; on other images hardly ever.
+
+    1,024 held-out images: of 256, four or so change sides by chance.
+    """
     fallen, improved = [], 0
     for seed in range(20):
         model = tiny(seed, width=4 + seed % 5)
@@ -298,7 +301,7 @@ def test_never_worse_over_twenty_random_models(
         calibrate(student, [draw(64)[0]])
         rng = torch.Generator().manual_seed(1000 + seed)
         options = DistillOptions(steps=40, batch_size=128)
-        held_out = distill_images(model, 256, SHAPE, options=options, rng=rng)
+        held_out = distill_images(model, 1024, SHAPE, options=options, rng=rng)
         real = draw(512)[0]
 
         def agreement(x: Tensor, student: nn.Module = student, model: nn.Module = model) -> float:
@@ -311,6 +314,7 @@ def test_never_worse_over_twenty_random_models(
             distill_steps=40,
             distilled_images=128,
             validation_images=256,
+            reconstruct_iterations=60,
             student_lr=10.0 ** (-3 + seed % 3),
         )
         result = finetune(student, config, model)
