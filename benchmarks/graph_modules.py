@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def to_modules(program: fx.GraphModule) -> fx.GraphModule:
         if node.op == "placeholder":
             made[node] = batch = graph.placeholder("x")
         elif node.op == "get_attr":
-            made[node] = _tensor(root, str(node.target))
+            made[node] = attrgetter(str(node.target))(root)
         elif node.op == "output":
             found = args[0]
             graph.output(found[0] if isinstance(found, list | tuple) else found)
@@ -57,14 +58,6 @@ def scale_input(model: fx.GraphModule, factor: float) -> fx.GraphModule:
     image.replace_all_uses_with(scaled, delete_user_cb=lambda user: user is not scaled)
     model.recompile()
     return model
-
-
-def _tensor(module: nn.Module, path: str) -> Tensor:
-    value: Any = module
-    for part in path.split("."):
-        value = getattr(value, part)
-    tensor: Tensor = value
-    return tensor
 
 
 def _operator(
@@ -102,7 +95,7 @@ def _operator(
         cut = slice(given.get("start"), _end(given.get("end")), given.get("step", 1))
         return graph.call_function(slice_of, (args[0], (*index, cut)))
     if name not in FUNCTIONS:
-        raise ValueError(f"operator {name!r} has no module here; add it to roots.py")
+        raise ValueError(f"operator {name!r} has no module here; add it to graph_modules.py")
     return graph.call_function(FUNCTIONS[name], tuple(args), kwargs)
 
 

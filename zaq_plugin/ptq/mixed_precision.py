@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zaq_plugin.ptq.calibrate import evaluating
 from zaq_plugin.ptq.fold_arithmetic import LAYERS
+from zaq_plugin.ptq.frontier import STATES, pareto_frontier
 from zaq_plugin.ptq.plan import channel_axis, trace_order
 from zaq_plugin.pwlq import QuantSpec, fake_quantize
 
@@ -77,31 +78,20 @@ def kl_sensitivity(
     return found
 
 
-@dataclass(frozen=True)
-class _State:
-    cost: int
-    divergence: float
-    widths: tuple[int, ...]
-
-
-def allocate_widths(found: Sensitivities, bits: float, states: int = 4000) -> dict[str, int]:
+def allocate_widths(found: Sensitivities, bits: float, states: int = STATES) -> dict[str, int]:
     """The widths of least summed divergence whose mean over the weights is at most ``bits``.
 
-    Layers are taken to add up. Dynamic programming over the Pareto frontier of cost and divergence;
-    where more than ``states`` assignments stand on it, near ones of equal cost merge.
+    Dynamic programming; see `pareto_frontier`.
 
     Raises:
         ValueError: If even the narrowest widths are too wide.
     """
     limit = round(bits * sum(found.numel.values()))
-    front = [_State(0, 0.0, ())]
-    for name, choices in found.divergence.items():
-        grown = [
-            _State(s.cost + width * found.numel[name], s.divergence + d, (*s.widths, width))
-            for s in front
-            for width, d in choices.items()
-        ]
-        front = _thinned(_undominated(grown), states)
+    layers = [
+        [(width * found.numel[name], divergence, width) for width, divergence in choices.items()]
+        for name, choices in found.divergence.items()
+    ]
+    front = pareto_frontier(layers, states)
     within = [s for s in front if s.cost <= limit]
     if not within:
         raise ValueError(
@@ -109,22 +99,4 @@ def allocate_widths(found: Sensitivities, bits: float, states: int = 4000) -> di
             f"{front[0].cost / sum(found.numel.values()):.2f}"
         )
     best = min(within, key=lambda s: (s.divergence, s.cost))
-    return dict(zip(found.divergence, best.widths, strict=True))
-
-
-def _undominated(states: list[_State]) -> list[_State]:
-    states.sort(key=lambda s: (s.cost, s.divergence))
-    kept: list[_State] = []
-    for state in states:
-        if not kept or state.divergence < kept[-1].divergence:
-            kept.append(state)
-    return kept
-
-
-def _thinned(states: list[_State], most: int) -> list[_State]:
-    """At most so many, evenly over cost, each the best of its stretch; the cheapest stays."""
-    if len(states) <= most:
-        return states
-    low, high = states[0].cost, states[-1].cost
-    best = {(s.cost - low) * (most - 1) // max(1, high - low): s for s in states}
-    return _undominated([states[0], *best.values()])
+    return dict(zip(found.divergence, best.choices, strict=True))

@@ -8,8 +8,6 @@ from the labels (equation 7); activation ranges are frozen after the generator's
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +22,7 @@ from zaq_plugin.strategies.weights import LeastSquaresWeights
 from zaq_plugin.zero_shot import Generator, ImageStatistics, ZeroShotConfig
 from zaq_plugin.zero_shot.bn_statistics import BatchNormLoss
 from zaq_plugin.zero_shot.discrepancy import teacher_divergence
+from zaq_plugin.zero_shot.frozen import frozen
 from zaq_plugin.zero_shot.judge import Judge
 from zaq_plugin.zero_shot.learner import Learner
 from zaq_plugin.zero_shot.quantizers import set_switches, to_evaluation, twin
@@ -125,7 +124,7 @@ class Conditional(ImageStage):
         game = self.game(work)
         if work.request.synthetic is not None:
             return work.request.synthetic
-        with _frozen(game.model):
+        with frozen(game.model):
             return game.sample(work.request.synthetic_count)
 
     def game(self, work: Work) -> Game:
@@ -138,7 +137,7 @@ class Conditional(ImageStage):
             found: Game = work.facts[GAME]
             return found
         request = work.request
-        with torch.no_grad(), _frozen(work.model):
+        with torch.no_grad(), frozen(work.model):
             logits = work.model(*request.example_inputs)
         if not isinstance(logits, Tensor) or logits.dim() != 2:
             raise ValueError(
@@ -162,7 +161,7 @@ class Conditional(ImageStage):
                 f"{type(work.model).__name__} has no BatchNorm, whose statistics gdfq's generator "
                 "learns from; use 'zaq', which does with dead leaves"
             )
-        with _frozen(work.model):
+        with frozen(work.model):
             for _ in range(request.steps(self.warmup)):
                 game.step()
         work.facts[GAME] = game
@@ -201,7 +200,7 @@ class GenerativeTraining(Stage):
         )
         set_switches(student, observe=False, quantize=True)
         to_evaluation(student)
-        with _frozen(game.model):
+        with frozen(game.model):
             judge = Judge(teacher, game.sample(self.judged), work.request.adapter)
             judge.look(student, "start")
             learner = Learner(student, judge.images[:2], config)
@@ -227,23 +226,6 @@ class GenerativeTraining(Stage):
         answer = student(images)
         loss = teacher_divergence(expected, answer)
         return loss + self.label_weight * F.cross_entropy(answer, labels)
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients to the parameters, both put back afterwards."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    modes = {m: m.training for m in model.modules()}
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    to_evaluation(model)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        for module, mode in modes.items():
-            module.training = mode
 
 
 GDFQ = Strategy(

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from zaq_plugin.zero_shot.bn_statistics import BatchNormLoss
 from zaq_plugin.zero_shot.dead_leaves import dead_leaves
+from zaq_plugin.zero_shot.frozen import frozen
 from zaq_plugin.zero_shot.generator import Generator
-from zaq_plugin.zero_shot.quantizers import to_evaluation
 from zaq_plugin.zero_shot.statistics import ImageStatistics
 
 Progress = Callable[[int, int, float], None]
@@ -108,16 +108,11 @@ def distill_images(
     if device is None:
         first = next(model.parameters(), None)
         device = torch.device("cpu") if first is None else first.device
-    trained = [p for p in model.parameters() if p.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    modes = {module: module.training for module in model.modules()}
-    to_evaluation(model)
-    bn_loss = BatchNormLoss(model, relative=options.relative)
     batches: list[Tensor] = []
     done = 0
     total = -(-count // options.batch_size) * options.steps
-    try:
+    with frozen(model):
+        bn_loss = BatchNormLoss(model, relative=options.relative)
         while done < count:
             # A short last batch would have statistics of its own.
             job = _Job(model, bn_loss, image_shape, options, statistics, rng, torch.device(device))
@@ -128,11 +123,6 @@ def distill_images(
 
             batches.append(job.run(step_done))
             done += options.batch_size
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        for module, mode in modes.items():
-            module.training = mode
     return torch.cat(batches)[:count]
 
 

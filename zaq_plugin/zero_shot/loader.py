@@ -19,6 +19,7 @@ from zaq_plugin.zero_shot.discrepancy import (
     teacher_divergence,
 )
 from zaq_plugin.zero_shot.distill import DistillOptions, distill_images
+from zaq_plugin.zero_shot.frozen import frozen
 from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs, detached, mean_over
 from zaq_plugin.zero_shot.quantizers import (
     fake_quantizers,
@@ -225,20 +226,10 @@ class ZeroShotLoader:
         if self.adversary is None or self.config.gamma == 0:
             return
         core = unwrapped(self.student)
-        training = {m: m.training for m in core.modules()}
-        trained = [p for p in core.parameters() if p.requires_grad]
-        try:
-            to_evaluation(core)
-            for parameter in trained:
-                parameter.requires_grad_(False)
+        with frozen(core):
             teacher_taps, student_taps = self._taps if self._taps else (None, None)
             terms = self.adversary.step(core, student_taps, teacher_taps, self.layer_weights)
             self.losses.update({f"G {name}": value for name, value in terms.items()})
-        finally:
-            for parameter in trained:
-                parameter.requires_grad_(True)
-            for module, mode in training.items():
-                module.training = mode
         self.adversary.restart_if_collapsed(self.adversary.sample(), self.step)
 
     @property

@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from zoo_jobs import SMALL, do
 
 from zaq_plugin.ptq import fold_batch_norm
 from zaq_plugin.pwlq import PWLQSpec, quantize
 from zaq_timm.zoo import exporting
 from zaq_timm.zoo.errors import LeftOut
-from zaq_timm.zoo.job import run_job
 from zaq_timm.zoo.models import load
 from zaq_timm.zoo.references import Reference
 from zaq_timm.zoo.settings import Settings
 
 pytest.importorskip("timm", reason="transforms are timm's")
-SMALL: dict[str, Any] = {
-    "input_size": "3x16x16",
-    "batch": 8,
-    "calibration_images": 8,
-    "test_images": 8,
-    "distill_steps": 2,
-}
-
-
-def do(folder: Path, name: str = "zoo_own_models:tiny", **changes: Any) -> dict[str, Any]:
-    settings = Settings(**{**SMALL, **changes})
-    reference = Reference(name).to_dict()
-    payload = {"reference": reference, "settings": asdict(settings), "batch": settings.batch}
-    row = run_job(json.loads(json.dumps(payload)), folder, lambda *_: None)
-    json.dumps(row, allow_nan=False)
-    return row
 
 
 def details(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from zoo_own_models import odd, tiny
 
 from zaq_plugin.ptq import fold_batch_norm
 from zaq_plugin.pwlq import PWLQSpec, UniformSpec, quantize
-from zaq_timm.zoo import pareto
 from zaq_timm.zoo.hosts import Request, on_fx, on_pt2e
 from zaq_timm.zoo.pareto import best_within, code_bits, code_bytes, frontier
 from zaq_timm.zoo.sensitivity import (
@@ -128,11 +127,10 @@ def test_a_budget_below_the_narrowest_widths_is_refused() -> None:
         frontier([], code_bits)
 
 
-def test_many_layers_stay_few_states_and_near_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_layers_stay_few_states_and_near_the_best() -> None:
     given = drawn(8, 7)
     exact = frontier(given, code_bits)
-    monkeypatch.setattr(pareto, "STATES", 400)
-    rough = frontier(given, code_bits)
+    rough = frontier(given, code_bits, states=400)
     assert len(rough) <= 401
     for share in (0.3, 0.5, 0.7):
         limit = exact[0].cost + share * (exact[-1].cost - exact[0].cost)

@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from zoo_jobs import SMALL, do
 
 from zaq_plugin.strategies import Request, apply
 from zaq_timm.cli import main
 from zaq_timm.zoo.errors import LeftOut
-from zaq_timm.zoo.job import run_job
 from zaq_timm.zoo.models import load
 from zaq_timm.zoo.references import Reference
 from zaq_timm.zoo.settings import Settings
 from zaq_timm.zoo.synthetic import make_images
 
 pytest.importorskip("timm", reason="transforms are timm's")
-SMALL: dict[str, Any] = {
-    "input_size": "3x16x16",
-    "batch": 8,
-    "calibration_images": 8,
-    "test_images": 8,
-    "distill_steps": 2,
-}
-
-
-def do(folder: Path, name: str = "zoo_own_models:tiny", **changes: Any) -> dict[str, Any]:
-    settings = Settings(**{**SMALL, **changes})
-    payload = {"reference": Reference(name).to_dict(), "settings": asdict(settings), "batch": 8}
-    return run_job(json.loads(json.dumps(payload)), folder, lambda *_: None)
 
 
 def test_a_row_tells_what_the_strategy_made(tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+"""The Pareto frontier of choices made layer by layer (ZeroQ, Cai et al., CVPR 2020, section 3.2).
+
+Layers are taken to add up: the cost and the divergence of an assignment are the sums of its
+layers'. The frontier holds, for every cost, the assignment of least divergence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+STATES = 4000
+"""So many partial assignments are kept after each layer; beyond, near ones of equal cost merge."""
+
+
+@dataclass(frozen=True)
+class Assignment(Generic[T]):
+    """Choices for the layers so far.
+
+    Attributes:
+        cost: Their sum.
+        divergence: Theirs.
+        last: The choice for the latest layer; None before the first.
+        before: The assignment that it was added to.
+    """
+
+    cost: int = 0
+    divergence: float = 0.0
+    last: T | None = None
+    before: Assignment[T] | None = None
+
+    @property
+    def choices(self) -> list[T]:
+        """One for each layer, in order."""
+        found: list[T] = []
+        walk: Assignment[T] | None = self
+        while walk is not None and walk.last is not None:
+            found.append(walk.last)
+            walk = walk.before
+        return found[::-1]
+
+
+def pareto_frontier(
+    layers: Iterable[Iterable[tuple[int, float, T]]], states: int = STATES
+) -> list[Assignment[T]]:
+    """The assignments that none beats in both cost and divergence, from the cheapest on.
+
+    Args:
+        layers: For each layer its choices: cost, divergence, and what stands for the choice.
+        states: See `STATES`.
+    """
+    front: list[Assignment[T]] = [Assignment()]
+    for choices in layers:
+        offered = list(choices)
+        grown = [
+            Assignment(s.cost + cost, s.divergence + divergence, choice, s)
+            for s in front
+            for cost, divergence, choice in offered
+        ]
+        front = _thinned(_undominated(grown), states)
+    return front
+
+
+def _undominated(states: list[Assignment[T]]) -> list[Assignment[T]]:
+    states.sort(key=lambda s: (s.cost, s.divergence))
+    kept: list[Assignment[T]] = []
+    for state in states:
+        if not kept or state.divergence < kept[-1].divergence:
+            kept.append(state)
+    return kept
+
+
+def _thinned(states: list[Assignment[T]], most: int) -> list[Assignment[T]]:
+    """About so many, evenly over cost, each the best of its stretch; both ends stay."""
+    if len(states) <= most:
+        return states
+    low, high = states[0].cost, states[-1].cost
+    # Costs rise and divergences fall: the last of a stretch is its best.
+    best = {(s.cost - low) * (most - 1) // max(1, high - low): s for s in states}
+    return _undominated([states[0], *best.values()])
