@@ -12,7 +12,7 @@ unless ``--input-bits`` says otherwise, BatchNorm folded. No real image is seen 
 line, which evaluates on the test images; ``--method real`` is fine-tuning with the ``train``
 images, the ceiling (MobileNet has none: CIFAR-10's, enlarged, take their place, which is no
 ceiling). ``--tune`` leaves the test images alone and reports agreement with the float
-model on ``train`` images.
+model, and divergence from it, on ``train`` images.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.data import Task, foreign_images, load_task
-from benchmarks.zero_shot_jobs import config_of, jobs_of, rows_of, weight_spec
+from benchmarks.zero_shot_jobs import activation_spec, config_of, jobs_of, rows_of, weight_spec
 from benchmarks.zero_shot_tables import ablation, layer_weights, results
 from zaq_plugin.observers import MinMaxObserver
 from zaq_plugin.ptq import calibrate, correct_bias, fold_batch_norm, simulate
@@ -55,7 +55,7 @@ def prepare_student(task: Task, job: dict[str, Any], device: torch.device) -> nn
     student = simulate(
         fold_batch_norm(task.model, (task.images[:1],)),
         weight_spec(job["weights"], weight_bits),
-        activation_bits,
+        activation_spec(job["activations"], activation_bits),
         input_bits=input_bits,
         depthwise=job["depthwise"],
         observer=MinMaxObserver,
@@ -83,7 +83,11 @@ def measure(
         if task.train is None:
             return {}
         mine, right = (answers(m, task.train, device) for m in (model, reference))
-        return {"train_agreement": _percent(mine.argmax(1) == right.argmax(1))}
+        divergence = (right.softmax(1) * (right.log_softmax(1) - mine.log_softmax(1))).sum(1)
+        return {
+            "train_agreement": _percent(mine.argmax(1) == right.argmax(1)),
+            "train_divergence": round(float(divergence.double().mean()), 5),
+        }
     mine, right = (answers(m, task.images, device) for m in (model, reference))
     return {
         "top1": _percent(mine.argmax(1) == task.labels),
@@ -242,7 +246,8 @@ def show(rows: list[dict[str, Any]]) -> None:
             continue
         verdicts = row.get("verdicts") or []
         best = [v for v in verdicts if v[0] == row.get("best")]
-        figures = {k: row[k] for k in ("top1", "agreement", "train_agreement", "fp32") if k in row}
+        names = ("top1", "agreement", "train_agreement", "train_divergence", "fp32")
+        figures = {k: row[k] for k in names if k in row}
         print(f"{what} {job['set']} {figures} best {best} {row['seconds']} s {row.get('stages')}")
 
 
@@ -254,6 +259,7 @@ def main() -> None:
     parser.add_argument("--task", default="cifar10")
     parser.add_argument("--bits", nargs="+", default=["4/4"], help="stored weight bits/activation")
     parser.add_argument("--weights", nargs="+", default=["uniform"])
+    parser.add_argument("--activations", choices=("uniform", "pwlq"), default="uniform")
     parser.add_argument("--method", nargs="+", default=["default"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--input-bits", type=int, default=8, help="0: as other activations")

@@ -15,6 +15,7 @@ DEFAULTS: dict[str, Any] = {
     "method": "default",
     "bits": "4/4",
     "weights": "uniform",
+    "activations": "uniform",
     "seed": 0,
     "input_bits": 8,
     "depthwise": "as-told",
@@ -22,7 +23,8 @@ DEFAULTS: dict[str, Any] = {
     "image_size": 0,
     "set": {},
 }
-"""``depthwise``: ``int8`` keeps depthwise layers at 8 uniform bits where that is smaller;
+"""``activations``: ``pwlq`` gives them a PWLQ grid of the same stored bits, one MAC bit less;
+``depthwise``: ``int8`` keeps depthwise layers at 8 uniform bits where that is smaller;
 ``correct``: bias correction on the calibration images; ``image_size``: of synthetic images, in
 pixels, 0 for the network's own."""
 
@@ -47,6 +49,13 @@ def weight_spec(kind: str, stored_bits: int) -> QuantSpec:
     raise ValueError(f"unknown weights {kind!r}")
 
 
+def activation_spec(kind: str, stored_bits: int) -> PWLQSpec | int:
+    """An activation format by its stored bits: ``uniform``, or ``pwlq`` with one MAC bit less."""
+    if kind not in ("uniform", "pwlq"):
+        raise ValueError(f"unknown activations {kind!r}; known are 'uniform' and 'pwlq'")
+    return stored_bits if kind == "uniform" else PWLQSpec(bits=stored_bits - 1)
+
+
 def config_of(job: dict[str, Any]) -> ZeroShotConfig:
     """The job's settings."""
     preset = job["method"] if job["method"] in ("paper", "fast", "default") else "default"
@@ -69,8 +78,8 @@ def jobs_of(args: argparse.Namespace) -> list[dict[str, Any]]:
         listed = [
             {
                 "task": args.task, "method": method, "bits": bits, "weights": weights,
-                "seed": seed, "input_bits": args.input_bits, "depthwise": args.depthwise,
-                "correct": args.correct, "image_size": args.image_size, "set": changes,
+                "activations": args.activations, "seed": seed, "input_bits": args.input_bits,
+                "depthwise": args.depthwise, "correct": args.correct, "image_size": args.image_size, "set": changes,
             }
             for seed in args.seeds
             for bits in args.bits

@@ -29,6 +29,7 @@ _AT_LEAST_ONE = (
     "reconstruct_batch_size",
     "reconstruct_copies",
     "validation_images",
+    "validation_copies",
     "validate_every",
 )
 _NOT_NEGATIVE = (
@@ -142,6 +143,8 @@ class ZeroShotConfig:
             mirror image, then random mixtures of both kinds.
 
         validation_images: Fixed synthetic images on which states are judged, never trained on.
+        validation_copies: How many versions of each the judge sees, as with reconstruct_copies: a
+            verdict on few images is mostly chance.
         validate_every: Steps between judgements.
         checkpoint_every: Steps between checkpoints; 0 for none (needs a checkpoint folder).
 
@@ -219,6 +222,7 @@ class ZeroShotConfig:
     drop: float = 0.25
 
     validation_images: int = 128
+    validation_copies: int = 4
     validate_every: int = 50
     checkpoint_every: int = 0
 

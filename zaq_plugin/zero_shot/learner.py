@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from zaq_plugin.zero_shot.config import ZeroShotConfig
+from zaq_plugin.zero_shot.learned_activations import learned_activation
+from zaq_plugin.zero_shot.learned_levels import LearnedEdges
 from zaq_plugin.zero_shot.quantizers import Slot, WeightSlot, activation_slots, weight_slots
-from zaq_plugin.zero_shot.rounding import LearnedEdges, LearnedStep
 
 
 class Learner:
@@ -37,7 +38,7 @@ class Learner:
         self.edges: list[LearnedEdges] = []
         if config.edge_lr > 0:
             self.edges = [LearnedEdges(s).to(device) for s in self.weights]
-        self.steps = [LearnedStep(s).to(device) for s in self.activations]
+        self.steps = [learned_activation(s).to(device) for s in self.activations]
         self._pairs: list[tuple[Slot, nn.Module]] = [
             *zip(self.weights, self.edges, strict=False),
             *zip(self.activations, self.steps, strict=True),
@@ -76,10 +77,7 @@ class Learner:
         groups.append({"params": own, "lr": config.student_lr * mean_gap * config.bias_lr})
         learned = [p for e in self.edges for p in e.parameters() if p.numel()]
         groups.append({"params": learned, "lr": config.edge_lr})
-        groups += [
-            {"params": [s.step], "lr": config.step_lr * float(s.step.detach().abs())}
-            for s in self.steps
-        ]
+        groups += [{"params": [s.learned], "lr": s.rate(config.step_lr)} for s in self.steps]
         return [group for group in groups if group["params"]]
 
     @staticmethod

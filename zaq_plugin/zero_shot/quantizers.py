@@ -125,15 +125,26 @@ def fake_quantizers(model: nn.Module) -> list[Slot]:
     return found
 
 
+def is_uniform(module: Any) -> bool:
+    """Whether a fake-quantizer of activations has a step and a zero point."""
+    return all(isinstance(getattr(module, n, None), Tensor) for n in ("scale", "zero_point"))
+
+
 def activation_slots(model: nn.Module) -> list[Slot]:
-    """Uniform activation fake-quantizers: those whose step can be learned."""
+    """Fake-quantizers of activations whose grid can be learned, uniform or PWLQ."""
     return [
         slot
         for slot in fake_quantizers(model)
         if not is_weight_quantizer(slot.module)
-        and isinstance(getattr(slot.module, "scale", None), Tensor)
-        and isinstance(getattr(slot.module, "zero_point", None), Tensor)
+        and (is_uniform(slot.module) or hasattr(slot.module, "format"))
     ]
+
+
+def grid_of(slot: Slot) -> Tensor:
+    """The buffer that holds an activation's grid: its step, or its breakpoints and clip."""
+    name = "scale" if is_uniform(slot.module) else "edges"
+    grid: Tensor = getattr(slot.module, name)
+    return grid
 
 
 @torch.no_grad()

@@ -18,14 +18,16 @@ from torch import Tensor, nn
 
 from zaq_plugin.zero_shot.block import Block
 from zaq_plugin.zero_shot.blocks import LARGEST_BLOCK, find_blocks
+from zaq_plugin.zero_shot.learned_activations import LearnedActivation, learned_activation
 from zaq_plugin.zero_shot.quantizers import (
     Slot,
     WeightSlot,
     activation_slots,
+    grid_of,
     set_switches,
     weight_slots,
 )
-from zaq_plugin.zero_shot.rounding import LearnedRounding, LearnedStep
+from zaq_plugin.zero_shot.rounding import LearnedRounding
 
 Progress = Callable[[str, int, int, float], None]
 _EARLY = 0.4
@@ -181,7 +183,6 @@ class _BlockWork:
         answer = _in_batches(block.student, noisy)
         before = _mean_square(answer, target)
         first = _snapshot(self.weights, self.activations)
-        nearest = [slot.quantized(slot.seen) for slot in self.weights]
         with self._learning() as (roundings, steps):
             self._train(noisy, clean, target, roundings, steps)
         for slot, rounding in zip(self.weights, roundings, strict=True):
@@ -193,23 +194,21 @@ class _BlockWork:
         if not after <= before:
             _put_back(first, self.weights, self.activations)
             return BlockResult(block.name, before, before, 0.0), answer, target
-        changed, total = 0, 0
-        for slot, rounding, old in zip(self.weights, roundings, nearest, strict=True):
-            rounding.log_scale.data.zero_()
-            changed += int((rounding(slot.seen) - old).abs().gt(1e-6 * old.abs().max()).sum())
-            total += old.numel()
+        changed = sum(rounding.rerounded() for rounding in roundings)
+        total = sum(rounding.logits.numel() for rounding in roundings)
         result = BlockResult(block.name, before, after, changed / max(total, 1))
         return result, tuned, target
 
     @contextmanager
-    def _learning(self) -> Iterator[tuple[list[LearnedRounding], list[LearnedStep]]]:
+    def _learning(self) -> Iterator[tuple[list[LearnedRounding], list[LearnedActivation]]]:
         options = self.options
         roundings = [
-            LearnedRounding(slot, learn_scale=options.scale_lr > 0).to(self.device)
+            LearnedRounding(slot, learn_levels=options.scale_lr > 0).to(self.device)
             for slot in self.weights
         ]
         steps = [
-            LearnedStep(slot, options.drop, self.drops).to(self.device) for slot in self.activations
+            learned_activation(slot, options.drop, self.drops).to(self.device)
+            for slot in self.activations
         ]
         pairs = [*zip(self.weights, roundings, strict=True)]
         places: list[tuple[Slot, nn.Module]] = [*pairs, *zip(self.activations, steps, strict=True)]
@@ -237,17 +236,15 @@ class _BlockWork:
         clean: Tensor,
         target: Tensor,
         roundings: list[LearnedRounding],
-        steps: list[LearnedStep],
+        steps: list[LearnedActivation],
     ) -> None:
         options = self.options
         groups = [{"params": [r.logits for r in roundings], "lr": options.rounding_lr}]
         if options.scale_lr > 0:
-            groups.append({"params": [r.log_scale for r in roundings], "lr": options.scale_lr})
-        # Adam moves by about lr per step, so lr is relative to each step's size.
-        groups += [
-            {"params": [s.step], "lr": options.step_lr * float(s.step.detach().abs())}
-            for s in steps
-        ]
+            groups.append(
+                {"params": [r.levels.edges.theta for r in roundings], "lr": options.scale_lr}
+            )
+        groups += [{"params": [s.learned], "lr": s.rate(options.step_lr)} for s in steps]
         optimizer = torch.optim.Adam(groups)
         scales: list[Any] = [_constant] + [self._cosine] * (len(groups) - 1)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scales)
@@ -308,7 +305,7 @@ def _snapshot(weights: list[WeightSlot], activations: list[Slot]) -> tuple[_Stat
         (s.parameter.detach().clone(), s.module.activation_post_process.edges.clone())
         for s in weights
     ]
-    return kept, [s.module.scale.detach().clone() for s in activations]
+    return kept, [grid_of(s).detach().clone() for s in activations]
 
 
 @torch.no_grad()
@@ -318,5 +315,5 @@ def _put_back(
     for slot, (parameter, edges) in zip(weights, state[0], strict=True):
         slot.parameter.copy_(parameter)
         slot.module.activation_post_process.edges.copy_(edges)
-    for place, scale in zip(activations, state[1], strict=True):
-        place.module.scale.copy_(scale)
+    for place, grid in zip(activations, state[1], strict=True):
+        grid_of(place).copy_(grid)

@@ -92,7 +92,7 @@ class Run:
         set_switches(self.student, observe=False, quantize=True)
         if self.correct is not None:
             self._timed("bias correction", self._correct)
-        self._make_judge(held_out)
+        self._make_judge(copies(held_out, self.config.validation_copies, self.loader.shared_rng))
         assert self.judge is not None
         self.judge.look(self.student, "start")
         if self.config.reconstruct:
@@ -151,9 +151,9 @@ class Run:
         set_switches(self.student, observe=False, quantize=True)
         to_evaluation(self.student)
 
-    def _make_judge(self, held_out: Tensor) -> None:
-        config = self.config
-        self.judge = Judge(self.loader.teacher, held_out, self.loader.adapter, config.loss)
+    def _make_judge(self, images: Tensor) -> None:
+        loader = self.loader
+        self.judge = Judge(loader.teacher, images, loader.adapter, self.config.loss)
 
     def _reconstruct(self) -> None:
         config = self.config

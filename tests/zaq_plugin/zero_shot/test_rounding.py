@@ -1,4 +1,4 @@
-"""Learned roundings against a search among neighbouring levels; LSQ against its formula."""
+"""Learned roundings and levels against the format's own codebook."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec, quantize
+from zaq_plugin.zero_shot.learned_levels import LearnedEdges
 from zaq_plugin.zero_shot.quantizers import (
     WeightSlot,
-    activation_slots,
     fake_quantizers,
     set_switches,
     twin,
     weight_slots,
 )
-from zaq_plugin.zero_shot.rounding import LearnedEdges, LearnedRounding, LearnedStep
+from zaq_plugin.zero_shot.rounding import LearnedRounding
 
 SPECS: dict[str, QuantSpec] = {
     "uniform": UniformSpec(bits=3),
@@ -89,13 +89,18 @@ def test_untouched_weights_stay_untouched(slot: WeightSlot) -> None:
     assert (slot.parameter.detach() == before).float().mean() > 0.5
 
 
-def test_scale_is_baked_into_the_edges(slot: WeightSlot) -> None:
-    rounding = LearnedRounding(slot, learn_scale=True)
-    rounding.log_scale.data.fill_(0.1)
-    rounding.hard = True
+@pytest.mark.parametrize("even", [True, False], ids=["one factor", "a factor a piece"])
+def test_learned_levels_are_baked_into_the_edges(slot: WeightSlot, even: bool) -> None:
+    rounding = LearnedRounding(slot, learn_levels=True)
+    theta = rounding.levels.edges.theta.data
+    generator = torch.Generator().manual_seed(3)
+    theta.copy_(0.1 if even else 0.4 * torch.rand(theta.shape, generator=generator) - 0.2)
+    rounding.decide(1.0)
     wanted = rounding(slot.seen).detach()
     rounding.bake(slot, exact=True)
     torch.testing.assert_close(slot.quantized(slot.parameter.detach()), wanted, rtol=1e-5, atol=0)
+    learned = rounding.levels().detach().double().numpy()
+    np.testing.assert_allclose(learned, table(slot), rtol=1e-5, atol=1e-7)
 
 
 def test_regulariser_vanishes_only_on_decisions(slot: WeightSlot) -> None:
@@ -114,7 +119,10 @@ def test_the_surest_roundings_are_decided_first_and_for_good(slot: WeightSlot) -
     total = rounding.logits.numel()
     soft = rounding.share().detach().clone()
     rounding.decide(0.5)
-    order = rounding.logits.detach().abs().flatten().argsort(descending=True)
+    low, high = (level.detach() for level in rounding.neighbours())
+    coarse = (high - low) / (high - low).mean(1, keepdim=True)
+    sure = rounding.logits.detach().abs() * coarse
+    order = sure.flatten().argsort(descending=True, stable=True)
     first = torch.zeros(total, dtype=torch.bool)
     first[order[: round(total / 2)]] = True
     assert torch.equal(rounding.decided.flatten(), first)
@@ -133,7 +141,7 @@ def test_the_surest_roundings_are_decided_first_and_for_good(slot: WeightSlot) -
     assert bool(rounding.decided[kept].all())
     rounding.decide(1.0)
     every = slot.rows(rounding(slot.seen)).detach()
-    expected = torch.where(rounding.logits >= 0, rounding.high, rounding.low)
+    expected = torch.where(rounding.logits >= 0, high, low)
     torch.testing.assert_close(every, expected.detach())
 
 
@@ -142,67 +150,13 @@ def test_learned_edges_start_as_the_fake_quantizer(slot: WeightSlot) -> None:
     torch.testing.assert_close(
         learned(slot.seen).detach(), slot.quantized(slot.seen), rtol=1e-4, atol=1e-6
     )
-    learned.clip.data.fill_(0.3)
-    learned.breakpoint_shift.data.uniform_(-3, 3)
+    learned.edges.theta.data.uniform_(-3, 3)
     edges = learned.edges().detach()
     assert (edges[..., 1:] >= edges[..., :-1]).all()
     learned(slot.seen).square().sum().backward()
-    assert learned.clip.grad is not None
+    assert learned.edges.theta.grad is not None
     learned.bake(slot)
     assert torch.equal(slot.module.edges, edges)
-
-
-def activation(
-    tiny: Callable[..., nn.Module], make_student: Callable[..., nn.Module]
-) -> LearnedStep:
-    place = activation_slots(make_student(tiny()))[1]
-    return LearnedStep(place)
-
-
-def test_learned_step_rounds_as_torch(
-    tiny: Callable[..., nn.Module], make_student: Callable[..., nn.Module]
-) -> None:
-    place = activation_slots(make_student(tiny()))[1]
-    x = 3 * torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
-    module = place.module
-    expected = torch.fake_quantize_per_tensor_affine(
-        x, module.scale, module.zero_point, module.quant_min, module.quant_max
-    )
-    torch.testing.assert_close(LearnedStep(place)(x).detach(), expected, rtol=1e-6, atol=1e-6)
-
-
-def test_learned_step_has_lsqs_gradients(
-    tiny: Callable[..., nn.Module], make_student: Callable[..., nn.Module]
-) -> None:
-    learned = activation(tiny, make_student)
-    x = (3 * torch.randn(50, generator=torch.Generator().manual_seed(0))).requires_grad_(True)
-    weight = torch.randn(50, generator=torch.Generator().manual_seed(1))
-    (learned(x) * weight).sum().backward()
-    step, zero = float(learned.step.detach()), float(learned.zero_point)
-    low, high = learned.low - zero, learned.high - zero
-    to_step, to_x = 0.0, []
-    for value, w in zip(x.detach().double().tolist(), weight.double().tolist(), strict=True):
-        v = value / step
-        inside = low <= v <= high
-        to_step += w * (round(v) - v if inside else min(max(v, low), high))
-        to_x.append(w if inside else 0.0)
-    assert learned.step.grad is not None
-    assert float(learned.step.grad) == pytest.approx(to_step, rel=1e-4)
-    assert x.grad is not None
-    np.testing.assert_allclose(x.grad.numpy(), to_x, rtol=1e-6)
-
-
-def test_qdrop_leaves_a_share_alone(
-    tiny: Callable[..., nn.Module], make_student: Callable[..., nn.Module]
-) -> None:
-    learned = activation(tiny, make_student)
-    learned.drop, learned.rng = 0.25, torch.Generator().manual_seed(0)
-    x = torch.rand(20000) * float(learned.step.detach()) * 10
-    learned.train()
-    untouched = (learned(x) == x).float().mean()
-    assert 0.23 < float(untouched) < 0.27
-    learned.eval()
-    assert float((learned(x) == x).float().mean()) < 0.01
 
 
 def test_twin_computes_the_float_function(

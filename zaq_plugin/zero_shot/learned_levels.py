@@ -1,0 +1,99 @@
+"""Learned grids of weights: every piece of a channel's grid has a factor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from zaq_plugin.pwlq import PWLQSpec, fake_quantize
+from zaq_plugin.pwlq.levels import build_grid, side_levels
+from zaq_plugin.zero_shot.quantizers import WeightSlot
+
+
+class EdgeFactors(nn.Module):
+    """Breakpoints and clips that are learned: every piece's width p_{l+1} - p_l becomes
+    (p_{l+1} - p_l) exp(θ), so that they stay in order and positive.
+
+    Args:
+        start: (sides, channels, n + 1) where they start, at θ = 0.
+        shared: One θ a channel, for all pieces and sides.
+    """
+
+    start: Tensor
+
+    def __init__(self, start: Tensor, shared: bool = False) -> None:
+        super().__init__()
+        start = start.detach().clone().float()
+        self.register_buffer("start", start)
+        self.theta = nn.Parameter(torch.zeros_like(start[:1, :, :1] if shared else start))
+
+    def forward(self) -> Tensor:
+        """(sides, channels, n + 1) breakpoints and clips at the present θ."""
+        width = torch.diff(self.start, dim=-1, prepend=torch.zeros_like(self.start[..., :1]))
+        return self.start + (width * self.theta.expm1()).cumsum(-1)
+
+
+class LearnedLevels(nn.Module):
+    """Levels of every channel, differentiable in the factors of their edges.
+
+    Every piece of a PWLQ grid has a factor, on each side of an asymmetric one; uniform and
+    overlapping grids have one a channel. Levels are those that the fake-quantizer has at the same
+    edges, snapped to the int8 grid; gradients are those of the ideal ones.
+
+    Args:
+        slot: The weight's fake-quantizer.
+        learn: Whether factors are trained; they start where the levels are the fake-quantizer's.
+    """
+
+    first: Tensor
+
+    def __init__(self, slot: WeightSlot, learn: bool = True) -> None:
+        super().__init__()
+        self.spec, self.learn = slot.module.spec, learn
+        self.by_piece = isinstance(self.spec, PWLQSpec) and not self.spec.overlapping
+        self.register_buffer("first", slot.levels().float())
+        self.edges = EdgeFactors(slot.module.edges, shared=not self.by_piece)
+
+    def forward(self) -> Tensor:
+        """(channels, L) ascending levels in weight units."""
+        if not self.learn:
+            return self.first
+        if not self.by_piece:
+            return self.first * self.edges.theta[0].exp()
+        edges: Tensor = self.edges()
+        positive = side_levels(edges[0], self.spec)
+        parts = [torch.zeros_like(positive[..., :1]), positive]
+        if self.spec.symmetry != "one-sided":
+            parts.insert(0, -side_levels(edges[-1], self.spec).flip(-1))
+        ideal = torch.cat(parts, -1)
+        with torch.no_grad():
+            grid = build_grid(edges, self.spec)
+            snap = grid.values * grid.scale.unsqueeze(1) - ideal
+        return ideal + snap
+
+    @torch.no_grad()
+    def bake(self, slot: WeightSlot) -> None:
+        """Write the edges back into the fake-quantizer."""
+        slot.module.activation_post_process.edges.copy_(self.edges())
+
+
+class LearnedEdges(nn.Module):
+    """A weight's fake-quantizer whose clip and breakpoints are trained, while the weight trains.
+
+    Args:
+        slot: The weight's fake-quantizer.
+    """
+
+    def __init__(self, slot: WeightSlot) -> None:
+        super().__init__()
+        self.edges = EdgeFactors(slot.module.edges)
+        self.spec, self.axis = slot.module.spec, slot.axis
+
+    def forward(self, w: Tensor) -> Tensor:
+        """The weight on its levels, differentiable in the weight and in the edges."""
+        return fake_quantize(w, self.spec, self.axis, edges=self.edges())
+
+    @torch.no_grad()
+    def bake(self, slot: WeightSlot) -> None:
+        """Write the edges back into the fake-quantizer."""
+        slot.module.activation_post_process.edges.copy_(self.edges())
