@@ -79,7 +79,8 @@ def jobs_of(args: argparse.Namespace) -> list[dict[str, Any]]:
             {
                 "task": args.task, "method": method, "bits": bits, "weights": weights,
                 "activations": args.activations, "seed": seed, "input_bits": args.input_bits,
-                "depthwise": args.depthwise, "correct": args.correct, "image_size": args.image_size, "set": changes,
+                "depthwise": args.depthwise, "correct": args.correct,
+                "image_size": args.image_size, "set": changes,
             }
             for seed in args.seeds
             for bits in args.bits

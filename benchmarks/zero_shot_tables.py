@@ -57,7 +57,9 @@ def results(rows: Iterable[Row]) -> list[str]:
         job = row["job"]
         if "error" in row or "top1" not in row or (job["set"] and job["task"] in plain):
             continue
-        key = (job["task"], job["bits"], job["weights"], job["input_bits"], job["depthwise"])
+        key = tuple(
+            job[n] for n in ("task", "bits", "weights", "input_bits", "depthwise", "activations")
+        )
         cells[key][job["method"]].append(row)
     lines: list[str] = []
     for task in dict.fromkeys(key[0] for key in cells):
@@ -77,18 +79,19 @@ def results(rows: Iterable[Row]) -> list[str]:
 
 def _order(key: tuple[Any, ...]) -> tuple[Any, ...]:
     weight, activation = (int(b) for b in key[1].split("/"))
-    return (-weight, -activation, key[4], key[3] == 0, key[2])
+    return (-weight, -activation, key[3] == 0, key[4], key[2], key[5])
 
 
 def _line(key: tuple[Any, ...], cell: dict[str, list[Row]], used: list[str]) -> str:
-    _, bits, weights, input_bits, depthwise = key
-    activation = bits.split("/")[1]
+    _, bits, weights, input_bits, depthwise, activations = key
+    stored = int(bits.split("/")[1])
+    mac = stored - 1 if activations == "pwlq" else stored
     any_row = next(iter(cell.values()))[0]
     shown = [
         FORMATS.get(weights, weights) + (", depthwise 8" if depthwise == "int8" else ""),
         weight_widths(any_row["job"]),
-        activation,
-        str(input_bits or activation),
+        f"{'PWLQ' if activations == 'pwlq' else 'uniform'}, {mac} / {stored}",
+        str(input_bits or stored),
     ]
     shown += [mean_and_spread([row["top1"] for row in cell.get(m, [])]) for m in used]
     ours = cell.get("default", [])
@@ -112,8 +115,9 @@ def ablation(rows: Iterable[Row]) -> list[str]:
         for name, value in good[0]["job"]["set"].items()
         if all(row["job"]["set"].get(name) == value for row in good)
     }
-    lines = ["| changed | divergence | agreement on `train`, % | kept state | seconds |"]
-    lines.append("|---|---:|---:|---|---:|")
+    head = ("changed", "divergence, validation", "on `train`", "agreement on `train`, %")
+    lines = ["| " + " | ".join([*head, "kept state", "seconds"]) + " |"]
+    lines.append("|---|---:|---:|---:|---|---:|")
     for row in good:
         job = row["job"]
         changed = {k: v for k, v in job["set"].items() if k not in common}
@@ -121,7 +125,8 @@ def ablation(rows: Iterable[Row]) -> list[str]:
         best = [v for v in row.get("verdicts", []) if v[0] == row.get("best")]
         divergence = f"{best[0][1]:.3f}" if best else "–"
         lines.append(
-            f"| {what} | {divergence} | {row['train_agreement']:.2f} | {row.get('best') or '–'} "
+            f"| {what} | {divergence} | {row['train_divergence']:.4f} "
+            f"| {row['train_agreement']:.2f} | {row.get('best') or '–'} "
             f"| {row['seconds']:.0f} |"
         )
     told = ", ".join(f"{k} = {json.dumps(v)}" for k, v in common.items())

@@ -60,6 +60,7 @@ _NOT_NEGATIVE = (
     "crossing",
     "latent_lr",
     "replay_batches",
+    "patience",
     "shift",
 )
 _SHARES = (
@@ -146,6 +147,8 @@ class ZeroShotConfig:
         validation_copies: How many versions of each the judge sees, as with reconstruct_copies: a
             verdict on few images is mostly chance.
         validate_every: Steps between judgements.
+        patience: Training ends after so many judgements in a row that found nothing better; 0 for
+            never.
         checkpoint_every: Steps between checkpoints; 0 for none (needs a checkpoint folder).
 
     Raises:
@@ -211,7 +214,7 @@ class ZeroShotConfig:
     calibration_images: int = 256
     recalibrate: bool = True
     reconstruct: bool = True
-    reconstruct_iterations: int = 250
+    reconstruct_iterations: int = 300
     reconstruct_batch_size: int = 32
     reconstruct_copies: int = 4
     reconstruct_scale_lr: float = 1e-2
@@ -224,6 +227,7 @@ class ZeroShotConfig:
     validation_images: int = 128
     validation_copies: int = 4
     validate_every: int = 50
+    patience: int = 1
     checkpoint_every: int = 0
 
     def __post_init__(self) -> None:

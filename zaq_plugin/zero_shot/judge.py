@@ -13,7 +13,7 @@ from zaq_plugin.zero_shot.outputs import OutputAdapter
 from zaq_plugin.zero_shot.quantizers import to_evaluation
 
 _FLOOR = 1e-3
-"""Share of the first state's mean divergence below which an image's divergence counts as none."""
+"""Share of the best state's mean divergence below which an image's divergence counts as none."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,13 @@ class Verdict:
 class Judge:
     """Compares states of a student on a fixed set of images.
 
-    A state becomes the best if its divergence is below the best one's. The first state, the
-    untrained one, is displaced only by one that is better beyond doubt: on the same images its
+    The best state is displaced only by one that is better beyond doubt: on the same images its
     divergence is lower by more than ``certainty`` standard errors, and its agreement higher by at
     least half as many (or both always agree alike). If its divergence is less than half of the
-    first one's, it is enough that agreement is not lower, and doubt is measured on logarithms: a
-    few images with a large share of the divergence would hide what happens to all others.
+    best one's, it is enough that agreement is not lower, and doubt is measured on logarithms: a
+    few images with a large share of the divergence would hide what happens to all others. The
+    first state is the best until then; of many states that are hardly better than it, the luckiest
+    would be chosen otherwise.
 
     Args:
         teacher: P.
@@ -64,7 +65,7 @@ class Judge:
         self.history: list[Verdict] = []
         self.best: Verdict | None = None
         self.best_state: dict[str, Tensor] = {}
-        self._first: Tensor | None = None
+        self._best_each: Tensor | None = None
 
     @torch.no_grad()
     def _outputs(self, model: nn.Module) -> list[list[Tensor]]:
@@ -84,7 +85,7 @@ class Judge:
         verdict = Verdict(label, divergence, agreement, accepted)
         self.history.append(verdict)
         if accepted:
-            self.best = verdict
+            self.best, self._best_each = verdict, torch.stack([each, agreeing])
             self.best_state = {k: v.detach().clone() for k, v in student.state_dict().items()}
         return verdict
 
@@ -103,16 +104,13 @@ class Judge:
         divergence = float(each.mean())
         if not math.isfinite(divergence):
             return False
-        if self.best is None or self._first is None:
-            self._first = torch.stack([each, agreeing])
+        if self._best_each is None:
             return True
-        if divergence >= self.best.divergence:
-            return False
-        first, gain = self._first[0], agreeing - self._first[1]
-        gap = each - first
-        if divergence < 0.5 * float(first.mean()):
-            floor = _FLOOR * float(first.mean())
-            ratio = (each.clamp(min=floor) / first.clamp(min=floor)).log()
+        best, gain = self._best_each[0], agreeing - self._best_each[1]
+        gap = each - best
+        if divergence < 0.5 * float(best.mean()):
+            floor = _FLOOR * float(best.mean())
+            ratio = (each.clamp(min=floor) / best.clamp(min=floor)).log()
             surely = min(_errors(gap), _errors(ratio)) < -self.certainty
             return surely and float(gain.mean()) >= 0
         surely = _errors(gap) < -self.certainty
@@ -132,7 +130,7 @@ class Judge:
             "history": [[v.label, v.divergence, v.agreement, v.accepted] for v in self.history],
             "best": None if self.best is None else self.history.index(self.best),
             "best_state": self.best_state,
-            "first": self._first,
+            "best_each": self._best_each,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -140,7 +138,7 @@ class Judge:
         self.history = [Verdict(*values) for values in state["history"]]
         self.best = None if state["best"] is None else self.history[state["best"]]
         self.best_state = dict(state["best_state"])
-        self._first = state["first"]
+        self._best_each = state["best_each"]
 
 
 def _errors(values: Tensor) -> float:

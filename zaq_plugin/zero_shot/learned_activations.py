@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zaq_plugin.pwlq import fake_quantize
+from zaq_plugin.zero_shot.drops import drop_mask
 from zaq_plugin.zero_shot.learned_levels import EdgeFactors
 from zaq_plugin.zero_shot.quantizers import Slot, is_uniform
 
@@ -51,8 +52,7 @@ class LearnedActivation(nn.Module):
         """x on its grid; in training, parts of it untouched."""
         out = self.quantized(x)
         if self.training and self.drop > 0:
-            mask = torch.empty_like(x).bernoulli_(self.drop, generator=self.rng)
-            out = torch.lerp(out, x, mask)
+            out = torch.where(drop_mask(x, self.drop, self.rng), x, out)
         return out
 
 

@@ -31,6 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "grad_clip": 0.0,
         "ema_decay": 0.0,
         "reconstruct": False,
+        "patience": 0,
     },
     "default": {},
     # Images that cost nothing, and less of everything.

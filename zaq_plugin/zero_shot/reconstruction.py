@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from zaq_plugin.zero_shot.block import Block
 from zaq_plugin.zero_shot.blocks import LARGEST_BLOCK, find_blocks
+from zaq_plugin.zero_shot.drops import drop_mask
 from zaq_plugin.zero_shot.learned_activations import LearnedActivation, learned_activation
 from zaq_plugin.zero_shot.quantizers import (
     Slot,
@@ -256,8 +257,7 @@ class _BlockWork:
             chosen = chosen.to(target.device)
             x, y = noisy[chosen], target[chosen]
             if options.drop > 0:
-                mask = torch.empty_like(x).bernoulli_(options.drop, generator=self.drops)
-                x = torch.lerp(x, clean[chosen], mask)
+                x = torch.where(drop_mask(x, options.drop, self.drops), clean[chosen], x)
             out = self.block.student(x)
             loss = (out - y).square().sum() / (y.numel() / y.shape[1])
             if iteration >= start:

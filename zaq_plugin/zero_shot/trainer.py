@@ -203,7 +203,19 @@ class Run:
                 self._save()
             if self.on_step is not None:
                 self.on_step(step)
+            if self._hopeless():
+                logger.info("training stopped at step %d: no judgement found it better", step)
+                break
         self.learner.detach()
+
+    def _hopeless(self) -> bool:
+        """Whether the last ``patience`` judgements in training left the best state as it was."""
+        patience = self.config.patience
+        history = self.judge.history if self.judge is not None else []
+        rounds = [v for v in history if v.label.startswith("step ")]
+        if not patience or len(rounds) < patience:
+            return False
+        return not any(v.accepted for v in history[history.index(rounds[-patience]) :])
 
     def _shown(self) -> dict[str, float]:
         names = ("D_o", "KL", "D_f", "features", "loss")

@@ -77,6 +77,26 @@ def test_the_untrained_state_is_displaced_only_beyond_doubt() -> None:
     assert not verdict.accepted
 
 
+def test_the_best_state_too_is_displaced_only_beyond_doubt() -> None:
+    """Of two states of equal noise the luckier one is not better."""
+
+    class Noisy(nn.Module):
+        def __init__(self, noise: float, seed: int) -> None:
+            super().__init__()
+            self.noise, self.seed = noise, seed
+
+        def forward(self, x: Tensor) -> Tensor:
+            rng = torch.Generator().manual_seed(self.seed)
+            return x + self.noise * torch.randn(x.shape, generator=rng)
+
+    referee = judge(images=256, loss="kl")
+    referee.look(Noisy(2.0, 0), "start")
+    assert referee.look(Noisy(0.5, 1), "reconstructed").accepted
+    others = [referee.look(Noisy(0.5, seed), f"step {seed}") for seed in range(2, 12)]
+    assert min(v.divergence for v in others) < referee.history[1].divergence
+    assert not any(v.accepted for v in others)
+
+
 def test_agreement_must_not_fall() -> None:
     """A smaller divergence bought with other top classes does not displace the start."""
     x = torch.tensor([[1.0, 0.9, 0.0]] * 32)

@@ -13,6 +13,7 @@ from zaq_plugin.fake_quantize import PWLQActivationFakeQuantize
 from zaq_plugin.ptq import calibrate, fold_batch_norm, simulate
 from zaq_plugin.pwlq import PWLQSpec, UniformSpec
 from zaq_plugin.zero_shot import ZeroShotConfig, zero_shot_finetune
+from zaq_plugin.zero_shot.drops import drop_mask
 from zaq_plugin.zero_shot.learned_activations import (
     LearnedActivationEdges,
     LearnedStep,
@@ -173,3 +174,16 @@ def test_zero_shot_trains_pwlq_activations(
     )
     assert result.best is not None
     assert result.best.divergence <= result.start.divergence  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_drops_are_independent_bytes(share: float) -> None:
+    rng = torch.Generator().manual_seed(5)
+    mask = drop_mask(torch.empty(3, 7, 1001), share, rng)
+    assert mask.shape == (3, 7, 1001)
+    flat = mask.flatten().double()
+    assert abs(float(flat.mean()) - share) < 4 * (share * (1 - share) / len(flat)) ** 0.5
+    for lag in (1, 2, 3, 4):  # neighbours share a random word
+        together = float((flat[lag:] * flat[:-lag]).mean())
+        assert abs(together - share**2) < 0.02
+    assert not drop_mask(torch.empty(9), 0.0, rng).any()

@@ -39,6 +39,7 @@ QUICK = ZeroShotConfig(
     latent_dim=8,
     generator_width=4,
     warmup_steps=3,
+    patience=0,
 )
 MIXED = QUICK.with_changes(images="mixed", alpha=0.2, ema_decay=0.9, replay_share=0.3)
 
@@ -168,6 +169,26 @@ def test_biases_are_corrected_between_ranges_and_the_first_judgement(
     result = finetune(student, config, model, images=images, correct=correct)
     assert seen == [8] * 4
     assert result.start.divergence == pytest.approx(expected, rel=1e-3)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("patience", "steps"), [(0, 12), (1, 4), (2, 8)])
+def test_training_ends_where_it_finds_nothing_better(
+    tiny: Callable[..., nn.Module],
+    make_student: Callable[..., nn.Module],
+    smooth_images: Callable[..., Tensor],
+    patience: int,
+    steps: int,
+) -> None:
+    """At a rate of zero nothing changes, and nothing is ever better than the start."""
+    model = tiny()
+    still = {"student_lr": 0.0, "step_lr": 0.0, "edge_lr": 0.0, "reconstruct": False}
+    config = QUICK.with_changes(patience=patience, **still)
+    taken: list[int] = []
+    result = finetune(
+        make_student(model), config, model, images=smooth_images(48), on_step=taken.append
+    )
+    assert taken == list(range(1, steps + 1))
+    assert result.best.label == "start"  # type: ignore[attr-defined]
 
 
 def test_reconstruction_starts_from_the_float_biases(
