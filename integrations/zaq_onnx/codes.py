@@ -89,12 +89,12 @@ def _codes(rows: Array, book: Array) -> Array:
     return made
 
 
-def planes_of(width: int) -> list[tuple[int, int]]:
-    """(bits, position of the lowest bit) of the planes of a code of ``width`` bits."""
+def planes_of(codes: Array, width: int) -> list[tuple[int, int, Array]]:
+    """Planes of codes of ``width`` bits: (bits, position of the lowest bit, values)."""
     found, low = [], 0
     for bits in (4, 2, 1):
         if width & bits:
-            found.append((bits, low))
+            found.append((bits, low, (codes >> low) & (2**bits - 1)))
             low += bits
     return found
 

@@ -12,6 +12,7 @@ import numpy as np
 from onnx import NodeProto
 
 from zaq_onnx.graph import Array, Graph, attribute, make, set_attribute
+from zaq_onnx.padding import pads_into_convolutions
 
 MOVES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
@@ -20,6 +21,7 @@ def tidy(graph: Graph) -> None:
     """All passes; the graph is changed in place."""
     drop_identities(graph)
     fold_weights(graph)
+    pads_into_convolutions(graph)
     limits_behind_quantize(graph)
     means_to_pools(graph)
     reshapes_behind_quantize(graph)

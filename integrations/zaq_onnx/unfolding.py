@@ -25,6 +25,10 @@ BOOKS = ("book", "curves", "where", "what")
 """Last words of the names of constants that hold codes and codebooks."""
 
 
+_LARGE = 2**16
+"""Weights of this size are unfolded one by one: splitting them costs more than nodes."""
+
+
 @dataclass(frozen=True)
 class Item:
     """A weight to be packed.
@@ -61,8 +65,22 @@ class Item:
     @property
     def stack(self) -> tuple[object, ...]:
         """Weights of one stack are unfolded together."""
-        alone = self.name if self.shared else ""
+        alone = self.name if self.shared or math.prod(self.shape) >= _LARGE else ""
         return self.kind, self.tail, self.axis, alone
+
+
+def _shape_of_codes(
+    planes: Sequence[tuple[int, int, Array]], whole: tuple[int, ...], pairs: bool
+) -> tuple[int, ...]:
+    """Shape of an index; where possible, rows of what a byte of the smallest plane holds.
+
+    Reshaping costs a copy of every index, so the planes are cut such that none is needed.
+    """
+    values = planes[0][2]
+    per = {8 // bits for bits, _, _ in planes if bits < 4}
+    if len(per) == 1 and values.shape[1] % min(per) == 0:
+        return (len(values), -1, min(per))
+    return values.shape if pairs else whole
 
 
 def unfold(items: Sequence[Item]) -> Unfolding:
@@ -187,25 +205,19 @@ class Unfolding:
         alone = head.shared or len(items) == 1
         whole = (sum(item.shape[head.axis] for item in items), *head.tail)
         entries = 4**width if pairs else 2**width
-        if pairs:
-            parts = [self._plane(v, bits, low) for bits, low, v in pairs_of(codes, width)]
-        else:
-            codes = codes.reshape(whole)
-            parts = [
-                self._plane((codes >> low) & (2**bits - 1), bits, low)
-                for bits, low in planes_of(width)
-            ]
+        planes = pairs_of(codes, width) if pairs else planes_of(codes, width)
+        shape = _shape_of_codes(planes, whole, pairs)
+        parts = [self._plane(v.reshape(shape), bits, low) for bits, low, v in planes]
         index = parts[0]
         for other in parts[1:]:
             index = self.node("Add", [index, other])
-        rank = 2 if pairs else len(whole)
         ends = [row * entries, (row + channels) * entries, entries]
         offsets = self.node("Range", [self.common(int(n)) for n in ends])
-        offsets = self.node("Reshape", [offsets, self.common([-1, *[1] * (rank - 1)])])
+        offsets = self.node("Reshape", [offsets, self.common([-1, *[1] * (len(shape) - 1)])])
         index = self.node("Add", [index, offsets])
         # The last node has the weight's name, or those of all weights.
         last = ["Gather"]
-        if pairs:
+        if shape != whole:
             last.append("Reshape")
         if head.axis:
             last.append("Transpose")
@@ -232,10 +244,15 @@ class Unfolding:
             kind = TensorProto.UINT4 if bits == 4 else None
             part = self.constant(f"u{bits}", values.astype(np.uint8), kind)
             return self.node("Cast", [part], to=TensorProto.INT32)
-        packed = self.constant(f"u{bits}", pack_plane(values, bits))
-        part = self.node("Cast", [packed], to=TensorProto.INT32)
+        per = 8 // bits
+        packed = pack_plane(values, bits)
+        rows = values.shape[-1] == per  # what a byte holds is a row
+        packed = packed.reshape(values.shape[:-1]) if rows else packed
+        part = self.node("Cast", [self.constant(f"u{bits}", packed)], to=TensorProto.INT32)
         part = self.node("Gather", [self._bits(bits, low), part], axis=0)
-        if values.size % (8 // bits):
+        if rows:
+            return part
+        if values.size % per:
             part = self.node("Reshape", [part, self.common([-1])])
             part = self.node("Slice", [part, self.common([0]), self.common([values.size])])
         return self.node("Reshape", [part, self.common(values.shape)])

@@ -111,8 +111,13 @@ def test_codes_say_where_in_the_codebook(channels: int, count: int, levels: int,
 
 @given(st.integers(1, 7))
 def test_planes_cover_every_bit_once(width: int) -> None:
-    bits = [low + i for size, low in planes_of(width) for i in range(size)]
+    codes = np.arange(2**width, dtype=np.uint8).reshape(1, -1)
+    planes = planes_of(codes, width)
+    bits = [low + i for size, low, _ in planes for i in range(size)]
     assert sorted(bits) == list(range(width))
+    np.testing.assert_array_equal(
+        sum(values.astype(int) << low for _, low, values in planes), codes
+    )
 
 
 @given(st.sampled_from([1, 2]), st.lists(st.integers(0, 255), min_size=1, max_size=50))
