@@ -31,7 +31,7 @@ import numpy as np
 from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.deploy_prepare import DATA, RUNTIMES, TIMM, Facts, facts_of
+from benchmarks.deploy_networks import DATA, RUNTIMES, TIMM, Facts, facts_of
 from benchmarks.deploy_tables import tables
 
 

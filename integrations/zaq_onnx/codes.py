@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zaq_onnx.curves import Curve, fit
+from zaq_onnx.curves import Curve
+from zaq_onnx.fitting import fit
 from zaq_onnx.graph import Array
 
 MAX_WIDTH = 7

@@ -51,9 +51,13 @@ def records_of(graph: Graph, notes: dict[str, Note]) -> list[LayerRecord]:
 
 
 def describe(
-    model: ModelProto, source: str, records: list[LayerRecord], opset: int, completed: int
+    model: ModelProto,
+    source: str,
+    records: list[LayerRecord],
+    opset: int,
+    changes: dict[str, int],
 ) -> None:
-    """Write a model's manifest: where it comes from, its layers and its digest."""
+    """Write a model's manifest: where it comes from, what was changed, its layers, its digest."""
     formats: list[list[Any]] = []
     layers: list[list[Any]] = []
     for r in records:
@@ -69,7 +73,7 @@ def describe(
             "torch": str(torch.__version__),
             "source": source,
             "opset": opset,
-            "completed": completed,
+            **changes,
             "formats": formats,
             "layers": layers,
             "digest": digest(model),

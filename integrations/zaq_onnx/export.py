@@ -23,6 +23,7 @@ from zaq_onnx.graph import Graph
 from zaq_onnx.naming import LAYERS, name_weights, scopes, shorten
 from zaq_onnx.notes import Note, notes_of
 from zaq_onnx.packing import pack_model
+from zaq_onnx.reducing import reduce_weights
 from zaq_onnx.sources import batch_shapes, exportable, program_of
 from zaq_onnx.tidy import tidy
 from zaq_plugin.report import Audit
@@ -66,13 +67,15 @@ def export(
     dynamic_batch: bool = True,
     dynamic_shapes: Any = None,
     calibration: Iterable[Any] | None = None,
+    reduce_range: bool = False,
     audit: Audit | None = None,
 ) -> Exported:
     """Write a quantized model as ONNX that stock runtimes run on int8 kernels.
 
-    Weights are int8 with a scale per output channel, bit for bit those of the model; activations
-    are quantized and dequantized where the model does it. With ``pack`` the int8 weights are
-    stored as codes and codebooks, unfolded by standard operators when the model is loaded.
+    Weights are int8 with a scale per output channel, bit for bit those of the model (but for
+    ``reduce_range``); activations are quantized and dequantized where the model does it. With
+    ``pack`` the int8 weights are stored as codes and codebooks, unfolded by standard operators when
+    the model is loaded.
 
     Args:
         model: From ``convert_fx`` or ``convert_to_reference_fx``, ``convert_pt2e``,
@@ -86,6 +89,10 @@ def export(
         calibration: Batches (a tensor, or a tuple of inputs) that give 8-bit ranges to tensors
             between layers that the model leaves in float, so that all of it runs in integers. The
             model then rounds where it did not before; None exports it as it is.
+        reduce_range: Make weights smaller where processors without VNNI would saturate, silently:
+            their int8 kernels add two products in 16 bits, in ONNX Runtime and in OpenVINO. The
+            levels of such a channel are rounded anew, to the coarser grid that changes it least;
+            see `zaq_onnx.reducing`. `verify` says whether the processor at hand saturates.
         audit: What was quantized and how, for models that do not carry it themselves.
 
     Returns:
@@ -103,6 +110,7 @@ def export(
         opset=opset,
         dynamic_shapes=dynamic_shapes or batch_shapes(example_inputs, dynamic_batch),
         calibration=calibration,
+        reduce_range=reduce_range,
         audit=audit,
     )
     _refuse_float_weights(graph)
@@ -110,7 +118,8 @@ def export(
     made = graph.to_model()
     records = records_of(graph, known)
     packed, done = pack_model(made)
-    describe(made, source, records, opset, graph.completed)
+    changes = {"completed": graph.completed, "reduced": graph.reduced}
+    describe(made, source, records, opset, changes)
     del packed.metadata_props[:]
     packed.metadata_props.extend(made.metadata_props)
     written = packed if pack and done else made
@@ -133,6 +142,7 @@ def graph_of(
     opset: int = MINIMUM_OPSET,
     dynamic_shapes: Any = None,
     calibration: Iterable[Any] | None = None,
+    reduce_range: bool = False,
     audit: Audit | None = None,
 ) -> tuple[Graph, str, dict[str, Note]]:
     """The int8 graph of a model, what kind the model was, and what it knows about its layers.
@@ -145,6 +155,8 @@ def graph_of(
     graph = Graph(_to_onnx(program, opset))
     layers = scopes(graph)
     tidy(graph)
+    if reduce_range:
+        graph.reduced = len(reduce_weights(graph))
     if calibration is not None:
         graph.completed = len(complete(graph, calibration))
         tidy(graph)

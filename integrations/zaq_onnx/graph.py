@@ -25,6 +25,7 @@ class Graph:
         inputs: Names of the graph's inputs.
         outputs: Names of its outputs.
         completed: How many tensors were given a grid that the model did not have.
+        reduced: How many weights were put on a coarser grid.
     """
 
     def __init__(self, model: ModelProto) -> None:
@@ -36,6 +37,7 @@ class Graph:
         self._arrays: dict[str, Array] = {}
         self._number = 0
         self.completed = 0
+        self.reduced = 0
         for node in model.graph.node:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
                 tensor = TensorProto()

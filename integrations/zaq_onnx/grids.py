@@ -109,7 +109,8 @@ class Weighted(nn.Module):
     ) -> None:
         super().__init__()
         self.function, self.options = function, options or {}
-        self.register_buffer("integers", integers)
+        # Channels-last weights would make outputs so, whose pooling is exported as strides.
+        self.register_buffer("integers", integers.clone(memory_format=torch.contiguous_format))
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.weight = IntegerWeight(scale, axis)
 

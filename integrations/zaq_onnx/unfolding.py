@@ -154,13 +154,16 @@ class Unfolding:
 
     def _curves(self, items: Sequence[Item], form: Shape) -> str:
         curves = [item.coded.curve for item in items if item.coded.curve is not None]
-        nibbles = np.concatenate([curve.nibbles for curve in curves])
-        digits = self.constant("curves", nibbles, TensorProto.UINT4)
-        numbers = self.node("Cast", [digits], to=TensorProto.FLOAT)
+        digits = np.concatenate([curve.nibbles for curve in curves])
+        nibbles = self.constant("curves", digits, TensorProto.UINT4)
+        nibbles = self.node("Cast", [nibbles], to=TensorProto.FLOAT)
         factors, start = form.numbers
-        numbers = self.node("MatMul", [numbers, self.common(factors)])
+        numbers = self.node("MatMul", [nibbles, self.common(factors)])
         numbers = self.node("Add", [numbers, self.common(start)])
-        numbers = self.node("Min", [numbers, self.common(127.0)])
+        larger = self.common(127.0)
+        if form.scaled:
+            larger = self.node("MatMul", [nibbles, self.common(form.larger)])
+        numbers = self.node("Min", [numbers, larger])
         levels = self.node("MatMul", [numbers, self.common(form.spread)])
         levels = self.node("Round", [levels])
         first = np.cumsum([0, *(len(curve.book) for curve in curves)])

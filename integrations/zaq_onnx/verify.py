@@ -33,6 +33,7 @@ from zaq_onnx.runtimes import (
     run_openvino,
     run_ort,
 )
+from zaq_onnx.saturation import ADVICE, saturates
 from zaq_onnx.verdict import RuntimeReport, Verification
 
 RUNTIMES = ("onnxruntime", "openvino")
@@ -57,7 +58,8 @@ def verify(
     Args:
         path: A file from `export`, packed or not.
         model: The model that was exported. Without it, and for files that were given ranges by
-            ``calibration``, the reference is the file's own operators, run one by one.
+            ``calibration`` or ``reduce_range``, the reference is the file's own operators, run one
+            by one.
         inputs: What to run on, at least with a model: a tensor, or a tuple of inputs.
         runtimes: ``onnxruntime`` and ``openvino``, or one of them.
         threads: Threads that the runtimes may use.
@@ -91,24 +93,27 @@ def verify(
             f"{layer}: its weight {weight!r} is float between quantized activations, so that ONNX "
             "Runtime requantizes it silently."
         )
+    manifest = manifest_of(raw) or {}
+    completed, reduced = (int(manifest.get(key, 0)) for key in ("completed", "reduced"))
     given = (inputs,) if isinstance(inputs, Tensor | np.ndarray) else tuple(inputs or ())
     if model is not None:
-        _compare_weights(found, graph, model, given)
+        _compare_weights(found, graph, model, given, bool(reduced))
     outputs: list[Array] = []
     if given:
         own = _operators(plain, threads)
-        completed = bool((manifest_of(raw) or {}).get("completed"))
-        reference = own if model is None or completed else _torch(model)
+        reference = own if model is None or completed or reduced else _torch(model)
         outputs = reference(given)
         found.tolerance = max(
             max(output_steps(graph), default=0.0), _moves(graph, reference, given)
         )
-        if model is not None and completed:
+        changes = [
+            *(["tensors that were float in the model have 8-bit ranges"] if completed else []),
+            *([f"the weights of {reduced} layers have coarser grids"] if reduced else []),
+        ]
+        if model is not None and changes:
             apart = _largest(_torch(model)(given), outputs)
-            found.remarks.append(
-                f"tensors that were float in the model have 8-bit ranges here, which moves its "
-                f"output by up to {apart:.3g}."
-            )
+            what = " and ".join(changes)
+            found.remarks.append(f"{what} here, which moves its output by up to {apart:.3g}.")
     checks: dict[str, Callable[..., None]] = {"onnxruntime": _ort, "openvino": _openvino}
     for name in runtimes:
         try:
@@ -133,9 +138,9 @@ def _foreign(found: Verification, path: Path_) -> ModelProto | None:
 
 
 def _compare_weights(
-    found: Verification, graph: Graph, model: nn.Module, inputs: tuple[Any, ...]
+    found: Verification, graph: Graph, model: nn.Module, inputs: tuple[Any, ...], reduced: bool
 ) -> None:
-    expected, _, _ = graph_of(model, inputs)
+    expected, _, _ = graph_of(model, inputs, reduce_range=reduced)
     there = _by_name(graph)
     for name, (integers, scale) in _by_name(expected).items():
         if name not in there:
@@ -219,7 +224,7 @@ def _measure(
     if not error <= found.tolerance * (1 + 1e-6) + 1e-6:
         found.problems.append(
             f"{name}: an output differs by {error:.3g} from the reference, more than "
-            f"{found.tolerance:.3g}."
+            f"{found.tolerance:.3g}{'; ' + ADVICE if saturates(name) else ''}."
         )
     return error, same
 

@@ -100,13 +100,17 @@ RANGED = ("simulated",)
 
 @dataclass(frozen=True)
 class Case:
-    """A quantized model and its files."""
+    """A quantized model and its files, whose weights no processor's kernels saturate with.
+
+    ``whole`` has the weights as they were.
+    """
 
     name: str
     model: nn.Module
     images: Tensor
     packed: Path
     plain: Path
+    whole: Path
     exported: zaq_onnx.Exported
 
 
@@ -122,9 +126,13 @@ def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
                 model, images = SOURCES[name](), network()[1]
                 packed, plain = folder / f"{name}.onnx", folder / f"{name}.int8.onnx"
                 ranges = [images] if name in RANGED else None
-                exported = zaq_onnx.export(model, (images,), packed, calibration=ranges)
+                exported = zaq_onnx.export(
+                    model, (images,), packed, calibration=ranges, reduce_range=True
+                )
+                whole = folder / f"{name}.whole.onnx"
+                zaq_onnx.export(model, (images,), whole, pack=False, calibration=ranges)
             zaq_onnx.unpack(packed, plain)
-            made[name] = Case(name, model, images, packed, plain, exported)
+            made[name] = Case(name, model, images, packed, plain, whole, exported)
         return made[name]
 
     return get

@@ -1,0 +1,202 @@
+"""Which breakpoints and clips give the very integers of a weight: a search, channel by channel."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from zaq_onnx.curves import (
+    BREAKPOINT,
+    CLIP,
+    LARGEST,
+    MARGIN,
+    SHAPES,
+    Curve,
+    Shape,
+    books,
+)
+from zaq_onnx.graph import Array
+
+_SHARE = 0.1
+"""Of channels whose larger clip is not 127, from which on that is tried as a number."""
+
+_CHUNK = 512
+_NEAR = np.concatenate([np.arange(-17, 18), np.arange(18, 36, 2), np.arange(-34, -17, 2)])
+"""Steps around a breakpoint that is known to about one integer."""
+
+
+def fit(used: Array, count: int) -> Curve | None:
+    """The curve with which codes and codebooks are smallest; None if there is none.
+
+    Args:
+        used: (channels, 256) bool, which of the integers from -128 each channel uses.
+        count: Weights a channel.
+    """
+    if used[:, 0].any():
+        return None
+    levels, found, size = int(used.sum(1).max(initial=0)), None, math.inf
+    below = (_tops(_sides(used)).max(0) < LARGEST).mean() > _SHARE
+    for shape in (*SHAPES, *(replace(shape, scaled=True) for shape in SHAPES if below)):
+        codes = len(used) * count * shape.width / 8
+        if 2 * shape.side + 1 < levels or codes + len(used) * shape.nibbles / 2 >= size:
+            continue
+        made = _fit(used, shape)
+        if made is not None and codes + made.bytes < size:
+            found, size = made, codes + made.bytes
+    return found
+
+
+def _sides(used: Array) -> list[Array]:
+    """(channels, 128) for each sign: which magnitudes a channel uses."""
+    return [used[:, 128:], used[:, :129][:, ::-1][:, :128]]
+
+
+def _tops(sides: list[Array]) -> Array:
+    """(2, channels): the largest magnitude of each sign."""
+    return np.stack([np.where(s.any(1), 127 - s[:, ::-1].argmax(1), 0) for s in sides])
+
+
+def _fit(used: Array, shape: Shape) -> Curve | None:
+    channels = len(used)
+    sides = [side.copy() for side in _sides(used)]
+    tops = _tops(sides)
+    largest = tops.max(0) if shape.scaled else np.full(channels, LARGEST)
+    smaller = (tops[1] <= tops[0]).astype(int)
+    values = np.zeros((channels, 4), np.int64)
+    values[:, 2], values[:, 3] = 2048, largest
+    for sign in (0, 1):
+        for free in (False, True):
+            rows = np.flatnonzero((smaller == sign) == free)
+            if not len(rows):
+                continue
+            ends = tops[sign][rows], largest[rows]
+            breakpoint_, clip = _search(sides[sign][rows], *ends, shape, free)
+            values[rows, sign] = breakpoint_
+            if free:
+                less = largest[rows] * CLIP - clip
+                values[rows, 2] = 2048 + less if sign == 0 else 2048 - less
+    digits = values[:, :, None] >> (4 * np.arange(3)) & 15
+    nibbles = digits.reshape(channels, 12).astype(np.uint8)[:, : shape.nibbles]
+    return _patched(used, nibbles, shape)
+
+
+def _patched(used: Array, nibbles: Array, shape: Shape) -> Curve | None:
+    """Put levels that are used but not given where an entry is not needed."""
+    book = books(nibbles, shape)
+    channels = np.arange(len(used))[:, None]
+    given = np.zeros_like(used)
+    given[channels, book.astype(np.int64) + 128] = True
+    lacking = used & ~given
+    exceptions = []
+    for channel in np.flatnonzero(lacking.any(1)):
+        row = book[channel].astype(np.int64)
+        again = np.concatenate([[False], row[1:] == row[:-1]])
+        free = np.flatnonzero(~used[channel, row + 128] | again)
+        missing = np.flatnonzero(lacking[channel]) - 128
+        if len(free) < len(missing):
+            return None
+        for code, level in zip(free, missing, strict=False):
+            book[channel, code] = level
+            exceptions.append((channel, code))
+    return Curve(shape, nibbles, book, np.array(exceptions, np.int64).reshape(-1, 2))
+
+
+def _search(
+    used: Array, tops: Array, largest: Array, shape: Shape, free: bool
+) -> tuple[Array, Array]:
+    """Breakpoints and clips, in their steps, that give as many of one side's levels as possible.
+
+    Args:
+        used: (channels, 128) bool.
+        tops: (channels,) the largest level used.
+        largest: (channels,) the channel's larger clip.
+        shape: The pieces.
+        free: Search the clip, too; else it is the larger.
+    """
+    points, clips = np.zeros(len(used), np.int64), np.zeros(len(used), np.int64)
+    for start in range(0, len(used), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        found = _search_some(used[part], tops[part], largest[part], shape, free)
+        points[part], clips[part] = found
+    return points, clips
+
+
+def _search_some(
+    used: Array, tops: Array, largest: Array, shape: Shape, free: bool
+) -> tuple[Array, Array]:
+    wanted = used[:, 1:].sum(1)
+    best = _Best(used, largest, shape)
+    largest = largest * CLIP
+    first = tops * CLIP if free else largest
+    # With all levels used, the breakpoint is one of them; else it may be anywhere.
+    rank = np.cumsum(used[:, 1:], 1)
+    known = ((rank < shape.center).sum(1) + 1) * BREAKPOINT
+    full = np.flatnonzero(wanted == shape.side)
+    best.improve(full, known[full], _NEAR, first[full])
+    everywhere = np.arange(0, LARGEST * BREAKPOINT, BREAKPOINT // 4)
+    # The clip may be one that rounds to the largest level, or none of this sign reaches it.
+    choices = [first + shift for shift in (0, -4, 4)] + [largest] if free else [first]
+    finer = sorted(range(-CLIP // 2 + 1, CLIP // 2), key=abs) if free else [0]
+    for points in (np.zeros(0, np.int64), everywhere):
+        for clips in choices if len(points) else ():
+            lacking = np.flatnonzero(best.scores < wanted)
+            best.improve(lacking, 0 * lacking, points, clips[lacking])
+        start = best.points.copy(), best.clips.copy()
+        for shift in finer:
+            lacking = np.flatnonzero(best.scores < wanted)
+            near, clips = (values[lacking] for values in start)
+            best.improve(lacking, near, _NEAR, clips + shift)
+    return best.points, best.clips
+
+
+class _Best:
+    """The best candidate of each channel so far.
+
+    Args:
+        used: (channels, 128) bool.
+        largest: (channels,) the larger clip.
+        shape: The pieces.
+    """
+
+    def __init__(self, used: Array, largest: Array, shape: Shape) -> None:
+        self.used, self.largest, self.shape = used, largest, shape
+        self.scores = np.full(len(used), -1)
+        self.points = np.zeros(len(used), np.int64)
+        self.clips = largest * CLIP
+
+    def improve(self, rows: Array, start: Array, points: Array, clips: Array) -> None:
+        """Try breakpoints ``start + points``, with one clip for each row."""
+        if not len(rows):
+            return
+        largest = self.largest[rows]
+        p = np.clip(start[:, None] + points, 0, largest[:, None] * BREAKPOINT)
+        m = np.clip(clips, 0, largest * CLIP)
+        scores = _given(self.used[rows], p, m, self.shape)
+        which = scores.argmax(1)
+        top = scores[np.arange(len(rows)), which]
+        better = top > self.scores[rows]
+        changed = rows[better]
+        self.scores[changed] = top[better]
+        self.points[changed] = p[better, which[better]]
+        self.clips[changed] = m[better]
+
+
+def _given(used: Array, points: Array, clips: Array, shape: Shape) -> Array:
+    """(channels, candidates): how many of the levels used the candidates give."""
+    of_breakpoint, of_clip = shape.fractions
+    p = (points / BREAKPOINT).astype(np.float32)
+    m = (clips / CLIP).astype(np.float32)[:, None]
+    flat, first = used.reshape(-1), (np.arange(len(used), dtype=np.int32) * used.shape[1])[:, None]
+    total = np.zeros(points.shape, np.int32)
+    before = np.zeros(points.shape, np.int32)
+    for a, b in zip(of_breakpoint, of_clip, strict=True):
+        exact = p * a + m * b
+        levels = np.rint(exact)
+        index = levels.astype(np.int32)
+        hit = flat[first + index] & (index != before)
+        hit &= np.abs(exact - levels) < np.float32(0.5 - MARGIN)
+        total += hit
+        before = index
+    return total
