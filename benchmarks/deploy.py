@@ -31,7 +31,9 @@ import numpy as np
 from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.deploy_networks import DATA, RUNTIMES, TIMM, Facts, facts_of
+import zaq_onnx
+from benchmarks.deploy_floor import floor_files
+from benchmarks.deploy_networks import BITS, DATA, RUNTIMES, TIMM, Facts, facts_of
 from benchmarks.deploy_tables import tables
 
 
@@ -60,6 +62,13 @@ def alternating(
     }
 
 
+TIMED = ("fp32", "stock", "int8_5", "packed5")
+"""Files whose latency is taken; all are loaded."""
+
+FLOOR = "resnet18"
+"""The network with which the least that a load can take is measured."""
+
+
 def measure(folder: Path, repeats: int, loads: int, threads: int) -> Facts:
     """A network's facts and its times.
 
@@ -72,6 +81,7 @@ def measure(folder: Path, repeats: int, loads: int, threads: int) -> Facts:
     begin, processor = time.perf_counter(), time.process_time()
     row |= {"threads": threads, "processors": os.cpu_count(), "busy": [os.getloadavg()[0]]}
     image = np.load(folder / "image.npy")
+    row["unpack"] = unpacking(folder)
     for runtime in RUNTIMES:
         ready: dict[str, Any] = {}
         for name in row["bytes"]:
@@ -81,12 +91,38 @@ def measure(folder: Path, repeats: int, loads: int, threads: int) -> Facts:
                 row.setdefault(f"{runtime.name}_errors", {})[name] = str(error)[:200]
         again = {n: partial(runtime.load, folder / f"{n}.onnx", threads=threads) for n in ready}
         _note(row, f"{runtime.name}_load", alternating(again, loads, warm=False))
-        runs = {n: partial(runtime.run, model, (image,)) for n, model in ready.items()}
+        runs = {n: partial(runtime.run, m, (image,)) for n, m in ready.items() if n in TIMED}
         _note(row, f"{runtime.name}_latency", alternating(runs, repeats))
+    if row["name"] == FLOOR:
+        row["floors"] = floors(folder / "int8_4.onnx", loads, threads)
     row["busy"].append(os.getloadavg()[0])
     row["seconds"] = round(time.perf_counter() - begin, 1)
     row["processor_seconds"] = round(time.process_time() - processor, 1)
     return row
+
+
+def unpacking(folder: Path) -> dict[str, float]:
+    """Seconds that `zaq_onnx.unpack` takes, checks included: what an installer would spend once."""
+    found = {}
+    with tempfile.TemporaryDirectory() as target:
+        for stored in BITS:
+            begin = time.process_time()
+            zaq_onnx.unpack(folder / f"packed{stored}.onnx", Path(target, "int8.onnx"))
+            found[str(stored)] = time.process_time() - begin
+    return found
+
+
+def floors(source: Path, loads: int, threads: int) -> dict[str, dict[str, float]]:
+    """By runtime and chain: the time to load weights that the chain unfolds, of int8's."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        files = {"int8": source, **floor_files(source, Path(folder))}
+        for runtime in RUNTIMES:
+            calls = {n: partial(runtime.load, path, threads=threads) for n, path in files.items()}
+            times = alternating(calls, loads)
+            whole = times.pop("int8").processor
+            found[runtime.name] = {n: t.processor / whole for n, t in times.items()}
+    return found
 
 
 def _note(row: Facts, key: str, times: Mapping[str, Times]) -> None:
@@ -107,7 +143,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="what deploy_prepare.py made")
     parser.add_argument("--models", nargs="*", help="networks; all that are prepared by default")
     parser.add_argument("--repeats", type=int, default=31, help="counted runs of each latency")
-    parser.add_argument("--loads", type=int, default=7, help="loads of each file")
+    parser.add_argument("--loads", type=int, default=5, help="loads of each file")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="Markdown file to write, besides printing")
     options = parser.parse_args()

@@ -57,16 +57,21 @@ class Item:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """Weights of one kind share a table: form of the codebooks, bits, pairs."""
+        """Weights of one kind have their codebooks in one constant: their form, bits of a code."""
         curve = self.coded.curve
         form = curve.shape if curve is not None else "list"
-        return form, self.coded.width, pairs_pay(self.coded)
+        return form, self.coded.width
+
+    @property
+    def pairs(self) -> bool:
+        """Whether two codes at a time are an index."""
+        return pairs_pay(self.coded)
 
     @property
     def stack(self) -> tuple[object, ...]:
         """Weights of one stack are unfolded together."""
         alone = self.name if self.shared or math.prod(self.shape) >= _LARGE else ""
-        return self.kind, self.tail, self.axis, alone
+        return self.kind, self.pairs, self.tail, self.axis, alone
 
 
 def _shape_of_codes(
@@ -91,13 +96,19 @@ def unfold(items: Sequence[Item]) -> Unfolding:
         kinds.setdefault(item.kind, []).append(item)
     for same in kinds.values():
         stacks: dict[tuple[object, ...], list[Item]] = {}
-        for item in same:
+        for item in sorted(same, key=lambda item: not item.pairs):
             stacks.setdefault(item.stack, []).append(item)
-        table, row = made.table([item for stack in stacks.values() for item in stack]), 0
+        ordered = [item for stack in stacks.values() for item in stack]
+        tables, row = made.tables(ordered), 0
         for stack in stacks.values():
-            made.stack(stack, table, row)
-            row += sum(len(item.coded.codes) for item in stack)
+            made.stack(stack, tables[stack[0].pairs], row)
+            row += _rows(stack)
     return made
+
+
+def _rows(items: Sequence[Item]) -> int:
+    """How many codebooks these have."""
+    return sum(len(item.coded.codes) for item in items)
 
 
 class Unfolding:
@@ -124,7 +135,7 @@ class Unfolding:
     def constant(self, word: str, value: Array, kind: int | None = None) -> str:
         """A constant of its own."""
         self._number += 1
-        name = f"zaq.{self._number}.{word}"
+        name = f"z{self._number}.{word}"
         self.constants[name] = (value, kind)
         return name
 
@@ -140,17 +151,28 @@ class Unfolding:
                 return name
         return self.constant("k", value)
 
-    def table(self, items: Sequence[Item]) -> str:
-        """All codebooks of one kind, below each other, or all pairs of their levels."""
-        form, width, pairs = items[0].kind
+    def tables(self, items: Sequence[Item]) -> dict[bool, str]:
+        """All codebooks of one kind, below each other; True: all pairs of the first ones' levels.
+
+        Args:
+            items: Of one kind, those that are unfolded in pairs first.
+        """
+        form, width = items[0].kind
         if isinstance(form, Shape):
             book = self._curves(items, form)
         else:
             book = self.constant("book", np.concatenate([item.coded.book for item in items]))
         assert isinstance(width, int)
-        return (
-            self._pairs(book, width) if pairs else self.node("Reshape", [book, self.common([-1])])
-        )
+        paired = [item for item in items if item.pairs]
+        made = {}
+        if len(paired) < len(items):
+            made[False] = self.node("Reshape", [book, self.common([-1])])
+        if paired and made:
+            ends = [self.common([n]) for n in (0, _rows(paired))]
+            book = self.node("Slice", [book, *ends])
+        if paired:
+            made[True] = self._pairs(book, width)
+        return made
 
     def _curves(self, items: Sequence[Item], form: Shape) -> str:
         curves = [item.coded.curve for item in items if item.coded.curve is not None]
@@ -177,7 +199,7 @@ class Unfolding:
             index = self.constant("where", np.array(where, np.int32))
             value = self.constant("what", np.array(what, np.int8))
             value = self.node("Cast", [value], to=TensorProto.FLOAT)
-            levels = self.node("ScatterElements", [levels, index, value], axis=0)
+            levels = self.node("ScatterElements", [levels, index, value])
             levels = self.node("Reshape", [levels, self.common([-1, 2**form.width])])
         return self.node("Cast", [levels], to=TensorProto.INT8)
 
@@ -199,12 +221,12 @@ class Unfolding:
 
         Args:
             items: They.
-            table: Where their levels are.
+            table: Where their levels, or pairs of them, are.
             row: Their first codebook's place in it.
         """
         head, width = items[0], items[0].coded.width
         codes = np.concatenate([item.coded.codes for item in items])
-        channels, pairs = len(codes), pairs_pay(head.coded)
+        channels, pairs = len(codes), head.pairs
         alone = head.shared or len(items) == 1
         whole = (sum(item.shape[head.axis] for item in items), *head.tail)
         entries = 4**width if pairs else 2**width
@@ -224,13 +246,14 @@ class Unfolding:
             last.append("Reshape")
         if head.axis:
             last.append("Transpose")
-        if not alone:
+        # OpenVINO moves a Transpose that comes last behind the weight's scale, into float.
+        if head.axis or not alone:
             last.append("Split")
         value = index
         for kind in last:
             output = head.name if alone and kind == last[-1] else ""
             if kind == "Gather":
-                value = self.node(kind, [table, value], output=output, axis=0)
+                value = self.node(kind, [table, value], output=output)
             elif kind == "Reshape":
                 value = self.node(kind, [value, self.common(whole)], output=output)
             elif kind == "Transpose":
@@ -238,7 +261,8 @@ class Unfolding:
                 value = self.node(kind, [value], output=output, perm=perm)
             else:
                 sizes = self.common([item.shape[head.axis] for item in items])
-                self.node(kind, [value, sizes], output=head.name, axis=head.axis)
+                axis = {"axis": head.axis} if head.axis else {}  # 0 goes without saying
+                self.node(kind, [value, sizes], output=head.name, **axis)
                 self.nodes[-1].output.extend(item.name for item in items[1:])
 
     def _plane(self, values: Array, bits: int, low: int) -> str:
@@ -252,7 +276,7 @@ class Unfolding:
         rows = values.shape[-1] == per  # what a byte holds is a row
         packed = packed.reshape(values.shape[:-1]) if rows else packed
         part = self.node("Cast", [self.constant(f"u{bits}", packed)], to=TensorProto.INT32)
-        part = self.node("Gather", [self._bits(bits, low), part], axis=0)
+        part = self.node("Gather", [self._bits(bits, low), part])
         if rows:
             return part
         if values.size % per:

@@ -18,7 +18,7 @@ import zaq_onnx
 from zaq_onnx.codes import encode, pack_plane, pairs_pay, planes_of
 from zaq_onnx.graph import Graph
 from zaq_onnx.packing import pack_model, unpack_model, weights_of
-from zaq_onnx.runtimes import openvino_compiled, ort_session
+from zaq_onnx.runtimes import openvino_compiled, openvino_kernels, ort_session
 from zaq_plugin import PWLQSpec
 from zaq_plugin.ptq import calibrate, fold_batch_norm, simulate
 from zaq_plugin.pwlq import quantize
@@ -285,3 +285,40 @@ def test_a_weight_that_does_not_unfold_to_itself_is_an_error(
     monkeypatch.setattr("zaq_onnx.packing.encode", lambda rows: wrong)
     with pytest.raises(RuntimeError, match="'w' does not unfold to itself"):
         pack_model(Graph(model_of(integers, 0)).to_model())
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_transposed_weights_stay_integers_in_openvino(count: int) -> None:
+    """Products whose weight is (inputs, outputs): alone and large, or several as one."""
+    rng, kind = np.random.default_rng(0), TensorProto.FLOAT
+    values = {"s": np.array(0.02, np.float32), "z": np.array(128, np.uint8)}
+    nodes, name = [], "x"
+    for i in range(count):
+        levels = np.arange(-60, 61, 8).astype(np.int8)
+        values[f"w{i}"] = rng.choice(levels, (256, 256))
+        values[f"v{i}"] = np.full(256, 0.001, np.float32)
+        weight = helper.make_node("DequantizeLinear", [f"w{i}", f"v{i}"], [f"d{i}"], axis=1)
+        nodes += [
+            helper.make_node("QuantizeLinear", [name, "s", "z"], [f"q{i}"]),
+            helper.make_node("DequantizeLinear", [f"q{i}", "s", "z"], [f"e{i}"]),
+            weight,
+            helper.make_node("MatMul", [f"e{i}", f"d{i}"], [f"y{i}"]),
+        ]
+        name = f"y{i}"
+    graph = helper.make_graph(
+        nodes,
+        "products",
+        [helper.make_tensor_value_info("x", kind, [1, 4, 256])],
+        [helper.make_tensor_value_info(name, kind, None)],
+        [numpy_helper.from_array(v, n) for n, v in values.items()],
+    )
+    plain = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    plain = Graph(plain).to_model()
+    packed, done = pack_model(plain)
+    assert done == count
+    assert unpack_model(packed).SerializeToString() == plain.SerializeToString()
+    first, second = openvino_compiled(plain), openvino_compiled(packed)
+    assert openvino_kernels(second)["FullyConnected u8"] == count
+    assert openvino_kernels(first) == openvino_kernels(second)
+    x = rng.normal(size=(1, 4, 256)).astype(np.float32)
+    np.testing.assert_array_equal(first([x])[0], second([x])[0])
