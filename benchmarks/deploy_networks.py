@@ -62,6 +62,11 @@ def network(name: str, data: Path | None) -> Network:
     torch.manual_seed(0)
     options = {"zero_init_last": False} if name.startswith("resnet") else {}
     model = timm.create_model(name, **options).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+            # Or convolutions have no bias, as those of trained networks do, and exporters drop it.
+            nn.init.normal_(module.bias, 0, 0.1, generator=generator)
+            nn.init.normal_(module.running_mean, 0, 0.1, generator=generator)
     return Network(name, model, list(torch.randn(8, 3, 224, 224, generator=generator).split(4)))
 
 

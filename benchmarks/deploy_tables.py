@@ -14,6 +14,39 @@ LIMITS = {"4": 0.55, "5": 0.67, "load": 1.5, "latency": 1.02}
 Row = dict[str, Any]
 
 
+SIZES = (
+    "\nWhat a packed file cannot go below: every weight takes its stored bits; layers of depthwise "
+    "convolutions are too small to gain and stay int8; and every channel has eight bytes of scale "
+    "and bias, as in the int8 file, and 4.5 bytes of codebook, 5.5 with a reduced range. In "
+    "imagenet these alone are 0.55 of the int8 file at 4 bits and 0.66 at 5, before any operator, "
+    "name or zero point."
+)
+FLOORS = (
+    "An int8 weight is read as it is. A packed one is made when the file is loaded, and what makes "
+    "it must be standard operators that both runtimes fold. The table shows what the simplest "
+    "chains cost in a file of resnet18's weights, as shares of the int8 file's load: none of them "
+    "has codebooks yet. ONNX Runtime folds operator by operator and keeps every result until it is "
+    "done, so that a pass costs its own time and that of fresh memory. Within 1.5 there is room "
+    "for a Cast and for one more operator in 8 bits. The only fast ones in 8 bits are Cast and "
+    "Clip, which cannot tell channels apart; bitwise operators take 0.8 ns a byte, Where 4.7. One "
+    "pass in 32 bits is beyond 1.5, and an index is 32 bits. What we do, a Gather of pairs from "
+    "each channel's table, takes 9 ns a pair, whatever the row's length; GatherND is no faster; "
+    "GatherElements takes 1.2 ns a weight, but OpenVINO does not fold it.\n"
+)
+UNPACKING = (
+    "\nA file that is loaded often is better unpacked once, where it is installed: "
+    "`zaq_onnx.unpack(packed, int8)` or `python -m zaq_onnx unpack packed int8` restores the int8 "
+    "file bit for bit, and checks it. Time in ms, once, and what each load takes from then on:\n"
+)
+SATURATION = (
+    "This processor has no VNNI: its int8 kernels add two products in 16 bits, which saturate, in "
+    "ONNX Runtime and in OpenVINO. Files here were exported with `reduce_range=True`, which puts "
+    "the channels concerned on slightly coarser grids; `whole range` is the same model exported "
+    "without, as it suits processors with VNNI. Operator by operator is ONNX Runtime without its "
+    "optimizations, in float.\n"
+)
+
+
 def _ratio(value: float, limit: float) -> str:
     return f"{value:.2f}" + ("" if round(value, 2) <= limit else " (!)")
 
@@ -85,21 +118,56 @@ def equality(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+COLUMNS = (
+    "converted",
+    "operators",
+    "ort",
+    "openvino",
+    "ort_whole",
+    "openvino_whole",
+    "ort_stock",
+    "openvino_stock",
+)
+
+
 def accuracies(rows: list[Row]) -> str:
-    """Top-1 of the packed file against the converted model."""
+    """Top-1 of the packed file against the converted model, and without a reduced range."""
     lines = [
-        "| network | stored bits | FP32 | converted model, torch | packed file, ONNX Runtime | "
-        "packed file, OpenVINO |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| network | images | stored bits | FP32 | converted, torch | packed, operator by "
+        "operator | packed, ONNX Runtime | packed, OpenVINO | whole range, ONNX Runtime | whole range, "
+        "OpenVINO | stock int8, ONNX Runtime | stock int8, OpenVINO |",
+        "|---|" + "---:|" * 11,
     ]
     for row in rows:
         for stored in ("4", "5") if "fp32_accuracy" in row else ():
-            cells = [
-                row["fp32_accuracy"],
-                *(row[f"{k}_accuracy"].get(stored) for k in ("converted", "ort", "openvino")),
-            ]
-            shown = " | ".join("–" if c is None else f"{c:.1f}" for c in cells)
-            lines.append(f"| {row['name']} | {stored} | {shown} |")
+            known = [row.get(f"{k}_accuracy", {}) for k in COLUMNS]
+            cells = [row["fp32_accuracy"], *(k.get(stored, k.get("0")) for k in known)]
+            shown = " | ".join("–" if c is None else f"{c:.2f}" for c in cells)
+            lines.append(f"| {row['name']} | {row['images']:,} | {stored} | {shown} |")
+    return "\n".join(lines)
+
+
+def unpackings(rows: list[Row]) -> str:
+    """What `zaq_onnx.unpack` takes, once, in milliseconds."""
+    lines = [
+        "| network | unpack (4) | unpack (5) | then every load, ONNX Runtime | then every load, "
+        "OpenVINO |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        once = [f"{1000 * row['unpack'][s]:,.0f}" for s in ("4", "5")]
+        loads = [f"{1000 * row[f'{r}_load']['int8_5']:,.0f}" for r in ("ort", "openvino")]
+        lines.append(f"| {row['name']} | {' | '.join(once + loads)} |")
+    return "\n".join(lines)
+
+
+def floors(rows: list[Row]) -> str:
+    """The least that unfolding costs, as shares of int8's load."""
+    lines = ["| weights unfolded by | ONNX Runtime | OpenVINO |", "|---|---:|---:|"]
+    for row in rows:
+        for words in row.get("floors", {}).get("ort", {}):
+            cells = [f"{row['floors'][r][words]:.2f}" for r in ("ort", "openvino")]
+            lines.append(f"| {words} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -126,41 +194,40 @@ def tables(rows: list[Row]) -> str:
         f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}, openvino "
         f"{version('openvino')}, {platform.machine()}, {threads} thread(s)"
     )
+    reduced = any(row.get("reduced") for row in rows)
     notes = (
         "PWLQ with 3 MAC bits stores 4 bits, with 4 MAC bits 5; activations have 8. Calibrated by "
         "torchao PT2E, exported by `zaq_onnx.export(..., calibration=...)`, so that tensors "
-        "between layers have 8-bit ranges, too. Stock int8 is ONNX Runtime's `quantize_static` "
-        "(QDQ, weights per channel). Latencies are milliseconds for one image, batch 1; times are "
-        "the processor's, of one thread (OpenVINO compiles with more), medians of "
-        f"alternating runs. {versions}. `(!)` marks what misses the aim: packed size at most 0.55 "
-        "of int8 at 4 stored bits and 0.67 at 5, latency at most 1.02 of stock int8, load at most "
-        "1.5 of int8. Networks of timm have random weights. Data: cifar10 is ResNet-20, imagenet "
-        "MobileNetV1 0.25; accuracy is top-1 in percent on 1,000 and 400 test images, one seed; "
-        "ranges from 64 training images, or, for imagenet, from smooth noise. "
-        f"{_busy(rows)}"
-    )
-    floors = (
-        "\nWhat a packed file cannot go below: every weight takes its stored bits, and every "
-        "channel eight bytes of scale and bias, as in the int8 file, and 4.5 bytes of codebook; "
-        "where a channel has few weights these count. What a load costs beyond int8: nearly all "
-        "is the runtimes' Gather, which copies the levels of each pair of weights, about 8 ns a "
-        "pair in ONNX Runtime, while an int8 weight is read as it is. GatherND is no faster; "
-        "GatherElements is, but OpenVINO does not fold it; arithmetic on every weight would need "
-        "about ten passes of 0.5 ns a weight."
+        "between layers have 8-bit ranges, too. Stock int8 is ONNX Runtime's `quantize_static` as "
+        "its documentation recommends for x86: pre-processed, QDQ, activations U8, weights S8 per "
+        f"channel{', seven bits (reduce_range)' if reduced else ''}. Latencies are milliseconds "
+        "for one image, batch 1; times are the processor's, of one thread (OpenVINO compiles with "
+        f"more), medians of alternating runs. {versions}. `(!)` marks what misses the aim: packed "
+        "size at most 0.55 of int8 at 4 stored bits and 0.67 at 5, latency at most 1.02 of stock "
+        "int8, load at most 1.5 of int8. Networks of timm have random weights, and random biases "
+        "and means in BatchNorm. cifar10 is ResNet-20, imagenet MobileNetV1 0.25, with real "
+        "weights; ranges from 64 training images drawn at random, or, for imagenet, from smooth "
+        f"noise. {_busy(rows)}"
     )
     parts = [
         "# Shipping\n",
         notes,
-        floors,
         "\n## File sizes, kB\n",
         sizes(rows),
+        SIZES,
         "\n## ONNX Runtime, ms\n",
         speeds(rows, "ort"),
         "\n## OpenVINO, ms\n",
         speeds(rows, "openvino"),
+        "\n## Why packed files load longer, and what to do\n",
+        FLOORS,
+        floors(rows),
+        UNPACKING,
+        unpackings(rows),
         "\n## What is equal between int8 and packed\n",
         equality(rows),
         "\n## Accuracy, top-1 %\n",
+        SATURATION if reduced else "",
         accuracies(rows),
     ]
     return "\n".join(parts) + "\n"
