@@ -134,8 +134,8 @@ def accuracies(rows: list[Row]) -> str:
     """Top-1 of the packed file against the converted model, and without a reduced range."""
     lines = [
         "| network | images | stored bits | FP32 | converted, torch | packed, operator by "
-        "operator | packed, ONNX Runtime | packed, OpenVINO | whole range, ONNX Runtime | whole range, "
-        "OpenVINO | stock int8, ONNX Runtime | stock int8, OpenVINO |",
+        "operator | packed, ONNX Runtime | packed, OpenVINO | whole range, ONNX Runtime | whole "
+        "range, OpenVINO | stock int8, ONNX Runtime | stock int8, OpenVINO |",
         "|---|" + "---:|" * 11,
     ]
     for row in rows:

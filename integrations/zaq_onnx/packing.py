@@ -15,7 +15,8 @@ from zaq_onnx.codes import encode
 from zaq_onnx.constants import UNFOLDING, Evaluator
 from zaq_onnx.files import Path_, check, digest, manifest_of, parse, require_opset, write
 from zaq_onnx.graph import Array, Graph, attribute
-from zaq_onnx.unfolding import BOOKS, CODES, Item, unfold
+from zaq_onnx.items import Item
+from zaq_onnx.unfolding import BOOKS, CODES, unfold
 
 _WEIGHT_BYTES, _STACK_BYTES, _KIND_BYTES = 24, 250, 450
 """What a weight, a stack of them and a kind of codebooks take besides codes and codebooks."""

@@ -39,25 +39,61 @@ def reduce_weights(graph: Graph) -> list[str]:
     Returns:
         Names of the weights that were changed.
     """
+    changed = []
+    for found in _multiplied(graph):
+        made, factors = reduce_rows(found.rows, found.limit)
+        if (factors == 1).all():
+            continue
+        _replace(graph, found, made, factors)
+        changed.append(found.weights[0].name)
+    return changed
+
+
+def saturable(graph: Graph) -> list[str]:
+    """Names of weights with which two products may saturate, for some activations."""
+    return [
+        found.weights[0].name
+        for found in _multiplied(graph)
+        if worst_pairs(found.rows).max(initial=0) > found.limit
+    ]
+
+
+@dataclass(frozen=True)
+class _Multiplied:
+    """A weight and who multiplies by it.
+
+    Attributes:
+        weights: One or several DequantizeLinear of the same integers.
+        layers: Behind them.
+        order: The integers in the order in which kernels add: channels first, their inputs last.
+        rows: (channels, weights a channel) of it; one channel if there is one scale.
+        limit: For the sum of two neighbours' magnitudes.
+    """
+
+    weights: list[Weight]
+    layers: list[NodeProto]
+    order: Array
+    rows: Array
+    limit: int
+
+
+def _multiplied(graph: Graph) -> list[_Multiplied]:
+    """Weights of kernels that may saturate."""
     groups: dict[str, list[Weight]] = defaultdict(list)
     for weight in weights_of(graph):
         groups[weight.name].append(weight)
-    changed = []
-    for name, weights in groups.items():
+    found = []
+    for weights in groups.values():
         layers = [layer for weight in weights for layer in _layers(graph, weight)]
         if not layers or any(_depthwise(layer, weights[0].integers) for layer in layers):
             continue
-        limit = SUM // max(_highest(graph, layer) for layer in layers)
         scale = graph.array(weights[0].node.input[1])
         assert scale is not None
         order = _order(weights[0])
-        rows = order.reshape(1, -1) if scale.size == 1 else order.reshape(len(order), -1)
-        made, factors = reduce_rows(rows, limit)
-        if (factors == 1).all():
-            continue
-        _replace(graph, weights, layers, made.reshape(order.shape), factors)
-        changed.append(name)
-    return changed
+        rows = order.reshape(1 if scale.size == 1 else len(order), -1)
+        limit = SUM // max(_highest(graph, layer) for layer in layers)
+        found.append(_Multiplied(weights, layers, order, rows, limit))
+    return found
 
 
 def _layers(graph: Graph, weight: Weight) -> list[NodeProto]:
@@ -89,10 +125,9 @@ def _order(weight: Weight) -> Array:
     return first if first.ndim < 3 else np.moveaxis(first, 1, -1)
 
 
-def _replace(
-    graph: Graph, weights: list[Weight], layers: list[NodeProto], order: Array, factors: Array
-) -> None:
-    head = weights[0]
+def _replace(graph: Graph, found: _Multiplied, rows: Array, factors: Array) -> None:
+    head, weights, layers = found.weights[0], found.weights, found.layers
+    order = rows.reshape(found.order.shape)
     first = order if order.ndim < 3 else np.moveaxis(order, -1, 1)
     scales = [graph.array(weight.node.input[1]) for weight in weights]
     graph.drop_constant(head.name)

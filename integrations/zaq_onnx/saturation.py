@@ -14,6 +14,10 @@ ADVICE = (
     "this processor's int8 kernels add products in 16 bits, which saturate (it has no VNNI); "
     "export(..., reduce_range=True) makes weights with which they do not"
 )
+WARNING = (
+    "layers may add up to more than 16 bits, which this processor's int8 kernels saturate to (it "
+    "has no VNNI); export(..., reduce_range=True) makes weights with which they do not"
+)
 _CHANNELS, _SIDE = 64, 4
 
 

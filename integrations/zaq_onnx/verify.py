@@ -24,6 +24,7 @@ from zaq_onnx.inspecting import (
     strangers,
 )
 from zaq_onnx.packing import load, unpack_model, weights_of
+from zaq_onnx.reducing import saturable
 from zaq_onnx.runtimes import (
     kernels,
     openvino_compiled,
@@ -33,7 +34,7 @@ from zaq_onnx.runtimes import (
     run_openvino,
     run_ort,
 )
-from zaq_onnx.saturation import ADVICE, saturates
+from zaq_onnx.saturation import ADVICE, WARNING, saturates
 from zaq_onnx.verdict import RuntimeReport, Verification
 
 RUNTIMES = ("onnxruntime", "openvino")
@@ -95,6 +96,9 @@ def verify(
         )
     manifest = manifest_of(raw) or {}
     completed, reduced = (int(manifest.get(key, 0)) for key in ("completed", "reduced"))
+    risky = saturable(graph)
+    if risky and any(saturates(name) for name in runtimes):
+        found.remarks.append(f"{len(risky)} {WARNING}.")
     given = (inputs,) if isinstance(inputs, Tensor | np.ndarray) else tuple(inputs or ())
     if model is not None:
         _compare_weights(found, graph, model, given, bool(reduced))

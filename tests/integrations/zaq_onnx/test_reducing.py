@@ -18,7 +18,7 @@ from zaq_onnx.graph import Graph
 from zaq_onnx.packing import weights_of
 from zaq_onnx.reducing import SUM, reduce_rows, worst_pairs
 from zaq_onnx.runtimes import ort_session, run_ort
-from zaq_onnx.saturation import ADVICE, saturates
+from zaq_onnx.saturation import ADVICE, WARNING, saturates
 from zaq_plugin.pwlq import PWLQSpec, quantize
 
 
@@ -159,3 +159,20 @@ def test_a_file_that_saturates_is_told(
     report = zaq_onnx.verify(path, pt2e_case.model, pt2e_case.images, runtimes=("onnxruntime",))
     assert not report.ok
     assert any(ADVICE in text for text in report.problems), str(report)
+
+
+def test_a_file_that_may_saturate_is_remarked(
+    pt2e_case: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing was given to run it on."""
+    module = import_module("zaq_onnx.verify")
+    monkeypatch.setattr(module, "saturates", lambda name: True)
+    whole = zaq_onnx.verify(pt2e_case.whole, runtimes=("onnxruntime",))
+    assert any(text.endswith(f"{WARNING}.") for text in whole.remarks)
+    assert not any(
+        WARNING in text
+        for text in zaq_onnx.verify(pt2e_case.packed, runtimes=("onnxruntime",)).remarks
+    )
+    monkeypatch.setattr(module, "saturates", lambda name: False)
+    whole = zaq_onnx.verify(pt2e_case.whole, runtimes=("onnxruntime",))
+    assert not any(WARNING in text for text in whole.remarks)
