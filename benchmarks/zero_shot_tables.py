@@ -125,7 +125,7 @@ def ablation(rows: Iterable[Row]) -> list[str]:
         best = [v for v in row.get("verdicts", []) if v[0] == row.get("best")]
         divergence = f"{best[0][1]:.3f}" if best else "–"
         lines.append(
-            f"| {what} | {divergence} | {row['train_divergence']:.4f} "
+            f"| {what} | {divergence} | {divergence_on(row)} "
             f"| {row['train_agreement']:.2f} | {row.get('best') or '–'} "
             f"| {row['seconds']:.0f} |"
         )
@@ -140,6 +140,11 @@ def ablation(rows: Iterable[Row]) -> list[str]:
         *lines,
         "",
     ]
+
+
+def divergence_on(row: Row) -> str:
+    """Divergence on ``train`` images; early rows have none."""
+    return f"{row['train_divergence']:.4f}" if "train_divergence" in row else "–"
 
 
 def layer_weights(rows: Iterable[Row]) -> list[str]:
