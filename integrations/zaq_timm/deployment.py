@@ -64,7 +64,7 @@ def ship(converted: nn.Module, images: Tensor, out: Path, batches: Sequence[Tens
 
     runtimes = ("onnxruntime", "openvino") if find_spec("openvino") else ("onnxruntime",)
     path = out / FILE
-    made = zaq_onnx.export(converted, (batches[0],), path, calibration=batches)
+    made = zaq_onnx.export(converted, (batches[0],), path, calibration=batches, reduce_range=True)
     report = zaq_onnx.verify(path, converted, images[:VERIFIED_IMAGES], runtimes=runtimes).require()
     return Shipped(
         path,
