@@ -70,7 +70,10 @@ def taken_over(path: Path) -> list[Row]:
                 "levels": levels,
                 "data": "real" if real else "synthetic",
                 "seconds": row["seconds"],
-                "notes": ["from zero_shot.jsonl; its seconds are wall time, images included"],
+                "notes": [
+                    "from zero_shot.jsonl; its seconds are wall time, images included",
+                    *(["PWLQ activations, too"] if old.get("activations") == "pwlq" else []),
+                ],
             }
         )
     return found
