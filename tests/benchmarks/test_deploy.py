@@ -32,6 +32,7 @@ def row(**changes: Any) -> dict[str, Any]:
         },
         "same_graph": {4: True, 5: True},
         "layers": [20, 1],
+        "unpack": {"4": 0.1, "5": 0.2},
     }
     for runtime in ("ort", "openvino"):
         made[f"{runtime}_latency"] = dict(times)
@@ -58,14 +59,15 @@ def test_a_runtime_that_refused_a_file_leaves_a_gap() -> None:
 
 def test_accuracy_stands_next_to_the_converted_models() -> None:
     real = row(
+        images=1000,
         fp32_accuracy=90.0,
         converted_accuracy={4: 88.0, 5: 89.0},
         ort_accuracy={4: 88.1, 5: 89.0},
         openvino_accuracy={4: 87.9},
     )
     text = tables([real])
-    assert "| net | 4 | 90.0 | 88.0 | 88.1 | 87.9 |" in text
-    assert "| net | 5 | 90.0 | 89.0 | 89.0 | – |" in text
+    assert "| net | 1,000 | 4 | 90.00 | 88.00 | – | 88.10 | 87.90 | – | – | – | – |" in text
+    assert "| net | 1,000 | 5 | 90.00 | 89.00 | – | 89.00 | – | – | – | – | – |" in text
 
 
 def test_calls_take_turns() -> None:

@@ -64,7 +64,11 @@ def test_an_ablation_names_what_changed_and_what_did_not() -> None:
     common = {"steps": 9}
     rows = [
         {**row(0.0, set=common), "train_agreement": 91.0},
-        {**row(0.0, set={**common, "mixup": 0.0}), "train_agreement": 90.5},
+        {
+            **row(0.0, set={**common, "mixup": 0.0}),
+            "train_agreement": 90.5,
+            "train_divergence": 0.25,
+        },
     ]
     lines = ablation(rows)
     assert lines[0] == "## What each setting does"
@@ -72,7 +76,8 @@ def test_an_ablation_names_what_changed_and_what_did_not() -> None:
         "4/4 (stored weight / activation bits), uniform, min-max, seed 0, steps = 9."
     )
     assert [cells(line)[0] for line in lines[6:8]] == ["nothing", "mixup = 0.0"]
-    assert [cells(line)[2] for line in lines[6:8]] == ["91.00", "90.50"]
+    assert [cells(line)[2] for line in lines[6:8]] == ["–", "0.2500"]
+    assert [cells(line)[3] for line in lines[6:8]] == ["91.00", "90.50"]
 
 
 def test_lambda_of_the_paper_s_runs_only() -> None:

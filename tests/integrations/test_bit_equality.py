@@ -17,6 +17,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from networks import Block, Net, perturb
+from processor import KERNELS_ARE_EXACT
 from torch import Tensor, nn
 
 from zaq_plugin.fake_quantize import PWLQPerChannelFakeQuantize
@@ -282,9 +283,10 @@ def test_same_levels_everywhere(host: Host, qat: bool, spec: PWLQSpec) -> None:
         levels = max(len(row.unique()) for row in layer.converted.flatten(1))
         assert levels <= spec.num_levels, layer.name
         assert (layer.converted - layer.floating).abs().max() > 0, layer.name
-    difference = (outcome.converted_output - outcome.prepared_output).abs().max()
-    assert difference <= 1.001 * outcome.output_step
     assert outcome.converted_output.std() > 0
+    if KERNELS_ARE_EXACT or host is not fx:  # of the three, only fx computes with int8 kernels
+        difference = (outcome.converted_output - outcome.prepared_output).abs().max()
+        assert difference <= 1.001 * outcome.output_step
 
 
 @pytest.mark.parametrize("qat", [False, True], ids=["ptq", "qat"])

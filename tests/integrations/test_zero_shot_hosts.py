@@ -100,6 +100,7 @@ def prepared(request: pytest.FixtureRequest) -> Callable[[], tuple[nn.Module, Ho
 
 
 @pytest.mark.parametrize("corrected", [False, True], ids=["", "corrected"])
+@pytest.mark.exact_kernels
 def test_fine_tuned_and_converted(
     prepared: Callable[[], tuple[nn.Module, Host]], corrected: bool
 ) -> None:

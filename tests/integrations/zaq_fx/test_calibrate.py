@@ -93,6 +93,7 @@ def test_batches_may_carry_labels_and_come_from_a_generator(make_net, images):
     assert torch.equal(zaq_fx.convert(plain)(images), zaq_fx.convert(labelled)(images))
 
 
+@pytest.mark.exact_kernels
 def test_tokens_have_their_channels_last():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5)).eval()

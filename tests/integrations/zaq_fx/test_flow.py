@@ -24,6 +24,7 @@ def step_of(prepared):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("qat", [False, True])
+@pytest.mark.exact_kernels
 def test_every_engine_runs_the_same_levels(make_net, images, engine, qat):
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = engine
@@ -51,6 +52,7 @@ def _first(module):
 
 @pytest.mark.parametrize("observer", [MinMaxObserver, PercentileObserver, TopKMedianObserver])
 @pytest.mark.parametrize("bits", [8, 6, 4])
+@pytest.mark.exact_kernels
 def test_narrow_activations_are_exact_on_int8_kernels(make_net, images, bits, observer):
     prepared = zaq_fx.prepare(make_net(), (images,), FOUR, bits, qat=True, observer=observer)
     zaq_fx.calibrate(prepared, [images])
@@ -98,6 +100,7 @@ def test_pwlq_activations_train_but_do_not_convert(make_net, images):
 
 
 @pytest.mark.parametrize("learnable", [False, True])
+@pytest.mark.exact_kernels
 def test_training_lowers_the_loss_and_converts(make_net, images, learnable):
     model = make_net()
     target = model(images).detach()
@@ -121,6 +124,7 @@ def test_training_lowers_the_loss_and_converts(make_net, images, learnable):
     assert (converted(images) - prepared(images)).abs().max() <= 1.001 * step_of(prepared)
 
 
+@pytest.mark.exact_kernels
 def test_zero_gamma_trains(make_net, images):
     """timm starts the last BatchNorm of each block at zero."""
     model = make_net()

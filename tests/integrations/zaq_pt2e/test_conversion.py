@@ -172,6 +172,7 @@ def test_a_shared_weight_keeps_one_value_and_two_biases(images, export):
 
 
 @pytest.mark.parametrize("bits", [4, 6, 8])
+@pytest.mark.exact_kernels
 def test_narrow_activations_are_exact_on_int8_kernels(net, images, export, bits):
     """Kernels saturate at 255; a narrower grid is clamped before it is quantized."""
     quantizer = PWLQQuantizer(activations=bits, input_bits=bits, other_bits=bits)
@@ -236,6 +237,7 @@ def test_a_prepared_model_compiles(net, images, export):
 
 
 @pytest.mark.slow
+@pytest.mark.exact_kernels
 def test_torch_compile_with_freezing_uses_int8_kernels(net, images, export):
     import torch._inductor.config
     from torch._inductor.utils import run_and_get_code

@@ -57,6 +57,7 @@ def test_a_round_trip_gives_the_same_integers(net, images, export):
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.exact_kernels
 def test_saved_and_loaded(net, images, export, tmp_path):
     converted = converted_of(net, images, export, PWLQSpec(bits=2))
     shapes = ({0: torch.export.Dim("batch", min=2)},)

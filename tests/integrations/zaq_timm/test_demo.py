@@ -106,6 +106,7 @@ def test_every_pwlq_row_has_a_uniform_row_of_equal_stored_bits(run: DemoRun) -> 
         assert equal["weight_stored_bits"] == pwlq.weight_stored_bits
 
 
+@pytest.mark.exact_kernels
 def test_the_converted_network_has_the_simulations_levels(run: DemoRun) -> None:
     for weights, activations in CONVERTED_WIDTHS:
         converted = row(run, "PWLQ, converted (fx)", weights, activations)
