@@ -2,10 +2,8 @@
 
 import os
 
-import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from processor import KERNELS_ARE_EXACT
 
 torch.set_num_threads(1)
 
@@ -18,13 +16,3 @@ settings.register_profile(
 )
 settings.register_profile("explore", parent=settings.get_profile("zaq"), derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "zaq"))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What compares int8 kernels with exact arithmetic needs a processor whose kernels are."""
-    if KERNELS_ARE_EXACT:
-        return
-    reason = "this x86 processor has no VNNI: int8 kernels of all hosts saturate at 16 bits on it"
-    for item in items:
-        if item.get_closest_marker("exact_kernels"):
-            item.add_marker(pytest.mark.skip(reason=reason))

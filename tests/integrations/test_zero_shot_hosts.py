@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from networks import Net
+from processor import KERNELS_ARE_EXACT
 from torch import nn
 
 from zaq_plugin.pwlq import PWLQSpec
@@ -35,11 +36,12 @@ CONFIG = ZeroShotConfig(
 
 
 class Host(NamedTuple):
-    """A student, and how its host converts it."""
+    """A student, how its host converts it, and whether what comes out computes exactly."""
 
     student: nn.Module
     convert: Callable[[nn.Module], nn.Module]
     correct: Callable[..., object] | None
+    exact: bool = True
 
 
 def float_model() -> nn.Module:
@@ -61,7 +63,10 @@ def fx(model: nn.Module, spec: PWLQSpec) -> Host:
     example = (torch.randn(2, *SHAPE),)
     student = prepare_qat_fx(model.train(), mapping, example, backend_config=backend)
     return Host(
-        student.eval(), lambda s: convert_fx(s.eval(), backend_config=backend), zaq_fx.correct_bias
+        student.eval(),
+        lambda s: convert_fx(s.eval(), backend_config=backend),
+        zaq_fx.correct_bias,
+        KERNELS_ARE_EXACT,
     )
 
 
@@ -100,7 +105,6 @@ def prepared(request: pytest.FixtureRequest) -> Callable[[], tuple[nn.Module, Ho
 
 
 @pytest.mark.parametrize("corrected", [False, True], ids=["", "corrected"])
-@pytest.mark.exact_kernels
 def test_fine_tuned_and_converted(
     prepared: Callable[[], tuple[nn.Module, Host]], corrected: bool
 ) -> None:
@@ -120,7 +124,9 @@ def test_fine_tuned_and_converted(
     assert float((simulated - model(x)).detach().abs().mean()) < float(simulated.std())
     converted = host.convert(student)(x)
     # Sums are rounded to the output's 8 bits in another order.
-    assert float((converted - simulated).abs().max()) <= 0.03 * float(simulated.abs().max())
+    assert converted.std() > 0
+    if host.exact:
+        assert float((converted - simulated).abs().max()) <= 0.03 * float(simulated.abs().max())
 
 
 def test_blocks_and_taps(prepared: Callable[[], tuple[nn.Module, Host]]) -> None:

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from processor import KERNELS_ARE_EXACT
 from torch import nn
 
 import zaq_fx
@@ -93,14 +94,14 @@ def test_batches_may_carry_labels_and_come_from_a_generator(make_net, images):
     assert torch.equal(zaq_fx.convert(plain)(images), zaq_fx.convert(labelled)(images))
 
 
-@pytest.mark.exact_kernels
 def test_tokens_have_their_channels_last():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5)).eval()
     tokens = torch.randn(3, 7, 6)
     prepared = zaq_fx.prepare(model, (tokens,), SPEC)
     zaq_fx.calibrate(prepared, [tokens])
-    difference = (zaq_fx.convert(prepared)(tokens) - model(tokens)).mean((0, 1)).abs().max()
+    converted = zaq_fx.convert(prepared, reference=not KERNELS_ARE_EXACT)
+    difference = (converted(tokens) - model(tokens)).mean((0, 1)).abs().max()
     assert difference < 0.01
 
 

@@ -5,6 +5,7 @@ import io
 
 import pytest
 import torch
+from processor import KERNELS_ARE_EXACT
 from torch import nn
 from torch.ao.quantization.quantize_fx import convert_fx, convert_to_reference_fx
 
@@ -24,7 +25,6 @@ def step_of(prepared):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("qat", [False, True])
-@pytest.mark.exact_kernels
 def test_every_engine_runs_the_same_levels(make_net, images, engine, qat):
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = engine
@@ -39,8 +39,9 @@ def test_every_engine_runs_the_same_levels(make_net, images, engine, qat):
             for model in (converted, reference):
                 stored = zaq_fx.integer_weight(_first(model.get_submodule(name))).dequantize()
                 assert torch.equal(stored, weight), name
-        difference = (converted(images) - reference(images)).abs().max()
-        assert difference <= 1.001 * step_of(prepared)
+        if KERNELS_ARE_EXACT or engine == "qnnpack":
+            difference = (converted(images) - reference(images)).abs().max()
+            assert difference <= 1.001 * step_of(prepared)
         assert all(engine in record.kernel for record in zaq_fx.audit(converted).quantized)
     finally:
         torch.backends.quantized.engine = before
@@ -52,7 +53,6 @@ def _first(module):
 
 @pytest.mark.parametrize("observer", [MinMaxObserver, PercentileObserver, TopKMedianObserver])
 @pytest.mark.parametrize("bits", [8, 6, 4])
-@pytest.mark.exact_kernels
 def test_narrow_activations_are_exact_on_int8_kernels(make_net, images, bits, observer):
     prepared = zaq_fx.prepare(make_net(), (images,), FOUR, bits, qat=True, observer=observer)
     zaq_fx.calibrate(prepared, [images])
@@ -61,7 +61,8 @@ def test_narrow_activations_are_exact_on_int8_kernels(make_net, images, bits, ob
     loud = 4 * images  # far beyond every range
     expected, step = prepared(loud).detach(), step_of(prepared)
     # A flip of rounding by one narrow step may grow to a few output steps, rarely.
-    assert_close_in_steps(converted(loud), expected, step)
+    if KERNELS_ARE_EXACT:
+        assert_close_in_steps(converted(loud), expected, step)
     inputs = zaq_fx.audit(converted)
     assert inputs["conv"].activation == f"uniform {bits} bits per tensor"
     assert inputs["stem"].activation == "uniform 8 bits per tensor"
@@ -100,7 +101,6 @@ def test_pwlq_activations_train_but_do_not_convert(make_net, images):
 
 
 @pytest.mark.parametrize("learnable", [False, True])
-@pytest.mark.exact_kernels
 def test_training_lowers_the_loss_and_converts(make_net, images, learnable):
     model = make_net()
     target = model(images).detach()
@@ -120,11 +120,11 @@ def test_training_lowers_the_loss_and_converts(make_net, images, learnable):
         for module in prepared.modules():
             if hasattr(module, "theta"):
                 assert module.theta.grad.abs().sum() > 0
-    converted = zaq_fx.convert(prepared)
+    # The same graph in float, where kernels saturate.
+    converted = zaq_fx.convert(prepared, reference=not KERNELS_ARE_EXACT)
     assert (converted(images) - prepared(images)).abs().max() <= 1.001 * step_of(prepared)
 
 
-@pytest.mark.exact_kernels
 def test_zero_gamma_trains(make_net, images):
     """timm starts the last BatchNorm of each block at zero."""
     model = make_net()
@@ -143,7 +143,8 @@ def test_zero_gamma_trains(make_net, images):
     prepared.eval()
     converted = zaq_fx.convert(prepared)
     assert torch.isfinite(converted(images)).all()
-    assert (converted(images) - prepared(images)).abs().max() <= 1.001 * step_of(prepared)
+    exact = zaq_fx.convert(prepared, reference=not KERNELS_ARE_EXACT)
+    assert (exact(images) - prepared(images)).abs().max() <= 1.001 * step_of(prepared)
 
 
 @pytest.mark.parametrize("qat", [False, True])

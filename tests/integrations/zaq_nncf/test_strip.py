@@ -11,6 +11,7 @@ from nncf.quantization.advanced_parameters import (
     AdvancedQuantizationParameters,
     QuantizationParameters,
 )
+from processor import KERNELS_ARE_EXACT
 from torch import Tensor, nn
 
 import zaq_nncf
@@ -126,7 +127,6 @@ def largest_step(model: nn.Module) -> float:
     return max(m.scale for m in model.modules() if isinstance(m, StaticActivation))
 
 
-@pytest.mark.exact_kernels
 def test_openvino(stripped: nn.Module, images: Tensor) -> None:
     import openvino
 
@@ -136,7 +136,8 @@ def test_openvino(stripped: nn.Module, images: Tensor) -> None:
     hints = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.compile_model(converted, "CPU", hints)
     out = compiled(images.numpy())[0]
-    assert np.abs(out - stripped(images).detach().numpy()).max() <= largest_step(stripped)
+    if KERNELS_ARE_EXACT:
+        assert np.abs(out - stripped(images).detach().numpy()).max() <= largest_step(stripped)
     kinds = [
         node.get_rt_info()["runtimePrecision"].astype(str)
         for node in compiled.get_runtime_model().get_ops()

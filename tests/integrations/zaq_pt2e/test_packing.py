@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from processor import KERNELS_ARE_EXACT
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from zaq_plugin.pwlq import PWLQSpec, UniformSpec
@@ -57,7 +58,6 @@ def test_a_round_trip_gives_the_same_integers(net, images, export):
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.exact_kernels
 def test_saved_and_loaded(net, images, export, tmp_path):
     converted = converted_of(net, images, export, PWLQSpec(bits=2))
     shapes = ({0: torch.export.Dim("batch", min=2)},)
@@ -70,7 +70,8 @@ def test_saved_and_loaded(net, images, export, tmp_path):
         assert str(audit(loaded)) == str(audit(converted))
         steps = [n.args[1] for n in converted.graph.nodes if "per_tensor" in str(n.target)]
         lowered = lower(loaded, (images,))
-        assert (lowered(images) - converted(images)).abs().max() <= max(steps)
+        if KERNELS_ARE_EXACT:
+            assert (lowered(images) - converted(images)).abs().max() <= max(steps)
         kernels = {r.kernel.split(".")[0] for r in audit(loaded, lowered=lowered)}
         assert kernels == {"onednn"}
 

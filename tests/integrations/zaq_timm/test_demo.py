@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processor import KERNELS_ARE_EXACT
 from safetensors import safe_open
 
 from zaq_plugin.pwlq import PWLQSpec
@@ -106,14 +107,14 @@ def test_every_pwlq_row_has_a_uniform_row_of_equal_stored_bits(run: DemoRun) -> 
         assert equal["weight_stored_bits"] == pwlq.weight_stored_bits
 
 
-@pytest.mark.exact_kernels
 def test_the_converted_network_has_the_simulations_levels(run: DemoRun) -> None:
     for weights, activations in CONVERTED_WIDTHS:
         converted = row(run, "PWLQ, converted (fx)", weights, activations)
         simulated = row(run, "PWLQ", weights, activations)
         assert converted["sqnr_db"] == simulated["sqnr_db"]
         assert converted["size_bytes"] == simulated["size_bytes"]
-        assert converted["top1"] == pytest.approx(simulated["top1"], abs=1.0)
+        if KERNELS_ARE_EXACT:
+            assert converted["top1"] == pytest.approx(simulated["top1"], abs=1.0)
     audit = run.manifest.audits["PWLQ, converted (fx), W4A8"]
     assert len(audit.quantized) == 10
     assert all((record.kernel or "").startswith("int8 ") for record in audit.quantized)
