@@ -291,6 +291,12 @@ class PWLQActivationFakeQuantize(FakeQuantizeModule):
             self.edges += (edges - self.edges) / (self.num_batches + 1)
         self.num_batches += 1
 
+    def reset_min_max_vals(self) -> None:
+        """Forget everything seen; the edges stay in use until the next batch is observed."""
+        self.activation_post_process.reset_min_max_vals()
+        self.num_batches.zero_()
+        self.signed.zero_()
+
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """There are none.
 

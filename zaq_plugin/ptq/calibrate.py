@@ -110,11 +110,8 @@ def calibrate(student: nn.Module, batches: Iterable[Any]) -> None:
 
 def _forget(watcher: Any) -> None:
     watcher.disable_fake_quant()
-    watcher.activation_post_process.reset_min_max_vals()
-    if hasattr(watcher, "num_batches"):
-        watcher.num_batches.zero_()
-    if hasattr(watcher, "signed"):
-        watcher.signed.zero_()
+    own = getattr(watcher, "reset_min_max_vals", None)
+    (own or watcher.activation_post_process.reset_min_max_vals)()
 
 
 def _check_input_layer(

@@ -187,3 +187,18 @@ def test_drops_are_independent_bytes(share: float) -> None:
         together = float((flat[lag:] * flat[:-lag]).mean())
         assert abs(together - share**2) < 0.02
     assert not drop_mask(torch.empty(9), 0.0, rng).any()
+
+
+def test_zero_shot_calibrates_pwlq_activations_anew(
+    tiny: Callable[..., nn.Module], smooth_images: Callable[..., Tensor]
+) -> None:
+    """What a student saw before leaves no trace in its ranges."""
+    model, images = tiny(), smooth_images(48)
+    config = ZeroShotConfig(steps=0, reconstruct=False, batch_size=8)
+    found = []
+    for before in (images, 5 * images - 3):
+        student = pwlq_student(model, before)
+        zero_shot_finetune(student, config, image_shape=(3, 8, 8), float_model=model, images=images)
+        found.append([grid_of(place) for place in activation_slots(student)])
+    for first, second in zip(*found, strict=True):
+        assert torch.equal(first, second)
