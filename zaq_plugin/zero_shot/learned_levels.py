@@ -74,7 +74,7 @@ class LearnedLevels(nn.Module):
     @torch.no_grad()
     def bake(self, slot: WeightSlot) -> None:
         """Write the edges back into the fake-quantizer."""
-        slot.module.activation_post_process.edges.copy_(self.edges())
+        slot.set_edges(self.edges())
 
 
 class LearnedEdges(nn.Module):
@@ -96,4 +96,4 @@ class LearnedEdges(nn.Module):
     @torch.no_grad()
     def bake(self, slot: WeightSlot) -> None:
         """Write the edges back into the fake-quantizer."""
-        slot.module.activation_post_process.edges.copy_(self.edges())
+        slot.set_edges(self.edges())

@@ -90,6 +90,11 @@ class WeightSlot(Slot):
         return fake_quantize(seen, self.module.spec, self.axis, edges=edges.detach())
 
     @torch.no_grad()
+    def set_edges(self, edges: Tensor) -> None:
+        """Give the fake-quantizer other breakpoints and clips, (sides, channels, n + 1)."""
+        self.module.activation_post_process.edges.copy_(edges)
+
+    @torch.no_grad()
     def write(self, seen: Tensor) -> None:
         """Change the parameter so that the fake-quantizer sees these values."""
         rows, raw = self.rows(self.seen), self.rows(self.parameter.detach())

@@ -44,7 +44,7 @@ class ReconstructOptions:
         batch_size: Images per step.
         rounding_lr: Learning rate of the roundings.
         step_lr: Learning rate of the activations' steps, relative to the step itself.
-        scale_lr: Learning rate of the logarithm of each weight channel's scale; 0 keeps scales.
+        scale_lr: Learning rate of the weights' levels, see `LearnedLevels`; 0 keeps them.
         regulariser: Weight of AdaRound's regulariser, whose exponent falls from 20 to 2.
         warmup: Share of the iterations without the regulariser.
         drop: QDrop's probability, for activations inside the block and for its input.
@@ -314,6 +314,6 @@ def _put_back(
 ) -> None:
     for slot, (parameter, edges) in zip(weights, state[0], strict=True):
         slot.parameter.copy_(parameter)
-        slot.module.activation_post_process.edges.copy_(edges)
+        slot.set_edges(edges)
     for place, grid in zip(activations, state[1], strict=True):
         grid_of(place).copy_(grid)
