@@ -33,6 +33,8 @@ PEER_NAMES = {
 }
 TAKEN_OVER = {"paper": "zaq-paper", "default": "zaq", "real": "zaq"}
 """Methods of `benchmarks/zero_shot.py` as strategies."""
+BOTH = "PWLQ weights and activations"
+"""Levels of rows whose activations are PWLQ, too; they multiply one bit narrower as well."""
 Row = dict[str, Any]
 Line = tuple[str, str, str]
 
@@ -50,6 +52,7 @@ def taken_over(path: Path) -> list[Row]:
         if real and old["task"] != "cifar10":
             continue
         levels = "pwlq" if old["weights"] == "pwlq" else "uniform"
+        narrow = old.get("activations") == "pwlq"
         stored = int(old["bits"].split("/")[0])
         found.append(
             {
@@ -67,13 +70,11 @@ def taken_over(path: Path) -> list[Row]:
                 "fp32": row["fp32"],
                 "mac_bits": stored - (levels == "pwlq"),
                 "stored_bits": stored,
-                "levels": levels,
+                "activation_mac_bits": int(old["bits"].split("/")[1]) - narrow,
+                "levels": BOTH if narrow else levels,
                 "data": "real" if real else "synthetic",
                 "seconds": row["seconds"],
-                "notes": [
-                    "from zero_shot.jsonl; its seconds are wall time, images included",
-                    *(["PWLQ activations, too"] if old.get("activations") == "pwlq" else []),
-                ],
+                "notes": ["from zero_shot.jsonl; its seconds are wall time, images included"],
             }
         )
     return found
@@ -90,6 +91,8 @@ def method_name(line: Line) -> str:
     if is_peer(method):
         peer, _, recipe = method.partition("/")
         return f"{PEER_NAMES[peer]}, {recipe}"
+    if levels == BOTH:
+        return f"{method}, {BOTH}"
     return f"{method}, PWLQ levels" if levels == "pwlq" and method != "pwlq" else _plain(line)
 
 
@@ -115,8 +118,10 @@ def order(line: Line) -> tuple[int, int, str, str]:
 
 
 def column_of(row: Row, by: str) -> str:
-    """``W4A8`` by stored or by MAC bits of the weights."""
+    """``W4A8`` by stored or by MAC bits."""
     activation = row["job"]["bits"].split("/")[1]
+    if by == "mac_bits":
+        activation = row.get("activation_mac_bits", activation)
     return f"W{round(row[by])}A{activation}"
 
 
@@ -167,7 +172,7 @@ def everything(rows: Sequence[Row]) -> tuple[Grid, list[str]]:
                 f"{method_name(line)} [{mark}]",
                 "real images" if line[2] == "real" else "data-free",
                 f"{one['mac_bits']:g} / {one['stored_bits']:g}",
-                f"{activation} / {activation}",
+                f"{one.get('activation_mac_bits', activation)} / {activation}",
                 "" if size is None else f"{size / 1000:,.1f}",
                 mean_and_deviation(scores),
                 f"{statistics.fmean(scores) - one['fp32']:+.2f}",
