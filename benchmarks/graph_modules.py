@@ -14,6 +14,8 @@ from zaq_plugin.ptq import restore_layers
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "cat": torch.cat,
     "add": torch.add,
+    "mul": torch.mul,
+    "flatten": torch.flatten,
 }
 """Operators that keep their arguments when they become functions of torch."""
 
@@ -22,7 +24,8 @@ def to_modules(program: fx.GraphModule) -> fx.GraphModule:
     """What ``ExportedProgram.module()`` gives, with a module for each layer.
 
     Convolutions and linear layers come from `zaq_plugin.ptq.restore_layers`; BatchNorm, ReLU,
-    PReLU, pooling and upsampling follow here, so that tools which look for modules find them.
+    ReLU6, PReLU, padding, pooling and upsampling follow here, so that tools which look for modules
+    find them.
 
     Raises:
         ValueError: If the graph holds an operator that is not known here.
@@ -74,6 +77,13 @@ def _operator(
         layer = _batch_norm(given)
     elif name in ("relu", "relu_"):
         layer = nn.ReLU()
+    elif name in ("hardtanh", "hardtanh_", "relu6", "relu6_"):
+        bounds = given.get("min_val", 0.0), given.get("max_val", 6.0)
+        layer = nn.ReLU6() if bounds == (0.0, 6.0) else nn.Hardtanh(*bounds)
+    elif name == "pad":
+        layer = _padding(given)
+    elif name == "adaptive_avg_pool2d":
+        layer = nn.AdaptiveAvgPool2d(given["output_size"])
     elif name == "sigmoid":
         layer = nn.Sigmoid()
     elif name == "softmax":
@@ -106,6 +116,16 @@ def slice_of(x: Tensor, index: tuple[slice, ...]) -> Tensor:
 
 def _end(value: int | None) -> int | None:
     return None if value is None or value >= 2**62 else value
+
+
+def _padding(given: dict[str, Any]) -> nn.ConstantPad2d:
+    if given.get("mode", "constant") != "constant" or len(given["pad"]) > 4:
+        raise ValueError(
+            "operator 'pad' is known for constants on height and width; got mode "
+            f"{given['mode']!r} and widths {tuple(given['pad'])}; add it to graph_modules.py"
+        )
+    widths = (*given["pad"], *(0 for _ in range(4 - len(given["pad"]))))
+    return nn.ConstantPad2d(widths, given.get("value") or 0.0)
 
 
 def _batch_norm(given: dict[str, Any]) -> nn.BatchNorm2d:

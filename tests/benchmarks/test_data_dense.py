@@ -167,6 +167,37 @@ def test_an_exported_graph_becomes_modules_with_the_same_function() -> None:
     assert isinstance(torch.fx.symbolic_trace(modules), torch.fx.GraphModule)
 
 
+class Classifier(nn.Module):
+    """The operators of MobileNetV1: padding on two sides only, ReLU6, pooling, a classifier."""
+
+    def __init__(self, mode: str = "constant") -> None:
+        super().__init__()
+        self.mode, self.layer, self.head = mode, nn.Conv2d(3, 4, 3, 2), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.pad(x, (0, 1, 0, 1), mode=self.mode)
+        x = nn.functional.hardtanh(nn.functional.relu6(4 * self.layer(x)), 1.0, 3.0)
+        x = nn.functional.pad(x, (2, 0), value=0.5)
+        return self.head(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def test_padding_and_clipping_become_modules_with_the_same_function() -> None:
+    torch.manual_seed(0)
+    model, images = Classifier().eval(), torch.randn(3, 3, 16, 16)
+    shapes = ({0: torch.export.Dim("batch", min=2)},)
+    modules = to_modules(torch.export.export(model, (images[:2],), dynamic_shapes=shapes).module())
+    with torch.no_grad():
+        torch.testing.assert_close(modules(images), model(images))
+    kinds = {type(m) for m in modules.modules()}
+    assert {nn.ConstantPad2d, nn.ReLU6, nn.Hardtanh, nn.AdaptiveAvgPool2d} <= kinds
+
+
+def test_padding_that_no_module_stands_for_is_refused() -> None:
+    program = torch.export.export(Classifier("reflect").eval(), (torch.randn(2, 3, 16, 16),))
+    with pytest.raises(ValueError, match=r"got mode 'reflect' and widths \(0, 1, 0, 1\)"):
+        to_modules(program.module())
+
+
 def test_an_unknown_operator_is_named() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
