@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.support.finetuning import MIXED, QUICK, finetune, weights
+from zaq_plugin.ptq import correct_bias
+from zaq_plugin.zero_shot import TrainingDiverged, ZeroShotConfig
+
+
+class Killed(BaseException):
+    """Stands for a kill signal."""
+
+
+@pytest.mark.parametrize(
+    ("config", "correct"),
+    [(QUICK, None), (MIXED, None), (QUICK, correct_bias)],
+    ids=["default", "mixed", "corrected"],
+)
+@pytest.mark.parametrize("killed_at", [3, 7])
+def test_resume_is_exact_to_the_bit(
+    config: ZeroShotConfig,
+    correct: Callable[..., object] | None,
+    killed_at: int,
+    tiny: Callable[..., nn.Module],
+    make_student: Callable[..., nn.Module],
+    tmp_path: Path,
+) -> None:
+    config = config.with_changes(checkpoint_every=2)
+    model = tiny()
+    whole = make_student(model)
+    finetune(whole, config, model, correct=correct)
+
+    def die(step: int) -> None:
+        if step == killed_at:
+            raise Killed
+
+    student = make_student(model)
+    with pytest.raises(Killed):
+        finetune(student, config, model, correct=correct, checkpoint_dir=tmp_path, on_step=die)
+    resumed = make_student(model)
+    steps: list[int] = []
+    finetune(resumed, config, model, correct=correct, checkpoint_dir=tmp_path, on_step=steps.append)
+    assert steps[0] == killed_at - killed_at % 2 + (1 if killed_at % 2 else 0)
+    assert all(torch.equal(a, b) for a, b in zip(
+        weights(whole).values(), weights(resumed).values(), strict=True
+    ))  # fmt: skip
+
+
+def test_a_checkpoint_of_other_settings_is_refused(
+    tiny: Callable[..., nn.Module], make_student: Callable[..., nn.Module], tmp_path: Path
+) -> None:
+    model = tiny()
+    finetune(make_student(model), QUICK.with_changes(steps=2), model, checkpoint_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"other settings \(steps: 2, now 3\)"):
+        finetune(make_student(model), QUICK.with_changes(steps=3), model, checkpoint_dir=tmp_path)
+
+
+def test_nan_stops_with_the_best_state(
+    tiny: Callable[..., nn.Module],
+    make_student: Callable[..., nn.Module],
+    smooth_images: Callable[..., Tensor],
+    tmp_path: Path,
+) -> None:
+    model = tiny()
+    student = make_student(model)
+
+    def poison(step: int) -> None:
+        if step == 5:
+            with torch.no_grad():
+                student.head.bias.fill_(float("nan"))  # type: ignore[union-attr, operator]
+
+    with pytest.raises(TrainingDiverged) as caught:
+        finetune(
+            student,
+            QUICK.with_changes(checkpoint_every=4),
+            model,
+            checkpoint_dir=tmp_path,
+            on_step=poison,
+        )
+    text = str(caught.value)
+    assert "step 6: the loss is nan" in text
+    assert "KL nan" in text
+    assert "smaller student_lr" in text
+    assert str(tmp_path) in text
+    assert (tmp_path / "checkpoint.pt").exists()
+    assert torch.isfinite(student(smooth_images(4))).all()
