@@ -73,10 +73,16 @@ def quantize(request: PeerRequest) -> PeerResult:
 
 
 def _weights_with_quantizers(model: torch.nn.Module) -> set[str]:
-    """Names of the layers whose weight passes through a quantizer: by what the hooks hang on."""
+    """Names of the layers whose weight passes through a quantizer: by what the hooks hang on.
+
+    A graph module calls its layers past the modules that hold them, so that the hooks' names lack
+    the layers': where there is one for every layer, that tells as much.
+    """
     hooks = [name for name, _ in model.named_modules() if ".pre_hooks." in f".{name}."]
     layers = [name for name, layer in model.named_modules() if isinstance(layer, LAYERS)]
-    ports = {hook.split("pre_hooks.")[1].split("__")[0] for hook in hooks if "__1" in hook}
+    ports = {hook.split("pre_hooks.")[1].split("__")[0] for hook in hooks if hook.endswith("__1")}
+    if len(ports) == len(layers):
+        return set(layers)
     return {name for name in layers if any(_same(port, name) for port in ports)}
 
 
