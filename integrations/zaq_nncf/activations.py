@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from zaq_nncf._compat import hooks_of
-from zaq_nncf.quantizers import ActivationQuantizer
+from zaq_nncf.activation_quantizers import ActivationQuantizer
 from zaq_plugin.ptq.calibrate import evaluating
 from zaq_plugin.zero_shot.quantizers import set_switches
 

@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from zaq_nncf._compat import BaseQuantizer, HookStorage, decode_hook_name, hooks_of
+from zaq_nncf.activation_quantizers import ActivationQuantizer
 from zaq_nncf.placement import Placement
-from zaq_nncf.quantizers import ActivationQuantizer, PWLQWeightQuantizer
 from zaq_nncf.settings import layer_name
 from zaq_nncf.static import StaticActivation, StaticWeight
+from zaq_nncf.weight_quantizer import PWLQWeightQuantizer
 from zaq_plugin.ptq.fold_arithmetic import LAYERS
 from zaq_plugin.pwlq import quantize
 from zaq_plugin.report import Audit, LayerRecord

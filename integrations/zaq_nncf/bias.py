@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zaq_nncf._compat import DisableTorchFunction, hooks_of
 from zaq_nncf.activations import call
-from zaq_nncf.quantizers import PWLQWeightQuantizer
+from zaq_nncf.weight_quantizer import PWLQWeightQuantizer
 from zaq_plugin.ptq.calibrate import evaluating
 from zaq_plugin.ptq.fold_arithmetic import LAYERS
 

@@ -20,8 +20,8 @@ from zaq_nncf.bias import correct_bias
 from zaq_nncf.calibration import as_dataset
 from zaq_nncf.placement import Placement
 from zaq_nncf.preparation import prepare_model
-from zaq_nncf.quantizers import PWLQWeightQuantizer
 from zaq_nncf.settings import Override, Settings, check_bits
+from zaq_nncf.weight_quantizer import PWLQWeightQuantizer
 from zaq_plugin.ptq.fold_arithmetic import LAYERS
 from zaq_plugin.pwlq import QuantSpec
 from zaq_plugin.zero_shot import ZeroShotConfig, ZeroShotLoader

@@ -20,9 +20,10 @@ from zaq_nncf._compat import (
     is_weighted,
     weight_axis,
 )
+from zaq_nncf.activation_quantizers import uniform_activation
 from zaq_nncf.extension import compile_extension
-from zaq_nncf.quantizers import pwlq_weight, uniform_activation
 from zaq_nncf.settings import Override, Settings, layer_name
+from zaq_nncf.weight_quantizer import pwlq_weight
 from zaq_plugin.pwlq import QuantSpec
 
 _lock = threading.RLock()

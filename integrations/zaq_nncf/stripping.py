@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from zaq_nncf._compat import BaseQuantizer, hooks_of
 from zaq_nncf.audit import native_facts, native_weight, pwlq_facts
-from zaq_nncf.quantizers import PWLQWeightQuantizer
 from zaq_nncf.static import StaticActivation, StaticChannels, StaticWeight
+from zaq_nncf.weight_quantizer import PWLQWeightQuantizer
 from zaq_plugin.pwlq import quantize
 
 

@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from zaq_nncf._compat import decode_hook_name, hooks_of, is_wrapped, run_inside
-from zaq_nncf.quantizers import ActivationQuantizer, PWLQWeightQuantizer
-from zaq_plugin.zero_shot import quantizers
+from zaq_nncf.activation_quantizers import ActivationQuantizer
+from zaq_nncf.weight_quantizer import PWLQWeightQuantizer
+from zaq_plugin.zero_shot import twins
 from zaq_plugin.zero_shot.hosts import register_host
 
 
@@ -56,4 +57,4 @@ def twin(student: nn.Module) -> nn.Module:
             f"twin: this {type(student).__name__} holds no PWLQ weights; pass what "
             "zaq_nncf.quantize returned, before it is stripped."
         )
-    return quantizers.twin(student)
+    return twins.twin(student)

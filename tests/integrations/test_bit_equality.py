@@ -187,8 +187,8 @@ def pt2e(model: nn.Module, images: Tensor, spec: PWLQSpec, qat: bool) -> Outcome
 def nncf(model: nn.Module, images: Tensor, spec: PWLQSpec, qat: bool) -> Outcome:
     """NNCF, and what ONNX Runtime and OpenVINO make of the stripped model."""
     import zaq_nncf
+    from zaq_nncf.activation_quantizers import ActivationQuantizer
     from zaq_nncf.audit import weight_quantizers
-    from zaq_nncf.quantizers import ActivationQuantizer
 
     prepared = zaq_nncf.quantize(model, [images], spec)
     if qat:

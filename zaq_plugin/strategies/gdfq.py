@@ -25,7 +25,8 @@ from zaq_plugin.zero_shot.discrepancy import teacher_divergence
 from zaq_plugin.zero_shot.frozen import frozen
 from zaq_plugin.zero_shot.judge import Judge
 from zaq_plugin.zero_shot.learner import Learner
-from zaq_plugin.zero_shot.quantizers import set_switches, to_evaluation, twin
+from zaq_plugin.zero_shot.quantizers import set_switches
+from zaq_plugin.zero_shot.twins import to_evaluation, twin
 
 GAME = "gdfq game"
 

@@ -19,7 +19,7 @@ from zaq_plugin.strategies.images import Distilled
 from zaq_plugin.strategies.stage import Stage, Strategy, Work
 from zaq_plugin.strategies.weights import LeastSquaresWeights
 from zaq_plugin.zero_shot import ReconstructOptions, reconstruct
-from zaq_plugin.zero_shot.quantizers import twin
+from zaq_plugin.zero_shot.twins import twin
 
 ITERATIONS = 300
 

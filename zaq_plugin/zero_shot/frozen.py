@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from zaq_plugin.zero_shot.quantizers import to_evaluation
+from zaq_plugin.zero_shot.twins import to_evaluation
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zaq_plugin.zero_shot.outputs import OutputAdapter
-from zaq_plugin.zero_shot.quantizers import to_evaluation
+from zaq_plugin.zero_shot.twins import to_evaluation
 
 _FLOOR = 1e-3
 """Share of the best state's mean divergence below which an image's divergence counts as none."""

@@ -21,15 +21,11 @@ from zaq_plugin.zero_shot.discrepancy import (
 from zaq_plugin.zero_shot.distill import DistillOptions, distill_images
 from zaq_plugin.zero_shot.frozen import frozen
 from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs, detached, mean_over
-from zaq_plugin.zero_shot.quantizers import (
-    fake_quantizers,
-    freeze_batch_norm,
-    to_evaluation,
-    twin,
-)
+from zaq_plugin.zero_shot.quantizers import fake_quantizers
 from zaq_plugin.zero_shot.sources import ImageSource
 from zaq_plugin.zero_shot.statistics import ImageStatistics
 from zaq_plugin.zero_shot.taps import TapSet, find_taps, unwrapped
+from zaq_plugin.zero_shot.twins import freeze_batch_norm, to_evaluation, twin
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from zaq_plugin.zero_shot.judge import Verdict
-from zaq_plugin.zero_shot.reconstruction import BlockResult
+from zaq_plugin.zero_shot.reconstruct_options import BlockResult
 
 
 class TrainingDiverged(RuntimeError):

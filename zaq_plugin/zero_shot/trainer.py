@@ -18,17 +18,17 @@ from zaq_plugin.zero_shot.judge import Judge
 from zaq_plugin.zero_shot.learner import Learner
 from zaq_plugin.zero_shot.loader import ZeroShotLoader
 from zaq_plugin.zero_shot.progress import RunProgress
-from zaq_plugin.zero_shot.quantizers import (
+from zaq_plugin.zero_shot.quantizers import set_switches, weight_slots
+from zaq_plugin.zero_shot.reconstruct_options import ReconstructOptions
+from zaq_plugin.zero_shot.reconstruction import reconstruct
+from zaq_plugin.zero_shot.result import FinetuneResult, TrainingDiverged
+from zaq_plugin.zero_shot.sources import copies
+from zaq_plugin.zero_shot.twins import (
     check_graph_mode,
     freeze_batch_norm,
     restore_biases,
-    set_switches,
     to_evaluation,
-    weight_slots,
 )
-from zaq_plugin.zero_shot.reconstruction import ReconstructOptions, reconstruct
-from zaq_plugin.zero_shot.result import FinetuneResult, TrainingDiverged
-from zaq_plugin.zero_shot.sources import copies
 from zaq_plugin.zero_shot.watch import watch_layers
 
 logger = logging.getLogger(__name__)

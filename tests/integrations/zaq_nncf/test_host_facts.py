@@ -93,7 +93,7 @@ def test_a_command_holds_places_and_module(net: nn.Module, images: Tensor) -> No
 
 def test_quantizers_are_known_by_their_functions_name() -> None:
     """Used by quantizers: two functions carry the names of NNCF's."""
-    from zaq_nncf.quantizers import asymmetric_quantize, symmetric_quantize
+    from zaq_nncf.quantizing import asymmetric_quantize, symmetric_quantize
 
     for function in (asymmetric_quantize, symmetric_quantize):
         assert function.__name__ in _compat.QUANTIZE_NODE_TYPES

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import zaq_nncf
-from zaq_nncf.quantizers import (
+from zaq_nncf.activation_quantizers import (
     AsymmetricActivationQuantizer,
-    PWLQWeightQuantizer,
     SymmetricActivationQuantizer,
 )
+from zaq_nncf.weight_quantizer import PWLQWeightQuantizer
 from zaq_plugin import PWLQSpec, UniformSpec, ZeroShotConfig, ZeroShotLoader, quantize
 from zaq_plugin.ptq import fold_batch_norm
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import zaq_nncf
-from zaq_nncf.quantizers import ActivationQuantizer
+from zaq_nncf.activation_quantizers import ActivationQuantizer
 from zaq_plugin import PWLQSpec, ZeroShotConfig, ZeroShotLoader
 from zaq_plugin.zero_shot.blocks import find_blocks
 from zaq_plugin.zero_shot.quantizers import activation_slots, weight_slots

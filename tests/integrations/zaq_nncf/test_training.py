@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import zaq_nncf
-from zaq_nncf.quantizers import ActivationQuantizer, PWLQWeightQuantizer
+from zaq_nncf.activation_quantizers import ActivationQuantizer
+from zaq_nncf.weight_quantizer import PWLQWeightQuantizer
 from zaq_plugin import PWLQSpec
 
 FAST = PWLQSpec(bits=4, policy="gaussian")

@@ -10,7 +10,8 @@ from torch.nn.utils import parametrize
 from zaq_plugin.fake_quantize import PWLQPerChannelFakeQuantize
 from zaq_plugin.pwlq import UniformSpec
 from zaq_plugin.zero_shot.blocks import find_blocks
-from zaq_plugin.zero_shot.quantizers import set_switches, twin, weight_slots
+from zaq_plugin.zero_shot.quantizers import set_switches, weight_slots
+from zaq_plugin.zero_shot.twins import twin
 
 
 def test_eager_blocks(

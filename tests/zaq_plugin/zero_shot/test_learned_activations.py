@@ -19,8 +19,10 @@ from zaq_plugin.zero_shot.learned_activations import (
     LearnedStep,
     learned_activation,
 )
-from zaq_plugin.zero_shot.quantizers import activation_slots, grid_of, twin
-from zaq_plugin.zero_shot.reconstruction import ReconstructOptions, reconstruct
+from zaq_plugin.zero_shot.quantizers import activation_slots, grid_of
+from zaq_plugin.zero_shot.reconstruct_options import ReconstructOptions
+from zaq_plugin.zero_shot.reconstruction import reconstruct
+from zaq_plugin.zero_shot.twins import twin
 
 
 def activation(

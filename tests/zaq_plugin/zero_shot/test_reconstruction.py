@@ -11,8 +11,10 @@ from torch.nn.utils import parametrize
 
 from zaq_plugin.fake_quantize import PWLQPerChannelFakeQuantize
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
-from zaq_plugin.zero_shot.quantizers import set_switches, twin, weight_slots
-from zaq_plugin.zero_shot.reconstruction import ReconstructOptions, reconstruct
+from zaq_plugin.zero_shot.quantizers import set_switches, weight_slots
+from zaq_plugin.zero_shot.reconstruct_options import ReconstructOptions
+from zaq_plugin.zero_shot.reconstruction import reconstruct
+from zaq_plugin.zero_shot.twins import twin
 
 QUICK = ReconstructOptions(iterations=60, batch_size=16)
 

@@ -11,14 +11,9 @@ from torch import Tensor, nn
 
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec, quantize
 from zaq_plugin.zero_shot.learned_levels import LearnedEdges
-from zaq_plugin.zero_shot.quantizers import (
-    WeightSlot,
-    fake_quantizers,
-    set_switches,
-    twin,
-    weight_slots,
-)
+from zaq_plugin.zero_shot.quantizers import WeightSlot, fake_quantizers, set_switches, weight_slots
 from zaq_plugin.zero_shot.rounding import LearnedRounding
+from zaq_plugin.zero_shot.twins import twin
 
 SPECS: dict[str, QuantSpec] = {
     "uniform": UniformSpec(bits=3),

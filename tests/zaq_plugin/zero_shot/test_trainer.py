@@ -19,7 +19,8 @@ from zaq_plugin.zero_shot import (
     trainer,
     zero_shot_finetune,
 )
-from zaq_plugin.zero_shot.quantizers import twin, weight_slots
+from zaq_plugin.zero_shot.quantizers import weight_slots
+from zaq_plugin.zero_shot.twins import twin
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,4 @@
-"""The quantizers that NNCF's hooks run: PWLQ for weights, uniform grids for activations.
-
-Each is one of NNCF's own classes, so that NNCF places it, saves it, strips it and finds it in the
-graph; the arithmetic is in its child ``grid``, one of `zaq_plugin`'s fake-quantizers, so that what
-zero-shot fine-tuning knows about those holds here, too. NNCF recognises a quantizer in the graph by
-the *name* of the function that did the work, which is why two functions here carry its names.
-"""
+"""The quantizers that NNCF's hooks run on activations: uniform grids of 2 to 8 bits."""
 
 from __future__ import annotations
 
@@ -13,167 +7,24 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zaq_nncf._compat import (
     AsymmetricQuantizer,
     BaseQuantizer,
     DisableTorchFunction,
     PTQuantizerSpec,
-    QuantizationScheme,
     SymmetricQuantizer,
-    handle_torch_function,
-    has_torch_function_unary,
 )
-from zaq_plugin.fake_quantize import ActivationFakeQuantize, PWLQPerChannelFakeQuantize
+from zaq_nncf.quantizing import (
+    asymmetric_quantize,
+    freeze_own_ranges,
+    nncf_spec,
+    plain_spec,
+    symmetric_quantize,
+)
+from zaq_plugin.fake_quantize import ActivationFakeQuantize
 from zaq_plugin.observers import PercentileObserver, TopKMedianObserver
-from zaq_plugin.pwlq import QuantSpec
-from zaq_plugin.pwlq.spec import spec_from_json
-
-INT8 = (-128, 127)
-
-
-def symmetric_quantize(x: Tensor, grid: nn.Module) -> Tensor:
-    """A tensor on a grid, as one node of NNCF's graph."""
-    if has_torch_function_unary(x):
-        traced: Tensor = handle_torch_function(symmetric_quantize, (x,), x, grid)
-        return traced
-    quantized: Tensor = grid(x)
-    return quantized
-
-
-def asymmetric_quantize(x: Tensor, grid: nn.Module) -> Tensor:
-    """A tensor on a grid, as one node of NNCF's graph."""
-    if has_torch_function_unary(x):
-        traced: Tensor = handle_torch_function(asymmetric_quantize, (x,), x, grid)
-        return traced
-    quantized: Tensor = grid(x)
-    return quantized
-
-
-def _plain_spec(qspec: PTQuantizerSpec) -> dict[str, Any]:
-    """NNCF's description of a quantizer as JSON values: its enumeration as text."""
-    state = dict(qspec.get_state())
-    state["mode"] = str(getattr(state["mode"], "value", state["mode"]))
-    state["scale_shape"] = list(state["scale_shape"])
-    return state
-
-
-def _nncf_spec(state: dict[str, Any]) -> PTQuantizerSpec:
-    mode, shape = QuantizationScheme(state["mode"]), tuple(state["scale_shape"])
-    return PTQuantizerSpec.from_state({**state, "mode": mode, "scale_shape": shape})
-
-
-def _freeze_own_ranges(quantizer: BaseQuantizer) -> None:
-    """NNCF's own range parameters are not in use: they neither train nor follow anything."""
-    for parameter in quantizer.parameters(recurse=False):
-        parameter.requires_grad_(False)
-
-
-class PWLQWeightQuantizer(SymmetricQuantizer):
-    """PWLQ levels of a weight, or those of a `UniformSpec`, on NNCF's signed 8-bit grid.
-
-    To NNCF it is a symmetric 8-bit quantizer with a narrow range, which is what its levels are
-    stored in: every level is ``scale * k`` with an integer k from -127 to 127.
-
-    Args:
-        qspec: NNCF's description: 8 bits, symmetric, narrow range.
-        spec: The number format.
-        ch_axis: Axis of the output channels; None for one grid per tensor.
-        weight: Name of the parameter in the model, such as ``layer1.0.conv1.weight``.
-    """
-
-    bias_shift: Tensor
-
-    def __init__(
-        self, qspec: PTQuantizerSpec, spec: QuantSpec, ch_axis: int | None, weight: str
-    ) -> None:
-        super().__init__(qspec)
-        self.signed = True
-        self.grid = PWLQPerChannelFakeQuantize(spec, ch_axis)
-        self.grid.disable_observer()  # edges are solved once, at the first forward
-        self.weight = weight
-        self.source: str | None = None  # the hook on the layer's input, once that is known
-        self.bias: str | None = None  # the parameter that bias_shift was taken out of
-        self.register_buffer("bias_shift", torch.empty(0))
-        _freeze_own_ranges(self)
-
-    @property
-    def spec(self) -> QuantSpec:
-        """The number format."""
-        return self.grid.spec
-
-    def quantize(self, x: Tensor, execute_traced_op_as_identity: bool = False) -> Tensor:
-        """The weight on its levels; same shape."""
-        with DisableTorchFunction():
-            if self.bias_shift.device != x.device:
-                self.to(x.device)
-        return symmetric_quantize(x, self.grid)
-
-    def _forward_impl(self, x: Tensor) -> Tensor:
-        return self.quantize(x)
-
-    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """Scale (float32) and zero point (int32, zeros) of the int8 grid below, (channels,).
-
-        Raises:
-            ValueError: no weight was seen yet, or the format has no int8 levels.
-        """
-        scale, zero_point = self.grid.calculate_qparams()
-        return scale.detach(), zero_point
-
-    def get_parameters_for_torch_fq(self) -> tuple[int, int, Tensor, Tensor]:
-        """What ``nncf.strip`` asks for: integer range, scale and zero point."""
-        return (*INT8, *self.calculate_qparams())
-
-    def get_input_low_input_high(self) -> tuple[Tensor, Tensor]:
-        """What ``nncf.strip`` clamps the weight to: the ends of the int8 grid."""
-        reach = (127 * self.calculate_qparams()[0]).reshape(self.scale_shape)
-        return -reach, reach
-
-    def enable_gradients(self) -> None:
-        """Nothing: NNCF's own scale is not in use."""
-
-    def enable_quantization(self) -> None:
-        """Put the weight on its levels."""
-        super().enable_quantization()
-        self.grid.enable_fake_quant()
-
-    def disable_quantization(self) -> None:
-        """Let the float weight pass."""
-        super().disable_quantization()
-        self.grid.disable_fake_quant()
-
-    def extra_repr(self) -> str:
-        """The weight and its format."""
-        return f"{self.weight}, {self.spec.label}"
-
-    def get_config(self) -> dict[str, Any]:
-        """Everything that `from_config` needs, as JSON values."""
-        return {
-            "qspec": _plain_spec(self._qspec),
-            "spec": self.spec.to_json(),
-            "ch_axis": self.grid.ch_axis,
-            "weight": self.weight,
-            "source": self.source,
-            "bias": self.bias,
-        }
-
-    @classmethod
-    def from_config(cls, state: dict[str, Any]) -> PWLQWeightQuantizer:
-        """Undo `get_config`."""
-        spec = spec_from_json(state["spec"])
-        made = cls(_nncf_spec(state["qspec"]), spec, state["ch_axis"], state["weight"])
-        made.source, made.bias = state.get("source"), state.get("bias")
-        return made
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        saved = state_dict.get(prefix + "bias_shift")
-        if isinstance(saved, Tensor) and saved.shape != self.bias_shift.shape:
-            self.bias_shift = torch.empty(saved.shape, device=self.bias_shift.device)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class _ActivationMixin:
@@ -202,7 +53,7 @@ class _ActivationMixin:
             quant_max=high,
         )
         self.grid.disable_observer()
-        _freeze_own_ranges(self)
+        freeze_own_ranges(self)
 
     @property
     def bits(self) -> int:
@@ -273,7 +124,7 @@ class _ActivationMixin:
     def get_config(self) -> dict[str, Any]:
         """Everything that `from_config` needs, as JSON values."""
         return {
-            "qspec": _plain_spec(self._qspec),  # type: ignore[attr-defined]
+            "qspec": plain_spec(self._qspec),  # type: ignore[attr-defined]
             "bits": self.bits,
             "signed": self.grid.quant_min < 0,
             "learnable": self.grid.learnable,
@@ -283,7 +134,7 @@ class _ActivationMixin:
     def from_config(cls, state: dict[str, Any]) -> Any:
         """Undo `get_config`."""
         make: Any = cls
-        qspec = _nncf_spec(state["qspec"])
+        qspec = nncf_spec(state["qspec"])
         return make(qspec, state["bits"], state["signed"], state["learnable"])
 
 
@@ -342,24 +193,6 @@ def _integers(bits: int, symmetric: bool, signed: bool) -> tuple[int, int]:
     if symmetric and signed:
         return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     return 0, 2**bits - 1
-
-
-def pwlq_weight(
-    native: BaseQuantizer, spec: QuantSpec, ch_axis: int | None, weight: str
-) -> PWLQWeightQuantizer:
-    """Our quantizer in the place of one that NNCF made for a weight."""
-    qspec = native._qspec
-    described = PTQuantizerSpec(
-        num_bits=8,
-        mode=QuantizationScheme.SYMMETRIC,
-        signedness_to_force=True,
-        narrow_range=True,
-        half_range=False,
-        scale_shape=tuple(qspec.scale_shape),
-        logarithm_scale=False,
-        is_quantized_on_export=False,
-    )
-    return PWLQWeightQuantizer(described, spec, ch_axis if native.per_channel else None, weight)
 
 
 def uniform_activation(
