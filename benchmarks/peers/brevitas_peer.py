@@ -10,6 +10,7 @@ import operator
 from typing import Any
 
 import torch
+from torch import nn
 from brevitas.graph.quantize import preprocess_for_quantize
 from brevitas_examples.imagenet_classification.ptq.ptq_common import (
     apply_bias_correction,
@@ -27,6 +28,7 @@ def quantize(request: PeerRequest) -> PeerResult:
     best = request.recipe == "best"
     model = preprocess_for_quantize(request.model.eval(), relu6_to_relu=False, equalize_iters=0)
     _plain_slices(model)
+    bounded = _bounded(model)
     quantized: Any = quantize_model(
         model,
         backend="fx",
@@ -51,7 +53,10 @@ def quantize(request: PeerRequest) -> PeerResult:
     return PeerResult(
         quantized.eval(),
         layer_sizes(quantized, request.weight_bits),
-        notes=["GPTQ with activation order, bias correction" if best else "99.999 percentile"],
+        notes=[
+            "GPTQ with activation order, bias correction" if best else "99.999 percentile",
+            *(["bounded at 6 before each QuantReLU, which has no bound"] if bounded else []),
+        ],
         protocol={
             "first_last": "as all layers, the network's input too",
             "residual_adds": "quantized",
@@ -65,6 +70,24 @@ def _plain_slices(model: Any) -> None:
         if node.op == "call_function" and node.target in (operator.getitem, slice_of):
             node.target = take
     model.recompile()
+
+
+def _bounded(model: Any) -> int:
+    """ReLU6 becomes a QuantReLU in Brevitas: its bound is put before it. How many there are."""
+    names = {name for name, module in model.named_modules() if isinstance(module, nn.ReLU6)}
+    found = [n for n in model.graph.nodes if n.op == "call_module" and n.target in names]
+    for node in found:
+        with model.graph.inserting_before(node):
+            cut = model.graph.call_function(at_most_six, (node.args[0],))
+        node.args = (cut,)
+    model.recompile()
+    return len(found)
+
+
+def at_most_six(x: Any) -> Any:
+    """``min(x, 6)`` of a tensor, quantized or not."""
+    value: Any = x.value if hasattr(x, "scale") and hasattr(x, "value") else x
+    return value.clamp(max=6.0)
 
 
 def take(x: Any, index: Any) -> Any:

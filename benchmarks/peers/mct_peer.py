@@ -27,7 +27,7 @@ def quantize(request: PeerRequest) -> PeerResult:
     data = _representative(request)
     if best:
         epochs = max(1, round(EPOCHS * request.effort))
-        config = mct.gptq.get_pytorch_gptq_config(n_epochs=epochs, use_hessian_based_weights=False)
+        config = mct.gptq.get_pytorch_gptq_config(n_epochs=epochs)
         done, _ = mct.gptq.pytorch_gradient_post_training_quantization(
             request.model, data, gptq_config=config, target_platform_capabilities=target
         )
