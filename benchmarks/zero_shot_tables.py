@@ -106,21 +106,37 @@ def _line(key: tuple[Any, ...], cell: dict[str, list[Row]], used: list[str]) -> 
 
 
 def ablation(rows: Iterable[Row]) -> list[str]:
-    """What each switch does: agreement with the float model on ``train`` images, no labels."""
+    """What each switch does: agreement with the float model on ``train`` images, no labels.
+
+    One table for training without reconstruction, one for reconstruction.
+    """
     good = [row for row in rows if "error" not in row and "train_agreement" in row]
-    if not good:
-        return []
+    lines = ["## What each setting does", ""] if good else []
+    for reconstructed in (True, False):
+        group = [r for r in good if r["job"]["set"].get("reconstruct", True) is reconstructed]
+        lines += _changes(group) if group else []
+    return lines
+
+
+def _changes(rows: list[Row]) -> list[str]:
+    """A table of rows that differ in a setting each."""
+    first = rows[0]["job"]
     common = {
         name: value
-        for name, value in good[0]["job"]["set"].items()
-        if all(row["job"]["set"].get(name) == value for row in good)
+        for name, value in first["set"].items()
+        if all(row["job"]["set"].get(name) == value for row in rows)
     }
-    head = ("changed", "divergence, validation", "on `train`", "agreement on `train`, %")
-    lines = ["| " + " | ".join([*head, "kept state", "seconds"]) + " |"]
-    lines.append("|---|---:|---:|---:|---|---:|")
-    for row in good:
-        job = row["job"]
-        changed = {k: v for k, v in job["set"].items() if k not in common}
+    told = ", ".join(f"{k} = {json.dumps(v)}" for k, v in common.items())
+    lines = [
+        f"{first['bits']} (stored weight / activation bits), {FORMATS[first['weights']]}, seed "
+        f"{first['seed']}{', ' + told if told else ''}.",
+        "",
+        "| changed | divergence, validation | on `train` | agreement on `train`, % | kept state "
+        "| seconds |",
+        "|---|---:|---:|---:|---|---:|",
+    ]
+    for row in rows:
+        changed = {k: v for k, v in row["job"]["set"].items() if k not in common}
         what = ", ".join(f"{k} = {json.dumps(v)}" for k, v in changed.items()) or "nothing"
         best = [v for v in row.get("verdicts", []) if v[0] == row.get("best")]
         divergence = f"{best[0][1]:.3f}" if best else "–"
@@ -129,17 +145,7 @@ def ablation(rows: Iterable[Row]) -> list[str]:
             f"| {row['train_agreement']:.2f} | {row.get('best') or '–'} "
             f"| {row['seconds']:.0f} |"
         )
-    told = ", ".join(f"{k} = {json.dumps(v)}" for k, v in common.items())
-    first = good[0]["job"]
-    return [
-        "## What each setting does",
-        "",
-        f"{first['bits']} (stored weight / activation bits), {FORMATS[first['weights']]}, seed "
-        f"{first['seed']}{', ' + told if told else ''}.",
-        "",
-        *lines,
-        "",
-    ]
+    return [*lines, ""]
 
 
 def divergence_on(row: Row) -> str:

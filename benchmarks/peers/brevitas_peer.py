@@ -10,7 +10,6 @@ import operator
 from typing import Any
 
 import torch
-from torch import nn
 from brevitas.graph.quantize import preprocess_for_quantize
 from brevitas_examples.imagenet_classification.ptq.ptq_common import (
     apply_bias_correction,
@@ -18,6 +17,7 @@ from brevitas_examples.imagenet_classification.ptq.ptq_common import (
     calibrate,
     quantize_model,
 )
+from torch import nn
 
 from benchmarks.graph_modules import slice_of
 from benchmarks.peers.base import PeerRequest, PeerResult, layer_sizes

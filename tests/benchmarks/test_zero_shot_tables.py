@@ -63,6 +63,7 @@ def test_a_task_that_has_one_recipe_shows_it() -> None:
 def test_an_ablation_names_what_changed_and_what_did_not() -> None:
     common = {"steps": 9}
     rows = [
+        {**row(0.0, set={"steps": 5, "reconstruct": False}), "train_agreement": 70.0},
         {**row(0.0, set=common), "train_agreement": 91.0},
         {
             **row(0.0, set={**common, "mixup": 0.0}),
@@ -78,6 +79,9 @@ def test_an_ablation_names_what_changed_and_what_did_not() -> None:
     assert [cells(line)[0] for line in lines[6:8]] == ["nothing", "mixup = 0.0"]
     assert [cells(line)[2] for line in lines[6:8]] == ["–", "0.2500"]
     assert [cells(line)[3] for line in lines[6:8]] == ["91.00", "90.50"]
+    assert lines[9].endswith("seed 0, steps = 5, reconstruct = false.")
+    assert [cells(line)[3] for line in lines[13:]] == ["70.00", ""]
+    assert ablation([row(50.0)]) == []
 
 
 def test_lambda_of_the_paper_s_runs_only() -> None:
