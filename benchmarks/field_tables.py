@@ -40,11 +40,18 @@ Line = tuple[str, str, str]
 
 
 def taken_over(path: Path) -> list[Row]:
-    """Rows of the zero-shot benchmark, whose protocol is the same, in this benchmark's form."""
+    """Rows of the zero-shot benchmark, whose protocol is the same, in this benchmark's form.
+
+    Rows with changed settings are another recipe and stay out, but where a model has no others.
+    """
     found = []
-    for row in read_rows(path):
-        old = row.get("job", {})
-        if "error" in row or old.get("set") or "top1" not in row or old["input_bits"] != 8:
+    rows = read_rows(path)
+    jobs = [row.get("job", {}) for row in rows]
+    plain = {j["task"] for j in jobs if j.get("method") == "default" and not j.get("set")}
+    for row, old in zip(rows, jobs, strict=True):
+        if "error" in row or "top1" not in row or old["input_bits"] != 8:
+            continue
+        if (old.get("set") and old["task"] in plain) or old.get("depthwise") == "int8":
             continue
         if old["method"] not in TAKEN_OVER or old["weights"] not in ("uniform-mse", "pwlq"):
             continue
@@ -74,7 +81,10 @@ def taken_over(path: Path) -> list[Row]:
                 "levels": BOTH if narrow else levels,
                 "data": "real" if real else "synthetic",
                 "seconds": row["seconds"],
-                "notes": ["from zero_shot.jsonl; its seconds are wall time, images included"],
+                "notes": [
+                    "from zero_shot.jsonl; its seconds are wall time, images included",
+                    *(f"{name} = {value}" for name, value in old.get("set", {}).items()),
+                ],
             }
         )
     return found

@@ -113,7 +113,12 @@ def test_rows_of_the_zero_shot_benchmark_are_taken_over(tmp_path: Path) -> None:
     append_row(path, old)
     append_row(path, {**old, "job": {**old["job"], "set": {"steps": 1}}})
     append_row(path, {**old, "job": {**old["job"], "method": "before"}})
-    (found,) = taken_over(path)
+    alone = {**old["job"], "task": "imagenet", "bits": "4/8", "set": {"steps": 0}}
+    append_row(path, {**old, "job": alone})
+    append_row(path, {**old, "job": {**alone, "depthwise": "int8"}})
+    found, other = taken_over(path)
+    assert other["job"]["model"] == "imagenet"
+    assert other["notes"][1:] == ["steps = 0"]
     assert (found["job"]["method"], found["job"]["seed"]) == ("zaq", 2)
     assert (found["mac_bits"], found["stored_bits"], found["score"]) == (2, 3, 85.0)
 
