@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from finetuning import QUICK, SHAPE, finetune, weights
 from torch import Tensor, nn
 
-from tests.support.finetuning import QUICK, SHAPE, finetune, weights
 from zaq_plugin.ptq import calibrate
 from zaq_plugin.pwlq import UniformSpec
 from zaq_plugin.zero_shot import DistillOptions, distill_images

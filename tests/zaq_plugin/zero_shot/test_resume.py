@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from finetuning import MIXED, QUICK, finetune, weights
 from torch import Tensor, nn
 
-from tests.support.finetuning import MIXED, QUICK, finetune, weights
 from zaq_plugin.ptq import correct_bias
 from zaq_plugin.zero_shot import TrainingDiverged, ZeroShotConfig
 

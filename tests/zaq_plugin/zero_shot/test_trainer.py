@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from finetuning import MIXED, QUICK, SHAPE, finetune, weights
 from torch import Tensor, nn
 
-from tests.support.finetuning import MIXED, QUICK, SHAPE, finetune, weights
 from zaq_plugin.ptq import calibrate, correct_bias, quantized_tensors
 from zaq_plugin.pwlq import PWLQSpec, UniformSpec
 from zaq_plugin.zero_shot import (
