@@ -54,8 +54,8 @@ def pwlq_qconfig(
     Args:
         spec: The weights' format; ``PWLQSpec()`` (4 MAC bits, 5 stored) if None.
         activations: Bits of the uniform per-tensor grid, 2 to 8 (7 on CPUs without VNNI, whose
-            kernels saturate at 8; `prepare` takes ``input_bits=7`` for the model's inputs); or a `PWLQSpec` for simulated PWLQ activations, which cannot be
-            converted.
+            kernels saturate at 8; `prepare` takes ``input_bits=7`` for the model's inputs); or a
+            `PWLQSpec` for simulated PWLQ activations, which cannot be converted.
         qat: Fake-quantizers for training (prepare_qat_fx) instead of observers (prepare_fx).
         observer: Range observer of the activations.
         symmetric_activations: Whether the activations' grid is symmetric around zero.
