@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.field_jobs import BITS, PEERS, is_peer, job, key, read_rows
+from benchmarks.field_jobs import BITS, PEERS, is_peer, job, key
 from benchmarks.field_pages import Grid, Page
 from benchmarks.field_tasks import TITLES
+from benchmarks.zero_shot_jobs import by_their_recipe, rows_of
 from zaq_plugin.report.protocol import protocol_text
 from zaq_plugin.strategies import STRATEGIES
 
@@ -40,18 +41,11 @@ Line = tuple[str, str, str]
 
 
 def taken_over(path: Path) -> list[Row]:
-    """Rows of the zero-shot benchmark, whose protocol is the same, in this benchmark's form.
-
-    Rows with changed settings are another recipe and stay out, but where a model has no others.
-    """
+    """Rows of the zero-shot benchmark, whose protocol is the same, in this benchmark's form."""
     found = []
-    rows = read_rows(path)
-    jobs = [row.get("job", {}) for row in rows]
-    plain = {j["task"] for j in jobs if j.get("method") == "default" and not j.get("set")}
-    for row, old in zip(rows, jobs, strict=True):
-        if "error" in row or "top1" not in row or old["input_bits"] != 8:
-            continue
-        if (old.get("set") and old["task"] in plain) or old.get("depthwise") == "int8":
+    for row in by_their_recipe(rows_of(path)):
+        old = row["job"]
+        if old["input_bits"] != 8 or old["depthwise"] == "int8":
             continue
         if old["method"] not in TAKEN_OVER or old["weights"] not in ("uniform-mse", "pwlq"):
             continue
@@ -59,7 +53,7 @@ def taken_over(path: Path) -> list[Row]:
         if real and old["task"] != "cifar10":
             continue
         levels = "pwlq" if old["weights"] == "pwlq" else "uniform"
-        narrow = old.get("activations") == "pwlq"
+        narrow = old["activations"] == "pwlq"
         stored = int(old["bits"].split("/")[0])
         found.append(
             {
@@ -83,7 +77,7 @@ def taken_over(path: Path) -> list[Row]:
                 "seconds": row["seconds"],
                 "notes": [
                     "from zero_shot.jsonl; its seconds are wall time, images included",
-                    *(f"{name} = {value}" for name, value in old.get("set", {}).items()),
+                    *(f"{name} = {value}" for name, value in old["set"].items()),
                 ],
             }
         )

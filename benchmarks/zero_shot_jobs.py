@@ -103,3 +103,17 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
         return []
     rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
     return [{**row, "job": {**DEFAULTS, **row["job"]}} for row in rows]
+
+
+def by_their_recipe(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows measured on test images by their task's recipe.
+
+    Rows with changed settings (``set``) are another recipe, but where a task has no others.
+    """
+    jobs = [row["job"] for row in rows]
+    plain = {job["task"] for job in jobs if job["method"] == "default" and not job["set"]}
+    return [
+        row
+        for row, job in zip(rows, jobs, strict=True)
+        if "error" not in row and "top1" in row and not (job["set"] and job["task"] in plain)
+    ]

@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
+from benchmarks.zero_shot_jobs import by_their_recipe
+
 METHODS = {
     "before": "before",
     "paper": "`paper`",
@@ -45,18 +47,11 @@ def weight_widths(job: Row) -> str:
 def results(rows: Iterable[Row]) -> list[str]:
     """A table for each task: a line for each format and widths, a column for each method.
 
-    Rows without test images are left to `ablation`, and so are rows with changed settings
-    (``set``) where the task has others: they are another recipe.
+    Only rows by their task's recipe; those without test images are left to `ablation`.
     """
-    rows = list(rows)
-    plain = {
-        r["job"]["task"] for r in rows if r["job"]["method"] == "default" and not r["job"]["set"]
-    }
     cells: dict[tuple[Any, ...], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
+    for row in by_their_recipe(list(rows)):
         job = row["job"]
-        if "error" in row or "top1" not in row or (job["set"] and job["task"] in plain):
-            continue
         key = tuple(
             job[n] for n in ("task", "bits", "weights", "input_bits", "depthwise", "activations")
         )

@@ -86,12 +86,14 @@ def _bounded(model: Any) -> int:
 
 def at_most_six(x: Any) -> Any:
     """``min(x, 6)`` of a tensor, quantized or not."""
-    value: Any = x.value if hasattr(x, "scale") and hasattr(x, "value") else x
-    return value.clamp(max=6.0)
+    return values_of(x).clamp(max=6.0)
 
 
 def take(x: Any, index: Any) -> Any:
     """``x[index]`` of a tensor, quantized or not, or of a tuple."""
-    if hasattr(x, "scale") and hasattr(x, "value"):
-        return x.value[index]
-    return x[index]
+    return values_of(x)[index]
+
+
+def values_of(x: Any) -> Any:
+    """The values of one of Brevitas's quantized tensors; anything else as it is."""
+    return x.value if hasattr(x, "scale") and hasattr(x, "value") else x

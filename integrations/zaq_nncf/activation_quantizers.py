@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zaq_nncf._compat import (
     AsymmetricQuantizer,
@@ -34,6 +34,8 @@ class _ActivationMixin:
     """
 
     grid: ActivationFakeQuantize
+    on_grid: Callable[[Tensor, nn.Module], Tensor]
+    """The function that NNCF finds in its graph."""
 
     def _make_grid(
         self,
@@ -83,12 +85,10 @@ class _ActivationMixin:
 
     def quantize(self, x: Tensor, execute_traced_op_as_identity: bool = False) -> Tensor:
         """The activation on its grid; same shape."""
-        raise NotImplementedError
-
-    def _follow(self, x: Tensor) -> None:
         with DisableTorchFunction():
             if self.grid.zero_point.device != x.device:
                 self.to(x.device)  # type: ignore[attr-defined]
+        return self.on_grid(x, self.grid)
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Scale (float32) and zero point (int32), shape (1,)."""
@@ -148,17 +148,14 @@ class SymmetricActivationQuantizer(_ActivationMixin, SymmetricQuantizer):
         learnable: Train the step.
     """
 
+    on_grid = staticmethod(symmetric_quantize)
+
     def __init__(
         self, qspec: PTQuantizerSpec, bits: int = 8, signed: bool = True, learnable: bool = False
     ) -> None:
         SymmetricQuantizer.__init__(self, qspec)
         self.signed = signed
         self._make_grid(True, signed, bits, learnable)
-
-    def quantize(self, x: Tensor, execute_traced_op_as_identity: bool = False) -> Tensor:
-        """The activation on its grid; same shape."""
-        self._follow(x)
-        return symmetric_quantize(x, self.grid)
 
 
 class AsymmetricActivationQuantizer(_ActivationMixin, AsymmetricQuantizer):
@@ -167,16 +164,13 @@ class AsymmetricActivationQuantizer(_ActivationMixin, AsymmetricQuantizer):
     Args: as `SymmetricActivationQuantizer`; ``signed`` is accepted for its sake.
     """
 
+    on_grid = staticmethod(asymmetric_quantize)
+
     def __init__(
         self, qspec: PTQuantizerSpec, bits: int = 8, signed: bool = False, learnable: bool = False
     ) -> None:
         AsymmetricQuantizer.__init__(self, qspec)
         self._make_grid(False, False, bits, learnable)
-
-    def quantize(self, x: Tensor, execute_traced_op_as_identity: bool = False) -> Tensor:
-        """The activation on its grid; same shape."""
-        self._follow(x)
-        return asymmetric_quantize(x, self.grid)
 
 
 ActivationQuantizer = SymmetricActivationQuantizer | AsymmetricActivationQuantizer
