@@ -29,7 +29,7 @@ PEERS = {
     "brevitas": ("plain", "best"),
     "mct": ("plain", "best"),
 }
-COMPOSED = ("rq+bias-correction", "omse+bias-correction")
+COMPOSED = ("rq+bias-correction", "omse+bias-correction", "pwlq+gptq")
 """Compositions that stand in the tables beside the strategies themselves."""
 
 Job = dict[str, Any]

@@ -97,12 +97,20 @@ def method_name(line: Line) -> str:
         return f"{PEER_NAMES[peer]}, {recipe}"
     if levels == BOTH:
         return f"{method}, {BOTH}"
-    return f"{method}, PWLQ levels" if levels == "pwlq" and method != "pwlq" else _plain(line)
+    if levels == "pwlq" and _base(method) != "pwlq":
+        return f"{method}, PWLQ levels"
+    return _plain(line)
 
 
 def _plain(line: Line) -> str:
     method, levels, _ = line
-    return f"{method}, uniform levels" if method in OURS and levels == "uniform" else method
+    ours = _base(method) in OURS
+    return f"{method}, uniform levels" if ours and levels == "uniform" else method
+
+
+def _base(method: str) -> str:
+    """The strategy that a composition starts from."""
+    return method.split("+")[0]
 
 
 def mean_and_deviation(values: Sequence[float], places: int = 2) -> str:
@@ -114,8 +122,7 @@ def mean_and_deviation(values: Sequence[float], places: int = 2) -> str:
 def order(line: Line) -> tuple[int, int, str, str]:
     """Strategies from the floor up, then compositions, then peers."""
     method, levels, _ = line
-    base = method.split("+")[0]
-    names = list(STRATEGIES)
+    base, names = _base(method), list(STRATEGIES)
     if is_peer(method):
         return 1, list(PEERS).index(method.split("/")[0]), method, levels
     return 0, names.index(base) if base in names else len(names), method, levels

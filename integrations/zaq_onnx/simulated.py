@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from zaq_onnx.grids import ActivationGrid, IntegerWeight
 from zaq_plugin.fake_quantize import ActivationFakeQuantize, PWLQActivationFakeQuantize
 from zaq_plugin.ptq import quantized_tensors
-from zaq_plugin.ptq.simulate import quantized_layers
+from zaq_plugin.ptq.student import quantized_layers
 from zaq_plugin.pwlq import PWLQTensor
 
 

@@ -300,7 +300,7 @@ def test_exported_and_unpacked_weights_are_the_same_levels(
 
     import zaq_onnx
     from zaq_plugin.ptq import calibrate, fold_batch_norm, simulate
-    from zaq_plugin.ptq.simulate import float_weight, quantized_layers, weight_fake_quant
+    from zaq_plugin.ptq.student import float_weight, quantized_layers, weight_fake_quant
 
     model, images = model_and_images()
     # Wide enough for codes and codebooks to be smaller than the integers.

@@ -8,81 +8,60 @@ before it already corrected.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.ptq.calibrate import Batch, as_call, evaluating
 from zaq_plugin.ptq.fold_arithmetic import out_features, wide_dtype
-from zaq_plugin.ptq.simulate import (
+from zaq_plugin.ptq.layer_walk import MEMORY, walk_layers
+from zaq_plugin.ptq.student import (
     SHIFT,
     float_weight,
     quantized_layers,
+    reference_weight,
     weight_fake_quant,
 )
 
-MEMORY = 1 << 30
 
-
-class _Stop(Exception):
-    """Ends a forward pass early."""
-
-
-class _MeanError:
-    """Running mean of a layer's output error per channel, fed with the layer's inputs."""
+class MeanInput:
+    """Mean input of a layer by shape of one sample, which is all that its mean error needs."""
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
-        self.total: Tensor | None = None
-        self.images = 0
+        self._sums: dict[torch.Size, tuple[Tensor, int]] = {}
 
     def add(self, x: Tensor) -> None:
-        """Take a batch of inputs into account, weighted by its number of samples."""
-        error = mean_output_error(self.layer, x)
+        """Take a batch of inputs into account; every sample counts the same."""
+        linear = isinstance(self.layer, nn.Linear)
+        if not linear and x.dim() == float_weight(self.layer).dim() - 1:
+            x = x.unsqueeze(0)  # a convolution's single sample without its batch axis
         samples = x.shape[0]
-        self.total = error * samples if self.total is None else self.total + error * samples
-        self.images += samples
+        axes = tuple(range(x.dim() - 1)) if linear else (0,)
+        mean = x.mean(axes, dtype=wide_dtype(x)).unsqueeze(0)
+        total, count = self._sums.get(mean.shape, (torch.zeros_like(mean), 0))
+        self._sums[mean.shape] = total + mean * samples, count + samples
 
-    def mean(self) -> Tensor:
-        """The mean so far, ``(channels,)``."""
-        assert self.total is not None
-        return self.total / self.images
+    def mean_output(self, weight: Tensor) -> Tensor:
+        """The layer's mean output for another weight and no bias, ``(output channels,)``."""
+        samples = sum(count for _, count in self._sums.values())
+        outputs = [_mean_output(self.layer, total, weight) for total, _ in self._sums.values()]
+        return torch.stack(outputs).sum(0) / max(samples, 1)
 
 
-def mean_output_error(layer: nn.Module, x: Tensor) -> Tensor:
-    """``E[(W^ - W) x]`` per output channel, over samples and positions, in float64.
-
-    The layer is linear in x, so that only the batch mean of x goes through it.
-
-    Args:
-        layer: A convolution or linear layer with a fake-quantized weight.
-        x: A batch of the layer's inputs; ``(n, channels, *size)``, or ``(*, features)`` for a
-            linear layer.
-
-    Returns:
-        ``(output channels,)``.
-    """
+def _mean_output(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    """Output channels' means over samples and positions, with another weight and no bias."""
     quantizer, original = weight_fake_quant(layer), float_weight(layer)
     assert quantizer is not None
-    wide, weight_rank = wide_dtype(x), original.dim()
-    if not isinstance(layer, nn.Linear) and x.dim() == weight_rank - 1:
-        x = x.unsqueeze(0)  # a convolution's single sample without its batch axis
-    axes = tuple(range(x.dim() - 1)) if isinstance(layer, nn.Linear) else (0,)
-    mean_input = x.mean(axes, dtype=wide).unsqueeze(0)
-    with torch.no_grad():
-        error = quantizer(original).to(wide) - original.to(wide)
     kept, bias = original.data, layer._parameters.get("bias")
     enabled = bool(quantizer.fake_quant_enabled[0])
     try:
         quantizer.disable_fake_quant()
-        original.data = error
+        original.data = weight
         layer._parameters["bias"] = None
         with torch.no_grad():
-            output: Tensor = layer.forward(mean_input)
+            output: Tensor = layer.forward(x)
     finally:
         original.data = kept
         layer._parameters["bias"] = bias
@@ -92,8 +71,53 @@ def mean_output_error(layer: nn.Module, x: Tensor) -> Tensor:
     return output.flatten(2).mean((0, 2)) if output.dim() > 2 else output.mean(0)
 
 
+def mean_output_error(
+    layer: nn.Module, x: Tensor | MeanInput, reference: Tensor | None = None
+) -> Tensor:
+    """``E[(W^ - W) x]`` per output channel, over samples and positions, in float64.
+
+    The layer is linear in x, so that only the mean of x goes through it.
+
+    Args:
+        layer: A convolution or linear layer with a fake-quantized weight.
+        x: A batch of the layer's inputs, ``(n, channels, *size)``, or ``(*, features)`` for a
+            linear layer; or the mean of several.
+        reference: W, where the layer's own float weight has been moved.
+
+    Returns:
+        ``(output channels,)``.
+    """
+    quantizer, original = weight_fake_quant(layer), float_weight(layer)
+    assert quantizer is not None
+    if isinstance(x, Tensor):
+        given, x = x, MeanInput(layer)
+        x.add(given)
+    wide = wide_dtype(original)
+    with torch.no_grad():
+        float_one = original if reference is None else reference
+        error = quantizer(original).to(wide) - float_one.to(wide)
+    return x.mean_output(error)
+
+
+class _Correction:
+    """Takes the mean error out of one layer's bias."""
+
+    def __init__(self, name: str, layer: nn.Module, reference: Tensor | None) -> None:
+        self.name, self.layer, self.reference = name, layer, reference
+        self.inputs = MeanInput(layer)
+        self.add = self.inputs.add
+
+    def finish(self) -> None:
+        error = mean_output_error(self.layer, self.inputs, self.reference)
+        take_out(self.name, self.layer, error)
+
+
 def correct_bias(
-    student: nn.Module, batches: Iterable[Any], *, memory: int = MEMORY
+    student: nn.Module,
+    batches: Iterable[Any],
+    *,
+    reference: nn.Module | None = None,
+    memory: int = MEMORY,
 ) -> dict[str, Tensor]:
     """Take the mean output error ``E[(W^ - W) x]`` out of every quantized layer's bias, in place.
 
@@ -105,6 +129,8 @@ def correct_bias(
     Args:
         student: What `simulate` returned, calibrated if its activations are quantized.
         batches: As for `calibrate`; all are kept in memory.
+        reference: The float model that `simulate` got, if the student's float weights have been
+            moved since (by `compensate_rounding`, or by training).
         memory: Bytes that activations may take. If all batches fit, one forward pass does all
             layers; otherwise each layer takes a pass of its own, batch by batch, up to that layer.
 
@@ -114,30 +140,14 @@ def correct_bias(
     Raises:
         ValueError: If there are no batches, no quantized layer, or an activation is not finite.
     """
+
+    def begin(name: str, layer: nn.Module) -> _Correction:
+        return _Correction(name, layer, reference_weight(reference, name))
+
+    order = walk_layers(
+        student, batches, begin, what="correct_bias", prepare=take_back, memory=memory
+    )
     layers = dict(quantized_layers(student))
-    if not layers:
-        raise ValueError(
-            f"{type(student).__name__} has no fake-quantized weights; pass what simulate() returned"
-        )
-    calls = [as_call(batch) for batch in batches]
-    if not calls:
-        raise ValueError("correct_bias got no batches; give at least one batch of inputs")
-    for layer in layers.values():
-        take_back(layer)
-    observing = _stop_observers(student)
-    try:
-        with evaluating(student):
-            order, peak = _first_calls(student, layers, _one_sample(calls[0]))
-            merged = _merge(calls)
-            samples = _samples(merged[0]) if len(merged) == 1 else 0
-            once = all(count == 1 for count in order.values())
-            if once and samples and samples * peak <= memory:
-                _in_one_pass(student, layers, merged[0])
-            else:
-                _layer_by_layer(student, layers, order, calls)
-    finally:
-        for module in observing:
-            module.enable_observer()
     return {name: getattr(layers[name], SHIFT).clone() for name in order}
 
 
@@ -172,122 +182,3 @@ def take_out(name: str, layer: nn.Module, error: Tensor) -> None:
     with torch.no_grad():
         getattr(layer, SHIFT).copy_(error)
         bias.sub_(error.to(bias.dtype))
-
-
-def _stop_observers(student: nn.Module) -> list[Any]:
-    stopped: list[Any] = []
-    for module in student.modules():
-        enabled = getattr(module, "observer_enabled", None)
-        if isinstance(enabled, Tensor) and bool(enabled[0]):
-            module.disable_observer()  # type: ignore[operator]
-            stopped.append(module)
-    return stopped
-
-
-def _one_sample(call: Batch) -> Batch:
-    args, kwargs = call
-
-    def cut(x: Any) -> Any:
-        return x[:1] if isinstance(x, Tensor) and x.dim() else x
-
-    return tuple(cut(x) for x in args), {k: cut(x) for k, x in kwargs.items()}
-
-
-def _first_calls(
-    student: nn.Module, layers: dict[str, nn.Module], call: Batch
-) -> tuple[Counter[str], int]:
-    """How often each layer is called, in order of the first call, and bytes per sample to hold."""
-    count: Counter[str] = Counter()
-    peak = 0
-
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            nonlocal peak
-            count[name] += 1
-            size = sum(
-                x.numel() * x.element_size() for x in (*args, output) if isinstance(x, Tensor)
-            )
-            peak = max(peak, 2 * size)  # the shortcut around a block is alive, too
-
-        return hook
-
-    handles = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
-    try:
-        student(*call[0], **call[1])
-    finally:
-        for handle in handles:
-            handle.remove()
-    return count, peak
-
-
-def _merge(calls: Sequence[Batch]) -> list[Batch]:
-    """All batches as one, where they are single tensors of one sample shape."""
-    tensors = [args[0] for args, kwargs in calls if len(args) == 1 and not kwargs]
-    if len(tensors) < len(calls) or len({(x.shape[1:], x.dtype, x.device) for x in tensors}) > 1:
-        return list(calls)
-    return [((torch.cat(tensors),), {})]
-
-
-def _samples(call: Batch) -> int:
-    tensors = [x for x in (*call[0], *call[1].values()) if isinstance(x, Tensor)]
-    return tensors[0].shape[0] if tensors else 0
-
-
-def _argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    x: Tensor = args[0] if args else kwargs["input"]
-    return x
-
-
-def _in_one_pass(student: nn.Module, layers: dict[str, nn.Module], call: Batch) -> None:
-    """Every layer is corrected the moment before it runs on all samples at once."""
-
-    def watch(name: str) -> Any:
-        def hook(layer: nn.Module, args: Any, kwargs: Any) -> None:
-            error = _MeanError(layer)
-            error.add(_argument(args, kwargs))
-            take_out(name, layer, error.mean())
-
-        return hook
-
-    handles = [
-        layer.register_forward_pre_hook(watch(name), with_kwargs=True)
-        for name, layer in layers.items()
-    ]
-    try:
-        student(*call[0], **call[1])
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _layer_by_layer(
-    student: nn.Module, layers: dict[str, nn.Module], order: Counter[str], calls: Sequence[Batch]
-) -> None:
-    """One pass over the batches for each layer, cut off behind the layer's last call."""
-    for name, expected in order.items():
-        error = _MeanError(layers[name])
-        seen = 0
-
-        def hook(
-            layer: nn.Module,
-            args: Any,
-            kwargs: Any,
-            error: _MeanError = error,
-            expected: int = expected,
-        ) -> None:
-            nonlocal seen
-            error.add(_argument(args, kwargs))
-            seen += 1
-            if seen == expected:
-                raise _Stop
-
-        handle = layers[name].register_forward_pre_hook(hook, with_kwargs=True)
-        try:
-            for args, kwargs in calls:
-                seen = 0
-                with suppress(_Stop):
-                    student(*args, **kwargs)
-        finally:
-            handle.remove()
-        if error.images:
-            take_out(name, layers[name], error.mean())

@@ -11,7 +11,7 @@ from zaq_plugin.ptq.bias import take_back, take_out
 from zaq_plugin.ptq.channel_moments import Moments
 from zaq_plugin.ptq.channels import linear_response
 from zaq_plugin.ptq.fold_arithmetic import wide_dtype
-from zaq_plugin.ptq.simulate import float_weight, quantized_layers, weight_fake_quant
+from zaq_plugin.ptq.student import float_weight, quantized_layers, weight_fake_quant
 
 
 def correct_bias_by_moments(

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.ptq.auditing import audit
 from zaq_plugin.ptq.fold_arithmetic import LAYERS
 from zaq_plugin.ptq.plan import trace_order
-from zaq_plugin.ptq.simulate import audit, quantized_layers, weight_fake_quant
+from zaq_plugin.ptq.student import quantized_layers, weight_fake_quant
 
 Batch = tuple[tuple[Any, ...], dict[str, Any]]
 

@@ -7,7 +7,7 @@ float weight stays a trainable parameter) and one on its input (a submodule ``in
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,20 +20,16 @@ from zaq_plugin.fake_quantize import (
     PWLQPerChannelFakeQuantize,
 )
 from zaq_plugin.observers import MinMaxObserver, TopKMedianObserver
-from zaq_plugin.ptq.compound import CompoundFakeQuantize
+from zaq_plugin.ptq.auditing import audit
 from zaq_plugin.ptq.plan import (
     Activations,
     Depthwise,
-    LayerPlan,
     Override,
     channel_axis,
     make_plan,
 )
-from zaq_plugin.pwlq import PWLQSpec, PWLQTensor, QuantSpec, UniformSpec, quantize
-from zaq_plugin.report import Audit, LayerRecord
-
-SHIFT = "zaq_bias_shift"
-"""Buffer of a layer whose bias was corrected: what was taken out of it."""
+from zaq_plugin.ptq.student import SHIFT
+from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
 
 
 def simulate(
@@ -176,123 +172,6 @@ def _quantize_input(
     if args:
         return (watcher(args[0]), *args[1:]), kwargs
     return args, {**kwargs, "input": watcher(kwargs["input"])}
-
-
-def weight_fake_quant(layer: nn.Module) -> PWLQPerChannelFakeQuantize | None:
-    """The fake-quantizer on a layer's weight, or None."""
-    if not parametrize.is_parametrized(layer, "weight"):
-        return None
-    first = layer.parametrizations.weight[0]  # type: ignore[union-attr, index]
-    return first if isinstance(first, PWLQPerChannelFakeQuantize) else None
-
-
-def float_weight(layer: nn.Module) -> Tensor:
-    """The float weight behind a layer's fake-quantizer."""
-    original: Tensor = layer.parametrizations.weight.original  # type: ignore[union-attr, assignment]
-    return original
-
-
-def quantized_layers(student: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every layer whose weight is fake-quantized by a parametrization, with its name."""
-    for name, module in student.named_modules():
-        if weight_fake_quant(module) is not None:
-            yield name, module
-
-
-def quantized_tensors(student: nn.Module) -> dict[str, PWLQTensor]:
-    """Codes and levels of every quantized weight by layer name.
-
-    ``dequantize()`` of each equals the layer's fake-quantized weight bit for bit.
-
-    Raises:
-        ValueError: If the model has no fake-quantized weights, or one that is several tensors.
-    """
-    tensors = {}
-    for name, layer in quantized_layers(student):
-        fake_quant = weight_fake_quant(layer)
-        assert fake_quant is not None
-        if isinstance(fake_quant, CompoundFakeQuantize):
-            raise ValueError(
-                f"the weight of layer {name!r} is put together from {len(fake_quant.tensors)} "
-                f"quantized tensors ({fake_quant.remark}); read them from its fake-quantizer"
-            )
-        tensors[name] = _tensor_of(layer, fake_quant)
-    if not tensors:
-        raise ValueError(
-            f"{type(student).__name__} has no fake-quantized weights; pass what simulate() returned"
-        )
-    return tensors
-
-
-def _tensor_of(layer: nn.Module, fake_quant: PWLQPerChannelFakeQuantize) -> PWLQTensor:
-    edges = fake_quant.edges.detach()
-    weight = float_weight(layer).detach()
-    return quantize(weight, fake_quant.spec, fake_quant.ch_axis, edges=edges)
-
-
-def audit(student: nn.Module) -> Audit:
-    """What was quantized, how and how well, and what was not and why, one record per weight.
-
-    Raises:
-        ValueError: If ``student`` does not come from `simulate`.
-    """
-    plans: dict[str, LayerPlan] | None = getattr(student, "zaq_plan", None)
-    if plans is None:
-        raise ValueError(f"{type(student).__name__} carries no plan; pass what simulate() returned")
-    found = Audit()
-    seen: dict[int, str] = {}
-    tensor: PWLQTensor | CompoundFakeQuantize
-    for plan in plans.values():
-        if plan.weights is None:
-            reason = plan.reason or "unknown"
-            found.add(LayerRecord(plan.name, plan.kind, plan.numel, False, reason))
-            continue
-        layer, remark = student.get_submodule(plan.name), plan.reason
-        fake_quant = weight_fake_quant(layer)
-        if fake_quant is None:
-            raise ValueError(f"layer {plan.name!r} has lost its fake-quantizer; simulate() again")
-        if isinstance(fake_quant, CompoundFakeQuantize):
-            remark = "; ".join(text for text in (remark, fake_quant.remark) if text)
-            tensor, noise = fake_quant, fake_quant.sqnr
-        else:
-            tensor = _tensor_of(layer, fake_quant)
-            noise = tensor.sqnr_db
-        twin_name = seen.setdefault(id(float_weight(layer)), plan.name)
-        shared = twin_name != plan.name
-        if shared:
-            remark = f"shares its weight with {twin_name!r}, where it is counted"
-        found.add(
-            LayerRecord(
-                plan.name,
-                plan.kind,
-                0 if shared else plan.numel,
-                True,
-                remark,
-                spec=fake_quant.spec.label,
-                mac_bits=tensor.mac_bits,
-                stored_bits=tensor.stored_bits,
-                stored_bytes=0 if shared else tensor.stored_bytes,
-                sqnr_db=noise,
-                kernel="simulated",
-                entropy_bits=tensor.entropy_bits,
-                activation=_activation_label(layer),
-            )
-        )
-    return found
-
-
-def _activation_label(layer: nn.Module) -> str:
-    watcher = getattr(layer, "input_fake_quant", None)
-    if watcher is None:
-        return "float"
-    if isinstance(watcher, PWLQActivationFakeQuantize):
-        label = watcher.format.label + " per tensor"
-    else:
-        bits = int(watcher.bits)
-        label = f"uniform {bits}b MAC/{bits}b stored per tensor"
-    if not bool(watcher.fake_quant_enabled[0]):
-        label += " (not calibrated)"
-    return label
 
 
 def twin(student: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from zaq_plugin.ptq.analytic import allocate_bits
 from zaq_plugin.ptq.compound import AllocatedFakeQuantize, install
 from zaq_plugin.ptq.range_observers import AnalyticObserver
-from zaq_plugin.ptq.simulate import float_weight, quantized_layers, weight_fake_quant
+from zaq_plugin.ptq.student import float_weight, quantized_layers, weight_fake_quant
 from zaq_plugin.pwlq import PWLQSpec
 from zaq_plugin.pwlq.layout import to_rows
 from zaq_plugin.strategies.activations import ObservedActivations

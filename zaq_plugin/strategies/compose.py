@@ -110,7 +110,7 @@ def apply(
         with work.timed(stage.name):
             stage.finish(work)
     to_evaluation(work.student)
-    found = audit(work.student).require_any()
+    found = audit(work.student, reference=work.folded).require_any()
     work.student.zaq_audit = found  # type: ignore[assignment]
     return Applied(
         model=work.student,

@@ -17,4 +17,4 @@ class CorrectBias(Stage):
 
     def finish(self, work: Work) -> None:
         """Correct layer after layer."""
-        correct_bias(work.student, work.batches())
+        correct_bias(work.student, work.batches(), reference=work.folded)

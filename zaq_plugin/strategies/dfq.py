@@ -18,7 +18,7 @@ from zaq_plugin.ptq.bias_by_moments import correct_bias_by_moments
 from zaq_plugin.ptq.channel_moments import Moments, input_moments
 from zaq_plugin.ptq.equalise import absorb_bias, equalise
 from zaq_plugin.ptq.remembered import Normal, Remembered, remembered_statistics, rescaled
-from zaq_plugin.ptq.simulate import quantized_layers
+from zaq_plugin.ptq.student import quantized_layers
 from zaq_plugin.strategies.images import Distilled, statistics_of
 from zaq_plugin.strategies.stage import Stage, Strategy, Work
 from zaq_plugin.strategies.weights import MinMaxWeights

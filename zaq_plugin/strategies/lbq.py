@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from zaq_plugin.ptq.compound import ResidualFakeQuantize, install
-from zaq_plugin.ptq.simulate import float_weight, quantized_layers, weight_fake_quant
+from zaq_plugin.ptq.student import float_weight, quantized_layers, weight_fake_quant
 from zaq_plugin.strategies.activations import LeastSquaresActivations
 from zaq_plugin.strategies.images import Distilled
 from zaq_plugin.strategies.stage import Strategy, Work

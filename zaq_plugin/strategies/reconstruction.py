@@ -19,7 +19,6 @@ from zaq_plugin.strategies.images import Distilled
 from zaq_plugin.strategies.stage import Stage, Strategy, Work
 from zaq_plugin.strategies.weights import LeastSquaresWeights
 from zaq_plugin.zero_shot import ReconstructOptions, reconstruct
-from zaq_plugin.zero_shot.twins import twin
 
 ITERATIONS = 300
 
@@ -51,7 +50,7 @@ class Reconstruct(Stage):
         fields["batch_size"] = min(options.batch_size, request.batch_size)
         results = reconstruct(
             work.student,
-            twin(work.student),
+            work.teacher,
             work.images,
             ReconstructOptions(**fields),
             rng=work.rng(2),

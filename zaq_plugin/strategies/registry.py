@@ -17,6 +17,7 @@ from zaq_plugin.strategies.deepinversion import DEEPINVERSION
 from zaq_plugin.strategies.dfq import DFQ, BatchNormRanges, CorrectBiasByMoments, Equalise
 from zaq_plugin.strategies.finetune import FT
 from zaq_plugin.strategies.gdfq import GDFQ
+from zaq_plugin.strategies.gptq import GPTQ
 from zaq_plugin.strategies.images import Distilled, Noise, Real
 from zaq_plugin.strategies.lbq import LBQ, SecondTensor
 from zaq_plugin.strategies.omse import OMSE
@@ -37,6 +38,7 @@ _METHODS = (
     ZEROQ,
     ZEROQ_MIXED,
     PWLQ,
+    GPTQ,
     ADAROUND,
     BRECQ,
     QDROP,

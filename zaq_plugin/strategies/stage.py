@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from zaq_plugin.observers import MinMaxObserver
 from zaq_plugin.ptq.plan import Override
+from zaq_plugin.ptq.student import float_weight, quantized_layers, reference_weight
 from zaq_plugin.pwlq import QuantSpec, UniformSpec
 from zaq_plugin.strategies.request import Request
+from zaq_plugin.zero_shot.twins import twin
 
 Slot = Literal["before", "images", "weights", "activations", "after"]
 Data = Literal["none", "synthetic", "real"]
@@ -111,6 +113,17 @@ class Work:
     @student.setter
     def student(self, student: nn.Module) -> None:
         self._student = student
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The student's float twin, with the float model's weights wherever they are by now."""
+        teacher = twin(self.student)
+        with torch.no_grad():
+            for name, layer in quantized_layers(teacher):
+                weight = reference_weight(self.folded, name)
+                if weight is not None:
+                    float_weight(layer).copy_(weight)
+        return teacher
 
     @property
     def device(self) -> torch.device:

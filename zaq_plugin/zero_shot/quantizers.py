@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from zaq_plugin.pwlq import fake_quantize
-from zaq_plugin.pwlq.kernels import codebook_of
+from zaq_plugin.pwlq.cells import levels_of
 from zaq_plugin.pwlq.layout import from_rows, to_rows
-from zaq_plugin.pwlq.levels import build_grid
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,7 @@ class WeightSlot(Slot):
         spec, edges = self.module.spec, self.module.edges
         if not isinstance(edges, Tensor) or edges.numel() == 0:
             raise ValueError(f"{self.name} has no breakpoints yet; run the model on a batch first.")
-        book = codebook_of(build_grid(edges.detach(), spec))
-        return book.levels * book.scale.unsqueeze(1)
+        return levels_of(edges, spec)
 
     def rows(self, values: Tensor) -> Tensor:
         """A tensor of the weight's shape as (channels, elements)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.pwlq.cells import nearest_in_cell
 from zaq_plugin.zero_shot.learned_levels import LearnedLevels
 from zaq_plugin.zero_shot.quantizers import WeightSlot
 
@@ -98,22 +99,14 @@ class LearnedRounding(nn.Module):
         self.levels.bake(slot)
         self.decide(1.0)
         wanted = self(slot.seen)
-        values = wanted if exact else _nearest_in_cell(slot, wanted, slot.seen)
+        values = wanted if exact else self._in_cell(slot, wanted)
         # Rounding of the scale may move a level by one unit in the last place.
         levels = slot.quantized(wanted)
         missed = slot.quantized(values) != levels
         slot.write(torch.where(missed | exact, levels, values))
 
-
-def _nearest_in_cell(slot: WeightSlot, wanted: Tensor, seen: Tensor) -> Tensor:
-    """The value closest to ``seen`` that is rounded to the level ``wanted``: inside its cell."""
-    rows, target, levels = slot.rows(seen).float(), slot.rows(wanted).float(), slot.levels().float()
-    index = torch.searchsorted(levels.contiguous(), target.contiguous())
-    index = index.clamp(0, levels.shape[1] - 1)
-    below = levels.gather(1, (index - 1).clamp(min=0))
-    above = levels.gather(1, (index + 1).clamp(max=levels.shape[1] - 1))
-    middle = levels.gather(1, index)
-    # 2 % off the thresholds, so that float rounding does not decide.
-    low = middle - 0.49 * (middle - below)
-    high = middle + 0.49 * (above - middle)
-    return slot.unrows(torch.minimum(torch.maximum(rows, low), high)).to(seen.dtype)
+    def _in_cell(self, slot: WeightSlot, wanted: Tensor) -> Tensor:
+        """The values closest to the old weights that are rounded to the wanted levels."""
+        rows, target = slot.rows(slot.seen).float(), slot.rows(wanted).float()
+        inside = nearest_in_cell(rows, target, slot.levels().float())
+        return slot.unrows(inside).to(slot.seen.dtype)

@@ -11,7 +11,7 @@ from zaq_plugin.ptq.compound import (
     ResidualFakeQuantize,
     install,
 )
-from zaq_plugin.ptq.simulate import float_weight
+from zaq_plugin.ptq.student import float_weight
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec, quantize
 
 SPEC = UniformSpec(4, "asymmetric", "minmax")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.ptq.simulate import quantized_layers
+from zaq_plugin.ptq.student import quantized_layers
 from zaq_plugin.strategies import PARTS, STRATEGIES, Request, apply, compose, synthetic_images
 
 Make = Callable[..., Request]

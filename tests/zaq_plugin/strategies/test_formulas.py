@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zaq_plugin.ptq import fold_batch_norm
-from zaq_plugin.ptq.simulate import float_weight
+from zaq_plugin.ptq.student import float_weight
 from zaq_plugin.strategies import Request, Work, apply
 from zaq_plugin.strategies.gdfq import Conditional, GenerativeTraining
 from zaq_plugin.strategies.lbq import relative_error

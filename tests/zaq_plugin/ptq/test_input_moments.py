@@ -1,0 +1,92 @@
+"""Second moments of a layer's inputs against the layer itself: E[(W x)^2] = W E[x x^T] W^T."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from zaq_plugin.ptq import input_moments
+from zaq_plugin.ptq.input_moments import InputMoments, has_columns
+
+CASES = {
+    "linear": (nn.Linear(7, 5), (4, 7)),
+    "linear, tokens": (nn.Linear(7, 5), (4, 3, 7)),
+    "convolution": (nn.Conv2d(4, 6, 3, padding=1), (3, 4, 7, 6)),
+    "stride, dilation": (nn.Conv2d(4, 6, (3, 2), stride=(2, 1), dilation=2), (3, 4, 9, 8)),
+    "groups": (nn.Conv2d(4, 6, 3, padding=(1, 0), groups=2), (3, 4, 7, 6)),
+    "depthwise": (nn.Conv2d(4, 8, 3, padding=1, groups=4), (3, 4, 7, 6)),
+    "same": (nn.Conv2d(4, 6, (2, 3), padding="same"), (3, 4, 7, 6)),
+    "valid": (nn.Conv2d(4, 6, 3, padding="valid"), (3, 4, 7, 6)),
+    "circular": (nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"), (3, 4, 7, 6)),
+    "reflect": (nn.Conv1d(4, 6, 5, padding=2, padding_mode="reflect"), (3, 4, 9)),
+    "one dimension": (nn.Conv1d(4, 6, 3, stride=2, padding=1, groups=2), (3, 4, 9)),
+    "three dimensions": (nn.Conv3d(4, 6, (1, 2, 3), padding=(0, 1, 1)), (2, 4, 3, 4, 5)),
+}
+
+
+def mean_square(layer: Any, moments: Tensor) -> Tensor:
+    """W E[x x^T] W^T of each output channel."""
+    rows = layer.weight.detach().double().flatten(1).unflatten(0, (moments.shape[0], -1))
+    return ((rows @ moments) * rows).sum(2).flatten()
+
+
+def output_square(layer: Any, x: Tensor) -> Tensor:
+    """The same from the layer's own arithmetic."""
+    with torch.no_grad():
+        out = layer.double()(x.double())
+    axis = out.dim() - 1 if isinstance(layer, nn.Linear) else 1
+    offset = layer.bias.detach().double().view([-1 if i == axis else 1 for i in range(out.dim())])
+    return (out - offset).square().transpose(0, axis).flatten(1).mean(1)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_moments_tell_the_power_of_the_output(name: str) -> None:
+    layer, shape = CASES[name]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 0.5
+    moments = InputMoments(layer.double(), torch.Generator())
+    first, rest = x.double()[:1], x.double()[1:]
+    moments.add(first)
+    moments.add(rest)
+    assert torch.allclose(mean_square(layer, moments.mean()), output_square(layer, x), rtol=1e-9)
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, shape = CASES["groups"]
+    x = torch.randn(shape).double()
+    whole, parts = (InputMoments(layer.double(), torch.Generator()) for _ in range(2))
+    whole.add(x)
+    monkeypatch.setattr(input_moments, "CHUNK", 1)
+    parts.add(x)
+    assert torch.allclose(whole.mean(), parts.mean(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["linear, tokens", "convolution"])
+def test_a_sample_of_the_patches_is_close_and_the_seed_fixes_it(name: str) -> None:
+    layer, _ = CASES[name]
+    shape = (64, 50, 7) if isinstance(layer, nn.Linear) else (64, 4, 30, 30)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).double()
+    found = []
+    for seed, rows in ((0, 1 << 20), (1, 1024), (1, 1024), (2, 1024)):
+        moments = InputMoments(layer.double(), torch.Generator().manual_seed(seed), rows)
+        moments.add(x)
+        found.append(moments.mean())
+    assert torch.equal(found[1], found[2])
+    assert not torch.equal(found[1], found[3])
+    assert float((found[1] - found[0]).abs().max()) < 6 / 1024**0.5
+
+
+def test_a_sample_without_its_batch_axis() -> None:
+    layer, shape = CASES["convolution"]
+    x = torch.randn(shape[1:]).double()
+    one, many = (InputMoments(layer.double(), torch.Generator()) for _ in range(2))
+    one.add(x)
+    many.add(x.unsqueeze(0))
+    assert torch.equal(one.mean(), many.mean())
+
+
+def test_layers_without_patches_and_moments_without_batches() -> None:
+    assert has_columns(nn.Linear(2, 2))
+    assert not has_columns(nn.ConvTranspose2d(2, 2, 3))
+    with pytest.raises(ValueError, match="has seen no batch"):
+        InputMoments(nn.Linear(2, 2), torch.Generator()).mean()

@@ -1,0 +1,70 @@
+"""GPTQ as a strategy: its objective computed directly, and what it may be composed with."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from zaq_plugin.ptq import fold_batch_norm
+from zaq_plugin.strategies import Request, apply
+
+Make = Callable[..., Request]
+NAMES = ("stem.0", "block.conv1", "block.conv2", "block.short.0", "fc")
+
+
+def made_by(student: nn.Module, name: str) -> Tensor:
+    """The quantized weight of a layer, (channels, elements) in float64."""
+    layer: Any = student.get_submodule(name)
+    weight: Tensor = layer.weight
+    return weight.detach().flatten(1).double()
+
+
+@pytest.mark.parametrize("levels", ["uniform", "pwlq"])
+def test_gptq_rounds_the_float_weights_for_the_inputs_that_the_student_has(
+    levels: str, model: nn.Module, request_of: Make, real: Tensor
+) -> None:
+    request = request_of(images=real, levels=levels, weight_bits=3)
+    applied, plain = apply("gptq", model, request), apply("omse+top-k", model, request)
+    assert "gptq: error feedback in 5 of 5 layers" in applied.notes
+    folded, total = fold_batch_norm(model), torch.zeros(2, dtype=torch.float64)
+    seen: dict[str, Tensor] = {}
+    for name in NAMES:
+        applied.model.get_submodule(name).register_forward_hook(
+            lambda m, args, out, name=name: seen.__setitem__(name, args[0])
+        )
+    applied.model(real)
+    for name in NAMES:
+        layer: Any = applied.model.get_submodule(name)
+        original: Any = folded.get_submodule(name)
+        x = layer.input_fake_quant(seen[name]).double()
+        if x.dim() > 2:  # im2col by torch
+            x = nn.functional.unfold(x, layer.kernel_size, 1, layer.padding, layer.stride)
+            x = x.movedim(1, 2).flatten(0, 1)
+        weight = original.weight.detach().flatten(1).double()
+        now = (made_by(applied.model, name) - weight) @ x.mT
+        before = (made_by(plain.model, name) - weight) @ x.mT
+        assert bool((now.square().mean(1) <= before.square().mean(1) * (1 + 1e-6)).all())
+        total += torch.stack([now.square().mean(), before.square().mean()])
+        shift = layer.bias.detach().double() + now.mean(1) - original.bias.detach().double()
+        assert float(shift.abs().max()) < 1e-5, "the bias takes the mean error"
+    assert float(total[0]) < 0.9 * float(total[1])
+
+
+def test_gptq_goes_with_what_comes_before_and_behind_it(
+    model: nn.Module, request_of: Make, real: Tensor
+) -> None:
+    request = request_of(images=real, weight_bits=3, levels="uniform", effort=0.1)
+    alone = apply("gptq", model, request).model.state_dict()
+    for name in ("pwlq+gptq", "gptq+bias-correction", "gptq+gptq"):
+        other = apply(name, model, request).model.state_dict()
+        assert all(torch.allclose(other[k], v, atol=1e-6) for k, v in alone.items()), name
+    learned = apply("gptq+adaround", model, request)
+    assert "adaround: " in learned.notes[-1]
+    folded = fold_batch_norm(model)
+    for record in learned.layers:  # noise is measured against the float weights, not the moved ones
+        weight: Any = folded.get_submodule(record.name).weight
+        made: Any = learned.model.get_submodule(record.name).weight
+        ratio = weight.double().square().sum() / (weight - made).double().square().sum()
+        assert record.sqnr_db == pytest.approx(10 * float(torch.log10(ratio)), abs=1e-2)

@@ -1,0 +1,84 @@
+"""The audit of a simulated student: one record for each weight."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from zaq_plugin.fake_quantize import PWLQActivationFakeQuantize
+from zaq_plugin.ptq.compound import CompoundFakeQuantize
+from zaq_plugin.ptq.plan import LayerPlan
+from zaq_plugin.ptq.student import float_weight, reference_weight, tensor_of, weight_fake_quant
+from zaq_plugin.pwlq import PWLQTensor, sqnr_db
+from zaq_plugin.report import Audit, LayerRecord
+
+
+def audit(student: nn.Module, *, reference: nn.Module | None = None) -> Audit:
+    """What was quantized, how and how well, and what was not and why, one record per weight.
+
+    Args:
+        student: What `simulate` returned.
+        reference: The float model that `simulate` got: the noise of each weight is measured against
+            its weights. By default it is measured against the student's own float weights, which is
+            the same until something moves them.
+
+    Raises:
+        ValueError: If ``student`` does not come from `simulate`.
+    """
+    plans: dict[str, LayerPlan] | None = getattr(student, "zaq_plan", None)
+    if plans is None:
+        raise ValueError(f"{type(student).__name__} carries no plan; pass what simulate() returned")
+    found = Audit()
+    seen: dict[int, str] = {}
+    tensor: PWLQTensor | CompoundFakeQuantize
+    for plan in plans.values():
+        if plan.weights is None:
+            reason = plan.reason or "unknown"
+            found.add(LayerRecord(plan.name, plan.kind, plan.numel, False, reason))
+            continue
+        layer, remark = student.get_submodule(plan.name), plan.reason
+        fake_quant = weight_fake_quant(layer)
+        if fake_quant is None:
+            raise ValueError(f"layer {plan.name!r} has lost its fake-quantizer; simulate() again")
+        if isinstance(fake_quant, CompoundFakeQuantize):
+            remark = "; ".join(text for text in (remark, fake_quant.remark) if text)
+            tensor, noise = fake_quant, fake_quant.sqnr
+        else:
+            tensor = tensor_of(layer, fake_quant)
+            weight = reference_weight(reference, plan.name)
+            noise = tensor.sqnr_db if weight is None else sqnr_db(weight, tensor.dequantize())
+        twin_name = seen.setdefault(id(float_weight(layer)), plan.name)
+        shared = twin_name != plan.name
+        if shared:
+            remark = f"shares its weight with {twin_name!r}, where it is counted"
+        found.add(
+            LayerRecord(
+                plan.name,
+                plan.kind,
+                0 if shared else plan.numel,
+                True,
+                remark,
+                spec=fake_quant.spec.label,
+                mac_bits=tensor.mac_bits,
+                stored_bits=tensor.stored_bits,
+                stored_bytes=0 if shared else tensor.stored_bytes,
+                sqnr_db=noise,
+                kernel="simulated",
+                entropy_bits=tensor.entropy_bits,
+                activation=_activation_label(layer),
+            )
+        )
+    return found
+
+
+def _activation_label(layer: nn.Module) -> str:
+    watcher = getattr(layer, "input_fake_quant", None)
+    if watcher is None:
+        return "float"
+    if isinstance(watcher, PWLQActivationFakeQuantize):
+        label = watcher.format.label + " per tensor"
+    else:
+        bits = int(watcher.bits)
+        label = f"uniform {bits}b MAC/{bits}b stored per tensor"
+    if not bool(watcher.fake_quant_enabled[0]):
+        label += " (not calibrated)"
+    return label

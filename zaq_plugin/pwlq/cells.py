@@ -1,0 +1,55 @@
+"""Levels and their cells: the nearest level of a value, and the nearest value of a level."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zaq_plugin.pwlq.kernels import codebook_of
+from zaq_plugin.pwlq.levels import build_grid
+from zaq_plugin.pwlq.spec import QuantSpec
+
+MARGIN = 0.02
+"""Of a step: how far inside a cell its outermost value is taken, so that rounding cannot decide."""
+
+
+def levels_of(edges: Tensor, spec: QuantSpec) -> Tensor:
+    """(channels, L) ascending levels in weight units of clips and breakpoints (sides, C, n + 1)."""
+    book = codebook_of(build_grid(edges.detach(), spec))
+    return book.levels * book.scale.unsqueeze(1)
+
+
+def nearest_level(values: Tensor, levels: Tensor) -> Tensor:
+    """The level nearest to each value, the lower one of two that are equally near.
+
+    Args:
+        values: (channels, elements).
+        levels: (channels, L) ascending.
+
+    Returns:
+        (channels, elements).
+    """
+    above = torch.searchsorted(levels, values.contiguous()).clamp(1, levels.shape[1] - 1)
+    low, high = levels.gather(1, above - 1), levels.gather(1, above)
+    return torch.where(values - low <= high - values, low, high)
+
+
+def nearest_in_cell(values: Tensor, wanted: Tensor, levels: Tensor) -> Tensor:
+    """The value closest to each one that is rounded to the level it is wanted on.
+
+    Args:
+        values: (channels, elements).
+        wanted: (channels, elements) levels.
+        levels: (channels, L) ascending.
+
+    Returns:
+        (channels, elements); inside the cell by `MARGIN` of the step on each side.
+    """
+    index = torch.searchsorted(levels.contiguous(), wanted.contiguous())
+    index = index.clamp(0, levels.shape[1] - 1)
+    below = levels.gather(1, (index - 1).clamp(min=0))
+    above = levels.gather(1, (index + 1).clamp(max=levels.shape[1] - 1))
+    middle = levels.gather(1, index)
+    share = 0.5 - MARGIN / 2
+    low, high = middle - share * (middle - below), middle + share * (above - middle)
+    return torch.minimum(torch.maximum(values, low), high)
