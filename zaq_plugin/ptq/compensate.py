@@ -46,10 +46,11 @@ class _Compensation:
         reference: Tensor | None,
         rng: torch.Generator,
         results: dict[str, Compensated],
+        shared: str = "",
     ) -> None:
         self.name, self.layer, self.results = name, layer, results
         self.reference = reference
-        self.reason = _why_not(layer)
+        self.reason = _why_not(layer, shared)
         self.inputs = MeanInput(layer)
         self.moments = None if self.reason else InputMoments(layer, rng)
 
@@ -104,9 +105,12 @@ def compensate_rounding(
     """
     rng = torch.Generator().manual_seed(seed)
     results: dict[str, Compensated] = {}
+    owners: dict[int, str] = {}
 
     def begin(name: str, layer: nn.Module) -> _Compensation:
-        return _Compensation(name, layer, reference_weight(reference, name), rng, results)
+        owner = owners.setdefault(id(float_weight(layer)), name)
+        shared = "" if owner == name else owner
+        return _Compensation(name, layer, reference_weight(reference, name), rng, results, shared)
 
     walk_layers(
         student, batches, begin, what="compensate_rounding", prepare=take_back, memory=memory
@@ -114,8 +118,10 @@ def compensate_rounding(
     return results
 
 
-def _why_not(layer: nn.Module) -> str:
+def _why_not(layer: nn.Module, shared: str) -> str:
     quantizer = weight_fake_quant(layer)
+    if shared:
+        return f"it shares its weight with {shared!r}, whose inputs it was rounded for"
     if isinstance(quantizer, CompoundFakeQuantize):
         return f"its weight has {quantizer.remark}"
     if not has_columns(layer):

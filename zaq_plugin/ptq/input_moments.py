@@ -74,6 +74,8 @@ class InputMoments:
 
     def _take(self, columns: Tensor) -> None:
         """(groups, samples, n)."""
+        if columns.dtype in (torch.float16, torch.bfloat16):
+            columns = columns.float()
         found = (columns.mT @ columns).to(wide_dtype(columns))
         self._sum = found if self._sum is None else self._sum + found
         self._count += columns.shape[1]

@@ -26,7 +26,7 @@ from zaq_plugin.zero_shot.frozen import frozen
 from zaq_plugin.zero_shot.judge import Judge
 from zaq_plugin.zero_shot.learner import Learner
 from zaq_plugin.zero_shot.quantizers import set_switches
-from zaq_plugin.zero_shot.twins import to_evaluation, twin
+from zaq_plugin.zero_shot.twins import to_evaluation
 
 GAME = "gdfq game"
 
@@ -195,7 +195,7 @@ class GenerativeTraining(Stage):
                 "'gdfq' first, as in 'gdfq+equalise'"
             )
         game = work.source.game(work)
-        student, teacher = work.student, twin(work.student)
+        student, teacher = work.student, work.teacher
         config = ZeroShotConfig(
             seed=work.request.seed, steps=work.request.steps(self.training), edge_lr=0.0
         )

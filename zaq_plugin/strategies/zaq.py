@@ -56,6 +56,7 @@ class ZeroShot(Stage):
             self.config(work),
             image_shape=request.image_shape,
             float_model=work.model,
+            teacher=work.teacher,
             mean=request.mean,
             std=request.std,
             adapter=request.adapter,

@@ -178,6 +178,53 @@ def test_a_weight_of_several_tensors_is_left_with_its_reason() -> None:
     assert results["0"].reason == ""
 
 
+class Tied(nn.Module):
+    """Two layers with one weight, and a layer that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+        self.twice = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.twice(self.twice(self.second(self.first(x).relu())).relu())
+
+
+def test_shared_weights_are_rounded_once_and_layers_called_twice_for_both_inputs() -> None:
+    torch.manual_seed(0)
+    model, x = Tied().eval(), torch.randn(64, 6) @ torch.randn(6, 6)
+    student: Any = simulate(model, UniformSpec(3, "asymmetric", "mse"), None)
+    results = compensate_rounding(student, [x])
+    assert results["second"].reason.startswith("it shares its weight with 'first'")
+    assert torch.equal(student.second.weight, student.first.weight)
+    made = student.twice.weight.detach().clone()
+    # As it was when it was rounded: its own nearest levels, the layers before it done.
+    float_weight(student.twice).data.copy_(model.twice.weight)
+    student.twice.bias.data.copy_(model.twice.bias)
+    calls: list[Tensor] = []
+    student.twice.register_forward_pre_hook(lambda m, args: calls.append(args[0].double()))
+    with torch.no_grad():
+        student(x)
+    both = torch.cat(calls)
+    assert len(both) == 2 * len(x)
+    for weight, expected in (
+        (student.twice.weight, results["twice"].before),
+        (made, results["twice"].after),
+    ):
+        error = (weight - model.twice.weight).detach().double() @ both.mT
+        assert float(error.square().mean()) == pytest.approx(expected, rel=1e-4)
+    assert results["twice"].after < 0.9 * results["twice"].before
+
+
+def test_half_precision() -> None:
+    batches = [x.bfloat16() for x in images()]
+    student = simulate(network().bfloat16(), PWLQSpec(3), None)
+    results = compensate_rounding(student, batches)
+    assert sum(r.after for r in results.values()) < sum(r.before for r in results.values())
+    assert float_weight(student[0]).dtype == torch.bfloat16  # type: ignore[index, arg-type]
+
+
 def test_what_cannot_be_done() -> None:
     student = student_of(network(), PWLQSpec(3))
     with pytest.raises(ValueError, match=r"compensate_rounding got no batches; give at least one"):
