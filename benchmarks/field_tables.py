@@ -24,6 +24,9 @@ seconds of one thread, without synthetic images: those are made once for a model
 methods that have the same recipe."""
 ERRORS = {"cifar10": 0.5, "imagenet": 2.5}
 """One standard error of a score, in points."""
+AGREEMENT = """How many decisions (classes, or pixels' classes) are the float model's. Both are
+taken on the same images, so that chance has less of a say than in a score, and methods differ in it
+where their scores are the float model's already."""
 OURS = ("pwlq", "zaq")
 PEER_NAMES = {
     "nncf": "NNCF",
@@ -136,14 +139,21 @@ def column_of(row: Row, by: str) -> str:
     return f"W{round(row[by])}A{activation}"
 
 
-def summary(rows: Iterable[Row], columns: Sequence[str], by: str) -> Grid:
-    """A line for each method, a column for each pair of widths, the best of each in bold."""
+def summary(rows: Iterable[Row], columns: Sequence[str], by: str, value: str = "score") -> Grid:
+    """A line for each method, a column for each pair of widths, the best of each in bold.
+
+    Args:
+        rows: Of one model.
+        columns: ``W4A8`` and the like.
+        by: ``stored_bits`` or ``mac_bits``: which column a row belongs to.
+        value: ``score`` or ``agreement``.
+    """
     cells: dict[Line, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     seconds: dict[Line, list[float]] = defaultdict(list)
     for row in rows:
         column = column_of(row, by)
         if column in columns:
-            cells[line_of(row)][column].append(row["score"])
+            cells[line_of(row)][column].append(row[value])
             seconds[line_of(row)].append(row["seconds"])
     best = {
         c: max((statistics.fmean(line[c]) for line in cells.values() if c in line), default=0.0)
@@ -251,6 +261,11 @@ def page(rows: Sequence[Row]) -> Page:
             made.parts.append(summary(part, columns, "stored_bits"))
             made.parts += [(3, f"{title}, equal MAC bits ({metric}, %)")]
             made.parts.append(summary(part, columns, "mac_bits"))
+            part = [row for row in part if row.get("agreement") is not None]
+            if part:
+                heading = f"{title}: agreement with the float model, equal stored bits (%)"
+                made.parts += [(3, heading), AGREEMENT]
+                made.parts.append(summary(part, columns, "stored_bits", "agreement"))
         table, notes = everything(mine)
         made.parts += [(3, "All rows"), table, "\n".join(f"{note}  " for note in notes)]
     bad = [row for row in rows if "error" in row]

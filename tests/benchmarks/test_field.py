@@ -12,12 +12,14 @@ from benchmarks.field_pages import Grid, Page
 from benchmarks.field_peers import pythons
 from benchmarks.field_tables import page, summary, taken_over, write_tables
 
+LEVELS = ("pwlq", "uniform")
+
 
 def row(score: float, **changes: Any) -> dict[str, Any]:
     told = {"model": "cifar10", "method": "rq", "bits": "4/8", **changes}
     data = told.get("images", "synthetic")
     stored = int(told["bits"].split("/")[0])
-    levels = "pwlq" if told["method"] == "pwlq" else "uniform"
+    levels = told.get("levels", "pwlq" if told["method"] == "pwlq" else "uniform")
     return {
         "job": job(**told),
         "metric": "top-1",
@@ -93,6 +95,25 @@ def test_the_page_parts_data_free_from_calibrated_and_tells_failures() -> None:
     assert "**88.00**" in calibrated
     assert "| MCT, best | CIFAR-10 ResNet-20 | 4/8 | no such thing |" in text
     assert "| 4 / 4 | 8 / 8 |" in text  # MAC and stored bits of every row
+
+
+def test_agreement_has_a_table_of_its_own_where_it_is_known() -> None:
+    rows = [
+        {**row(88.0), "agreement": 91.0},
+        {**row(87.0, method="pwlq+gptq", levels="pwlq"), "agreement": 97.5},
+        {**row(89.0, method="omse"), "agreement": None},
+    ]
+    text = page(rows).markdown()
+    table = text.split("agreement with the float model, equal stored bits (%)")[1].split("###")[0]
+    assert "| pwlq+gptq |  |  | **97.50** |" in table
+    assert "omse" not in table
+    assert "agreement with" not in page([rows[2]]).markdown()
+
+
+def test_compositions_of_ours_are_named_by_their_levels() -> None:
+    rows = [row(1.0, method=m, levels=v) for m in ("pwlq+gptq", "gptq") for v in LEVELS]
+    names = {r[0] for r in summary(rows, ["W4A8"], "stored_bits").rows}
+    assert names == {"pwlq+gptq", "pwlq+gptq, uniform levels", "gptq", "gptq, PWLQ levels"}
 
 
 def test_html_is_escaped() -> None:
