@@ -274,10 +274,25 @@ def page(rows: Sequence[Row]) -> Page:
     return made
 
 
+def rows_with(rows: Sequence[Row], also: Path | None = None) -> list[Row]:
+    """The last row of each job, and those taken over from the zero-shot benchmark.
+
+    Jobs that ask for the same in other words (PWLQ at two bits, which is uniform) count once.
+    """
+    every = [*(taken_over(also) if also is not None else []), *rows]
+    return list({_identity(row): row for row in every}.values())
+
+
+def _identity(row: Row) -> tuple[str, ...]:
+    if "error" in row:
+        return ("error", key(row["job"]))
+    of = row["job"]
+    return (*line_of(row), of["model"], of["bits"], str(of["seed"]), str(of["effort"]))
+
+
 def write_tables(rows: Sequence[Row], out: Path, also: Path | None = None) -> None:
     """Write the Markdown and the HTML page beside the rows."""
-    every = [*(taken_over(also) if also is not None else []), *rows]
-    every = list({key(row["job"]): row for row in every}.values())  # the last of each job
+    every = rows_with(rows, also)
     if not every:
         return
     made = page(every)

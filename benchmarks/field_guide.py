@@ -1,0 +1,236 @@
+"""The tables of docs/which_method.md and of the README, from the rows of the field benchmark.
+
+    python benchmarks/field_guide.py
+
+Writes each table anew between its marks, ``<!-- table: field, NAME -->`` and
+``<!-- end of table -->``.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.field_jobs import BITS, read_rows
+from benchmarks.field_tables import BOTH, rows_with
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = (ROOT / "docs" / "which_method.md", ROOT / "README.md")
+WALL = ("zaq", "zaq-paper")
+"""Methods whose rows come from the zero-shot benchmark, with wall time."""
+DENSE = ("coco", "camvid", "imagenet")
+SHORT = {"coco": "COCO", "camvid": "CamVid", "imagenet": "ImageNet"}
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a table.
+
+    Attributes:
+        title: As it stands in the table.
+        method: Of the rows.
+        levels: ``uniform``, ``pwlq``, or `BOTH`.
+        real: Whether it calibrates on real images.
+        images: How many images, in words.
+    """
+
+    title: str
+    method: str
+    levels: str = "uniform"
+    real: bool = False
+    images: str = "none"
+
+    def rows(self, rows: Sequence[Row], model: str, bits: str) -> list[Row]:
+        """Its rows of a column."""
+        return [
+            r
+            for r in rows
+            if (r["job"]["model"], r["job"]["method"]) == (model, self.method)
+            and r["job"]["bits"] == bits
+            and r["levels"] == self.levels
+            and (r["data"] == "real") == self.real
+        ]
+
+
+def _real(title: str, method: str, levels: str = "uniform", images: str = "512 images") -> Line:
+    return Line(title, method, levels, True, images)
+
+
+FREE = (
+    Line("`rq` (min-max)", "rq"),
+    Line("`omse`", "omse"),
+    Line("`lbq` (4.4 and 3.3 stored bits at 4 and 3)", "lbq"),
+    Line("`aciq`", "aciq"),
+    Line("`dfq`", "dfq"),
+    Line("`zeroq`", "zeroq"),
+    Line("`rq+bias-correction`", "rq+bias-correction"),
+    Line("`omse+bias-correction`", "omse+bias-correction"),
+    Line("`pwlq@uniform` (bias correction, no PWLQ)", "pwlq"),
+    Line("**`pwlq`**", "pwlq", "pwlq"),
+    Line("**`pwlq+mse-activations`**", "pwlq+mse-activations", "pwlq"),
+    Line("`gptq` (uniform levels)", "gptq"),
+    Line("**`pwlq+gptq`**", "pwlq+gptq", "pwlq"),
+    Line("`deepinversion`", "deepinversion"),
+    Line("`gdfq`", "gdfq"),
+    Line("`adaround`", "adaround"),
+    Line("`brecq`", "brecq"),
+    Line("`qdrop`", "qdrop"),
+    Line("`zaq-paper`", "zaq-paper"),
+    Line("**`zaq`**, uniform levels", "zaq"),
+    Line("**`zaq`**, PWLQ weights", "zaq", "pwlq"),
+    Line("**`zaq`**, PWLQ weights and activations", "zaq", BOTH),
+)
+PEERS = (
+    _real("torchao PT2E, its default", "torchao/plain"),
+    _real("torchao PT2E, histograms", "torchao/best"),
+    _real("NNCF, its default", "nncf/plain"),
+    _real("NNCF, mixed preset, bias correction", "nncf/best"),
+    _real("MCT, PTQ", "mct/plain"),
+    _real("AIMET, min-max", "aimet/plain"),
+    _real("AIMET, equalization, AdaRound", "aimet/best"),
+    _real("Brevitas, percentile", "brevitas/plain"),
+    _real("Brevitas, GPTQ, bias correction", "brevitas/best"),
+)
+REAL = (
+    _real("`rq` (min-max)", "rq"),
+    _real("**`pwlq`**", "pwlq", "pwlq"),
+    _real("`gptq` (uniform levels)", "gptq"),
+    _real("**`pwlq+gptq`**", "pwlq+gptq", "pwlq"),
+    _real("`adaround`", "adaround"),
+    _real("`brecq`", "brecq"),
+    _real("`qdrop`", "qdrop"),
+    _real("`ft`", "ft", "pwlq"),
+    _real("**`zaq`**, uniform levels", "zaq", images="2,000 images"),
+    _real("**`zaq`**, PWLQ weights", "zaq", "pwlq", "2,000 images"),
+    *PEERS,
+)
+
+
+def cell(rows: Sequence[Row], value: str = "score") -> str:
+    """The mean over seeds, or nothing."""
+    found = [r[value] for r in rows if r.get(value) is not None]
+    return f"{statistics.fmean(found):.2f}" if found else ""
+
+
+def seeds_of(rows: Sequence[Row]) -> str:
+    """``3``, or ``1 to 3`` where columns differ."""
+    count: dict[str, int] = {}
+    for row in rows:
+        count[row["job"]["bits"]] = count.get(row["job"]["bits"], 0) + 1
+    low, high = min(count.values()), max(count.values())
+    return str(high) if low == high else f"{low} to {high}"
+
+
+def seconds_of(line: Line, rows: Sequence[Row]) -> str:
+    """In the mean; wall time says so."""
+    mean = statistics.fmean(r["seconds"] for r in rows)
+    if line.method in WALL:
+        return f"about {round(mean, -1):.0f} (wall)"
+    return "under 1" if mean < 0.5 else f"{mean:.0f}"
+
+
+def cifar10(rows: Sequence[Row], value: str = "score") -> list[str]:
+    """Every method on CIFAR-10: all widths, seeds and seconds."""
+    columns = BITS["cifar10"]
+    text = [_line("method", "data", *columns, "seeds", "seconds")]
+    text.append("|---|---|" + "---:|" * (len(columns) + 2))
+    for line in (*FREE, *REAL):
+        of = [line.rows(rows, "cifar10", bits) for bits in columns]
+        every = [row for part in of for row in part]
+        cells = [cell(part, value) for part in of]
+        if any(cells):
+            last = seeds_of(every), seconds_of(line, every)
+            text.append(_line(line.title, line.images, *cells, *last))
+    return text
+
+
+def dense(rows: Sequence[Row]) -> list[str]:
+    """Detection, segmentation and ImageNet, all data-free."""
+    columns = [(model, bits) for model in DENSE for bits in BITS[model]]
+    heads = [f"{SHORT[m]} {b}" if b == BITS[m][0] else b for m, b in columns]
+    text = [_line("method", *heads), "|---|" + "---:|" * len(columns)]
+    floats = [next(r["fp32"] for r in rows if r["job"]["model"] == m) for m, _ in columns]
+    text.append(_line("float", *(f"{value:.2f}" for value in floats)))
+    peers = [Line(line.title, line.method) for line in PEERS]
+    for line in (*FREE, *peers):
+        cells = [cell(line.rows(rows, *column)) for column in columns]
+        if any(cells):
+            text.append(_line(line.title, *cells))
+    return text
+
+
+TOOLS = (
+    (Line("**`pwlq+gptq`**", "pwlq+gptq", "pwlq"), "PWLQ weights, error feedback, biases"),
+    (Line("**`zaq`**", "zaq"), "uniform levels"),
+    (Line("**`zaq`**", "zaq", BOTH), "PWLQ weights and activations"),
+    (_real("AIMET", "aimet/best"), "equalization, AdaRound"),
+    (_real("Brevitas", "brevitas/best"), "GPTQ, bias correction"),
+    (_real("MCT", "mct/plain"), "post-training quantization"),
+    (_real("torchao PT2E", "torchao/best"), "histogram observers"),
+    (_real("NNCF", "nncf/best"), "mixed preset, bias correction"),
+)
+
+
+def tools(rows: Sequence[Row]) -> list[str]:
+    """The README's: ours without data, the other tools with it; score and agreement."""
+    columns = ("4/8", "4/4", "3/3", "2/4")
+    text = [
+        _line("tool", "recipe", "real images", "seeds", *columns),
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for line, recipe in TOOLS:
+        of = [line.rows(rows, "cifar10", bits) for bits in columns]
+        cells = [f"{cell(part)} / {cell(part, 'agreement')}" if part else "–" for part in of]
+        every = [row for part in of for row in part]
+        count = "512" if line.real else "0"
+        text.append(_line(line.title, recipe, count, seeds_of(every), *cells))
+    return text
+
+
+TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
+    "cifar10": cifar10,
+    "cifar10 agreement": lambda rows: cifar10(rows, "agreement"),
+    "dense": dense,
+    "tools": tools,
+}
+
+
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def filled(text: str, rows: Sequence[Row]) -> str:
+    """A page with its tables made anew.
+
+    Raises:
+        ValueError: If a mark names a table that does not exist.
+    """
+
+    def table(found: re.Match[str]) -> str:
+        name = found[2]
+        if name not in TABLES:
+            raise ValueError(f"no table {name!r}; known are {', '.join(TABLES)}")
+        return "\n".join([found[1], "", *TABLES[name](rows), "", found[3]])
+
+    marks = r"(<!-- table: field, ([^>]*) -->).*?(<!-- end of table -->)"
+    return re.sub(marks, table, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Write the pages."""
+    every = rows_with(read_rows(RESULTS / "field.jsonl"), RESULTS / "zero_shot.jsonl")
+    rows = [row for row in every if "error" not in row]
+    for page in PAGES:
+        page.write_text(filled(page.read_text(), rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The guide's tables: what stands in a cell, and that the committed pages are what the rows say."""
+
+from typing import Any
+
+import pytest
+
+from benchmarks.field_guide import PAGES, RESULTS, TABLES, Line, cell, cifar10, filled, seeds_of
+from benchmarks.field_jobs import job, read_rows
+from benchmarks.field_tables import rows_with
+
+
+def row(score: float, method: str = "rq", bits: str = "4/8", seed: int = 0, **more: Any) -> Any:
+    images = "real" if more.get("data") == "real" else "synthetic"
+    return {
+        "job": job("cifar10", method, bits, seed, images=images),
+        "score": score,
+        "agreement": 90.0,
+        "levels": "uniform",
+        "data": "synthetic",
+        "seconds": 2.0,
+        **more,
+    }
+
+
+def test_a_line_has_its_own_rows_alone() -> None:
+    rows = [
+        row(1.0, "pwlq", levels="pwlq"),
+        row(2.0, "pwlq"),
+        row(3.0, "pwlq", levels="pwlq", data="real"),
+        row(5.0, "pwlq", "4/4", levels="pwlq"),
+    ]
+    mine = Line("x", "pwlq", "pwlq")
+    assert [r["score"] for r in mine.rows(rows, "cifar10", "4/8")] == [1.0]
+    assert [r["score"] for r in mine.rows(rows, "cifar10", "4/4")] == [5.0]
+    assert mine.rows(rows, "imagenet", "4/8") == []
+    real = Line("x", "pwlq", "pwlq", True)
+    assert [r["score"] for r in real.rows(rows, "cifar10", "4/8")] == [3.0]
+
+
+def test_cells_are_means_and_seeds_are_counted_by_column() -> None:
+    rows = [row(80.0), row(81.0, seed=1), row(70.0, bits="4/4")]
+    assert cell(rows[:2]) == "80.50"
+    assert cell(rows[:1], "agreement") == "90.00"
+    assert cell([]) == ""
+    assert seeds_of(rows) == "1 to 2"
+    assert seeds_of(rows[:2]) == "2"
+    line = next(text for text in cifar10(rows) if text.startswith("| `rq`"))
+    assert line == "| `rq` (min-max) | none |  |  | 80.50 | 70.00 |  |  | 1 to 2 | 2 |"
+
+
+def test_an_unknown_table_is_an_error_and_the_rest_of_a_page_stays() -> None:
+    with pytest.raises(ValueError, match="no table 'cifar'; known are cifar10"):
+        filled("<!-- table: field, cifar -->\n<!-- end of table -->", [])
+    page = "before\n<!-- table: field, cifar10 -->\nold\n<!-- end of table -->\nafter"
+    made = filled(page, [row(80.0)])
+    assert made.startswith("before\n<!-- table: field, cifar10 -->\n\n| method |")
+    assert made.endswith("|\n\n<!-- end of table -->\nafter")
+    assert "old" not in made
+
+
+def test_the_committed_pages_say_what_the_committed_rows_say() -> None:
+    every = rows_with(read_rows(RESULTS / "field.jsonl"), RESULTS / "zero_shot.jsonl")
+    rows = [r for r in every if "error" not in r]
+    named = set()
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert filled(text, rows) == text, f"{page.name}: run benchmarks/field_guide.py"
+        named |= {name for name in TABLES if f"<!-- table: field, {name} -->" in text}
+    assert named == set(TABLES)
