@@ -114,6 +114,10 @@ REAL = (
 )
 
 
+FAITHFUL = ("pwlq", "gptq", "pwlq+gptq", "brecq", "qdrop", "zaq")
+"""Strategies whose agreement the guide shows, beside the tools' best recipes."""
+
+
 def cell(rows: Sequence[Row], value: str = "score") -> str:
     """The mean over seeds, or nothing."""
     found = [r[value] for r in rows if r.get(value) is not None]
@@ -137,7 +141,7 @@ def seconds_of(line: Line, rows: Sequence[Row]) -> str:
     return "under 1" if mean < 0.5 else f"{mean:.0f}"
 
 
-def cifar10(rows: Sequence[Row], value: str = "score") -> list[str]:
+def cifar10(rows: Sequence[Row]) -> list[str]:
     """Every method on CIFAR-10: all widths, seeds and seconds."""
     columns = BITS["cifar10"]
     text = [_line("method", "data", *columns, "seeds", "seconds")]
@@ -145,10 +149,23 @@ def cifar10(rows: Sequence[Row], value: str = "score") -> list[str]:
     for line in (*FREE, *REAL):
         of = [line.rows(rows, "cifar10", bits) for bits in columns]
         every = [row for part in of for row in part]
-        cells = [cell(part, value) for part in of]
-        if any(cells):
+        if every:
             last = seeds_of(every), seconds_of(line, every)
-            text.append(_line(line.title, line.images, *cells, *last))
+            text.append(_line(line.title, line.images, *map(cell, of), *last))
+    return text
+
+
+def agreement(rows: Sequence[Row]) -> list[str]:
+    """The same by agreement, for the methods that one would choose from."""
+    columns = BITS["cifar10"]
+    text = [_line("method", "data", *columns), "|---|---|" + "---:|" * len(columns)]
+    for line in (*FREE, *REAL):
+        if line.method in FAITHFUL or line.method.endswith("/best"):
+            cells = [cell(line.rows(rows, "cifar10", bits), "agreement") for bits in columns]
+        else:
+            continue
+        if any(cells):
+            text.append(_line(line.title, line.images, *cells))
     return text
 
 
@@ -190,6 +207,8 @@ def tools(rows: Sequence[Row]) -> list[str]:
         of = [line.rows(rows, "cifar10", bits) for bits in columns]
         cells = [f"{cell(part)} / {cell(part, 'agreement')}" if part else "–" for part in of]
         every = [row for part in of for row in part]
+        if not every:
+            continue
         count = "512" if line.real else "0"
         text.append(_line(line.title, recipe, count, seeds_of(every), *cells))
     return text
@@ -197,7 +216,7 @@ def tools(rows: Sequence[Row]) -> list[str]:
 
 TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
     "cifar10": cifar10,
-    "cifar10 agreement": lambda rows: cifar10(rows, "agreement"),
+    "cifar10 agreement": agreement,
     "dense": dense,
     "tools": tools,
 }

@@ -44,8 +44,10 @@ def audit(student: nn.Module, *, reference: nn.Module | None = None) -> Audit:
             tensor, noise = fake_quant, fake_quant.sqnr
         else:
             tensor = tensor_of(layer, fake_quant)
-            weight = reference_weight(reference, plan.name)
-            noise = tensor.sqnr_db if weight is None else sqnr_db(weight, tensor.dequantize())
+            noise = tensor.sqnr_db
+            if reference is not None:
+                weight = reference_weight(reference, plan.name, float_weight(layer))
+                noise = sqnr_db(weight, tensor.dequantize())
         twin_name = seen.setdefault(id(float_weight(layer)), plan.name)
         shared = twin_name != plan.name
         if shared:

@@ -141,8 +141,10 @@ def correct_bias(
         ValueError: If there are no batches, no quantized layer, or an activation is not finite.
     """
 
-    def begin(name: str, layer: nn.Module) -> _Correction:
-        return _Correction(name, layer, reference_weight(reference, name))
+    def begin(name: str, layer: nn.Module, samples: int) -> _Correction:
+        if reference is None:
+            return _Correction(name, layer, None)
+        return _Correction(name, layer, reference_weight(reference, name, float_weight(layer)))
 
     order = walk_layers(
         student, batches, begin, what="correct_bias", prepare=take_back, memory=memory

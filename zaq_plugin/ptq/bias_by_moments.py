@@ -11,17 +11,26 @@ from zaq_plugin.ptq.bias import take_back, take_out
 from zaq_plugin.ptq.channel_moments import Moments
 from zaq_plugin.ptq.channels import linear_response
 from zaq_plugin.ptq.fold_arithmetic import wide_dtype
-from zaq_plugin.ptq.student import float_weight, quantized_layers, weight_fake_quant
+from zaq_plugin.ptq.student import (
+    float_weight,
+    quantized_layers,
+    reference_weight,
+    weight_fake_quant,
+)
 
 
 def correct_bias_by_moments(
-    student: nn.Module, inputs: Mapping[str, Moments | None]
+    student: nn.Module,
+    inputs: Mapping[str, Moments | None],
+    *,
+    reference: nn.Module | None = None,
 ) -> dict[str, Tensor]:
     """Take ``E[(W^ - W) x] = (W^ - W) E[x]`` out of every bias whose layer's E[x] is known.
 
     Args:
         student: What `simulate` returned.
         inputs: What `input_moments` returned for the same model.
+        reference: As for `zaq_plugin.ptq.correct_bias`.
 
     Returns:
         For each layer that was corrected what was taken out, ``(output channels,)``.
@@ -42,8 +51,9 @@ def correct_bias_by_moments(
         quantizer, original = weight_fake_quant(layer), float_weight(layer)
         assert quantizer is not None
         wide = wide_dtype(original)
+        float_one = original if reference is None else reference_weight(reference, name, original)
         with torch.no_grad():
-            error = quantizer(original).to(wide) - original.to(wide)
+            error = quantizer(original).to(wide) - float_one.to(wide)
         take_back(layer)
         shift = linear_response(layer, error, known.mean)
         take_out(name, layer, shift)

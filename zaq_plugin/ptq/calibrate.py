@@ -54,7 +54,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def calibrate(student: nn.Module, batches: Iterable[Any]) -> None:
     """Set the ranges of all activation fake-quantizers from data, and freeze them.
 
-    The data flow is the float model's: weights and activations are not quantized meanwhile. Ranges
+    The data flow is the float model's, as long as nothing has moved the student's float weights:
+    weights and activations are not quantized meanwhile. Ranges
     of an earlier calibration are forgotten. A layer that no batch reaches keeps a float input, and
     the audit says so.
 

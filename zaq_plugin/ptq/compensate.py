@@ -12,9 +12,14 @@ from torch import Tensor, nn
 from zaq_plugin.ptq.bias import MeanInput, mean_output_error, take_back, take_out
 from zaq_plugin.ptq.compound import CompoundFakeQuantize
 from zaq_plugin.ptq.error_feedback import output_error, round_with_feedback
-from zaq_plugin.ptq.input_moments import InputMoments, has_columns
+from zaq_plugin.ptq.input_moments import PATCHES, InputMoments, why_no_patches
 from zaq_plugin.ptq.layer_walk import MEMORY, walk_layers
-from zaq_plugin.ptq.student import float_weight, reference_weight, weight_fake_quant
+from zaq_plugin.ptq.student import (
+    float_weight,
+    quantized_layers,
+    reference_weight,
+    weight_fake_quant,
+)
 from zaq_plugin.pwlq.cells import levels_of, nearest_in_cell
 from zaq_plugin.pwlq.layout import from_rows, to_rows
 
@@ -24,14 +29,14 @@ class Compensated:
     """What error feedback did to one layer.
 
     Attributes:
-        before: Mean squared output error of the nearest levels, bias aside.
+        before: Mean squared output error of the nearest levels, bias aside; None if not measured.
         after: The same of the levels that were chosen.
-        moved: Share of the weights that no longer have their nearest level.
-        reason: Why the nearest levels were kept; empty if they were not.
+        moved: Share of the weights that do not have their nearest level.
+        reason: Why the layer was left out; empty if it was not.
     """
 
-    before: float = 0.0
-    after: float = 0.0
+    before: float | None = None
+    after: float | None = None
     moved: float = 0.0
     reason: str = ""
 
@@ -40,93 +45,94 @@ class _Compensation:
     """Rounds one layer's weight, then corrects its bias for what is left."""
 
     def __init__(
-        self,
-        name: str,
-        layer: nn.Module,
-        reference: Tensor | None,
-        rng: torch.Generator,
-        results: dict[str, Compensated],
-        shared: str = "",
+        self, name: str, layer: nn.Module, reference: Tensor, moments: InputMoments | str
     ) -> None:
-        self.name, self.layer, self.results = name, layer, results
-        self.reference = reference
-        self.reason = _why_not(layer, shared)
+        self.name, self.layer, self.reference = name, layer, reference
+        self.moments = moments
         self.inputs = MeanInput(layer)
-        self.moments = None if self.reason else InputMoments(layer, rng)
+        self.result = Compensated()
 
     def add(self, x: Tensor) -> None:
         """Take a batch of the layer's inputs into account."""
         self.inputs.add(x)
-        if self.moments is not None:
+        if isinstance(self.moments, InputMoments):
             self.moments.add(x)
 
     def finish(self) -> None:
         """Write levels and bias."""
-        given = float_weight(self.layer) if self.reference is None else self.reference
-        wanted = given.detach().clone()  # the parameter itself is about to change
-        if self.moments is None:
-            self.results[self.name] = Compensated(reason=self.reason)
+        if isinstance(self.moments, str):
+            self.result = Compensated(reason=self.moments)
         else:
             try:
-                self.results[self.name] = _round(self.layer, wanted, self.moments.mean())
+                self.result = _round(self.layer, self.reference, self.moments.mean())
             except ValueError as error:
                 raise ValueError(f"layer {self.name!r}: {error}") from error
-        take_out(self.name, self.layer, mean_output_error(self.layer, self.inputs, wanted))
+        take_out(self.name, self.layer, mean_output_error(self.layer, self.inputs, self.reference))
 
 
 def compensate_rounding(
     student: nn.Module,
     batches: Iterable[Any],
+    reference: nn.Module,
     *,
-    reference: nn.Module | None = None,
     seed: int = 0,
     memory: int = MEMORY,
 ) -> dict[str, Compensated]:
-    """Round every quantized weight with error feedback (GPTQ), in place, on the grids there are.
+    """Round the float model's weights with error feedback, in place, on the student's grids.
 
-    Layer after layer in order of execution, on the student's own stream, as `correct_bias`; each
-    layer's bias is corrected for the mean error that its new levels leave. Weights stay float
-    parameters: each becomes the value closest to itself that its fake-quantizer rounds to the level
-    chosen. Frantar et al., GPTQ (ICLR 2023); see `zaq_plugin.ptq.error_feedback`.
+    GPTQ (Frantar et al., ICLR 2023; see `zaq_plugin.ptq.error_feedback`), layer after layer in
+    order of execution, on the student's own stream, as `correct_bias`; each layer's bias is
+    corrected for the mean error that its new levels leave. Weights stay float parameters: each
+    becomes the value closest to the float model's that its fake-quantizer rounds to the level
+    chosen. So they are no longer the float model's: whatever compares with it afterwards must be
+    given it (`correct_bias`, `audit`: ``reference``; `zero_shot_finetune`: ``teacher``, with
+    ``recalibrate=False``, as grids and ranges belong to the levels chosen).
 
     Args:
         student: What `simulate` returned, calibrated if its activations are quantized.
         batches: As for `calibrate`; all are kept in memory.
-        reference: The float model that `simulate` got, if the student's float weights have been
-            moved since.
+        reference: The float model that `simulate` got.
         seed: Of the patches that are looked at, where a layer has more than it needs.
         memory: As for `correct_bias`.
 
     Returns:
-        For each layer what was done, and where nothing was, why.
+        For every quantized layer what was done, or why nothing was.
 
     Raises:
-        ValueError: If there are no batches, no quantized layer, or an activation is not finite.
+        ValueError: If there are no batches, no quantized layer, an activation is not finite, or
+            ``reference`` is another model.
     """
     rng = torch.Generator().manual_seed(seed)
-    results: dict[str, Compensated] = {}
+    works: dict[str, _Compensation] = {}
     owners: dict[int, str] = {}
 
-    def begin(name: str, layer: nn.Module) -> _Compensation:
+    def begin(name: str, layer: nn.Module, samples: int) -> _Compensation:
         owner = owners.setdefault(id(float_weight(layer)), name)
-        shared = "" if owner == name else owner
-        return _Compensation(name, layer, reference_weight(reference, name), rng, results, shared)
+        reason = _why_not(layer)
+        if owner != name:
+            reason = f"it shares its weight with {owner!r}, where it is rounded"
+        weight = reference_weight(reference, name, float_weight(layer))
+        per_sample = max(1, PATCHES // max(1, samples))
+        works[name] = _Compensation(
+            name, layer, weight, reason or InputMoments(layer, rng, per_sample)
+        )
+        return works[name]
 
     walk_layers(
         student, batches, begin, what="compensate_rounding", prepare=take_back, memory=memory
     )
-    return results
+    unreached = Compensated(reason="no batch reaches it")
+    return {
+        name: works[name].result if name in works else unreached
+        for name, _ in quantized_layers(student)
+    }
 
 
-def _why_not(layer: nn.Module, shared: str) -> str:
+def _why_not(layer: nn.Module) -> str:
     quantizer = weight_fake_quant(layer)
-    if shared:
-        return f"it shares its weight with {shared!r}, whose inputs it was rounded for"
     if isinstance(quantizer, CompoundFakeQuantize):
         return f"its weight has {quantizer.remark}"
-    if not has_columns(layer):
-        return f"{type(layer).__name__} does not multiply patches of its input"
-    return ""
+    return why_no_patches(layer)
 
 
 @torch.no_grad()
@@ -144,14 +150,15 @@ def _round(layer: nn.Module, wanted: Tensor, moment: Tensor) -> Compensated:
     made = round_with_feedback(rows, by_channel.contiguous(), moment)
     chosen = to_rows(made.flatten(0, 1), 0).reshape(wanted.shape).to(wanted)
     _write(layer, wanted, chosen, levels)
+    before = output_error(rows, nearest, moment)
+    worse = output_error(rows, grouped(quantizer(original)), moment) > before
+    kept = worse.flatten().view(-1, *[1] * (wanted.dim() - 1))
+    original.copy_(torch.where(kept, wanted.to(original), original))
     got = grouped(quantizer(original))
-    before, after = output_error(rows, nearest, moment), output_error(rows, got, moment)
-    worse = (after > before).flatten().view(-1, *[1] * (wanted.dim() - 1))
-    original.copy_(torch.where(worse, wanted, original))
     return Compensated(
         before=float(before.mean()),
-        after=float(torch.minimum(before, after).mean()),
-        moved=float((grouped(quantizer(original)) != nearest).double().mean()),
+        after=float(output_error(rows, got, moment).mean()),
+        moved=float((got != nearest).double().mean()),
     )
 
 

@@ -1,8 +1,8 @@
-"""Rounding with error feedback: GPTQ, on the levels of any grid.
+"""Rounding with error feedback (error compensation): GPTQ, on the levels of any grid.
 
 What a weight loses by rounding, the weights of its channel that are still to be rounded make up
 for, as far as their inputs are correlated with its own (Frantar et al., ICLR 2023,
-arXiv 2210.17323).
+arXiv 2210.17323). The matrix H of second moments is half of what the paper calls the Hessian.
 """
 
 from __future__ import annotations
@@ -26,25 +26,30 @@ def round_with_feedback(
 ) -> Tensor:
     """Levels W^ of small expected squared output error ``tr (W^ - W) H (W^ - W)^T``.
 
-    GPTQ: columns in order of falling ``H_jj``; with U the upper Cholesky factor of the inverse of
-    the damped H, column j is rounded to the nearest level and every later column k moves by
-    ``-(W_j - W^_j) U_jk / U_jj`` (section 3.3, equations 2 to 4 with their step 3). After that come
-    sweeps of coordinate descent: each weight in turn takes the level that is best given all others,
-    ``nearest(W^_j - ((W^ - W) H)_j / H_jj)``, which can only make the error smaller.
+    GPTQ (section 4 and algorithm 1): with U the upper Cholesky factor of the inverse of the
+    dampened H (step 3), column j is rounded to the nearest level and every later column k moves by
+    ``-(W_j - W^_j) U_jk / U_jj``, `BLOCK` columns at a time (step 2). The order of the columns,
+    which the paper leaves open (step 1), is that of falling ``H_jj``, known as act-order. After
+    that come sweeps of coordinate descent (QuantEase, Behdin et al., 2023, arXiv 2309.01885): each
+    weight in turn takes the level that is best given all others,
+    ``nearest(W^_j - ((W^ - W) H)_j / H_jj)``, which can only make the error under the dampened H
+    smaller.
 
     Args:
         rows: (groups, channels, n) W.
         levels: (groups, channels, L) ascending levels of each channel.
         moment: (groups, n, n) H, the second moment of the inputs.
-        damping: Share of H's mean diagonal that is added to its diagonal.
+        damping: Share of H's mean diagonal that is added to its diagonal, above 0.
         sweeps: Rounds of coordinate descent at most; it ends when a round changes nothing.
 
     Returns:
         (groups, channels, n), float64 where the device has it.
 
     Raises:
-        ValueError: If the moments are not finite.
+        ValueError: If the moments are not finite, or damping is not above 0.
     """
+    if not damping > 0:
+        raise ValueError(f"damping must be above 0, a share of the mean diagonal; got {damping}")
     if not bool(moment.isfinite().all()):
         raise ValueError("the second moments of the inputs are not finite; check for NaN, infinity")
     damped = _damped(moment, damping)

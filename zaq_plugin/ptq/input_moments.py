@@ -6,60 +6,63 @@ a weight's elements, is one sample x of the products ``W x``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from zaq_plugin.ptq.fold_arithmetic import CONVOLUTIONS, wide_dtype
 
-ROWS = 1 << 15
-"""Patches that are looked at in one batch, more than any layer of a usual network has weights."""
+PATCHES = 1 << 15
+"""Patches that are looked at, several times what one output channel of most layers has weights."""
 CHUNK = 1 << 24
 """Elements of patches that are in memory at once."""
 
 
-def has_columns(layer: nn.Module) -> bool:
-    """Whether a layer is one of those that multiply patches: linear, or a convolution."""
-    return isinstance(layer, (*CONVOLUTIONS, nn.Linear))
+def why_no_patches(layer: nn.Module) -> str:
+    """Why a layer is not known to multiply patches of its input; empty if it is."""
+    kind = type(layer).__mro__[1] if parametrize.is_parametrized(layer) else type(layer)
+    known = (*CONVOLUTIONS, nn.Linear)
+    base = next((k for k in known if issubclass(kind, k)), None)
+    if base is None:
+        return f"{kind.__name__} does not multiply patches of its input"
+    if kind.forward is not base.forward:  # type: ignore[attr-defined]
+        return f"{kind.__name__} has a forward of its own"
+    return ""
 
 
 class InputMoments:
     """Second moments ``E[x x^T]`` of a layer's inputs, for each group of a convolution.
 
     Args:
-        layer: Linear, or a convolution that is not transposed.
+        layer: Linear, or a convolution that is not transposed; see `why_no_patches`.
         rng: CPU source of the patches that are looked at, where there are too many.
-        rows: Patches of a batch at most.
+        per_sample: Patches of one sample at most, drawn with replacement.
     """
 
-    def __init__(self, layer: nn.Module, rng: torch.Generator, rows: int = ROWS) -> None:
-        self.layer, self.rng, self.rows = layer, rng, rows
+    def __init__(self, layer: nn.Module, rng: torch.Generator, per_sample: int = PATCHES) -> None:
+        self.layer, self.rng, self.per_sample = layer, rng, per_sample
         self._sum: Tensor | None = None
         self._count = 0
 
     def add(self, x: Tensor) -> None:
         """Take a batch of inputs into account."""
+        x = x.detach()
         if isinstance(self.layer, nn.Linear):
-            flat = x.detach().reshape(1, -1, x.shape[-1])
-            chosen = self._choose(flat.shape[1], self.rows).to(x.device)
-            self._take(flat[:, chosen])
+            tokens = x.reshape(1 if x.dim() == 1 else x.shape[0], -1, x.shape[-1])
+            sizes = tokens.shape[1:2]
+            self._take(self._choose(sizes.numel(), len(tokens), x.device), tokens, sizes, 1)
             return
         layer: Any = self.layer
         if x.dim() == layer.weight.dim() - 1:
             x = x.unsqueeze(0)
-        windows = _windows(layer, x.detach())
-        rank, groups = x.dim() - 2, int(layer.groups)
-        sizes = windows.shape[2 : 2 + rank]
-        positions = self._choose(sizes.numel(), max(1, self.rows // len(x))).to(x.device)
-        where: tuple[Any, ...] = torch.unravel_index(positions, sizes)
-        picked = windows[(slice(None), slice(None), *where)]
-        step = max(1, CHUNK // max(1, picked[:1].numel()))
-        for part in picked.split(step):  # (n, channels, positions, *kernel)
-            patches = part.movedim(2, 1).reshape(-1, groups, *_one_group(part, groups))
-            self._take(patches.movedim(1, 0).flatten(2))
+        windows = _windows(layer, x)
+        sizes = windows.shape[2 : x.dim()]
+        patches = windows.movedim(1, x.dim() - 1)  # (samples, *output size, channels, *kernel)
+        chosen = self._choose(sizes.numel(), len(x), x.device)
+        self._take(chosen, patches, sizes, int(layer.groups))
 
     def mean(self) -> Tensor:
         """(groups, n, n) in float64; n is the number of one output channel's weights."""
@@ -67,26 +70,32 @@ class InputMoments:
             raise ValueError("InputMoments has seen no batch")
         return self._sum / self._count
 
-    def _choose(self, available: int, wanted: int) -> Tensor:
-        if available <= wanted:
-            return torch.arange(available)
-        return torch.randperm(available, generator=self.rng)[:wanted]
+    def _choose(self, available: int, samples: int, device: torch.device) -> Tensor:
+        """(samples, patches) which patches of each sample."""
+        if available <= self.per_sample:
+            return torch.arange(available, device=device).expand(samples, -1)
+        drawn = torch.randint(available, (samples, self.per_sample), generator=self.rng)
+        return drawn.to(device)
 
-    def _take(self, columns: Tensor) -> None:
-        """(groups, samples, n)."""
-        if columns.dtype in (torch.float16, torch.bfloat16):
-            columns = columns.float()
-        found = (columns.mT @ columns).to(wide_dtype(columns))
-        self._sum = found if self._sum is None else self._sum + found
-        self._count += columns.shape[1]
-
-
-def _one_group(part: Tensor, groups: int) -> Sequence[int]:
-    return (part.shape[1] // groups, *part.shape[3:])
+    def _take(self, chosen: Tensor, patches: Tensor, sizes: torch.Size, groups: int) -> None:
+        """Add the chosen patches of (samples, *sizes, *patch), a few samples at a time."""
+        patch = patches.shape[1 + len(sizes) :].numel()
+        at_once = max(1, CHUNK // max(1, chosen.shape[1] * patch))
+        pairs = zip(patches.split(at_once), chosen.split(at_once), strict=True)
+        for part, where in pairs:
+            sample = torch.arange(len(part), device=part.device).unsqueeze(1)
+            at: tuple[Any, ...] = torch.unravel_index(where, sizes)
+            picked = part[(sample, *at)].flatten(0, 1)  # (chosen, channels, *kernel)
+            columns = picked.reshape(len(picked), groups, -1).movedim(1, 0)
+            if columns.dtype in (torch.float16, torch.bfloat16):
+                columns = columns.float()
+            found = (columns.mT @ columns).to(wide_dtype(columns))
+            self._sum = found if self._sum is None else self._sum + found
+            self._count += columns.shape[1]
 
 
 def _windows(layer: Any, x: Tensor) -> Tensor:
-    """A view (n, channels, *output size, *kernel) of all patches of a convolution."""
+    """A view (samples, channels, *output size, *kernel) of all patches of a convolution."""
     rank = x.dim() - 2
     if isinstance(layer.padding, str):
         reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]

@@ -33,7 +33,8 @@ class LayerWork(Protocol):
         """Change the layer; all batches have been seen."""
 
 
-Begin = Callable[[str, nn.Module], LayerWork]
+Begin = Callable[[str, nn.Module, int], LayerWork]
+"""A layer's name, itself, and how many samples it is going to see in all batches."""
 
 
 def walk_layers(
@@ -50,7 +51,7 @@ def walk_layers(
     Args:
         student: What `zaq_plugin.ptq.simulate` returned; observers are off meanwhile.
         batches: As for `zaq_plugin.ptq.calibrate`; all are kept in memory.
-        begin: Starts the work on a layer, given its name and itself.
+        begin: Starts the work on a layer; see `Begin`.
         what: Who asks, for errors.
         prepare: Done to every layer before the first one runs.
         memory: Bytes that activations may take. If all batches fit, one forward pass does all
@@ -161,7 +162,7 @@ def _in_one_pass(
 
     def watch(name: str) -> Any:
         def hook(layer: nn.Module, args: Any, kwargs: Any) -> None:
-            work = begin(name, layer)
+            work = begin(name, layer, _samples(call))
             work.add(_argument(args, kwargs))
             work.finish()
 
@@ -186,8 +187,9 @@ def _layer_by_layer(
     begin: Begin,
 ) -> None:
     """One pass over the batches for each layer, cut off behind the layer's last call."""
+    samples = sum(_samples(call) for call in calls)
     for name, expected in order.items():
-        work = begin(name, layers[name])
+        work = begin(name, layers[name], samples)
         seen, reached = 0, False
 
         def hook(

@@ -179,7 +179,7 @@ def twin(student: nn.Module) -> nn.Module:
 
     Fake-quantizers and observers are off, corrected biases are as they were, parameters need no
     gradient, and the copy is in evaluation mode, so that BatchNorm is frozen. Take it before the
-    student's weights are trained.
+    student's weights are trained or moved (`compensate_rounding`).
     """
     teacher = copy.deepcopy(student)
     for name in ("zaq_plan", "zaq_audit"):

@@ -29,13 +29,29 @@ def float_weight(layer: nn.Module) -> Tensor:
     return original
 
 
-def reference_weight(reference: nn.Module | None, name: str) -> Tensor | None:
-    """The weight of a layer in the float model; None if there is no float model."""
-    if reference is None:
-        return None
-    layer = reference.get_submodule(name)
-    weight: Tensor = float_weight(layer) if parametrize.is_parametrized(layer) else layer.weight  # type: ignore[assignment]
-    return weight.detach()
+def reference_weight(reference: nn.Module, name: str, like: Tensor) -> Tensor:
+    """The weight of a layer in the float model.
+
+    Args:
+        reference: The float model that `simulate` got.
+        name: Of the layer, the same in both.
+        like: The student's weight.
+
+    Raises:
+        ValueError: If the float model has no such layer, or its weight has another shape.
+    """
+    way_out = "pass the model that simulate() got, with its BatchNorms folded"
+    try:
+        weight = reference.get_submodule(name).weight
+    except AttributeError as error:
+        raise ValueError(f"the float model has no layer {name!r}; {way_out}") from error
+    assert isinstance(weight, Tensor)
+    if weight.shape != like.shape:
+        raise ValueError(
+            f"the float model's weight of layer {name!r} is {tuple(weight.shape)}, the student's "
+            f"{tuple(like.shape)}; {way_out}"
+        )
+    return weight.detach().to(like.device)
 
 
 def quantized_layers(student: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -9,7 +9,7 @@ from zaq_plugin.pwlq.kernels import codebook_of
 from zaq_plugin.pwlq.levels import build_grid
 from zaq_plugin.pwlq.spec import QuantSpec
 
-MARGIN = 0.02
+MARGIN = 0.01
 """Of a step: how far inside a cell its outermost value is taken, so that rounding cannot decide."""
 
 
@@ -37,19 +37,21 @@ def nearest_level(values: Tensor, levels: Tensor) -> Tensor:
 def nearest_in_cell(values: Tensor, wanted: Tensor, levels: Tensor) -> Tensor:
     """The value closest to each one that is rounded to the level it is wanted on.
 
+    The outermost cells end at their levels.
+
     Args:
         values: (channels, elements).
-        wanted: (channels, elements) levels.
+        wanted: (channels, elements) levels, as closely as their type can tell.
         levels: (channels, L) ascending.
 
     Returns:
         (channels, elements); inside the cell by `MARGIN` of the step on each side.
     """
+    wanted = nearest_level(wanted, levels)  # which may have been rounded to another type
     index = torch.searchsorted(levels.contiguous(), wanted.contiguous())
-    index = index.clamp(0, levels.shape[1] - 1)
     below = levels.gather(1, (index - 1).clamp(min=0))
     above = levels.gather(1, (index + 1).clamp(max=levels.shape[1] - 1))
     middle = levels.gather(1, index)
-    share = 0.5 - MARGIN / 2
+    share = 0.5 - MARGIN
     low, high = middle - share * (middle - below), middle + share * (above - middle)
     return torch.minimum(torch.maximum(values, low), high)

@@ -104,7 +104,8 @@ class CorrectBiasByMoments(Stage):
 
     def finish(self, work: Work) -> None:
         """Correct every layer whose mean input is known."""
-        taken = correct_bias_by_moments(work.student, moments_of(work))
+        work.refuse_after_training(self.name)
+        taken = correct_bias_by_moments(work.student, moments_of(work), reference=work.folded)
         count = len(dict(quantized_layers(work.student)))
         if not taken:
             raise ValueError(

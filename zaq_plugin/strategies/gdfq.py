@@ -196,6 +196,7 @@ class GenerativeTraining(Stage):
             )
         game = work.source.game(work)
         student, teacher = work.student, work.teacher
+        work.trained = self.name
         config = ZeroShotConfig(
             seed=work.request.seed, steps=work.request.steps(self.training), edge_lr=0.0
         )

@@ -1,8 +1,9 @@
 """GPTQ: rounding with error feedback, without training; also on PWLQ levels.
 
 Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers
-(ICLR 2023, arXiv 2210.17323). ``pwlq+gptq`` is PWLQ with it: it takes seconds, and is what we
-recommend wherever weights are narrower than eight bits.
+(ICLR 2023, arXiv 2210.17323). Other than in the paper, grids have the clip of least squared error,
+columns go in order of falling diagonal ("act-order"), coordinate descent follows (QuantEase, Behdin
+et al., 2023, arXiv 2309.01885), and the bias is corrected from activations.
 """
 
 from __future__ import annotations
@@ -17,22 +18,33 @@ from zaq_plugin.strategies.weights import LeastSquaresWeights
 class FeedbackRounding(Stage):
     """Weights still to be rounded make up for what rounded ones lost; biases for the mean of it.
 
-    x comes from the calibration images, through the quantized layers before.
+    Inputs come from the calibration images, through the quantized layers before.
     """
 
     slot = "after"
     name = "gptq"
 
     def finish(self, work: Work) -> None:
-        """Round layer after layer."""
+        """Round layer after layer.
+
+        Raises:
+            ValueError: If a stage before has learned roundings or weights, which would be lost.
+        """
+        work.refuse_after_training(self.name)
+        if work.moved:
+            raise ValueError(
+                f"gptq rounds the float weights anew and would discard what {work.moved!r} has "
+                f"learned; name it first: 'gptq+{work.moved}'"
+            )
         results = compensate_rounding(
-            work.student, work.batches(), reference=work.folded, seed=work.request.seed
+            work.student, work.batches(), work.folded, seed=work.request.seed
         )
-        kept = {name: result.reason for name, result in results.items() if result.reason}
+        work.moved = self.name
+        left = {name: result.reason for name, result in results.items() if result.reason}
         work.notes.append(
-            f"gptq: error feedback in {len(results) - len(kept)} of {len(results)} layers"
+            f"gptq: error feedback in {len(results) - len(left)} of {len(results)} layers"
         )
-        work.notes += [f"gptq left {name} as it was: {reason}" for name, reason in kept.items()]
+        work.notes += [f"gptq left {name} as it was: {reason}" for name, reason in left.items()]
 
 
 GPTQ = Strategy(

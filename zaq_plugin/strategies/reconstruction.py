@@ -55,6 +55,7 @@ class Reconstruct(Stage):
             ReconstructOptions(**fields),
             rng=work.rng(2),
         )
+        work.moved = self.name
         better = sum(r.after < r.before for r in results)
         work.notes.append(f"{self.name}: {better} of {len(results)} blocks improved")
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from zaq_plugin.observers import MinMaxObserver
 from zaq_plugin.ptq.plan import Override
-from zaq_plugin.ptq.student import float_weight, quantized_layers, reference_weight
 from zaq_plugin.pwlq import QuantSpec, UniformSpec
 from zaq_plugin.strategies.request import Request
 from zaq_plugin.zero_shot.twins import twin
@@ -86,6 +85,8 @@ class Work:
         notes: What a reader should know.
         stages: Wall time by stage.
         facts: What stages tell one another.
+        moved: The stage that chose other levels than the nearest ones, if any did.
+        trained: The stage that trained weights and biases, if any did.
     """
 
     request: Request
@@ -100,6 +101,8 @@ class Work:
     notes: list[str] = field(default_factory=list)
     stages: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    moved: str = ""
+    trained: str = ""
     _student: nn.Module | None = None
     _images: Tensor | None = None
 
@@ -116,14 +119,32 @@ class Work:
 
     @property
     def teacher(self) -> nn.Module:
-        """The student's float twin, with the float model's weights wherever they are by now."""
+        """The student's twin with the float model's parameters, whatever became of the student's.
+
+        A bias that a correction has added is zero.
+        """
         teacher = twin(self.student)
+        kept = {**dict(self.folded.named_parameters()), **dict(self.folded.named_buffers())}
         with torch.no_grad():
-            for name, layer in quantized_layers(teacher):
-                weight = reference_weight(self.folded, name)
-                if weight is not None:
-                    float_weight(layer).copy_(weight)
+            for name, tensor in (*teacher.named_parameters(), *teacher.named_buffers()):
+                plain = name.replace("parametrizations.weight.original", "weight")
+                if plain in kept:
+                    tensor.copy_(kept[plain])
+                elif plain.endswith(".bias"):
+                    tensor.zero_()
         return teacher
+
+    def refuse_after_training(self, what: str) -> None:
+        """Refuse a stage that would undo or spoil what a stage before has trained.
+
+        Raises:
+            ValueError: With the way out.
+        """
+        if self.trained:
+            raise ValueError(
+                f"{what} compares with the float model, whose weights and biases "
+                f"{self.trained!r} has trained away from; name {what!r} before it"
+            )
 
     @property
     def device(self) -> torch.device:

@@ -36,7 +36,11 @@ class ZeroShot(Stage):
     own_images: bool = False
 
     def config(self, work: Work) -> ZeroShotConfig:
-        """The preset at the request's seed and effort."""
+        """The preset at the request's seed and effort.
+
+        Where another stage has moved the weights already, grids and ranges stay as they are: they
+        belong to the levels that were chosen.
+        """
         request = work.request
         config = ZeroShotConfig.preset(self.preset, seed=request.seed, **dict(self.changes))
         return config.with_changes(
@@ -45,24 +49,26 @@ class ZeroShot(Stage):
             warmup_steps=request.steps(config.warmup_steps) if config.warmup_steps else 0,
             batch_size=min(config.batch_size, request.batch_size),
             calibration_images=request.synthetic_count,
+            recalibrate=config.recalibrate and not work.moved,
         )
 
     def finish(self, work: Work) -> None:
         """Fine-tune the student in place."""
         refuse_compound(work, self.name)
-        request = work.request
+        request, teacher = work.request, work.teacher
         result = zero_shot_finetune(
             work.student,
             self.config(work),
             image_shape=request.image_shape,
             float_model=work.model,
-            teacher=work.teacher,
+            teacher=teacher,
             mean=request.mean,
             std=request.std,
             adapter=request.adapter,
             images=None if self.own_images else work.images,
             progress=request.progress,
         )
+        work.trained = self.name
         if result.best is not None:
             work.notes.append(
                 f"best state by the judge: {result.best.label}, agreement "

@@ -41,7 +41,8 @@ def zero_shot_finetune(
         image_shape: (channels, height, width).
         float_model: The float model before its BatchNorms were folded, if they were: its
             statistics guide the synthetic images.
-        teacher: P; the student's twin by default.
+        teacher: P; by default the student's twin, whose weights are the student's: give one if
+            the student's have been moved away from the float model's.
         mean, std: The model's input normalisation, pixels in 0..1.
         adapter: From the model's output to a list of tensors, for models with several outputs.
         images: (N, C, H, W) images in place of distilled ones; real ones make it fine-tuning with

@@ -61,8 +61,8 @@ def _training_nodes(model: nn.Module) -> list[tuple[fx.Node, int]]:
 def twin(student: nn.Module) -> nn.Module:
     """The teacher P: the student's deep copy, quantization and observers off, BatchNorm frozen.
 
-    It computes the float model's function, and every module has its counterpart in the student
-    under the same name.
+    It computes the float model's function as long as nothing has moved the student's float weights,
+    and every module has its counterpart in the student under the same name.
     """
     teacher = copy.deepcopy(student)
     set_switches(teacher, observe=False, quantize=False)

@@ -111,6 +111,12 @@ def test_bias_correction_takes_out_the_expected_error() -> None:
             assert change == pytest.approx(expected, rel=1e-3, abs=1e-6)
     again = correct_bias_by_moments(student, moments)
     assert all(torch.equal(again[n], taken[n]) for n in taken), "not idempotent"
+    for name in taken:  # a float weight that has been moved is no measure; the float model's is
+        layer = student.get_submodule(name)
+        float_weight(layer).data.copy_(layer.weight.detach())
+    moved = correct_bias_by_moments(student, moments, reference=folded)
+    for name in taken:
+        torch.testing.assert_close(moved[name], taken[name], rtol=1e-5, atol=1e-8)
 
 
 def test_a_model_without_batch_norm_is_refused() -> None:

@@ -95,3 +95,5 @@ def test_moments_that_are_not_finite() -> None:
     moment[0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"second moments of the inputs are not finite"):
         round_with_feedback(rows, levels, moment)
+    with pytest.raises(ValueError, match=r"damping must be above 0, .* got 0"):
+        round_with_feedback(rows, levels, torch.eye(6).expand(2, 6, 6), damping=0.0)

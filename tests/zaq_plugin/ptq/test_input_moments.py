@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.ptq import input_moments
-from zaq_plugin.ptq.input_moments import InputMoments, has_columns
+from zaq_plugin.ptq import input_moments, simulate
+from zaq_plugin.ptq.input_moments import InputMoments, why_no_patches
+from zaq_plugin.pwlq import PWLQSpec
 
 CASES = {
     "linear": (nn.Linear(7, 5), (4, 7)),
@@ -67,13 +68,33 @@ def test_a_sample_of_the_patches_is_close_and_the_seed_fixes_it(name: str) -> No
     shape = (64, 50, 7) if isinstance(layer, nn.Linear) else (64, 4, 30, 30)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).double()
     found = []
-    for seed, rows in ((0, 1 << 20), (1, 1024), (1, 1024), (2, 1024)):
-        moments = InputMoments(layer.double(), torch.Generator().manual_seed(seed), rows)
-        moments.add(x)
+    for seed, per_sample, batch in ((0, 1 << 20, 64), (1, 16, 64), (1, 16, 64), (2, 16, 64)):
+        moments = InputMoments(layer.double(), torch.Generator().manual_seed(seed), per_sample)
+        for part in x.split(batch):
+            moments.add(part)
         found.append(moments.mean())
     assert torch.equal(found[1], found[2])
     assert not torch.equal(found[1], found[3])
     assert float((found[1] - found[0]).abs().max()) < 6 / 1024**0.5
+
+
+def test_batches_change_nothing_where_patches_are_drawn() -> None:
+    layer, _ = CASES["convolution"]
+    x = torch.randn(10, 4, 30, 30).double()
+    whole, parts = (InputMoments(layer.double(), torch.Generator(), 16) for _ in range(2))
+    whole.add(x)
+    for part in x.split(3):
+        parts.add(part)
+    assert torch.allclose(whole.mean(), parts.mean(), rtol=1e-12)
+
+
+def test_every_sample_has_patches_of_its_own() -> None:
+    layer = nn.Conv2d(1, 1, 1)
+    x = torch.arange(900.0).view(1, 1, 30, 30).expand(40, 1, 30, 30)
+    moments = InputMoments(layer, torch.Generator().manual_seed(0), 1)
+    moments.add(x)
+    same_for_all = {float(v) ** 2 for v in range(900)}
+    assert float(moments.mean()) not in same_for_all
 
 
 def test_a_sample_without_its_batch_axis() -> None:
@@ -86,7 +107,16 @@ def test_a_sample_without_its_batch_axis() -> None:
 
 
 def test_layers_without_patches_and_moments_without_batches() -> None:
-    assert has_columns(nn.Linear(2, 2))
-    assert not has_columns(nn.ConvTranspose2d(2, 2, 3))
+    assert why_no_patches(nn.Linear(2, 2)) == ""
+    reason = "ConvTranspose2d does not multiply patches of its input"
+    assert why_no_patches(nn.ConvTranspose2d(2, 2, 3)) == reason
+
+    class Padded(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(nn.functional.pad(input, (1, 1, 1, 1)))
+
+    assert why_no_patches(Padded(2, 2, 3)) == "Padded has a forward of its own"
+    student = simulate(nn.Sequential(Padded(2, 2, 3), nn.Conv2d(2, 2, 1)), PWLQSpec(3), None)
+    assert [why_no_patches(layer) for layer in student] == ["Padded has a forward of its own", ""]
     with pytest.raises(ValueError, match="has seen no batch"):
         InputMoments(nn.Linear(2, 2), torch.Generator()).mean()
