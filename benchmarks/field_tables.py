@@ -215,6 +215,9 @@ def _notes(part: Sequence[Row]) -> list[str]:
     """What all rows of a group note."""
     left = part[0].get("float_layers") or []
     found = [n for n in part[0].get("notes", []) if all(n in r.get("notes", []) for r in part)]
+    effort = part[0]["job"]["effort"]
+    if effort != 1:
+        found.append(f"{effort:g} of the steps of distillation and training")
     if left:
         found.append(f"{len(left)} layers stay float: {', '.join(left[:4])}")
     return found
@@ -277,9 +280,11 @@ def page(rows: Sequence[Row]) -> Page:
 def rows_with(rows: Sequence[Row], also: Path | None = None) -> list[Row]:
     """The last row of each job, and those taken over from the zero-shot benchmark.
 
-    Jobs that ask for the same in other words (PWLQ at two bits, which is uniform) count once.
+    Of several efforts the highest counts. Jobs that ask for the same in other words (PWLQ at two
+    bits, which is uniform) count once.
     """
     every = [*(taken_over(also) if also is not None else []), *rows]
+    every.sort(key=lambda row: row["job"]["effort"])
     return list({_identity(row): row for row in every}.values())
 
 
@@ -287,7 +292,7 @@ def _identity(row: Row) -> tuple[str, ...]:
     if "error" in row:
         return ("error", key(row["job"]))
     of = row["job"]
-    return (*line_of(row), of["model"], of["bits"], str(of["seed"]), str(of["effort"]))
+    return (*line_of(row), of["model"], of["bits"], str(of["seed"]))
 
 
 def write_tables(rows: Sequence[Row], out: Path, also: Path | None = None) -> None:

@@ -10,7 +10,7 @@ from benchmarks.field import main
 from benchmarks.field_jobs import append_row, grid, job, missing, parse, read_rows, sources
 from benchmarks.field_pages import Grid, Page
 from benchmarks.field_peers import pythons
-from benchmarks.field_tables import page, summary, taken_over, write_tables
+from benchmarks.field_tables import page, rows_with, summary, taken_over, write_tables
 
 LEVELS = ("pwlq", "uniform")
 
@@ -108,6 +108,21 @@ def test_agreement_has_a_table_of_its_own_where_it_is_known() -> None:
     assert "| pwlq+gptq |  |  | **97.50** |" in table
     assert "omse" not in table
     assert "agreement with" not in page([rows[2]]).markdown()
+
+
+def test_less_effort_is_told_and_gives_way_to_more(tmp_path: Path) -> None:
+    half, whole = row(80.0, effort=0.5), row(81.0)
+    assert rows_with([whole, half]) == [whole]
+    assert rows_with([half]) == [half]
+    assert "0.5 of the steps of distillation and training" in page([half]).markdown()
+    assert "of the steps" not in page([whole]).markdown()
+
+
+def test_jobs_that_ask_for_the_same_in_other_words_count_once() -> None:
+    one = row(33.0, method="pwlq", levels="uniform", bits="2/4")
+    other = {**one, "job": {**one["job"], "levels": "auto"}}
+    assert len(rows_with([one, other])) == 1
+    assert len(rows_with([one, row(33.0, method="pwlq", levels="uniform", bits="3/3")])) == 2
 
 
 def test_compositions_of_ours_are_named_by_their_levels() -> None:
