@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.field_jobs import BITS, read_rows
-from benchmarks.field_tables import BOTH, rows_with
+from benchmarks.field_rows import BOTH, rows_with
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

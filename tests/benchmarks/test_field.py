@@ -10,7 +10,8 @@ from benchmarks.field import main
 from benchmarks.field_jobs import append_row, grid, job, missing, parse, read_rows, sources
 from benchmarks.field_pages import Grid, Page
 from benchmarks.field_peers import pythons
-from benchmarks.field_tables import page, rows_with, summary, taken_over, write_tables
+from benchmarks.field_rows import rows_with, taken_over
+from benchmarks.field_tables import page, summary, write_tables
 
 LEVELS = ("pwlq", "uniform")
 

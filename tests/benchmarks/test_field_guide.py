@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.field_guide import PAGES, RESULTS, TABLES, Line, cell, cifar10, filled, seeds_of
 from benchmarks.field_jobs import job, read_rows
-from benchmarks.field_tables import rows_with
+from benchmarks.field_rows import rows_with
 
 
 def row(score: float, method: str = "rq", bits: str = "4/8", seed: int = 0, **more: Any) -> Any:
