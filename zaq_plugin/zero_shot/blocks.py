@@ -49,8 +49,9 @@ def find_blocks(
     covered = {name for block in blocks for name in block.weights}
     missing = [name for name in names if name not in covered]
     if missing:
+        shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if missing[4:] else "")
         raise ValueError(
-            f"no block with one tensor in and one out holds {', '.join(missing)}; such a layer "
+            f"no block with one tensor in and one out holds {shown}; such a layer "
             "cannot be reconstructed by itself. Set reconstruct=False to train without."
         )
     return blocks
@@ -80,6 +81,9 @@ def _module_blocks(
     def holds(prefix: str) -> list[str]:
         return [n for n in names if prefix == "" or places[n].startswith(prefix + ".")]
 
+    def called(prefix: str) -> bool:  # itself, or, as a mere container, what it holds
+        return prefix in traces or any(name.startswith(prefix + ".") for name in traces)
+
     def visit(name: str, module: nn.Module) -> None:
         inside = holds(name)
         if not inside:
@@ -87,7 +91,7 @@ def _module_blocks(
         children = [
             (f"{name}.{child}" if name else child, part) for child, part in module.named_children()
         ]
-        busy = [c for c in children if holds(c[0]) and c[0] in traces]
+        busy = [c for c in children if holds(c[0]) and called(c[0])]
         trace = traces.get(name)
         usable = trace is not None and trace.calls == 1 and trace.plain
         leaf = not busy or len({n for c in busy for n in holds(c[0])}) < len(inside)

@@ -49,6 +49,33 @@ def test_chained_blocks_are_recognised() -> None:
     assert [b.chained for b in blocks] == [False, True, False]
 
 
+class Contained(nn.Module):
+    """Layers in containers that are never called themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList([nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)])
+        self.encoder = nn.Module()
+        self.encoder.inner = nn.Module()
+        self.encoder.inner.last = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part(x).relu()
+        return self.encoder.inner.last(x)  # type: ignore[operator, union-attr]
+
+
+@pytest.mark.parametrize("largest", [1, 2])
+def test_containers_that_are_not_called_hide_no_layer(largest: int) -> None:
+    model = Contained()
+    for layer in list(model.modules()):
+        if isinstance(layer, nn.Conv2d):
+            fake = PWLQPerChannelFakeQuantize(UniformSpec(bits=3))
+            parametrize.register_parametrization(layer, "weight", fake, unsafe=True)
+    blocks = find_blocks(model, twin(model), torch.randn(2, 3, 4, 4), largest)
+    assert [b.name for b in blocks] == ["parts.0", "parts.1", "encoder.inner.last"]
+
+
 def test_graph_blocks_compose_to_the_model(graph_student: Callable[[], nn.Module]) -> None:
     student = graph_student()
     teacher = twin(student)
