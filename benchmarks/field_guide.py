@@ -14,11 +14,10 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.field_jobs import BITS, read_rows
-from benchmarks.field_rows import BOTH, rows_with
+from benchmarks.field_rows import BOTH, Row, rows_with
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -27,7 +26,6 @@ WALL = ("zaq", "zaq-paper")
 """Methods whose rows come from the zero-shot benchmark, with wall time."""
 DENSE = ("coco", "camvid", "imagenet")
 SHORT = {"coco": "COCO", "camvid": "CamVid", "imagenet": "ImageNet"}
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -112,8 +110,6 @@ REAL = (
     _real("**`zaq`**, PWLQ weights", "zaq", "pwlq", "2,000 images"),
     *PEERS,
 )
-
-
 FAITHFUL = ("pwlq", "gptq", "pwlq+gptq", "brecq", "qdrop", "zaq")
 """Strategies whose agreement the guide shows, beside the tools' best recipes."""
 
@@ -160,11 +156,9 @@ def agreement(rows: Sequence[Row]) -> list[str]:
     columns = BITS["cifar10"]
     text = [_line("method", "data", *columns), "|---|---|" + "---:|" * len(columns)]
     for line in (*FREE, *REAL):
-        if line.method in FAITHFUL or line.method.endswith("/best"):
-            cells = [cell(line.rows(rows, "cifar10", bits), "agreement") for bits in columns]
-        else:
-            continue
-        if any(cells):
+        chosen = line.method in FAITHFUL or line.method.endswith("/best")
+        cells = [cell(line.rows(rows, "cifar10", bits), "agreement") for bits in columns]
+        if chosen and any(cells):
             text.append(_line(line.title, line.images, *cells))
     return text
 

@@ -87,22 +87,25 @@ def mean_output_error(
     Returns:
         ``(output channels,)``.
     """
-    quantizer, original = weight_fake_quant(layer), float_weight(layer)
-    assert quantizer is not None
     if isinstance(x, Tensor):
         given, x = x, MeanInput(layer)
         x.add(given)
+    return x.mean_output(weight_error(layer, reference))
+
+
+@torch.no_grad()
+def weight_error(layer: nn.Module, reference: Tensor | None = None) -> Tensor:
+    """``W^ - W`` in float64; W is the layer's own float weight, or the one given."""
+    quantizer, original = weight_fake_quant(layer), float_weight(layer)
+    assert quantizer is not None
     wide = wide_dtype(original)
-    with torch.no_grad():
-        float_one = original if reference is None else reference
-        error = quantizer(original).to(wide) - float_one.to(wide)
-    return x.mean_output(error)
+    return quantizer(original).to(wide) - (original if reference is None else reference).to(wide)
 
 
 class _Correction:
     """Takes the mean error out of one layer's bias."""
 
-    def __init__(self, name: str, layer: nn.Module, reference: Tensor | None) -> None:
+    def __init__(self, name: str, layer: nn.Module, reference: Tensor) -> None:
         self.name, self.layer, self.reference = name, layer, reference
         self.inputs = MeanInput(layer)
         self.add = self.inputs.add
@@ -142,8 +145,6 @@ def correct_bias(
     """
 
     def begin(name: str, layer: nn.Module, samples: int) -> _Correction:
-        if reference is None:
-            return _Correction(name, layer, None)
         return _Correction(name, layer, reference_weight(reference, name, float_weight(layer)))
 
     order = walk_layers(

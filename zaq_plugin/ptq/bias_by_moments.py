@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
-from zaq_plugin.ptq.bias import take_back, take_out
+from zaq_plugin.ptq.bias import take_back, take_out, weight_error
 from zaq_plugin.ptq.channel_moments import Moments
 from zaq_plugin.ptq.channels import linear_response
-from zaq_plugin.ptq.fold_arithmetic import wide_dtype
 from zaq_plugin.ptq.student import (
     float_weight,
     quantized_layers,
     reference_weight,
-    weight_fake_quant,
 )
 
 
@@ -48,12 +45,7 @@ def correct_bias_by_moments(
         known = inputs.get(name)
         if known is None:
             continue
-        quantizer, original = weight_fake_quant(layer), float_weight(layer)
-        assert quantizer is not None
-        wide = wide_dtype(original)
-        float_one = original if reference is None else reference_weight(reference, name, original)
-        with torch.no_grad():
-            error = quantizer(original).to(wide) - float_one.to(wide)
+        error = weight_error(layer, reference_weight(reference, name, float_weight(layer)))
         take_back(layer)
         shift = linear_response(layer, error, known.mean)
         take_out(name, layer, shift)

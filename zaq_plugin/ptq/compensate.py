@@ -20,8 +20,8 @@ from zaq_plugin.ptq.student import (
     reference_weight,
     weight_fake_quant,
 )
-from zaq_plugin.pwlq.cells import levels_of, nearest_in_cell
-from zaq_plugin.pwlq.layout import from_rows, to_rows
+from zaq_plugin.pwlq.cells import float_for_levels, levels_of
+from zaq_plugin.pwlq.layout import to_rows
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,9 @@ class Compensated:
     reason: str = ""
 
 
+UNREACHED = Compensated(reason="no batch reaches it")
+
+
 class _Compensation:
     """Rounds one layer's weight, then corrects its bias for what is left."""
 
@@ -50,7 +53,7 @@ class _Compensation:
         self.name, self.layer, self.reference = name, layer, reference
         self.moments = moments
         self.inputs = MeanInput(layer)
-        self.result = Compensated()
+        self.result = UNREACHED
 
     def add(self, x: Tensor) -> None:
         """Take a batch of the layer's inputs into account."""
@@ -121,9 +124,8 @@ def compensate_rounding(
     walk_layers(
         student, batches, begin, what="compensate_rounding", prepare=take_back, memory=memory
     )
-    unreached = Compensated(reason="no batch reaches it")
     return {
-        name: works[name].result if name in works else unreached
+        name: works[name].result if name in works else UNREACHED
         for name, _ in quantized_layers(student)
     }
 
@@ -140,6 +142,7 @@ def _round(layer: nn.Module, wanted: Tensor, moment: Tensor) -> Compensated:
     """Round a weight on its grid; a channel that would get worse keeps its nearest levels."""
     quantizer: Any = weight_fake_quant(layer)
     original, groups = float_weight(layer), moment.shape[0]
+    wanted = wanted.to(original)
 
     def grouped(values: Tensor) -> Tensor:  # (groups, channels, n)
         return to_rows(values, 0).unflatten(0, (groups, -1)).to(moment)
@@ -148,28 +151,16 @@ def _round(layer: nn.Module, wanted: Tensor, moment: Tensor) -> Compensated:
     by_channel = levels.expand(wanted.shape[0], -1).unflatten(0, (groups, -1)).to(moment)
     rows, nearest = grouped(wanted), grouped(quantizer(wanted))
     made = round_with_feedback(rows, by_channel.contiguous(), moment)
-    chosen = to_rows(made.flatten(0, 1), 0).reshape(wanted.shape).to(wanted)
-    _write(layer, wanted, chosen, levels)
+    chosen = made.reshape(wanted.shape).to(wanted)
+    spec, axis, edges = quantizer.spec, quantizer.ch_axis, quantizer.edges.detach()
+    original.copy_(float_for_levels(wanted, chosen, spec, axis, edges))
     before = output_error(rows, nearest, moment)
     worse = output_error(rows, grouped(quantizer(original)), moment) > before
     kept = worse.flatten().view(-1, *[1] * (wanted.dim() - 1))
-    original.copy_(torch.where(kept, wanted.to(original), original))
+    original.copy_(torch.where(kept, wanted, original))
     got = grouped(quantizer(original))
     return Compensated(
         before=float(before.mean()),
         after=float(output_error(rows, got, moment).mean()),
         moved=float((got != nearest).double().mean()),
     )
-
-
-def _write(layer: nn.Module, wanted: Tensor, chosen: Tensor, levels: Tensor) -> None:
-    """Make the float weights those closest to the wanted ones that are rounded to their levels."""
-    quantizer: Any = weight_fake_quant(layer)
-    axis, original = quantizer.ch_axis, float_weight(layer)
-    rows, target = to_rows(wanted, axis).float(), to_rows(chosen, axis).float()
-    inside = nearest_in_cell(rows, target, levels.float())
-    original.copy_(from_rows(inside, wanted, axis).to(original))
-    # Rounding of the scale may move a level by one unit in the last place, and pieces of a float
-    # grid need not meet half-way: there the level itself is written.
-    missed = quantizer(original) != quantizer(chosen.to(original))
-    original.copy_(torch.where(missed, chosen.to(original), original))

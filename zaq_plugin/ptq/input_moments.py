@@ -11,9 +11,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from zaq_plugin.ptq.fold_arithmetic import CONVOLUTIONS, wide_dtype
+from zaq_plugin.ptq.plan import own_class
 
 PATCHES = 1 << 15
 """Patches that are looked at, several times what one output channel of most layers has weights."""
@@ -23,12 +23,11 @@ CHUNK = 1 << 24
 
 def why_no_patches(layer: nn.Module) -> str:
     """Why a layer is not known to multiply patches of its input; empty if it is."""
-    kind = type(layer).__mro__[1] if parametrize.is_parametrized(layer) else type(layer)
-    known = (*CONVOLUTIONS, nn.Linear)
-    base = next((k for k in known if issubclass(kind, k)), None)
+    kind = own_class(layer)
+    base = next((k for k in (*CONVOLUTIONS, nn.Linear) if issubclass(kind, k)), None)
     if base is None:
         return f"{kind.__name__} does not multiply patches of its input"
-    if kind.forward is not base.forward:  # type: ignore[attr-defined]
+    if kind.forward is not base.forward:
         return f"{kind.__name__} has a forward of its own"
     return ""
 
@@ -56,7 +55,7 @@ class InputMoments:
             self._take(self._choose(sizes.numel(), len(tokens), x.device), tokens, sizes, 1)
             return
         layer: Any = self.layer
-        if x.dim() == layer.weight.dim() - 1:
+        if x.dim() == len(layer.kernel_size) + 1:  # asking the weight would quantize it
             x = x.unsqueeze(0)
         windows = _windows(layer, x)
         sizes = windows.shape[2 : x.dim()]

@@ -48,6 +48,11 @@ def channel_axis(layer: nn.Module) -> int:
     return 1 if isinstance(layer, _ConvTransposeNd) else 0
 
 
+def own_class(layer: nn.Module) -> type[nn.Module]:
+    """A layer's class; one with a parametrization has a class of torch's making before it."""
+    return type(layer).__mro__[1] if parametrize.is_parametrized(layer) else type(layer)
+
+
 def is_depthwise(layer: nn.Module) -> bool:
     """Whether every input channel has its own filters."""
     groups = int(getattr(layer, "groups", 1))
@@ -86,9 +91,7 @@ def make_plan(
     ends = {order[0], order[-1]} if order else set()
     plans = []
     for name, layer in layers.items():
-        kind, weight = type(layer).__name__, _weight(layer)
-        if parametrize.is_parametrized(layer):
-            kind = type(layer).__mro__[1].__name__
+        kind, weight = own_class(layer).__name__, _weight(layer)
         wanted: Override = (weights, activations)
         reason: str | None = None
         told = False

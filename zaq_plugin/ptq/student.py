@@ -29,29 +29,31 @@ def float_weight(layer: nn.Module) -> Tensor:
     return original
 
 
-def reference_weight(reference: nn.Module, name: str, like: Tensor) -> Tensor:
+def reference_weight(reference: nn.Module | None, name: str, own: Tensor) -> Tensor:
     """The weight of a layer in the float model.
 
     Args:
-        reference: The float model that `simulate` got.
+        reference: The float model that `simulate` got; without one it is the student's own.
         name: Of the layer, the same in both.
-        like: The student's weight.
+        own: The student's float weight.
 
     Raises:
         ValueError: If the float model has no such layer, or its weight has another shape.
     """
+    if reference is None:
+        return own.detach()
     way_out = "pass the model that simulate() got, with its BatchNorms folded"
     try:
         weight = reference.get_submodule(name).weight
     except AttributeError as error:
         raise ValueError(f"the float model has no layer {name!r}; {way_out}") from error
     assert isinstance(weight, Tensor)
-    if weight.shape != like.shape:
+    if weight.shape != own.shape:
         raise ValueError(
             f"the float model's weight of layer {name!r} is {tuple(weight.shape)}, the student's "
-            f"{tuple(like.shape)}; {way_out}"
+            f"{tuple(own.shape)}; {way_out}"
         )
-    return weight.detach().to(like.device)
+    return weight.detach().to(own.device)
 
 
 def quantized_layers(student: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from zaq_plugin.pwlq.functional import fake_quantize
 from zaq_plugin.pwlq.kernels import codebook_of
+from zaq_plugin.pwlq.layout import from_rows, to_rows
 from zaq_plugin.pwlq.levels import build_grid
 from zaq_plugin.pwlq.spec import QuantSpec
 
@@ -55,3 +57,27 @@ def nearest_in_cell(values: Tensor, wanted: Tensor, levels: Tensor) -> Tensor:
     share = 0.5 - MARGIN
     low, high = middle - share * (middle - below), middle + share * (above - middle)
     return torch.minimum(torch.maximum(values, low), high)
+
+
+@torch.no_grad()
+def float_for_levels(
+    weight: Tensor, wanted: Tensor, spec: QuantSpec, axis: int | None, edges: Tensor
+) -> Tensor:
+    """The float weight closest to a given one that is rounded to the levels wanted.
+
+    Args:
+        weight: Any shape.
+        wanted: Same shape; each a level of its channel.
+        spec, axis, edges: As for `fake_quantize`.
+
+    Returns:
+        Same shape and type as the weight.
+    """
+    rows, target = to_rows(weight, axis).float(), to_rows(wanted, axis).float()
+    inside = from_rows(nearest_in_cell(rows, target, levels_of(edges, spec)), weight, axis)
+    inside = inside.to(weight.dtype)
+    # Rounding of the scale may move a level by one unit in the last place, and pieces of a float
+    # grid need not meet half-way: there the level itself is taken.
+    levels = fake_quantize(wanted, spec, axis, edges=edges)
+    missed = fake_quantize(inside, spec, axis, edges=edges) != levels
+    return torch.where(missed, levels, inside)

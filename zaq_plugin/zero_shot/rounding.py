@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.pwlq.cells import nearest_in_cell
+from zaq_plugin.pwlq.cells import float_for_levels
 from zaq_plugin.zero_shot.learned_levels import LearnedLevels
 from zaq_plugin.zero_shot.quantizers import WeightSlot
 
@@ -99,14 +99,9 @@ class LearnedRounding(nn.Module):
         self.levels.bake(slot)
         self.decide(1.0)
         wanted = self(slot.seen)
-        values = wanted if exact else self._in_cell(slot, wanted)
-        # Rounding of the scale may move a level by one unit in the last place.
-        levels = slot.quantized(wanted)
-        missed = slot.quantized(values) != levels
-        slot.write(torch.where(missed | exact, levels, values))
-
-    def _in_cell(self, slot: WeightSlot, wanted: Tensor) -> Tensor:
-        """The values closest to the old weights that are rounded to the wanted levels."""
-        rows, target = slot.rows(slot.seen).float(), slot.rows(wanted).float()
-        inside = nearest_in_cell(rows, target, slot.levels().float())
-        return slot.unrows(inside).to(slot.seen.dtype)
+        if exact:
+            slot.write(slot.quantized(wanted))
+            return
+        module = slot.module
+        edges = module.edges.detach()
+        slot.write(float_for_levels(slot.seen, wanted, module.spec, slot.axis, edges))
