@@ -21,6 +21,8 @@ from benchmarks.graph_modules import scale_input, to_modules
 
 CLASSES = 11
 """Of CamVid; label 11 is void, and the network has a twelfth output for it."""
+CERTAIN = 0.3
+"""Lowest score of a box that counts as found where two detectors are compared."""
 
 
 @dataclass
@@ -51,6 +53,12 @@ class DenseTask:
         if self.name == "camvid":
             return mean_iou(outputs.argmax(1), self.truth[: len(outputs)])
         return average_precision(detections(outputs), self.truth, len(outputs))
+
+    def agreement(self, expected: Tensor, actual: Tensor) -> float:
+        """How much of what two models answer is the same, percent: pixels' classes, or boxes."""
+        if self.name == "camvid":
+            return 100 * float((expected.argmax(1) == actual.argmax(1)).double().mean())
+        return same_boxes(detections(expected, CERTAIN), detections(actual, CERTAIN))
 
 
 def blue_first(pixels: np.ndarray) -> Tensor:
@@ -153,6 +161,31 @@ def detections(outputs: Tensor, threshold: float = 0.01, overlap: float = 0.45) 
         kept = batched_nms(part.corners, part.scores, part.classes, overlap)
         found.append(Boxes(part.corners[kept], part.scores[kept], part.classes[kept]))
     return found
+
+
+def same_boxes(expected: list[Boxes], actual: list[Boxes], overlap: float = 0.5) -> float:
+    """Share of boxes that have a partner in the other list, percent: the F1 score.
+
+    Partners are of one image and one class and overlap by at least ``overlap`` (IoU); pairs with
+    the largest overlap are joined first, and each box has one partner.
+
+    Args:
+        expected: One entry an image.
+        actual: The same images.
+        overlap: Of partners.
+    """
+    from torchvision.ops import box_iou
+
+    pairs = 0
+    for one, other in zip(expected, actual, strict=True):
+        alike = one.classes[:, None] == other.classes[None]
+        shared = box_iou(one.corners, other.corners) * alike
+        while shared.numel() and float(shared.max()) >= overlap:
+            row, column = divmod(int(shared.argmax()), shared.shape[1])
+            shared[row], shared[:, column] = 0, 0
+            pairs += 1
+    boxes = sum(len(part.scores) for part in (*expected, *actual))
+    return 100 * 2 * pairs / boxes if boxes else 100.0
 
 
 def average_precision(found: list[Boxes], truth: np.ndarray, images: int) -> float:

@@ -84,11 +84,10 @@ def run_strategy(job: dict[str, Any], args: argparse.Namespace) -> dict[str, Any
 
 def scores(subject: Subject, expected: Tensor, outputs: Tensor) -> dict[str, Any]:
     """Score, agreement with the float model, the float model's score."""
-    agreement = subject.agreement(expected, outputs)
     return {
         "metric": subject.metric,
         "score": round(subject.score(outputs), 3),
-        "agreement": None if agreement is None else round(agreement, 3),
+        "agreement": round(subject.agreement(expected, outputs), 3),
         "fp32": round(subject.score(expected), 3),
     }
 

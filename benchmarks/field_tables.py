@@ -23,9 +23,10 @@ seconds of one thread, without synthetic images: those are made once for a model
 methods that have the same recipe."""
 ERRORS = {"cifar10": 0.5, "imagenet": 2.5}
 """One standard error of a score, in points."""
-AGREEMENT = """How many decisions (classes, or pixels' classes) are the float model's. Both are
-taken on the same images, so that chance has less of a say than in a score, and methods differ in it
-where their scores are the float model's already."""
+AGREEMENT = """How many decisions (classes, pixels' classes) are the float model's; of a detector,
+the F1 score of its boxes against the float model's (score 0.3 or more, one class, IoU 0.5 or more).
+Both answer on the same images, so that chance has less of a say than in a score, and methods differ
+in it where their scores are the float model's already."""
 OURS = ("pwlq", "zaq")
 PEER_NAMES = {
     "nncf": "NNCF",

@@ -40,7 +40,8 @@ class Subject:
         images: For measuring only.
         score: Outputs on the first images to percent.
         metric: What the score is.
-        decide: Outputs to one decision for each image or pixel, None where there is none.
+        agreement: Share in percent of what two models' outputs on the first images decide alike:
+            classes, pixels' classes, or boxes.
         train: Images that may calibrate, or None.
         mean, std: The input's normalisation, pixels from 0 to 1.
         published: The float score on these files.
@@ -51,7 +52,7 @@ class Subject:
     images: Tensor
     score: Callable[[Tensor], float]
     metric: str
-    decide: Callable[[Tensor], Tensor] | None
+    agreement: Callable[[Tensor, Tensor], float]
     train: Tensor | None
     mean: list[float]
     std: list[float]
@@ -63,13 +64,6 @@ class Subject:
         parts = self.images[:limit].split(BATCH[self.name])
         with parametrize.cached():  # weights are quantized once
             return torch.cat([model(part) for part in parts])
-
-    def agreement(self, expected: Tensor, actual: Tensor) -> float | None:
-        """Share of equal decisions in percent."""
-        if self.decide is None:
-            return None
-        same = self.decide(expected) == self.decide(actual)
-        return 100 * float(same.double().mean())
 
     def calibration(self, seed: int, count: int = REAL) -> Tensor:
         """Real images that may calibrate, another choice for each seed.
@@ -107,7 +101,7 @@ def _classifier(task: Task) -> Subject:
         task.images[order],
         lambda outputs: accuracy(outputs, labels[: len(outputs)]),
         "top-1",
-        lambda outputs: outputs.argmax(1),
+        lambda expected, actual: accuracy(actual, expected.argmax(1)),
         task.train,
         mean,
         std,
@@ -116,14 +110,13 @@ def _classifier(task: Task) -> Subject:
 
 
 def _dense(task: DenseTask) -> Subject:
-    decide = (lambda outputs: outputs.argmax(1)) if task.name == "camvid" else None
     return Subject(
         task.name,
         task.model,
         task.images,
         task.score,
         task.metric,
-        decide,
+        task.agreement,
         None,
         task.mean,
         task.std,

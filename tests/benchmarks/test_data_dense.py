@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.data_dense import Boxes, average_precision, detections, mean_iou
+from benchmarks.data_dense import Boxes, average_precision, detections, mean_iou, same_boxes
 from benchmarks.graph_modules import scale_input, to_modules
 
 
@@ -132,6 +132,41 @@ def test_crowds_and_later_images_do_not_count() -> None:
     assert average_precision(exact[:2], truth, 2) == pytest.approx(100)
     nothing = Boxes(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long))
     assert average_precision([nothing] * 4, truth, 4) == 0
+
+
+def boxes_of(*rows: tuple[float, float, float, float, int]) -> Boxes:
+    values = torch.tensor(rows).reshape(-1, 5)
+    return Boxes(values[:, :4], torch.ones(len(rows)), values[:, 4].long())
+
+
+def test_boxes_of_two_detectors_are_paired_within_image_and_class() -> None:
+    expected = [
+        boxes_of((0, 0, 4, 4, 0), (10, 0, 14, 4, 0), (20, 0, 24, 4, 1), (30, 0, 34, 4, 2)),
+        boxes_of((0, 0, 4, 4, 0)),
+    ]
+    actual = [
+        # IoU 12 / 20 and, with the same box, 14 / 18: one partner. 8 / 24: none. Another class.
+        boxes_of((1, 0, 5, 4, 0), (0.5, 0, 4.5, 4, 0), (12, 0, 16, 4, 0), (20, 0, 24, 4, 2)),
+        boxes_of(),
+    ]
+    assert same_boxes(expected, actual) == pytest.approx(100 * 2 * 1 / 9)
+    actual[1] = boxes_of((0, 0, 4, 4, 0))
+    assert same_boxes(expected, actual) == pytest.approx(100 * 2 * 2 / 10)
+    assert same_boxes(actual, expected) == same_boxes(expected, actual)
+    assert same_boxes(expected, expected) == 100
+
+
+def test_the_pair_that_overlaps_most_comes_first() -> None:
+    """Its rival then takes what is left, at IoU 2.4 / 5.6: below a half, no partner."""
+    expected = [boxes_of((0, 0, 4, 1, 0), (0.6, 0, 4.6, 1, 0))]
+    actual = [boxes_of((0.6, 0, 4.6, 1, 0), (1.6, 0, 5.6, 1, 0))]
+    # 0.6 to 4.6 twice is IoU 1; 0 to 4 and 1.6 to 5.6 remain. The other way round both would pair.
+    assert same_boxes(expected, actual) == 50
+
+
+def test_two_detectors_that_find_nothing_agree() -> None:
+    assert same_boxes([boxes_of()], [boxes_of()]) == 100
+    assert same_boxes([boxes_of((0, 0, 1, 1, 0))], [boxes_of()]) == 0
 
 
 class Small(nn.Module):
