@@ -48,6 +48,7 @@ class ZeroShot(Stage):
             reconstruct_iterations=request.steps(config.reconstruct_iterations),
             warmup_steps=request.steps(config.warmup_steps) if config.warmup_steps else 0,
             batch_size=min(config.batch_size, request.batch_size),
+            reconstruct_batch_size=min(config.reconstruct_batch_size, request.batch_size),
             calibration_images=request.synthetic_count,
             recalibrate=config.recalibrate and not work.moved,
         )

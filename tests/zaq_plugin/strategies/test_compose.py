@@ -197,3 +197,23 @@ def test_gdfq_is_for_classifiers(request_of: Make) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
     with pytest.raises(ValueError, match="gdfq is for classifiers: .* Sequential does not answer"):
         apply("gdfq", model, request_of())
+
+
+@pytest.mark.parametrize("name", ["brecq", "zaq"])
+def test_no_step_takes_more_images_than_the_request_says(
+    name: str, model: nn.Module, request_of: Make
+) -> None:
+    """Memory of large inputs is bounded by ``batch_size``."""
+    seen: list[int] = []
+    images = torch.randn(12, 3, 16, 16, generator=torch.Generator().manual_seed(7))
+
+    def watch(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if isinstance(layer, nn.Conv2d) and torch.is_grad_enabled():
+            seen.append(len(inputs[0]))
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(watch)
+    try:
+        apply(name, model, request_of(synthetic=images))
+    finally:
+        hook.remove()
+    assert max(seen) == 4
