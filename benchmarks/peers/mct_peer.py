@@ -16,8 +16,8 @@ from torch import Tensor
 
 from benchmarks.peers.base import PeerRequest, PeerResult, layer_sizes
 
-EPOCHS = 10
-"""Of GPTQ over the calibration images, at effort one."""
+STEPS = 1000
+"""Of GPTQ, at effort one, in as many epochs as they need."""
 
 
 def quantize(request: PeerRequest) -> PeerResult:
@@ -27,7 +27,8 @@ def quantize(request: PeerRequest) -> PeerResult:
     target = _target(request.weight_bits, request.activation_bits)
     data = _representative(request)
     if best:
-        epochs = max(1, round(EPOCHS * request.effort))
+        batches = len(request.calibration.split(request.batch))
+        epochs = max(1, round(STEPS * request.effort / batches))
         every = request.effort >= 1
         config = mct.gptq.get_pytorch_gptq_config(
             n_epochs=epochs, use_hessian_sample_attention=every
