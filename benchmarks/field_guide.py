@@ -92,6 +92,7 @@ PEERS = (
     _real("NNCF, its default", "nncf/plain"),
     _real("NNCF, mixed preset, bias correction", "nncf/best"),
     _real("MCT, PTQ", "mct/plain"),
+    _real("MCT, GPTQ", "mct/best"),
     _real("AIMET, min-max", "aimet/plain"),
     _real("AIMET, equalization, AdaRound", "aimet/best"),
     _real("Brevitas, percentile", "brevitas/plain"),
@@ -156,24 +157,39 @@ def agreement(rows: Sequence[Row]) -> list[str]:
     columns = BITS["cifar10"]
     text = [_line("method", "data", *columns), "|---|---|" + "---:|" * len(columns)]
     for line in (*FREE, *REAL):
-        chosen = line.method in FAITHFUL or line.method.endswith("/best")
         cells = [cell(line.rows(rows, "cifar10", bits), "agreement") for bits in columns]
-        if chosen and any(cells):
+        if _chosen(line) and any(cells):
             text.append(_line(line.title, line.images, *cells))
     return text
 
 
+def _chosen(line: Line) -> bool:
+    return line.method in FAITHFUL or line.method.endswith("/best")
+
+
 def dense(rows: Sequence[Row]) -> list[str]:
     """Detection, segmentation and ImageNet, all data-free."""
+    models = [model for model in DENSE for _ in BITS[model]]
+    floats = [next(r["fp32"] for r in rows if r["job"]["model"] == m) for m in models]
+    head, rule, *lines = _dense(rows, "score")
+    return [head, rule, _line("float", *(f"{value:.2f}" for value in floats)), *lines]
+
+
+def dense_agreement(rows: Sequence[Row]) -> list[str]:
+    """The same by agreement, for the methods that one would choose from."""
+    return _dense(rows, "agreement", _chosen)
+
+
+def _dense(
+    rows: Sequence[Row], value: str, chosen: Callable[[Line], bool] = lambda line: True
+) -> list[str]:
     columns = [(model, bits) for model in DENSE for bits in BITS[model]]
     heads = [f"{SHORT[m]} {b}" if b == BITS[m][0] else b for m, b in columns]
     text = [_line("method", *heads), "|---|" + "---:|" * len(columns)]
-    floats = [next(r["fp32"] for r in rows if r["job"]["model"] == m) for m, _ in columns]
-    text.append(_line("float", *(f"{value:.2f}" for value in floats)))
     peers = [Line(line.title, line.method) for line in PEERS]
     for line in (*FREE, *peers):
-        cells = [cell(line.rows(rows, *column)) for column in columns]
-        if any(cells):
+        cells = [cell(line.rows(rows, *column), value) for column in columns]
+        if chosen(line) and any(cells):
             text.append(_line(line.title, *cells))
     return text
 
@@ -212,6 +228,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
     "cifar10": cifar10,
     "cifar10 agreement": agreement,
     "dense": dense,
+    "dense agreement": dense_agreement,
     "tools": tools,
 }
 

@@ -4,7 +4,18 @@ from typing import Any
 
 import pytest
 
-from benchmarks.field_guide import PAGES, RESULTS, TABLES, Line, cell, cifar10, filled, seeds_of
+from benchmarks.field_guide import (
+    PAGES,
+    RESULTS,
+    TABLES,
+    Line,
+    cell,
+    cifar10,
+    dense,
+    dense_agreement,
+    filled,
+    seeds_of,
+)
 from benchmarks.field_jobs import job, read_rows
 from benchmarks.field_rows import rows_with
 
@@ -46,6 +57,23 @@ def test_cells_are_means_and_seeds_are_counted_by_column() -> None:
     assert seeds_of(rows[:2]) == "2"
     line = next(text for text in cifar10(rows) if text.startswith("| `rq`"))
     assert line == "| `rq` (min-max) | none |  |  | 80.50 | 70.00 |  |  | 1 to 2 | 2 |"
+
+
+def test_dense_tables_have_all_scores_and_the_agreement_of_a_few() -> None:
+    rows = [row(80.0, method) | {"fp32": 85.0} for method in ("rq", "pwlq", "mct/best")]
+    for model in ("imagenet", "camvid", "coco"):
+        rows += [r | {"job": r["job"] | {"model": model}} for r in rows[:3]]
+    scores, agreements = dense(rows), dense_agreement(rows)
+    assert scores[2] == "| float |" + " 85.00 |" * 9
+    assert [text.split(" | ")[0] for text in scores[3:]] == [
+        "| `rq` (min-max)",
+        "| `pwlq@uniform` (bias correction, no PWLQ)",
+        "| MCT, GPTQ",
+    ]
+    assert [text.split(" | ")[0] for text in agreements[2:]] == [
+        text.split(" | ")[0] for text in scores[4:]
+    ]
+    assert agreements[2].endswith("|  |  | 90.00 |  |  | 90.00 |  |  | 90.00 |")
 
 
 def test_an_unknown_table_is_an_error_and_the_rest_of_a_page_stays() -> None:
