@@ -173,6 +173,16 @@ def _widths(bits: str) -> tuple[int, int]:
     return -int(weight), -int(activation)
 
 
+def failed(rows: Sequence[Row]) -> list[Row]:
+    """Rows without a result, of which no other run (with less effort, say) has one either."""
+    done = {_asked(row) for row in rows if "error" not in row}
+    return [row for row in rows if "error" in row and _asked(row) not in done]
+
+
+def _asked(row: Row) -> tuple[str, ...]:
+    return tuple(row["job"][part] for part in ("model", "method", "bits", "images", "levels"))
+
+
 def failures(rows: Iterable[Row]) -> Grid:
     """What could not be run, and why, once for each method and reason."""
     found: dict[tuple[str, str, str], set[str]] = defaultdict(set)
@@ -216,7 +226,7 @@ def page(rows: Sequence[Row]) -> Page:
                 made.parts.append(summary(part, columns, "stored_bits", "agreement"))
         table, notes = everything(mine)
         made.parts += [(3, "All rows"), table, "\n".join(f"{note}  " for note in notes)]
-    bad = [row for row in rows if "error" in row]
+    bad = failed(rows)
     if bad:
         made.parts += [(2, "What could not be run"), failures(bad)]
     return made

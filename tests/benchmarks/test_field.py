@@ -11,7 +11,7 @@ from benchmarks.field_jobs import append_row, grid, job, missing, parse, read_ro
 from benchmarks.field_pages import Grid, Page
 from benchmarks.field_peers import pythons
 from benchmarks.field_rows import rows_with, taken_over
-from benchmarks.field_tables import page, summary, write_tables
+from benchmarks.field_tables import failed, page, summary, write_tables
 
 LEVELS = ("pwlq", "uniform")
 
@@ -96,6 +96,15 @@ def test_the_page_parts_data_free_from_calibrated_and_tells_failures() -> None:
     assert "**88.00**" in calibrated
     assert "| MCT, best | CIFAR-10 ResNet-20 | 4/8 | no such thing |" in text
     assert "| 4 / 4 | 8 / 8 |" in text  # MAC and stored bits of every row
+
+
+def test_what_ran_with_less_effort_is_no_failure() -> None:
+    stopped = {"job": job("cifar10", "mct/best", "4/8"), "error": "stopped after 480 s"}
+    other = {"job": job("cifar10", "mct/best", "3/3"), "error": "stopped after 480 s"}
+    made = row(80.0, method="mct/best", effort=0.5)
+    assert failed([stopped, other, made]) == [other]
+    text = page([stopped, other, made]).markdown()
+    assert "| MCT, best | CIFAR-10 ResNet-20 | 3/3 | stopped after 480 s |" in text
 
 
 def test_agreement_has_a_table_of_its_own_where_it_is_known() -> None:
