@@ -107,7 +107,8 @@ def _inverse_steps(edges: Tensor, spec: PWLQSpec) -> list[tuple[Tensor, Tensor, 
         above = edges[:, piece : piece + 1]
         start = torch.zeros_like(below) if spec.overlapping else below
         width = above - start
-        inverse = torch.where(width > 0, count / width, torch.zeros_like(width))
+        finite = (count / width).clamp(max=torch.finfo(width.dtype).max)  # of subnormal pieces, too
+        inverse = torch.where(width > 0, finite, torch.zeros_like(width))
         pieces.append((start, inverse, count))
         below = above
     return pieces

@@ -75,7 +75,7 @@ def _side(
         in_piece = (magnitude <= above) & ((magnitude > below) | (piece == 0))
         start = torch.zeros_like(below) if overlapping else below
         width = above - start
-        share = torch.where(width > 0, 1 / width, torch.zeros_like(width)).squeeze(1)
+        share = _reciprocal(width).squeeze(1)
         pull = (error * in_piece).sum(1) * share
         totals[piece] = totals[piece] + pull
         if piece > 0 and not overlapping:
@@ -83,6 +83,15 @@ def _side(
         below = above
     totals[-1] = totals[-1] + (grad * ~inside).sum(1)
     return torch.stack(totals, -1)
+
+
+def _reciprocal(width: Tensor) -> Tensor:
+    """``1 / width``; nothing for pieces of no width, and for those so narrow that it is infinite.
+
+    Dead channels of trained networks hold subnormal weights, on which nothing depends.
+    """
+    wide = width >= torch.finfo(width.dtype).tiny
+    return torch.where(wide, 1 / width, torch.zeros_like(width))
 
 
 def _uniform_range_gradients(
@@ -93,6 +102,6 @@ def _uniform_range_gradients(
     above, below = rows > high, rows < low
     inside = ~(above | below)
     width = high - low
-    share = torch.where(width > 0, 1 / width, torch.zeros_like(width)).squeeze(1)
+    share = _reciprocal(width).squeeze(1)
     pull = ((quantized - rows) * grad * inside).sum(1) * share
     return torch.stack([pull + (grad * above).sum(1), pull - (grad * below).sum(1)]).unsqueeze(-1)

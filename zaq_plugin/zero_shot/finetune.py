@@ -57,7 +57,7 @@ def zero_shot_finetune(
 
     Raises:
         ValueError: if nothing is quantized, or a checkpoint belongs to other settings.
-        TrainingDiverged: if the loss becomes NaN or infinite.
+        TrainingDiverged: if the loss or its gradient becomes NaN or infinite.
     """
     modes = {m: m.training for m in student.modules()}
     run = Run(

@@ -190,8 +190,8 @@ class Run:
             self._save()
         for batch, targets in loader:
             loss = loader.loss(self.student(batch), targets)
-            self._check_finite(loss)
-            self.learner.update(loss)
+            self._check_finite("loss", float(loss.detach()))
+            self._check_finite("gradient's norm", self.learner.update(loss))
             step = loader.step
             last = step == config.steps
             if step % config.validate_every == 0 or last:
@@ -236,8 +236,8 @@ class Run:
         terms = {**self.loader.losses, **layers, "divergence": verdict.divergence}
         self.result.curve.append({"step": step, **terms, "agreement": verdict.agreement})
 
-    def _check_finite(self, loss: Tensor) -> None:
-        if math.isfinite(float(loss.detach())):
+    def _check_finite(self, what: str, value: float) -> None:
+        if math.isfinite(value):
             return
         assert self.learner is not None
         assert self.judge is not None
@@ -246,7 +246,7 @@ class Run:
         terms = ", ".join(f"{name} {value:.4g}" for name, value in self.loader.losses.items())
         where = f"; the last checkpoint is in {self.folder}" if self.folder else ""
         raise TrainingDiverged(
-            f"step {self.loader.step}: the loss is {float(loss.detach())} ({terms}). The student "
+            f"step {self.loader.step}: the {what} is {value} ({terms}). The student "
             f"holds the best state so far ({best.label}, agreement {best.agreement:.3f}){where}. "
             "Try a smaller student_lr, edge_lr and step_lr, or grad_clip=1."
         )

@@ -115,6 +115,24 @@ def test_uniform_asymmetric_range_gradient():
     assert w.grad.tolist() == [[0.0, 1.0, 1.0, 1.0, 0.0]]
 
 
+@pytest.mark.parametrize("spec", [*SPECS, UniformSpec(4, "asymmetric")], ids=lambda s: s.label)
+def test_dead_channels_of_subnormal_weights_have_finite_gradients(spec):
+    """Trained networks hold channels like 1e-40, where one over a piece's width is infinite."""
+    dead = torch.tensor([0.0, 4e-41, 9e-41, -9e-41]).expand(1, -1)
+    living = torch.tensor([0.1, 0.4, 0.9, -0.7]).expand(1, -1)
+    ladder = torch.linspace(0.3, 0.9, spec.breakpoints + 1).view(1, 1, -1)
+    ladder = ladder.expand(spec.sides, -1, -1)
+
+    def gradient(channels, edges):
+        learned = edges.clone().requires_grad_()
+        fake_quantize(channels, spec, edges=learned).sum().backward()
+        return learned.grad
+
+    both = gradient(torch.cat([dead, living]), torch.cat([ladder * 1e-40, ladder], 1))
+    assert both.isfinite().all()
+    assert torch.equal(both[:, 1:], gradient(living, ladder))
+
+
 def test_learned_breakpoint_through_a_sigmoid():
     """p = m sigmoid(theta): gradient descent on theta and m lowers the squared error."""
     w = torch.randn(4, 300, generator=torch.Generator().manual_seed(0))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,4 +89,24 @@ def test_nan_stops_with_the_best_state(
     assert "smaller student_lr" in text
     assert str(tmp_path) in text
     assert (tmp_path / "checkpoint.pt").exists()
+    assert torch.isfinite(student(smooth_images(4))).all()
+
+
+def test_a_gradient_that_is_not_finite_stops_it_too(
+    tiny: Callable[..., nn.Module],
+    make_student: Callable[..., nn.Module],
+    smooth_images: Callable[..., Tensor],
+) -> None:
+    """Where the loss is finite, weights would be NaN a step later, and quantizers refuse them."""
+    model = tiny()
+    student = make_student(model)
+
+    def poison(step: int) -> None:
+        if step == 2:
+            student.head.bias.register_hook(  # type: ignore[union-attr, operator]
+                lambda grad: torch.full_like(grad, math.nan)
+            )
+
+    with pytest.raises(TrainingDiverged, match="step 3: the gradient's norm is nan"):
+        finetune(student, QUICK, model, on_step=poison)
     assert torch.isfinite(student(smooth_images(4))).all()
