@@ -92,7 +92,7 @@ PEERS = (
     _real("NNCF, its default", "nncf/plain"),
     _real("NNCF, mixed preset, bias correction", "nncf/best"),
     _real("MCT, PTQ", "mct/plain"),
-    _real("MCT, GPTQ", "mct/best"),
+    _real("MCT, gradient-based rounding (its GPTQ)", "mct/best"),
     _real("AIMET, min-max", "aimet/plain"),
     _real("AIMET, equalization, AdaRound", "aimet/best"),
     _real("Brevitas, percentile", "brevitas/plain"),
@@ -200,7 +200,7 @@ TOOLS = (
     (Line("**`zaq`**", "zaq", BOTH), "PWLQ weights and activations"),
     (_real("AIMET", "aimet/best"), "equalization, AdaRound"),
     (_real("Brevitas", "brevitas/best"), "GPTQ, bias correction"),
-    (_real("MCT", "mct/plain"), "post-training quantization"),
+    (_real("MCT", "mct/best"), "gradient-based rounding (its GPTQ)"),
     (_real("torchao PT2E", "torchao/best"), "histogram observers"),
     (_real("NNCF", "nncf/best"), "mixed preset, bias correction"),
 )

@@ -68,7 +68,7 @@ def test_dense_tables_have_all_scores_and_the_agreement_of_a_few() -> None:
     assert [text.split(" | ")[0] for text in scores[3:]] == [
         "| `rq` (min-max)",
         "| `pwlq@uniform` (bias correction, no PWLQ)",
-        "| MCT, GPTQ",
+        "| MCT, gradient-based rounding (its GPTQ)",
     ]
     assert [text.split(" | ")[0] for text in agreements[2:]] == [
         text.split(" | ")[0] for text in scores[4:]
