@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.data import require
+from benchmarks.data import accuracy, require
 from benchmarks.graph_modules import scale_input, to_modules
 
 CLASSES = 11
@@ -57,7 +57,7 @@ class DenseTask:
     def agreement(self, expected: Tensor, actual: Tensor) -> float:
         """How much of what two models answer is the same, percent: pixels' classes, or boxes."""
         if self.name == "camvid":
-            return 100 * float((expected.argmax(1) == actual.argmax(1)).double().mean())
+            return accuracy(actual, expected.argmax(1))
         return same_boxes(detections(expected, CERTAIN), detections(actual, CERTAIN))
 
 
