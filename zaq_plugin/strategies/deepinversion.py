@@ -3,10 +3,14 @@
 Yin et al., Dreaming to Distill: Data-Free Knowledge Transfer via DeepInversion (CVPR 2020, arXiv
 1912.08795): BatchNorm statistics (equation 4), total variation and L2 priors (equation 3), and the
 teacher's cross-entropy towards a class drawn for each image (equation 2). The student then learns
-from the teacher on these images.
+from the teacher on these images. A detector or a segmenter has no class for a whole image: its
+images are made by the other terms, and a note says so.
 """
 
 from __future__ import annotations
+
+import torch
+from torch import Tensor
 
 from zaq_plugin.strategies.activations import MinMaxActivations
 from zaq_plugin.strategies.images import batch_of
@@ -15,6 +19,7 @@ from zaq_plugin.strategies.weights import LeastSquaresWeights
 from zaq_plugin.strategies.zaq import ZeroShot
 from zaq_plugin.strategies.zeroq import DistilledFromNoise
 from zaq_plugin.zero_shot import DistillOptions
+from zaq_plugin.zero_shot.frozen import frozen
 
 
 class DeepInverted(DistilledFromNoise):
@@ -24,16 +29,33 @@ class DeepInverted(DistilledFromNoise):
     recipe = "deepinversion"
 
     def options(self, work: Work) -> DistillOptions:
-        """All terms of equations 2 to 4, per pixel and per channel instead of summed."""
+        """All terms of equations 2 to 4, per pixel and per channel instead of summed.
+
+        Without logits (n, classes) there is no term for classes, and the work gets a note.
+        """
+        classifies = answers_with_logits(work)
+        if not classifies:
+            work.notes.append(
+                f"images without a term for classes (equation 2): {type(work.model).__name__} does "
+                "not answer with logits (n, classes)"
+            )
         return DistillOptions(
             steps=work.request.steps(80),
             start="noise",
             batch_size=batch_of(work),
             total_variation=0.02,
             l2=1e-3,
-            class_weight=0.1,
+            class_weight=0.1 if classifies else 0.0,
             flip=True,
         )
+
+
+@torch.no_grad()
+def answers_with_logits(work: Work) -> bool:
+    """Whether the float model's answer is one tensor (n, classes)."""
+    with frozen(work.model):
+        answer = work.model(*work.request.example_inputs)
+    return isinstance(answer, Tensor) and answer.dim() == 2
 
 
 DEEPINVERSION = Strategy(

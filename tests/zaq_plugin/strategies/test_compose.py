@@ -217,3 +217,15 @@ def test_no_step_takes_more_images_than_the_request_says(
     finally:
         hook.remove()
     assert max(seen) == 4
+
+
+def test_deepinversion_without_classes_says_so(request_of: Make) -> None:
+    dense = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    applied = apply("deepinversion", dense.eval(), request_of())
+    words = "images without a term for classes (equation 2): Sequential does not answer with"
+    assert [note for note in applied.notes if note.startswith(words)]
+    assert applied.images is not None
+    classifier = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
+    assert not [
+        n for n in apply("deepinversion", classifier.eval(), request_of()).notes if "term" in n
+    ]
