@@ -1,15 +1,19 @@
 """ZAQ: zero-shot adversarial fine-tuning, as in its paper and as we do it.
 
 Liu, Zhang, Wang, Zero-shot Adversarial Quantization (CVPR 2021, arXiv 2103.15263). ``zaq`` is the
-default preset of `zaq_plugin.zero_shot`: distilled images, block reconstruction, a short training
-and a judge that hands back the best state.
+default preset of `zaq_plugin.zero_shot`: distilled images, block reconstruction, rounding with
+error feedback where a judge finds it better than that, a short training, and the best state.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor, nn
+
+from zaq_plugin.ptq.compensate import compensate_rounding
 from zaq_plugin.strategies.activations import MinMaxActivations
 from zaq_plugin.strategies.images import Distilled, Noise
 from zaq_plugin.strategies.reconstruction import refuse_compound
@@ -26,6 +30,8 @@ class ZeroShot(Stage):
         preset: Of `ZeroShotConfig`.
         changes: Settings on top of it, as pairs.
         own_images: Whether it makes its images itself (an adversarial generator's).
+        feedback: Whether the judge may prefer rounding with error feedback (``gptq``) to
+            reconstruction, which it does where images or iterations are few.
     """
 
     slot = "after"
@@ -34,6 +40,7 @@ class ZeroShot(Stage):
     preset: str = "default"
     changes: tuple[tuple[str, Any], ...] = ()
     own_images: bool = False
+    feedback: bool = False
 
     def config(self, work: Work) -> ZeroShotConfig:
         """The preset at the request's seed and effort.
@@ -57,6 +64,10 @@ class ZeroShot(Stage):
         """Fine-tune the student in place."""
         refuse_compound(work, self.name)
         request, teacher = work.request, work.teacher
+
+        def feedback(student: nn.Module, batches: Sequence[Tensor]) -> None:
+            compensate_rounding(student, batches, work.folded, seed=request.seed)
+
         result = zero_shot_finetune(
             work.student,
             self.config(work),
@@ -67,6 +78,7 @@ class ZeroShot(Stage):
             std=request.std,
             adapter=request.adapter,
             images=None if self.own_images else work.images,
+            alternatives={"gptq": feedback} if self.feedback and not work.moved else None,
             progress=request.progress,
         )
         work.trained = self.name
@@ -97,6 +109,6 @@ ZAQ = Strategy(
     paper="Liu et al., CVPR 2021; Fang et al., ECCV 2020",
     data="synthetic",
     trains=True,
-    stages=(Distilled(), LeastSquaresWeights(), MinMaxActivations(), ZeroShot()),
+    stages=(Distilled(), LeastSquaresWeights(), MinMaxActivations(), ZeroShot(feedback=True)),
     levels="pwlq",
 )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from zaq_plugin.zero_shot.alternatives import Alternative
 from zaq_plugin.zero_shot.config import ZeroShotConfig
 from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs
 from zaq_plugin.zero_shot.result import FinetuneResult
@@ -25,6 +26,7 @@ def zero_shot_finetune(
     adapter: OutputAdapter = all_outputs,
     images: Tensor | None = None,
     correct: Callable[[nn.Module, Sequence[Tensor]], object] | None = None,
+    alternatives: Mapping[str, Alternative] | None = None,
     checkpoint_dir: str | Path | None = None,
     progress: bool = True,
     on_step: Callable[[int], None] | None = None,
@@ -32,8 +34,8 @@ def zero_shot_finetune(
     """Fine-tune a prepared student in place, without data (ZAQ and its successors).
 
     Lifecycle: distil images and warm the generator up; calibrate activation ranges and freeze them;
-    correct biases; judge the untrained state; reconstruct block by block; train; hand back the best
-    state by the judge's synthetic images, the untrained one included.
+    correct biases; judge the untrained state; reconstruct block by block; weigh the alternatives;
+    train; hand back the best state by the judge's synthetic images, the untrained one included.
 
     Args:
         student: Prepared for quantization-aware training, in any host; changed in place.
@@ -51,6 +53,9 @@ def zero_shot_finetune(
             ``correct_bias`` of an integration; called with the student and batches of images once
             ranges are set. Networks of depthwise layers need it, unless they are reconstructed,
             which starts from the float biases.
+        alternatives: By name, other ways to choose the calibrated student's weights, called as
+            ``correct``: `zaq_plugin.ptq.compensate_rounding`, say. One that the judge finds better
+            than the reconstructed state, beyond doubt, is what training starts from.
         checkpoint_dir: Where to leave checkpoints; a run that finds one there resumes it.
         progress: Show a progress bar.
         on_step: Called after every student step.
@@ -64,6 +69,7 @@ def zero_shot_finetune(
         student,
         config or ZeroShotConfig(),
         correct,
+        alternatives,
         checkpoint_dir,
         progress,
         on_step,

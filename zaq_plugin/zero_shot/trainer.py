@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.zero_shot.alternatives import Alternative, states_of, weigh
 from zaq_plugin.zero_shot.checkpoint import load_checkpoint, save_checkpoint
 from zaq_plugin.zero_shot.config import ZeroShotConfig
 from zaq_plugin.zero_shot.judge import Judge
@@ -42,6 +43,7 @@ class Run:
         student: nn.Module,
         config: ZeroShotConfig,
         correct: Callable[[nn.Module, Sequence[Tensor]], object] | None,
+        alternatives: Mapping[str, Alternative] | None,
         folder: str | Path | None,
         show: bool,
         on_step: Callable[[int], None] | None,
@@ -49,7 +51,7 @@ class Run:
     ) -> None:
         check_graph_mode(student)
         self.student, self.config, self.correct = student, config, correct
-        self.on_step = on_step
+        self.alternatives, self.on_step = alternatives or {}, on_step
         self.folder = None if folder is None else Path(folder)
         self.loader = ZeroShotLoader(student, config=config, **loader_args)
         self.progress = RunProgress(show)
@@ -94,12 +96,14 @@ class Run:
             self._timed("bias correction", self._correct)
         self._make_judge(copies(held_out, self.config.validation_copies, self.loader.shared_rng))
         assert self.judge is not None
+        tried = self._timed("alternatives", self._alternatives) if self.alternatives else {}
         self.judge.look(self.student, "start")
         if self.config.reconstruct:
             # Learned roundings start from the weights themselves, whose biases are the float ones.
             restore_biases(self.student)
             self._timed("reconstruction", self._reconstruct)
             self.judge.look(self.student, "reconstructed")
+        weigh(self.student, self.judge, tried)
 
     def _make_images(self, images: Tensor | None) -> Tensor:
         """Pool and validation images; the two never meet."""
@@ -143,11 +147,17 @@ class Run:
         set_switches(self.student, observe=False, quantize=True)
         to_evaluation(self.student)
 
+    def _batches(self) -> list[Tensor]:
+        """Calibration images, in batches of one size, as hosts want them."""
+        batches = self._pool[: self.config.calibration_images].split(self.config.batch_size)
+        return [b for b in batches if len(b) == len(batches[0])]
+
+    def _alternatives(self) -> dict[str, dict[str, Tensor]]:
+        return states_of(self.student, self.alternatives, self._batches())
+
     def _correct(self) -> None:
         assert self.correct is not None
-        batches = self._pool[: self.config.calibration_images].split(self.config.batch_size)
-        whole = [b for b in batches if len(b) == len(batches[0])]  # hosts want them of one size
-        self.correct(self.student, whole)
+        self.correct(self.student, self._batches())
         set_switches(self.student, observe=False, quantize=True)
         to_evaluation(self.student)
 
@@ -287,6 +297,8 @@ class Run:
         if self.correct is not None:  # which adds to the student what the state below fills
             self.student.load_state_dict(saved["base"], strict=False)
             self.correct(self.student, [saved["judge"]["images"][:2]])
+        if self.alternatives:  # these, too
+            states_of(self.student, self.alternatives, [saved["judge"]["images"][:2]])
         self.student.load_state_dict(saved["base"])
         self._kept_base = saved["base"]
         set_switches(self.student, observe=False, quantize=True)

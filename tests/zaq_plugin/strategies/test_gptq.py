@@ -82,6 +82,22 @@ def test_gptq_s_state_is_where_training_starts(
         assert torch.equal(made_by(trained.model, name), made_by(alone.model, name)), name
 
 
+def test_zaq_hands_error_feedback_over_where_iterations_are_few(
+    model: nn.Module, request_of: Make
+) -> None:
+    request = request_of(weight_bits=3, synthetic_count=96, batch_size=16, levels="uniform")
+    applied = apply("zaq", model, request)
+    assert "best state by the judge: gptq" in applied.notes[-1]
+    folded, moved = fold_batch_norm(model), 0
+    for record in applied.layers:  # levels that are not the nearest ones, as error feedback's
+        made: Any = applied.model.get_submodule(record.name).weight
+        weight: Any = folded.get_submodule(record.name).weight
+        levels = made.flatten(1)
+        distance = (weight.flatten(1)[:, :, None] - levels[:, None, :]).abs()
+        moved += int((distance.min(2).values < (weight - made).flatten(1).abs() - 1e-6).sum())
+    assert moved > 0
+
+
 def test_what_gptq_would_discard_is_refused(
     model: nn.Module, request_of: Make, real: Tensor
 ) -> None:

@@ -18,14 +18,19 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize(
-    ("config", "correct"),
-    [(QUICK, None), (MIXED, None), (QUICK, correct_bias)],
-    ids=["default", "mixed", "corrected"],
+    ("config", "extras"),
+    [
+        (QUICK, {}),
+        (MIXED, {}),
+        (QUICK, {"correct": correct_bias}),
+        (QUICK, {"alternatives": {"corrected": correct_bias}}),
+    ],
+    ids=["default", "mixed", "corrected", "alternatives"],
 )
 @pytest.mark.parametrize("killed_at", [3, 7])
 def test_resume_is_exact_to_the_bit(
     config: ZeroShotConfig,
-    correct: Callable[..., object] | None,
+    extras: dict[str, object],
     killed_at: int,
     tiny: Callable[..., nn.Module],
     make_student: Callable[..., nn.Module],
@@ -34,7 +39,7 @@ def test_resume_is_exact_to_the_bit(
     config = config.with_changes(checkpoint_every=2)
     model = tiny()
     whole = make_student(model)
-    finetune(whole, config, model, correct=correct)
+    finetune(whole, config, model, **extras)
 
     def die(step: int) -> None:
         if step == killed_at:
@@ -42,10 +47,10 @@ def test_resume_is_exact_to_the_bit(
 
     student = make_student(model)
     with pytest.raises(Killed):
-        finetune(student, config, model, correct=correct, checkpoint_dir=tmp_path, on_step=die)
+        finetune(student, config, model, **extras, checkpoint_dir=tmp_path, on_step=die)
     resumed = make_student(model)
     steps: list[int] = []
-    finetune(resumed, config, model, correct=correct, checkpoint_dir=tmp_path, on_step=steps.append)
+    finetune(resumed, config, model, **extras, checkpoint_dir=tmp_path, on_step=steps.append)
     assert steps[0] == killed_at - killed_at % 2 + (1 if killed_at % 2 else 0)
     assert all(torch.equal(a, b) for a, b in zip(
         weights(whole).values(), weights(resumed).values(), strict=True
