@@ -25,6 +25,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,20 +50,46 @@ from zaq_plugin.strategies import Applied, apply
 from zaq_plugin.strategies.compose import compose
 
 RESULTS = Path(__file__).parent / "results"
-_SUBJECTS: dict[str, tuple[Subject, Tensor]] = {}
+_MEASURES: dict[str, Measure] = {}
 
 
-def subject_of(name: str, data: Path, limit: int | None) -> tuple[Subject, Tensor]:
-    """A model with its float outputs, loaded once in each process."""
-    if name not in _SUBJECTS:
+@dataclass(frozen=True)
+class Measure:
+    """A model with what its float version answers.
+
+    Attributes:
+        subject: The model and its images.
+        expected: Its float outputs.
+        fp32: Their score.
+    """
+
+    subject: Subject
+    expected: Tensor
+    fp32: float
+
+    def of(self, outputs: Tensor) -> dict[str, Any]:
+        """Score, agreement with the float model, the float model's score."""
+        return {
+            "metric": self.subject.metric,
+            "score": round(self.subject.score(outputs), 3),
+            "agreement": round(self.subject.agreement(self.expected, outputs), 3),
+            "fp32": round(self.fp32, 3),
+        }
+
+
+def measure_of(name: str, data: Path, limit: int | None) -> Measure:
+    """The measure of a model, made once in each process."""
+    if name not in _MEASURES:
         subject = load_subject(name, data)
-        _SUBJECTS[name] = subject, subject.outputs(subject.model, limit)
-    return _SUBJECTS[name]
+        expected = subject.outputs(subject.model, limit)
+        _MEASURES[name] = Measure(subject, expected, subject.score(expected))
+    return _MEASURES[name]
 
 
 def run_strategy(job: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """One row of a strategy."""
-    subject, expected = subject_of(job["model"], args.data, args.limit)
+    measure = measure_of(job["model"], args.data, args.limit)
+    subject = measure.subject
     images, made = shared_images(job, subject, args.cache)
     torch.manual_seed(job["seed"])
     started = time.process_time()
@@ -71,7 +98,7 @@ def run_strategy(job: dict[str, Any], args: argparse.Namespace) -> dict[str, Any
     outputs = subject.outputs(applied.model, args.limit)
     return {
         "job": job,
-        **scores(subject, expected, outputs),
+        **measure.of(outputs),
         **sizes(applied),
         "levels": applied.levels,
         "data": applied.data,
@@ -79,16 +106,6 @@ def run_strategy(job: dict[str, Any], args: argparse.Namespace) -> dict[str, Any
         "images_seconds": round(made, 1),
         "notes": applied.notes,
         "protocol": protocol(job, applied, subject, len(outputs)),
-    }
-
-
-def scores(subject: Subject, expected: Tensor, outputs: Tensor) -> dict[str, Any]:
-    """Score, agreement with the float model, the float model's score."""
-    return {
-        "metric": subject.metric,
-        "score": round(subject.score(outputs), 3),
-        "agreement": round(subject.agreement(expected, outputs), 3),
-        "fp32": round(subject.score(expected), 3),
     }
 
 
@@ -138,9 +155,9 @@ def run_job(package: tuple[dict[str, Any], argparse.Namespace]) -> dict[str, Any
     torch.set_num_threads(args.threads)
     try:
         if is_peer(job["method"]):
-            subject, expected = subject_of(job["model"], args.data, args.limit)
-            found = run_peer(job, subject, args)
-            row = {"job": job, **scores(subject, expected, found.pop("outputs")), **found}
+            measure = measure_of(job["model"], args.data, args.limit)
+            found = run_peer(job, measure.subject, args)
+            row = {"job": job, **measure.of(found.pop("outputs")), **found}
         else:
             row = run_strategy(job, args)
     except Exception as error:
