@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from zaq_plugin.zero_shot.alternatives import Alternative, states_of, weigh
+from zaq_plugin.zero_shot.alternatives import Alternative, states_of
 from zaq_plugin.zero_shot.checkpoint import load_checkpoint, save_checkpoint
 from zaq_plugin.zero_shot.config import ZeroShotConfig
 from zaq_plugin.zero_shot.judge import Judge
 from zaq_plugin.zero_shot.learner import Learner
 from zaq_plugin.zero_shot.loader import ZeroShotLoader
+from zaq_plugin.zero_shot.preparation import Preparation, judge_of, timed
 from zaq_plugin.zero_shot.progress import RunProgress
-from zaq_plugin.zero_shot.quantizers import set_switches, weight_slots
-from zaq_plugin.zero_shot.reconstruct_options import ReconstructOptions
-from zaq_plugin.zero_shot.reconstruction import reconstruct
+from zaq_plugin.zero_shot.quantizers import set_switches
 from zaq_plugin.zero_shot.result import FinetuneResult, TrainingDiverged
-from zaq_plugin.zero_shot.sources import copies
-from zaq_plugin.zero_shot.twins import (
-    check_graph_mode,
-    freeze_batch_norm,
-    restore_biases,
-    to_evaluation,
-)
+from zaq_plugin.zero_shot.twins import check_graph_mode, freeze_batch_norm, to_evaluation
 from zaq_plugin.zero_shot.watch import watch_layers
 
 logger = logging.getLogger(__name__)
@@ -72,11 +63,15 @@ class Run:
         if self.folder is not None:
             saved = load_checkpoint(self.folder, self.config.to_json(), self.loader.device)
         if saved is None:
-            self._prepare(images)
+            stages = Preparation(
+                self.student, self.loader, self.correct, self.alternatives, self.progress.show,
+                self.result,
+            )  # fmt: skip
+            self.judge = stages.go(images)
         else:
             self._resume(saved)
         if self.config.steps:
-            self._timed("training", lambda: self._train(saved))
+            timed(self.result.seconds, "training", lambda: self._train(saved))
         return self._hand_over()
 
     def close(self) -> None:
@@ -84,109 +79,6 @@ class Run:
         if self.learner is not None:
             self.learner.detach()
         self.loader.close()
-
-    # ---- before training ------------------------------------------------------------------------
-
-    def _prepare(self, images: Tensor | None) -> None:
-        held_out = self._timed("images", lambda: self._make_images(images))
-        if self.config.recalibrate:
-            self._timed("calibration", self._calibrate)
-        set_switches(self.student, observe=False, quantize=True)
-        if self.correct is not None:
-            self._timed("bias correction", self._correct)
-        self._make_judge(copies(held_out, self.config.validation_copies, self.loader.shared_rng))
-        assert self.judge is not None
-        tried = self._timed("alternatives", self._alternatives) if self.alternatives else {}
-        self.judge.look(self.student, "start")
-        if self.config.reconstruct:
-            # Learned roundings start from the weights themselves, whose biases are the float ones.
-            restore_biases(self.student)
-            self._timed("reconstruction", self._reconstruct)
-            self.judge.look(self.student, "reconstructed")
-        weigh(self.student, self.judge, tried)
-
-    def _make_images(self, images: Tensor | None) -> Tensor:
-        """Pool and validation images; the two never meet."""
-        config, loader = self.config, self.loader
-
-        def report(stage: str, step: int, steps: int, loss: float) -> None:
-            self.progress.show(stage, step, steps, {"loss": loss})
-
-        if images is not None:
-            images = images.to(loader.device, loader.dtype)
-            count = min(config.validation_images, max(2, len(images) // 3))
-            loader.prepare(images[:-count], report)
-            self._pool = images[:-count]
-            return images[-count:]
-        if config.uses_distilled:
-            total = config.distilled_images + config.validation_images
-            made = loader.distill(total, report).to(loader.dtype)
-            loader.prepare(made[: config.distilled_images], report)
-            self._pool = made[: config.distilled_images]
-            return made[config.distilled_images :]
-        loader.prepare(None, report)
-        assert loader.adversary is not None
-        held_out = self._generate(config.validation_images)
-        self._pool = self._generate(max(config.calibration_images, 2))
-        return held_out
-
-    def _generate(self, count: int) -> Tensor:
-        assert self.loader.adversary is not None
-        batches = -(-count // self.config.batch_size)
-        made = [self.loader.adversary.sample() for _ in range(batches)]
-        return torch.cat(made)[:count].to(self.loader.dtype)
-
-    @torch.no_grad()
-    def _calibrate(self) -> None:
-        set_switches(self.student, observe=True, quantize=False)
-        for slot in weight_slots(self.student, self._pool[:2]):
-            slot.module.disable_observer()
-        _forget_ranges(self.student)
-        for batch in self._pool[: self.config.calibration_images].split(self.config.batch_size):
-            self.student(batch)
-        set_switches(self.student, observe=False, quantize=True)
-        to_evaluation(self.student)
-
-    def _batches(self) -> list[Tensor]:
-        """Calibration images, in batches of one size, as hosts want them."""
-        batches = self._pool[: self.config.calibration_images].split(self.config.batch_size)
-        return [b for b in batches if len(b) == len(batches[0])]
-
-    def _alternatives(self) -> dict[str, dict[str, Tensor]]:
-        return states_of(self.student, self.alternatives, self._batches())
-
-    def _correct(self) -> None:
-        assert self.correct is not None
-        self.correct(self.student, self._batches())
-        set_switches(self.student, observe=False, quantize=True)
-        to_evaluation(self.student)
-
-    def _make_judge(self, images: Tensor) -> None:
-        loader = self.loader
-        self.judge = Judge(loader.teacher, images, loader.adapter, self.config.loss)
-
-    def _reconstruct(self) -> None:
-        config = self.config
-        options = ReconstructOptions(
-            iterations=config.reconstruct_iterations,
-            batch_size=config.reconstruct_batch_size,
-            step_lr=config.reconstruct_step_lr,
-            scale_lr=config.reconstruct_scale_lr,
-            rounding_lr=config.reconstruct_rounding_lr,
-            regulariser=config.reconstruct_regulariser,
-            drop=config.drop,
-            harden_until=config.reconstruct_harden,
-        )
-        self.result.blocks = reconstruct(
-            self.student,
-            self.loader.teacher,
-            copies(self._pool, config.reconstruct_copies, self.loader.shared_rng),
-            options,
-            rng=self.loader.shared_rng,
-            progress=lambda name, n, total, error: self.progress.show(
-                "reconstruct", n, total, {"error": error}
-            ),
-        )
 
     # ---- training --------------------------------------------------------------------------------
 
@@ -303,8 +195,7 @@ class Run:
         self._kept_base = saved["base"]
         set_switches(self.student, observe=False, quantize=True)
         self.loader.load_state_dict(saved["loader"])
-        self._make_judge(saved["judge"]["images"])
-        assert self.judge is not None
+        self.judge = judge_of(self.loader, saved["judge"]["images"])
         self.judge.load_state_dict(saved["judge"])
         self.result.curve = list(saved["curve"])
         self.result.seconds = dict(saved["seconds"])
@@ -330,17 +221,3 @@ class Run:
                 "nothing better than the untrained state was found; it is what the student holds."
             )
         return result
-
-    def _timed(self, stage: str, action: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
-        value = action()
-        spent = time.perf_counter() - start
-        self.result.seconds[stage] = self.result.seconds.get(stage, 0.0) + spent
-        return value
-
-
-def _forget_ranges(model: nn.Module) -> None:
-    for module in model.modules():
-        reset = getattr(module, "reset_min_max_vals", None)
-        if callable(reset):
-            reset()
