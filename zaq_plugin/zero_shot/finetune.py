@@ -55,7 +55,8 @@ def zero_shot_finetune(
             which starts from the float biases.
         alternatives: By name, other ways to choose the calibrated student's weights, called as
             ``correct``: `zaq_plugin.ptq.compensate_rounding`, say. One that the judge finds better
-            than the reconstructed state, beyond doubt, is what training starts from.
+            than the reconstructed state (or the start, if that is better) is what training starts
+            from.
         checkpoint_dir: Where to leave checkpoints; a run that finds one there resumes it.
         progress: Show a progress bar.
         on_step: Called after every student step.

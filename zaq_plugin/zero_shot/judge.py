@@ -77,11 +77,17 @@ class Judge:
             for module, mode in modes.items():
                 module.training = mode
 
-    def look(self, student: nn.Module, label: str) -> Verdict:
-        """Judge the student as it stands, and keep its state if it is the best."""
+    def look(self, student: nn.Module, label: str, certainty: float | None = None) -> Verdict:
+        """Judge the student as it stands, and keep its state if it is the best.
+
+        Args:
+            student: As it stands.
+            label: Of its state.
+            certainty: In place of the judge's: 0 for a state with as good a claim as the best one.
+        """
         each, agreeing = self._measure(student)
         divergence, agreement = float(each.mean()), float(agreeing.mean())
-        accepted = self._better(each, agreeing)
+        accepted = self._better(each, agreeing, self.certainty if certainty is None else certainty)
         verdict = Verdict(label, divergence, agreement, accepted)
         self.history.append(verdict)
         if accepted:
@@ -100,7 +106,7 @@ class Judge:
             agreeing.append(torch.stack(same).mean(0))
         return torch.cat(each).double(), torch.cat(agreeing).double()
 
-    def _better(self, each: Tensor, agreeing: Tensor) -> bool:
+    def _better(self, each: Tensor, agreeing: Tensor, certainty: float) -> bool:
         divergence = float(each.mean())
         if not math.isfinite(divergence):
             return False
@@ -111,10 +117,10 @@ class Judge:
         if divergence < 0.5 * float(best.mean()):
             floor = _FLOOR * float(best.mean())
             ratio = (each.clamp(min=floor) / best.clamp(min=floor)).log()
-            surely = min(_errors(gap), _errors(ratio)) < -self.certainty
+            surely = min(_errors(gap), _errors(ratio)) < -certainty
             return surely and float(gain.mean()) >= 0
-        surely = _errors(gap) < -self.certainty
-        return surely and float(gain.mean()) >= self.certainty / 2 * _standard_error(gain)
+        surely = _errors(gap) < -certainty
+        return surely and float(gain.mean()) >= certainty / 2 * _standard_error(gain)
 
     def restore_best(self, student: nn.Module) -> Verdict:
         """Put the best state into the student; returns its verdict."""

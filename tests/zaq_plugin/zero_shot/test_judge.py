@@ -185,3 +185,19 @@ def test_one_image_with_most_of_the_divergence_hides_nothing(common: float, acce
     assert -gap.mean() < 2 * gap.std(correction=0) / 8  # the mean alone is in doubt
     assert later.divergence < 0.5 * first.divergence
     assert later.accepted == accepted
+
+
+def test_a_state_with_as_good_a_claim_needs_no_more_than_to_be_better() -> None:
+    """Other noise, a tenth smaller: better on average, within the noise of 64 images."""
+
+    class Other(Shifted):
+        def forward(self, x: Tensor) -> Tensor:
+            rng = torch.Generator().manual_seed(4321)
+            return x + torch.randn(x.shape, generator=rng) * self.noise
+
+    for noise, certainty, accepted in ((0.44, None, False), (0.44, 0.0, True), (0.6, 0.0, False)):
+        referee = judge(loss="kl")
+        first = referee.look(Shifted(0.0, noise=0.5), "reconstructed")
+        other = referee.look(Other(0.0, noise=noise), "gptq", certainty=certainty)
+        assert (other.divergence < first.divergence) is (noise < 0.5)
+        assert other.accepted is accepted, (noise, certainty)
