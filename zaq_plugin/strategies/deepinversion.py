@@ -9,17 +9,13 @@ images are made by the other terms, and a note says so.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from zaq_plugin.strategies.activations import MinMaxActivations
-from zaq_plugin.strategies.images import batch_of
+from zaq_plugin.strategies.images import batch_of, classes_of
 from zaq_plugin.strategies.stage import Strategy, Work
 from zaq_plugin.strategies.weights import LeastSquaresWeights
 from zaq_plugin.strategies.zaq import ZeroShot
 from zaq_plugin.strategies.zeroq import DistilledFromNoise
 from zaq_plugin.zero_shot import DistillOptions
-from zaq_plugin.zero_shot.frozen import frozen
 
 
 class DeepInverted(DistilledFromNoise):
@@ -33,7 +29,7 @@ class DeepInverted(DistilledFromNoise):
 
         Without logits (n, classes) there is no term for classes, and the work gets a note.
         """
-        classifies = answers_with_logits(work)
+        classifies = classes_of(work) is not None
         if not classifies:
             work.notes.append(
                 f"images without a term for classes (equation 2): {type(work.model).__name__} does "
@@ -48,14 +44,6 @@ class DeepInverted(DistilledFromNoise):
             class_weight=0.1 if classifies else 0.0,
             flip=True,
         )
-
-
-@torch.no_grad()
-def answers_with_logits(work: Work) -> bool:
-    """Whether the float model's answer is one tensor (n, classes)."""
-    with frozen(work.model):
-        answer = work.model(*work.request.example_inputs)
-    return isinstance(answer, Tensor) and answer.dim() == 2
 
 
 DEEPINVERSION = Strategy(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zaq_plugin.strategies.activations import MinMaxActivations
-from zaq_plugin.strategies.images import statistics_of
+from zaq_plugin.strategies.images import classes_of, statistics_of
 from zaq_plugin.strategies.reconstruction import refuse_compound
 from zaq_plugin.strategies.stage import ImageStage, Stage, Strategy, Work
 from zaq_plugin.strategies.weights import LeastSquaresWeights
@@ -138,22 +138,19 @@ class Conditional(ImageStage):
             found: Game = work.facts[GAME]
             return found
         request = work.request
-        with torch.no_grad(), frozen(work.model):
-            logits = work.model(*request.example_inputs)
-        if not isinstance(logits, Tensor) or logits.dim() != 2:
+        classes = classes_of(work)
+        if classes is None:
             raise ValueError(
                 "gdfq is for classifiers: its generator makes images for labels, and "
                 f"{type(work.model).__name__} does not answer with logits (n, classes). Use 'zaq'."
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(request.seed * 1009 + 5)
-            generator = ConditionalGenerator(
-                request.image_shape, logits.shape[1], statistics_of(work)
-            )
+            generator = ConditionalGenerator(request.image_shape, classes, statistics_of(work))
         game = Game(
             generator.to(work.device).train(),
             work.model,
-            logits.shape[1],
+            classes,
             work.rng(5),
             request.batch_size,
         )

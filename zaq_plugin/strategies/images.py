@@ -9,6 +9,7 @@ from torch import Tensor
 
 from zaq_plugin.strategies.stage import Data, ImageStage, Work
 from zaq_plugin.zero_shot import DistillOptions, ImageStatistics, distill_images
+from zaq_plugin.zero_shot.frozen import frozen
 
 
 class Real(ImageStage):
@@ -79,6 +80,14 @@ class Distilled(ImageStage):
             rng=work.rng(1),
             device=work.device,
         )
+
+
+@torch.no_grad()
+def classes_of(work: Work) -> int | None:
+    """How many classes the float model's logits (n, classes) have; None if it answers otherwise."""
+    with frozen(work.model):
+        answer = work.model(*work.request.example_inputs)
+    return answer.shape[1] if isinstance(answer, Tensor) and answer.dim() == 2 else None
 
 
 def batch_of(work: Work) -> int:

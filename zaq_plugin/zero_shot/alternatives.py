@@ -12,13 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from zaq_plugin.zero_shot.judge import Judge
-from zaq_plugin.zero_shot.quantizers import set_switches
-from zaq_plugin.zero_shot.twins import to_evaluation
+from zaq_plugin.zero_shot.states import State, copied_state, to_quantized_evaluation
 
 Alternative = Callable[[nn.Module, Sequence[Tensor]], object]
 """Changes the parameters of a calibrated student in place, given it and batches of images."""
-
-State = dict[str, Tensor]
 
 
 def states_of(
@@ -34,18 +31,13 @@ def states_of(
         alternatives: By name.
         batches: What each is called with.
     """
-    first, states = _copied(student), {}
+    first, states = copied_state(student), {}
     for name, alternative in alternatives.items():
         alternative(student, batches)
-        set_switches(student, observe=False, quantize=True)
-        to_evaluation(student)
-        states[name] = _copied(student)
-        student.load_state_dict(first, strict=False)
-        with torch.no_grad():
-            for added in states[name].keys() - first.keys():
-                student.state_dict()[added].zero_()
-    zeros = {k: torch.zeros_like(v) for k, v in student.state_dict().items()}
-    return {name: {**zeros, **state} for name, state in states.items()}
+        to_quantized_evaluation(student)
+        states[name] = copied_state(student)
+        student.load_state_dict(_filled(first, student))
+    return {name: _filled(state, student) for name, state in states.items()}
 
 
 def weigh(student: nn.Module, judge: Judge, states: Mapping[str, State]) -> None:
@@ -56,7 +48,7 @@ def weigh(student: nn.Module, judge: Judge, states: Mapping[str, State]) -> None
         judge: Has looked at the student as it stands.
         states: From `states_of`.
     """
-    kept = _copied(student)
+    kept = copied_state(student)
     for name, state in states.items():
         student.load_state_dict(state)
         # Neither has the better claim: with few images, doubt would always favour the first.
@@ -65,5 +57,7 @@ def weigh(student: nn.Module, judge: Judge, states: Mapping[str, State]) -> None
     student.load_state_dict(kept)
 
 
-def _copied(student: nn.Module) -> State:
-    return {name: value.detach().clone() for name, value in student.state_dict().items()}
+def _filled(state: State, student: nn.Module) -> State:
+    """The state with zeros for what it lacks."""
+    values = student.state_dict().items()
+    return {k: state[k] if k in state else torch.zeros_like(v) for k, v in values}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zaq_plugin.zero_shot.outputs import OutputAdapter
+from zaq_plugin.zero_shot.states import copied_state
 from zaq_plugin.zero_shot.twins import to_evaluation
 
 _FLOOR = 1e-3
@@ -92,7 +93,7 @@ class Judge:
         self.history.append(verdict)
         if accepted:
             self.best, self._best_each = verdict, torch.stack([each, agreeing])
-            self.best_state = {k: v.detach().clone() for k, v in student.state_dict().items()}
+            self.best_state = copied_state(student)
         return verdict
 
     def _measure(self, student: nn.Module) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,8 @@ from zaq_plugin.zero_shot.reconstruct_options import ReconstructOptions
 from zaq_plugin.zero_shot.reconstruction import reconstruct
 from zaq_plugin.zero_shot.result import FinetuneResult
 from zaq_plugin.zero_shot.sources import copies
-from zaq_plugin.zero_shot.twins import restore_biases, to_evaluation
+from zaq_plugin.zero_shot.states import to_quantized_evaluation
+from zaq_plugin.zero_shot.twins import restore_biases
 
 
 @dataclass
@@ -112,8 +113,7 @@ class Preparation:
         _forget_ranges(self.student)
         for batch in self.pool[: self.config.calibration_images].split(self.config.batch_size):
             self.student(batch)
-        set_switches(self.student, observe=False, quantize=True)
-        to_evaluation(self.student)
+        to_quantized_evaluation(self.student)
 
     def _batches(self) -> list[Tensor]:
         """Calibration images, in batches of one size, as hosts want them."""
@@ -123,8 +123,7 @@ class Preparation:
     def _correct(self) -> None:
         assert self.correct is not None
         self.correct(self.student, self._batches())
-        set_switches(self.student, observe=False, quantize=True)
-        to_evaluation(self.student)
+        to_quantized_evaluation(self.student)
 
     def _alternatives(self) -> dict[str, dict[str, Tensor]]:
         return states_of(self.student, self.alternatives, self._batches())

@@ -20,6 +20,7 @@ from zaq_plugin.zero_shot.preparation import Preparation, judge_of, timed
 from zaq_plugin.zero_shot.progress import RunProgress
 from zaq_plugin.zero_shot.quantizers import set_switches
 from zaq_plugin.zero_shot.result import FinetuneResult, TrainingDiverged
+from zaq_plugin.zero_shot.states import copied_state
 from zaq_plugin.zero_shot.twins import check_graph_mode, freeze_batch_norm, to_evaluation
 from zaq_plugin.zero_shot.watch import watch_layers
 
@@ -180,7 +181,7 @@ class Run:
         if not hasattr(self, "_kept_base"):
             assert self.learner is not None
             self.learner.detach()
-            self._kept_base = {k: v.detach().clone() for k, v in self.student.state_dict().items()}
+            self._kept_base = copied_state(self.student)
             self.learner.attach()
         return self._kept_base
 
