@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import sys
-import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,7 +44,7 @@ from benchmarks.field_jobs import (
 )
 from benchmarks.field_peers import run_peer
 from benchmarks.field_tables import write_tables
-from benchmarks.field_tasks import Subject, load_subject
+from benchmarks.field_tasks import Subject, clock, load_subject
 from zaq_plugin.strategies import Applied, apply
 from zaq_plugin.strategies.compose import compose
 
@@ -77,24 +76,24 @@ class Measure:
         }
 
 
-def measure_of(name: str, data: Path, limit: int | None) -> Measure:
+def measure_of(name: str, args: argparse.Namespace) -> Measure:
     """The measure of a model, made once in each process."""
     if name not in _MEASURES:
-        subject = load_subject(name, data)
-        expected = subject.outputs(subject.model, limit)
+        subject = load_subject(name, args.data).to(torch.device(args.device))
+        expected = subject.outputs(subject.model, args.limit)
         _MEASURES[name] = Measure(subject, expected, subject.score(expected))
     return _MEASURES[name]
 
 
 def run_strategy(job: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """One row of a strategy."""
-    measure = measure_of(job["model"], args.data, args.limit)
+    measure = measure_of(job["model"], args)
     subject = measure.subject
     images, made = shared_images(job, subject, args.cache)
     torch.manual_seed(job["seed"])
-    started = time.process_time()
+    started = clock(subject)
     applied = apply(job["method"], subject.model, request_for(job, subject, images))
-    seconds = time.process_time() - started
+    seconds = clock(subject) - started
     outputs = subject.outputs(applied.model, args.limit)
     return {
         "job": job,
@@ -153,9 +152,11 @@ def run_job(package: tuple[dict[str, Any], argparse.Namespace]) -> dict[str, Any
     """One row; an error becomes one, too, so that it cannot end the others."""
     job, args = package
     torch.set_num_threads(args.threads)
+    torch.backends.cudnn.allow_tf32 = False  # its ten bits of mantissa round off the grid's levels
+    peer = is_peer(job["method"])
     try:
-        if is_peer(job["method"]):
-            measure = measure_of(job["model"], args.data, args.limit)
+        if peer:
+            measure = measure_of(job["model"], args)
             found = run_peer(job, measure.subject, args)
             row = {"job": job, **measure.of(found.pop("outputs")), **found}
         else:
@@ -164,7 +165,11 @@ def run_job(package: tuple[dict[str, Any], argparse.Namespace]) -> dict[str, Any
         if args.verbose:
             traceback.print_exc()
         return {"job": job, "error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
-    row["machine"] = {"device": "cpu", "threads": args.threads, "torch": torch.__version__}
+    row["machine"] = {
+        "device": "cpu" if peer or "cuda" not in args.device else torch.cuda.get_device_name(),
+        "threads": args.threads,
+        "torch": torch.__version__,
+    }
     return row
 
 
@@ -204,6 +209,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--limit", type=int, help="measure on the first so many images only")
     made.add_argument("--jobs", type=int, default=1, help="processes")
     made.add_argument("--threads", type=int, default=1, help="of each process")
+    made.add_argument("--device", default="cpu", help="of the strategies; peers run on the CPU")
     made.add_argument("--retry", action="store_true", help="run rows again that are errors")
     made.add_argument(
         "--peer-python", nargs="+", default=[], metavar="NAME=PATH", help="a peer's own Python"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.field_jobs import BITS, read_rows
-from benchmarks.field_rows import BOTH, Row, rows_with
+from benchmarks.field_rows import BOTH, Row, on_cpu, rows_with
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -132,7 +132,7 @@ def seeds_of(rows: Sequence[Row]) -> str:
 
 def seconds_of(line: Line, rows: Sequence[Row]) -> str:
     """In the mean; wall time says so."""
-    mean = statistics.fmean(r["seconds"] for r in rows)
+    mean = statistics.fmean(r["seconds"] for r in on_cpu(rows) or rows)
     if line.method in WALL:
         return f"about {round(mean, -1):.0f} (wall)"
     return "under 1" if mean < 0.5 else f"{mean:.0f}"

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks.field_tasks import SYNTHETIC, Subject
+from benchmarks.field_tasks import SYNTHETIC, Subject, clock
 from zaq_plugin.strategies import Request, synthetic_images
 from zaq_plugin.strategies.compose import compose
 
@@ -37,7 +37,7 @@ def request_for(job: dict[str, Any], subject: Subject, synthetic: Tensor | None 
 def shared_images(
     job: dict[str, Any], subject: Subject, cache: Path, method: str | None = None
 ) -> tuple[Tensor | None, float]:
-    """Synthetic images of a method's recipe, and the CPU seconds that making them took.
+    """Synthetic images of a method's recipe, and the seconds that making them took (`clock`).
 
     Args:
         job: Its model, seed and effort decide which images they are.
@@ -55,14 +55,14 @@ def shared_images(
     name = f"{subject.name}-{strategy.recipe}-{request.synthetic_count}-{request.effort}"
     path = cache / f"{name}-{request.seed}.safetensors"
     if not path.exists():
-        started = time.process_time()
+        started = clock(subject)
         made = synthetic_images(strategy, subject.model, request)
         if made is None:
             return None, 0.0
-        seconds = torch.tensor(time.process_time() - started)
+        seconds = torch.tensor(clock(subject) - started)
         cache.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{time.time_ns()}.tmp")
-        save_file({"images": made.contiguous(), "seconds": seconds}, temporary)
+        save_file({"images": made.contiguous().cpu(), "seconds": seconds}, temporary)
         temporary.replace(path)
     kept = load_file(path)
     return kept["images"], float(kept["seconds"])

@@ -22,6 +22,11 @@ def line_of(row: Row) -> Line:
     return row["job"]["method"], row["levels"], "real" if row["data"] == "real" else "free"
 
 
+def on_cpu(rows: Sequence[Row]) -> list[Row]:
+    """Those whose seconds are a processor's; a GPU's are wall time."""
+    return [r for r in rows if r.get("machine", {}).get("device", "cpu") == "cpu"]
+
+
 def rows_with(rows: Sequence[Row], also: Path | None = None) -> list[Row]:
     """The last row of each job, and those taken over from the zero-shot benchmark.
 

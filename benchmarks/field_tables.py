@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.field_jobs import BITS, PEERS, is_peer
 from benchmarks.field_pages import Grid, Page
-from benchmarks.field_rows import BOTH, Line, Row, line_of, rows_with
+from benchmarks.field_rows import BOTH, Line, Row, line_of, on_cpu, rows_with
 from benchmarks.field_tasks import TITLES
 from zaq_plugin.report.protocol import protocol_text
 from zaq_plugin.strategies import STRATEGIES
@@ -20,7 +20,8 @@ input at 8 bits, residual additions in float; peers place their quantizers thems
 is a pair of **stored** weight bits and activation bits: PWLQ multiplies one bit narrower than it
 stores. Means over seeds with their standard deviation; **first in its column**. Seconds are CPU
 seconds of one thread, without synthetic images: those are made once for a model and shared by all
-methods that have the same recipe."""
+methods that have the same recipe. Seeds that ran on a GPU (`machine` in the rows) count in the
+scores; their seconds, wall time there, only where there are no others."""
 ERRORS = {"cifar10": 0.5, "imagenet": 2.5}
 """One standard error of a score, in points."""
 AGREEMENT = """How many decisions (classes, pixels' classes) are the float model's; of a detector,
@@ -67,6 +68,13 @@ def mean_and_deviation(values: Sequence[float], places: int = 2) -> str:
     return f"{text} ± {statistics.stdev(values):.{places}f}" if len(values) > 1 else text
 
 
+def seconds_text(rows: Sequence[Row]) -> str:
+    """Mean seconds on a CPU; where there are none, those on a GPU, and says so."""
+    here = on_cpu(rows)
+    mean = f"{statistics.fmean(r['seconds'] for r in here or rows):.0f}"
+    return mean if here else f"{mean} (GPU)"
+
+
 def order(line: Line) -> tuple[int, int, str, str]:
     """Strategies from the floor up, then compositions, then peers."""
     method, levels, _ = line
@@ -94,12 +102,12 @@ def summary(rows: Iterable[Row], columns: Sequence[str], by: str, value: str = "
         value: ``score`` or ``agreement``.
     """
     cells: dict[Line, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    seconds: dict[Line, list[float]] = defaultdict(list)
+    counted: dict[Line, list[Row]] = defaultdict(list)
     for row in rows:
         column = column_of(row, by)
         if column in columns:
             cells[line_of(row)][column].append(row[value])
-            seconds[line_of(row)].append(row["seconds"])
+            counted[line_of(row)].append(row)
     best = {
         c: max((statistics.fmean(line[c]) for line in cells.values() if c in line), default=0.0)
         for c in columns
@@ -112,8 +120,7 @@ def summary(rows: Iterable[Row], columns: Sequence[str], by: str, value: str = "
             cell = "" if not values else mean_and_deviation(values)
             first = values and statistics.fmean(values) >= best[column] - 1e-9
             shown.append(f"**{cell}**" if first else cell)
-        taken = f"{statistics.fmean(seconds[line]):.0f}"
-        text.append([method_name(line), *shown, taken])
+        text.append([method_name(line), *shown, seconds_text(counted[line])])
     return Grid(["method", *columns, "seconds"], text)
 
 
@@ -144,7 +151,7 @@ def everything(rows: Sequence[Row]) -> tuple[Grid, list[str]]:
                 f"{statistics.fmean(scores) - one['fp32']:+.2f}",
                 mean_and_deviation(agreement) if agreement else "",
                 ", ".join(str(r["job"]["seed"]) for r in sorted(part, key=_seed)),
-                f"{statistics.fmean(r['seconds'] for r in part):.0f}",
+                seconds_text(part),
             ]
         )
     heads = ["method", "data", "weight bits, MAC / stored", "activation bits, MAC / stored"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -60,10 +61,17 @@ class Subject:
 
     @torch.no_grad()
     def outputs(self, model: nn.Module, limit: int | None = None) -> Tensor:
-        """What a model answers on all images, or the first ones."""
+        """What a model answers on all images, or the first ones; on the CPU."""
         parts = self.images[:limit].split(BATCH[self.name])
         with parametrize.cached():  # weights are quantized once
-            return torch.cat([model(part) for part in parts])
+            return torch.cat([model(part).cpu() for part in parts])
+
+    def to(self, device: torch.device) -> Subject:
+        """The same with its model and its images there; outputs are measured on the CPU."""
+        train = None if self.train is None else self.train.to(device)
+        return replace(
+            self, model=self.model.to(device), images=self.images.to(device), train=train
+        )
 
     def calibration(self, seed: int, count: int = REAL) -> Tensor:
         """Real images that may calibrate, another choice for each seed.
@@ -74,7 +82,15 @@ class Subject:
         if self.train is None:
             raise ValueError(f"{self.name} has no images that may calibrate; use synthetic ones")
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
-        return self.train[order[:count]]
+        return self.train[order[:count].to(self.train.device)]
+
+
+def clock(subject: Subject) -> float:
+    """Processor seconds of this process; on a GPU wall time, once it has done what it was told."""
+    if subject.images.is_cuda:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
 
 
 def load_subject(name: str, data: Path) -> Subject:

@@ -11,7 +11,7 @@ from benchmarks.field_jobs import append_row, grid, job, missing, parse, read_ro
 from benchmarks.field_pages import Grid, Page
 from benchmarks.field_peers import pythons
 from benchmarks.field_rows import rows_with, taken_over
-from benchmarks.field_tables import failed, page, summary, write_tables
+from benchmarks.field_tables import failed, page, seconds_text, summary, write_tables
 
 LEVELS = ("pwlq", "uniform")
 
@@ -133,6 +133,14 @@ def test_jobs_that_ask_for_the_same_in_other_words_count_once() -> None:
     other = {**one, "job": {**one["job"], "levels": "auto"}}
     assert len(rows_with([one, other])) == 1
     assert len(rows_with([one, row(33.0, method="pwlq", levels="uniform", bits="3/3")])) == 2
+
+
+def test_seconds_of_a_gpu_count_only_where_there_are_no_others() -> None:
+    there = {**row(80.0, seed=1), "seconds": 9.0, "machine": {"device": "some GPU"}}
+    assert seconds_text([row(80.0), there]) == "2"
+    assert seconds_text([there]) == "9 (GPU)"
+    shown = summary([row(80.0), there], ["W4A8"], "stored_bits").rows
+    assert shown == [["rq", "**80.00 ± 0.00**", "2"]]
 
 
 def test_compositions_of_ours_are_named_by_their_levels() -> None:
