@@ -42,6 +42,7 @@ class CompoundFakeQuantize(PWLQPerChannelFakeQuantize):
         self.tensors: list[PWLQTensor] = []
         with torch.no_grad():
             self.register_buffer("values", self._build(weight.detach()))
+        self.to(weight.device)
         self.extra_bytes = 0
         self.sqnr = sqnr_db(weight.detach(), self.values)
         self.disable_observer()

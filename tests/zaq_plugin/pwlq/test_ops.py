@@ -112,9 +112,13 @@ def test_distributed_gradients_are_averaged(tmp_path):
 def test_cuda_equals_cpu(spec):
     w = weights(16, 8, 3, 3)
     host, device = quantize(w, spec), quantize(w.cuda(), spec)
+    # Sums differ in their last bits, and so may a search's choice between two equally good edges.
+    errors = [(q.dequantize().cpu() - w).square().sum((1, 2, 3)) for q in (host, device)]
+    torch.testing.assert_close(errors[1], errors[0], rtol=0.02, atol=0)
+    edges = solve_edges(w, spec)
+    host, device = quantize(w, spec, edges=edges), quantize(w.cuda(), spec, edges=edges.cuda())
     near = (host.dequantize() - device.dequantize().cpu()).abs()
     assert (near > 1e-6).float().mean() < 1e-3
-    edges = solve_edges(w, spec)
     values = w.cuda().requires_grad_()
     learned = edges.cuda().requires_grad_()
     fake_quantize(values, spec, edges=learned).square().sum().backward()
