@@ -23,7 +23,7 @@ def line_of(row: Row) -> Line:
 
 
 def on_cpu(rows: Sequence[Row]) -> list[Row]:
-    """Those whose seconds are a processor's; a GPU's are wall time."""
+    """Those that ran on a processor, whose seconds are its own time; a GPU may be shared."""
     return [r for r in rows if r.get("machine", {}).get("device", "cpu") == "cpu"]
 
 

@@ -20,8 +20,8 @@ input at 8 bits, residual additions in float; peers place their quantizers thems
 is a pair of **stored** weight bits and activation bits: PWLQ multiplies one bit narrower than it
 stores. Means over seeds with their standard deviation; **first in its column**. Seconds are CPU
 seconds of one thread, without synthetic images: those are made once for a model and shared by all
-methods that have the same recipe. Seeds that ran on a GPU (`machine` in the rows) count in the
-scores; their seconds, wall time there, only where there are no others."""
+methods that have the same recipe. Rows that ran on a GPU (`machine` in the rows tells) count in the
+scores and not in the seconds: several of them shared it."""
 ERRORS = {"cifar10": 0.5, "imagenet": 2.5}
 """One standard error of a score, in points."""
 AGREEMENT = """How many decisions (classes, pixels' classes) are the float model's; of a detector,
@@ -69,10 +69,9 @@ def mean_and_deviation(values: Sequence[float], places: int = 2) -> str:
 
 
 def seconds_text(rows: Sequence[Row]) -> str:
-    """Mean seconds on a CPU; where there are none, those on a GPU, and says so."""
+    """Mean seconds on a CPU; nothing if all ran on a GPU."""
     here = on_cpu(rows)
-    mean = f"{statistics.fmean(r['seconds'] for r in here or rows):.0f}"
-    return mean if here else f"{mean} (GPU)"
+    return f"{statistics.fmean(r['seconds'] for r in here):.0f}" if here else ""
 
 
 def order(line: Line) -> tuple[int, int, str, str]:
