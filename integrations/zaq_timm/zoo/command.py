@@ -34,6 +34,7 @@ examples
   zaq-quantize run --model mobilenetv2_100 --num-classes 37 --checkpoint my.safetensors
   zaq-quantize run my.models:tiny --input-size 3x64x64 --budget 4.5bits --eval images/
   zaq-quantize run resnet18 --pretrained --strategy dfq+bias-correction --weights uniform4
+  zaq-quantize run resnet18 --pretrained --strategy pwlq+gptq --weights pwlq3 --export onnx
   zaq-quantize run --settings zoo.toml --dry-run"""
 
 REPORT = """\

@@ -22,7 +22,8 @@ def export_model(kind: str, made: Converted, images: Tensor, folder: Path) -> di
         folder: where to.
 
     Returns:
-        The file's name and bytes, and how it compares with the model, where that was checked.
+        The file's name and bytes, how the runtime compares with it where that was checked, and
+        ``remarks``: what was changed for the runtime's sake and how far that moves the output.
 
     Raises:
         LeftOut: what the format needs is not installed.
@@ -52,6 +53,7 @@ def _to_onnx(made: Converted, images: Tensor, folder: Path) -> dict[str, Any]:
         path,
         dynamic_batch=made.fixed_batch is None,
         audit=made.layers,
+        calibration=None if made.ranges is None else made.ranges.split(len(images)),
         reduce_range=True,  # whoever runs the zoo's files need not have VNNI
     )
     checked = zaq_onnx.verify(path, made.model, (images,), runtimes=("onnxruntime",))
@@ -64,6 +66,7 @@ def _to_onnx(made: Converted, images: Tensor, folder: Path) -> dict[str, Any]:
         "int8_bytes": written.int8_bytes,
         "packed": checked.packed,
         "largest_difference": report.error,
+        "remarks": checked.remarks,
         "integer_layers": report.integer_layers,
         "float_layers": report.float_layers,
     }

@@ -72,6 +72,8 @@ class Converted:
         fixed_batch: the only batch size that it takes, where the host could not do better.
         finetuned: how training went.
         notes: what a reader should know.
+        ranges: images that give 8-bit ranges, in an exported file, to what it leaves in float
+            between layers, so that every layer runs on integer kernels; None if it leaves nothing.
     """
 
     model: nn.Module
@@ -79,6 +81,7 @@ class Converted:
     fixed_batch: int | None = None
     finetuned: FinetuneResult | None = None
     notes: list[str] = field(default_factory=list)
+    ranges: Tensor | None = None
 
 
 def on_pt2e(request: Request) -> Converted:

@@ -192,10 +192,14 @@ class Settings:
             ("zero_shot", "none", "strategy=zaq does that"),
             ("budget", "", "strategy=zeroq-mp chooses widths"),
             ("host", "auto", "a strategy simulates and uses no host"),
-            ("export", "none", "what a strategy makes is simulated and cannot be exported"),
         ):
             if getattr(self, name) != plain:
                 raise ValueError(f"strategy does not go with {name}: {way_out}; leave one away.")
+        if self.export not in ("none", "onnx"):
+            raise ValueError(
+                f"strategy does not go with export={self.export}: what a strategy makes is simulated "
+                "in float; export=onnx writes its integers."
+            )
         from zaq_timm.zoo.strategies import check_strategy
 
         check_strategy(self)

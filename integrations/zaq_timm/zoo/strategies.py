@@ -75,4 +75,4 @@ def convert_by_strategy(job: Job) -> tuple[str, Converted]:
     notes = [f"strategy {applied.strategy}, ranges from {applied.data} images", *applied.notes]
     if applied.data == "none":
         notes[0] = f"strategy {applied.strategy}, without images"
-    return HOST, Converted(applied.model, Audit(applied.layers), notes=notes)
+    return HOST, Converted(applied.model, Audit(applied.layers), notes=notes, ranges=images)

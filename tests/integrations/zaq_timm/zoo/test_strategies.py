@@ -59,13 +59,43 @@ def test_a_strategy_that_a_model_cannot_take_leaves_it_out(tmp_path: Path) -> No
         do(tmp_path, "zoo_own_models:branching", input_size="3x8x8", strategy="gdfq")
 
 
+def test_what_a_strategy_made_is_exported_as_integers(tmp_path: Path) -> None:
+    zaq_onnx = pytest.importorskip("zaq_onnx", reason="the file is ONNX")
+    import onnxruntime
+
+    row = do(tmp_path, strategy="pwlq+gptq", weights="pwlq3", export="onnx")
+    told = row["exported"]
+    assert (told["file"], told["integer_layers"], told["float_layers"]) == ("model.onnx", 3, 0)
+    assert "tensors that were float in the model have 8-bit ranges" in told["remarks"][-1]
+    settings = Settings(**SMALL, strategy="pwlq+gptq", weights="pwlq3")
+    loaded = load(Reference("zoo_own_models:tiny"), settings)
+    images = make_images(loaded.model, loaded.inputs, settings, 8, lambda *_: None)
+    session = onnxruntime.InferenceSession(
+        zaq_onnx.load(tmp_path / "model.onnx").SerializeToString()
+    )
+    name = session.get_inputs()[0].name
+    answer = torch.from_numpy(session.run(None, {name: images.test.numpy()})[0])
+    with torch.no_grad():
+        signal = loaded.model(images.test)
+    noise = 10 * torch.log10(signal.square().sum() / (signal - answer).square().sum())
+    assert row["output_sqnr_db"] == pytest.approx(float(noise), abs=3.0)
+
+
+def test_weights_of_several_tensors_are_not_exported_and_the_row_says_why(tmp_path: Path) -> None:
+    pytest.importorskip("zaq_onnx", reason="the file is ONNX")
+    row = do(tmp_path, strategy="lbq", weights="uniform4", export="onnx")
+    assert row["status"] == "failed"
+    assert "quantized, but not exported: the weight of layer" in row["reason"]
+    assert "two tensors" in row["reason"]
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
         ({"strategy": "dqf"}, r"no strategy 'dqf'. Did you mean 'dfq'\?"),
         ({"strategy": "ft"}, "strategy 'ft' needs real images, and a run makes its own"),
         ({"strategy": "rq+real"}, "needs real images"),
-        ({"strategy": "rq", "export": "onnx"}, "strategy does not go with export: .* simulated"),
+        ({"strategy": "rq", "export": "pt2"}, "strategy does not go with export=pt2: .* simulated"),
         ({"strategy": "rq", "zero_shot": "fast"}, "strategy does not go with zero_shot"),
         ({"strategy": "rq", "host": "fx"}, "strategy does not go with host"),
         ({"strategy": "rq", "budget": "4bits"}, "strategy=zeroq-mp chooses widths"),
