@@ -37,6 +37,8 @@ class Verification:
         path: The file.
         layers: Number of layers with an int8 weight.
         packed: How many of these the file holds as codes.
+        saturable: How many of these may add up to more than 16 bits, to which int8 kernels of
+            processors without VNNI saturate.
         tolerance: Largest difference of an output that counts as equal, see `verify`.
         runtimes: One report for each.
         float_operations: Operators on floats between integers, in ONNX Runtime's optimized graph.
@@ -47,6 +49,7 @@ class Verification:
     path: str
     layers: int = 0
     packed: int = 0
+    saturable: int = 0
     tolerance: float = 0.0
     runtimes: list[RuntimeReport] = field(default_factory=list)
     float_operations: list[str] = field(default_factory=list)

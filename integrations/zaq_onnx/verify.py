@@ -96,9 +96,9 @@ def verify(
         )
     manifest = manifest_of(raw) or {}
     completed, reduced = (int(manifest.get(key, 0)) for key in ("completed", "reduced"))
-    risky = saturable(graph)
-    if risky and any(saturates(name) for name in runtimes):
-        found.remarks.append(f"{len(risky)} {WARNING}.")
+    found.saturable = len(saturable(graph))
+    if found.saturable and any(saturates(name) for name in runtimes):
+        found.remarks.append(f"{found.saturable} {WARNING}.")
     given = (inputs,) if isinstance(inputs, Tensor | np.ndarray) else tuple(inputs or ())
     if model is not None:
         _compare_weights(found, graph, model, given, bool(reduced))
@@ -189,7 +189,10 @@ def _torch(model: nn.Module) -> Run:
 
 
 def _moves(graph: Graph, reference: Run, inputs: tuple[Any, ...]) -> float:
-    """By how much the outputs move when the inputs are off by one step of their grids."""
+    """By how much the outputs move when the inputs are off by one step of their grids.
+
+    An input that something is computed of before it is put on a grid has the step of eight bits.
+    """
     steps = input_steps(graph)
     expected = reference(inputs)
     generator = torch.Generator().manual_seed(0)
@@ -198,9 +201,9 @@ def _moves(graph: Graph, reference: Run, inputs: tuple[Any, ...]) -> float:
         moved = []
         for name, x in zip(graph.inputs, inputs, strict=True):
             value = torch.as_tensor(x)
-            if value.is_floating_point() and name in steps:
-                sign = torch.randn(value.shape, generator=generator).sign()
-                value = value + steps[name] * sign
+            if value.is_floating_point():
+                step = steps.get(name, float(value.max() - value.min()) / 255)
+                value = value + step * torch.randn(value.shape, generator=generator).sign()
             moved.append(value)
         largest = max(largest, _largest(reference(tuple(moved)), expected))
     return largest
@@ -226,9 +229,10 @@ def _measure(
     if expected[0].ndim >= 2 and expected[0].shape[1] > 1:
         same = float((outputs[0].argmax(1) == expected[0].argmax(1)).mean())
     if not error <= found.tolerance * (1 + 1e-6) + 1e-6:
+        advice = "; " + ADVICE if found.saturable and saturates(name) else ""
         found.problems.append(
             f"{name}: an output differs by {error:.3g} from the reference, more than "
-            f"{found.tolerance:.3g}{'; ' + ADVICE if saturates(name) else ''}."
+            f"{found.tolerance:.3g}{advice}."
         )
     return error, same
 

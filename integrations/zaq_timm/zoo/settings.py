@@ -197,8 +197,8 @@ class Settings:
                 raise ValueError(f"strategy does not go with {name}: {way_out}; leave one away.")
         if self.export not in ("none", "onnx"):
             raise ValueError(
-                f"strategy does not go with export={self.export}: what a strategy makes is simulated "
-                "in float; export=onnx writes its integers."
+                f"strategy does not go with export={self.export}: what a strategy makes is "
+                "simulated in float; export=onnx writes its integers."
             )
         from zaq_timm.zoo.strategies import check_strategy
 

@@ -1,5 +1,6 @@
 """`verify` says OK of what is right, and names what is wrong."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import onnx
 import pytest
 import torch
 from onnx import ModelProto, numpy_helper
+from torch import Tensor, nn
 
 import zaq_onnx
 from zaq_onnx.__main__ import main
@@ -37,6 +39,33 @@ def test_a_good_file_is_ok_and_the_kernels_are_counted(pt2e_case: Any) -> None:
     assert "OK. 5 int8 layers" in text
     assert "4 QLinearConv" in text
     assert "inference: integer-only" in text
+
+
+class Scaled(nn.Module):
+    """A network that takes its input in another unit, as a preprocessing inside a model does."""
+
+    def __init__(self, network: nn.Module, unit: float) -> None:
+        super().__init__()
+        self.network, self.unit = network, unit
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x / self.unit)
+
+
+def test_an_input_that_meets_its_grid_later_may_be_off_by_a_step_too(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_module("zaq_onnx.verify"), "output_steps", lambda graph: [])
+    images = torch.randn(8, 3, 14, 14, generator=torch.Generator().manual_seed(0))
+    allowed = []
+    for unit in (1.0, 64.0):
+        model = make["simulated"]() if unit == 1 else Scaled(make["simulated"](), unit).eval()
+        path = tmp_path / f"{unit}.onnx"
+        zaq_onnx.export(model, (unit * images,), path)
+        report = zaq_onnx.verify(path, model, unit * images, runtimes=("onnxruntime",))
+        allowed.append(report.tolerance)
+    assert allowed[0] > 0
+    assert allowed[1] == pytest.approx(allowed[0], rel=0.6)
 
 
 @pytest.mark.slow
