@@ -69,6 +69,7 @@ FREE = (
     Line("`aciq`", "aciq"),
     Line("`dfq`", "dfq"),
     Line("`zeroq`", "zeroq"),
+    Line("`zeroq-mp` (mixed precision, mean bits)", "zeroq-mp"),
     Line("`rq+bias-correction`", "rq+bias-correction"),
     Line("`omse+bias-correction`", "omse+bias-correction"),
     Line("`pwlq@uniform` (bias correction, no PWLQ)", "pwlq"),

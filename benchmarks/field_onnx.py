@@ -1,0 +1,155 @@
+"""What the field's methods make, as the file that ships: simulated student against ONNX Runtime.
+
+    python benchmarks/field_onnx.py --data DIR
+
+Each student of `benchmarks/field.py` (same images, same seed) is exported as ``zaq-quantize run
+--strategy NAME --export onnx`` does it: int8 weights packed to their stored bits, 8-bit ranges for
+what the student leaves in float between layers, weights on which kernels of processors without VNNI
+cannot saturate. ONNX Runtime then answers on all images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.field_images import request_for, shared_images
+from benchmarks.field_jobs import append_row, job, key, read_rows
+from benchmarks.field_pages import Grid, Page
+from benchmarks.field_tables import line_of, method_name
+from benchmarks.field_tasks import BATCH, EFFORT, TITLES, Subject, load_subject
+from zaq_plugin.strategies import apply
+
+OUT = Path(__file__).parent / "results" / "field_onnx.jsonl"
+EFFORTS = {"cifar10": 1.0, "imagenet": 1.0, "camvid": 0.25, "coco": 1.0}
+"""As in `field.py --effort` for the committed rows without training."""
+
+
+def answers(path: Path, subject: Subject) -> Tensor:
+    """ONNX Runtime's first output on all images, on one thread."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    parts = subject.images.split(BATCH[subject.name])
+    return torch.cat([torch.from_numpy(session.run(None, {name: p.numpy()})[0]) for p in parts])
+
+
+def measure(of: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """One row."""
+    import zaq_onnx
+
+    subject = load_subject(of["model"], args.data)
+    images, _ = shared_images(of, subject, args.cache)
+    if images is None:
+        raise ValueError(f"{of['method']} makes no images that could give ranges")
+    torch.manual_seed(of["seed"])
+    applied = apply(of["method"], subject.model, request_for(of, subject, images))
+    expected, simulated = subject.outputs(subject.model), subject.outputs(applied.model)
+    example = subject.images[:2]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        written = zaq_onnx.export(
+            applied.model, (example,), path, calibration=images.split(8), reduce_range=True
+        )
+        checked = zaq_onnx.verify(path, applied.model, (example,), runtimes=("onnxruntime",))
+        answered = answers(path, subject)
+    (runtime,) = checked.runtimes
+    return {
+        "job": of,
+        "metric": subject.metric,
+        "levels": applied.levels,
+        "data": applied.data,
+        "fp32": round(subject.score(expected), 3),
+        "simulated": _figures(subject, expected, simulated),
+        "file": _figures(subject, expected, answered),
+        "bytes": written.bytes,
+        "int8_bytes": written.int8_bytes,
+        "integer_layers": runtime.integer_layers,
+        "float_layers": runtime.float_layers,
+        "problems": checked.problems,
+        "largest_difference": float(np.float32(runtime.error)),
+    }
+
+
+def _figures(subject: Subject, expected: Tensor, outputs: Tensor) -> dict[str, float]:
+    return {
+        "score": round(subject.score(outputs), 3),
+        "agreement": round(subject.agreement(expected, outputs), 3),
+    }
+
+
+def page(rows: list[dict[str, Any]]) -> Page:
+    """The table."""
+    assert __doc__ is not None
+    made = Page("From a method to a file", [__doc__.split("\n\n", 2)[2].strip()])
+    made.parts.append(
+        "Stored bits 4, activations 8 bits; score / agreement with the float model, both in "
+        "percent, on the field's images; one seed. The file is measured, not predicted."
+    )
+    heads = ["model", "method", "float", "simulated", "file, ONNX Runtime"]
+    heads += ["layers on int8 kernels", "file, kB", "int8 file, kB", "verified"]
+    text = [
+        [
+            f"{TITLES[row['job']['model']]} ({row['metric']})",
+            method_name(line_of(row)),
+            f"{row['fp32']:.2f}",
+            _pair(row["simulated"]),
+            _pair(row["file"]),
+            f"{row['integer_layers']} of {row['integer_layers'] + row['float_layers']}",
+            f"{row['bytes'] / 1000:,.1f}",
+            f"{row['int8_bytes'] / 1000:,.1f}",
+            "no: " + "; ".join(row["problems"]) if row["problems"] else "yes",
+        ]
+        for row in rows
+    ]
+    made.parts.append(Grid(heads, text, (0, 1, 8)))
+    return made
+
+
+def _pair(figures: dict[str, float]) -> str:
+    return f"{figures['score']:.2f} / {figures['agreement']:.2f}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run what is missing, then write the table beside the rows."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of models and images")
+    parser.add_argument("--model", nargs="+", choices=list(TITLES), default=list(TITLES))
+    parser.add_argument("--method", nargs="+", default=["pwlq+gptq"])
+    parser.add_argument("--bits", default="4/8", help="stored weight bits/activation bits")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--effort", type=float, help="multiplies steps; default: as committed")
+    parser.add_argument("--cache", type=Path, default=Path(".field-cache"), help="images")
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    done = {key(row["job"]) for row in read_rows(args.out)}
+    for model in args.model:
+        for method in args.method:
+            effort = EFFORT[model] * (EFFORTS[model] if args.effort is None else args.effort)
+            of = job(model, method, args.bits, args.seed, effort=effort)
+            if key(of) in done:
+                continue
+            row = measure(of, args)
+            append_row(args.out, row)
+            print(json.dumps({k: row[k] for k in ("job", "simulated", "file")}), flush=True)
+    args.out.with_suffix(".md").write_text(page(read_rows(args.out)).markdown())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,31 @@
+"""From a method to a file: the row holds what the runtime answered."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.field_jobs import read_rows
+from benchmarks.field_onnx import main
+
+pytest.importorskip("zaq_onnx", reason="the files are ONNX")
+
+
+@pytest.mark.slow
+def test_a_row_has_the_figures_of_student_and_file(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "onnx.jsonl"
+    asked = ["--data", str(data), "--model", "cifar10", "--method", "pwlq", "--effort", "0.02"]
+    asked += ["--cache", str(tmp_path / "cache"), "--out", str(out)]
+    assert main(asked) == 0
+    (row,) = read_rows(out)
+    assert row["problems"] == []
+    assert (row["integer_layers"], row["float_layers"]) == (20, 0)
+    assert row["bytes"] < row["int8_bytes"]
+    # Random weights on 40 images: one decision is 2.5 points.
+    assert abs(row["file"]["agreement"] - row["simulated"]["agreement"]) <= 10
+    said = out.with_suffix(".md").read_text()
+    assert f"{row['file']['score']:.2f} / {row['file']['agreement']:.2f}" in said
+    assert "20 of 20" in said
+    torch.manual_seed(0)
+    assert main(asked) == 0
+    assert len(read_rows(out)) == 1, "what is there is not run again"
