@@ -153,9 +153,8 @@ def run_job(package: tuple[dict[str, Any], argparse.Namespace]) -> dict[str, Any
     job, args = package
     torch.set_num_threads(args.threads)
     torch.backends.cudnn.allow_tf32 = False  # its ten bits of mantissa round off the grid's levels
-    peer = is_peer(job["method"])
     try:
-        if peer:
+        if is_peer(job["method"]):
             measure = measure_of(job["model"], args)
             found = run_peer(job, measure.subject, args)
             row = {"job": job, **measure.of(found.pop("outputs")), **found}
@@ -166,7 +165,7 @@ def run_job(package: tuple[dict[str, Any], argparse.Namespace]) -> dict[str, Any
             traceback.print_exc()
         return {"job": job, "error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
     row["machine"] = {
-        "device": "cpu" if peer or "cuda" not in args.device else torch.cuda.get_device_name(),
+        "device": "cpu" if args.device == "cpu" else torch.cuda.get_device_name(),
         "threads": args.threads,
         "torch": torch.__version__,
     }
@@ -209,7 +208,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--limit", type=int, help="measure on the first so many images only")
     made.add_argument("--jobs", type=int, default=1, help="processes")
     made.add_argument("--threads", type=int, default=1, help="of each process")
-    made.add_argument("--device", default="cpu", help="of the strategies; peers run on the CPU")
+    made.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="not of peers")
     made.add_argument("--retry", action="store_true", help="run rows again that are errors")
     made.add_argument(
         "--peer-python", nargs="+", default=[], metavar="NAME=PATH", help="a peer's own Python"
@@ -236,6 +235,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.data is None:
         made.error("--data must name the folder of models and images")
     methods = args.method or default_methods(trains=args.trains)
+    if args.device != "cpu":
+        peers = [method for method in methods if is_peer(method)]
+        if args.method and peers:
+            made.error(f"{peers[0]} runs on the CPU; leave --device away, or name strategies only")
+        methods = [method for method in methods if method not in peers]
     wanted = grid(args.model, methods, args.seeds, args.bits, args.effort)
     todo = missing(wanted, rows, retry=args.retry)
     for number, row in enumerate(run_all(todo, args), 1):

@@ -132,8 +132,11 @@ def seeds_of(rows: Sequence[Row]) -> str:
 
 
 def seconds_of(line: Line, rows: Sequence[Row]) -> str:
-    """In the mean; wall time says so."""
-    mean = statistics.fmean(r["seconds"] for r in on_cpu(rows) or rows)
+    """In the mean, of what ran on a CPU; wall time says so."""
+    here = on_cpu(rows)
+    if not here:
+        return ""
+    mean = statistics.fmean(r["seconds"] for r in here)
     if line.method in WALL:
         return f"about {round(mean, -1):.0f} (wall)"
     return "under 1" if mean < 0.5 else f"{mean:.0f}"

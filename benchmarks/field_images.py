@@ -53,6 +53,8 @@ def shared_images(
         return None, 0.0
     request = request_for({**job, "levels": "auto", "images": "synthetic"}, subject)
     name = f"{subject.name}-{strategy.recipe}-{request.synthetic_count}-{request.effort}"
+    device = subject.images.device.type
+    name += "" if device == "cpu" else f"-{device}"
     path = cache / f"{name}-{request.seed}.safetensors"
     if not path.exists():
         started = clock(subject)

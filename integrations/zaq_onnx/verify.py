@@ -18,7 +18,6 @@ from zaq_onnx.graph import Array, Graph
 from zaq_onnx.inspecting import (
     float_layers,
     float_operations,
-    input_steps,
     integer_layers,
     output_steps,
     strangers,
@@ -35,10 +34,10 @@ from zaq_onnx.runtimes import (
     run_ort,
 )
 from zaq_onnx.saturation import ADVICE, WARNING, saturates
+from zaq_onnx.tolerance import Run, largest, moves
 from zaq_onnx.verdict import RuntimeReport, Verification
 
 RUNTIMES = ("onnxruntime", "openvino")
-_DRAWS = 2
 _INTEGER = (" i8", " u8")
 
 
@@ -54,7 +53,8 @@ def verify(
 
     The outputs may differ from the reference by one step of the last activations, or by what the
     reference itself moves when its input is off by one step of its own grid, at random: roundings
-    that flip early in a deep network move its output, in whatever runtime.
+    that flip early in a deep network move its output, in whatever runtime. An input of which
+    something is computed before it is put on a grid may be off by a 255th of its range.
 
     Args:
         path: A file from `export`, packed or not.
@@ -107,15 +107,13 @@ def verify(
         own = _operators(plain, threads)
         reference = own if model is None or completed or reduced else _torch(model)
         outputs = reference(given)
-        found.tolerance = max(
-            max(output_steps(graph), default=0.0), _moves(graph, reference, given)
-        )
+        found.tolerance = max(max(output_steps(graph), default=0.0), moves(graph, reference, given))
         changes = [
             *(["tensors that were float in the model have 8-bit ranges"] if completed else []),
             *([f"the weights of {reduced} layers have coarser grids"] if reduced else []),
         ]
         if model is not None and changes:
-            apart = _largest(_torch(model)(given), outputs)
+            apart = largest(_torch(model)(given), outputs)
             what = " and ".join(changes)
             found.remarks.append(f"{what} here, which moves its output by up to {apart:.3g}.")
     checks: dict[str, Callable[..., None]] = {"onnxruntime": _ort, "openvino": _openvino}
@@ -169,9 +167,6 @@ def _by_name(graph: Graph) -> dict[str, tuple[Array, Array]]:
     return made
 
 
-Run = Callable[[tuple[Any, ...]], list[Array]]
-
-
 def _operators(plain: ModelProto, threads: int) -> Run:
     """The file's own operators, one by one."""
     session = ort_session(plain, optimize=False, threads=threads)
@@ -188,32 +183,6 @@ def _torch(model: nn.Module) -> Run:
     return run
 
 
-def _moves(graph: Graph, reference: Run, inputs: tuple[Any, ...]) -> float:
-    """By how much the outputs move when the inputs are off by one step of their grids.
-
-    An input that something is computed of before it is put on a grid has the step of eight bits.
-    """
-    steps = input_steps(graph)
-    expected = reference(inputs)
-    generator = torch.Generator().manual_seed(0)
-    largest = 0.0
-    for _ in range(_DRAWS):
-        moved = []
-        for name, x in zip(graph.inputs, inputs, strict=True):
-            value = torch.as_tensor(x)
-            if value.is_floating_point():
-                step = steps.get(name, float(value.max() - value.min()) / 255)
-                value = value + step * torch.randn(value.shape, generator=generator).sign()
-            moved.append(value)
-        largest = max(largest, _largest(reference(tuple(moved)), expected))
-    return largest
-
-
-def _largest(first: list[Array], second: list[Array]) -> float:
-    both = zip(first, second, strict=True)
-    return max((float(np.abs(a - b).max(initial=0)) for a, b in both), default=0.0)
-
-
 def _measure(
     found: Verification, name: str, outputs: list[Array], expected: list[Array]
 ) -> tuple[float, float]:
@@ -224,7 +193,7 @@ def _measure(
         shapes = [o.shape for o in outputs], [o.shape for o in expected]
         found.problems.append(f"{name}: outputs of shapes {shapes[0]}; expected {shapes[1]}.")
         return float("inf"), 0.0
-    error = _largest(outputs, expected)
+    error = largest(outputs, expected)
     same = 1.0
     if expected[0].ndim >= 2 and expected[0].shape[1] > 1:
         same = float((outputs[0].argmax(1) == expected[0].argmax(1)).mean())

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks.field_jobs import read_rows
 from benchmarks.field_onnx import main
@@ -21,11 +20,10 @@ def test_a_row_has_the_figures_of_student_and_file(data: Path, tmp_path: Path) -
     assert row["problems"] == []
     assert (row["integer_layers"], row["float_layers"]) == (20, 0)
     assert row["bytes"] < row["int8_bytes"]
-    # Random weights on 40 images: one decision is 2.5 points.
-    assert abs(row["file"]["agreement"] - row["simulated"]["agreement"]) <= 10
+    assert row["file"]["agreement"] >= 90
+    assert row["simulated"]["agreement"] >= 90
     said = out.with_suffix(".md").read_text()
     assert f"{row['file']['score']:.2f} / {row['file']['agreement']:.2f}" in said
     assert "20 of 20" in said
-    torch.manual_seed(0)
     assert main(asked) == 0
     assert len(read_rows(out)) == 1, "what is there is not run again"

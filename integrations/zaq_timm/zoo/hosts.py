@@ -73,7 +73,7 @@ class Converted:
         finetuned: how training went.
         notes: what a reader should know.
         ranges: images that give 8-bit ranges, in an exported file, to what it leaves in float
-            between layers, so that every layer runs on integer kernels; None if it leaves nothing.
+            between layers, so that layers run on integer kernels; None exports it as it is.
     """
 
     model: nn.Module

@@ -77,7 +77,7 @@ class Settings:
     strategy: str = option(
         "",
         "quantize by a published method, simulated, in place of a host: rq, omse, lbq, aciq, dfq, "
-        "zeroq, pwlq, adaround, brecq, qdrop, gdfq, zaq, ..., or several (dfq+adaround); weights "
+        "zeroq, pwlq, gptq, adaround, brecq, qdrop, gdfq, zaq, ..., or several (pwlq+gptq); weights "
         "says levels and bits",
         "NAME",
         same=True,
@@ -98,7 +98,9 @@ class Settings:
         "BUDGET",
         same=True,
     )
-    export: str = option("none", "also write the model: onnx or pt2", choices=EXPORTS, same=True)
+    export: str = option(
+        "none", "also write the model: onnx, or pt2 (hosts only)", choices=EXPORTS, same=True
+    )
 
     eval: str = option(
         "", "images to measure on: a folder of class folders, or an npz", "PATH", same=True
@@ -195,11 +197,6 @@ class Settings:
         ):
             if getattr(self, name) != plain:
                 raise ValueError(f"strategy does not go with {name}: {way_out}; leave one away.")
-        if self.export not in ("none", "onnx"):
-            raise ValueError(
-                f"strategy does not go with export={self.export}: what a strategy makes is "
-                "simulated in float; export=onnx writes its integers."
-            )
         from zaq_timm.zoo.strategies import check_strategy
 
         check_strategy(self)

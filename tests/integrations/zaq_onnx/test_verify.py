@@ -16,6 +16,7 @@ from zaq_onnx.__main__ import main
 from zaq_onnx.graph import Graph
 from zaq_onnx.inspecting import float_layers, float_operations, integer_layers, strangers
 from zaq_onnx.runtimes import optimized
+from zaq_onnx.tolerance import meets_grid, moves
 
 
 def without_manifest(path: Path) -> ModelProto:
@@ -66,6 +67,34 @@ def test_an_input_that_meets_its_grid_later_may_be_off_by_a_step_too(
         allowed.append(report.tolerance)
     assert allowed[0] > 0
     assert allowed[1] == pytest.approx(allowed[0], rel=0.6)
+
+
+class Masked(nn.Module):
+    """A second input that no layer multiplies and no grid rounds."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.network(x) + mask
+
+
+def test_an_input_that_meets_no_grid_may_not_be_off_at_all(make: Any, tmp_path: Path) -> None:
+    images = torch.randn(8, 3, 14, 14, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(8, 10).index_fill(1, torch.tensor([3]), -1e30)
+    path = tmp_path / "masked.onnx"
+    zaq_onnx.export(Masked(make["simulated"]()).eval(), (images, mask), path)
+    graph = Graph(onnx.load(path))
+    first, second = graph.inputs
+    assert meets_grid(graph, first)
+    assert not meets_grid(graph, second)
+    given = (images, mask)
+    assert moves(graph, lambda inputs: [np.asarray(inputs[1])], given) == 0
+    assert moves(graph, lambda inputs: [np.asarray(inputs[0])], given) > 0
+    endless = torch.full_like(images, torch.inf)
+    endless[0] = -torch.inf
+    assert moves(graph, lambda inputs: [np.zeros(1)], (endless, mask)) == 0
 
 
 @pytest.mark.slow

@@ -81,21 +81,22 @@ def test_what_a_strategy_made_is_exported_as_integers(tmp_path: Path) -> None:
     assert row["output_sqnr_db"] == pytest.approx(float(noise), abs=3.0)
 
 
-def test_weights_of_several_tensors_are_not_exported_and_the_row_says_why(tmp_path: Path) -> None:
-    pytest.importorskip("zaq_onnx", reason="the file is ONNX")
-    row = do(tmp_path, strategy="lbq", weights="uniform4", export="onnx")
-    assert row["status"] == "failed"
-    assert "quantized, but not exported: the weight of layer" in row["reason"]
-    assert "two tensors" in row["reason"]
-
-
 @pytest.mark.parametrize(
     ("values", "words"),
     [
         ({"strategy": "dqf"}, r"no strategy 'dqf'. Did you mean 'dfq'\?"),
         ({"strategy": "ft"}, "strategy 'ft' needs real images, and a run makes its own"),
         ({"strategy": "rq+real"}, "needs real images"),
-        ({"strategy": "rq", "export": "pt2"}, "strategy does not go with export=pt2: .* simulated"),
+        (
+            {"strategy": "rq", "export": "pt2"},
+            "strategy does not go with export=pt2, .* use .*onnx",
+        ),
+        ({"strategy": "lbq", "export": "onnx"}, "second-tensor puts weights together from several"),
+        ({"strategy": "aciq", "export": "onnx"}, "bit-allocation puts weights together"),
+        (
+            {"strategy": "omse", "weights": "uniform8", "export": "onnx"},
+            "weights=uniform8 does not go with strategy and export: .* use uniform7",
+        ),
         ({"strategy": "rq", "zero_shot": "fast"}, "strategy does not go with zero_shot"),
         ({"strategy": "rq", "host": "fx"}, "strategy does not go with host"),
         ({"strategy": "rq", "budget": "4bits"}, "strategy=zeroq-mp chooses widths"),
