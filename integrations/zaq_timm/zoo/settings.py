@@ -77,8 +77,8 @@ class Settings:
     strategy: str = option(
         "",
         "quantize by a published method, simulated, in place of a host: rq, omse, lbq, aciq, dfq, "
-        "zeroq, pwlq, gptq, adaround, brecq, qdrop, gdfq, zaq, ..., or several (pwlq+gptq); weights "
-        "says levels and bits",
+        "zeroq, pwlq, gptq, adaround, brecq, qdrop, gdfq, zaq, ..., or several (pwlq+gptq); "
+        "weights says levels and bits",
         "NAME",
         same=True,
     )

@@ -51,9 +51,9 @@ def _check_export(settings: Settings, strategy: Strategy) -> None:
     for stage in strategy.stages:
         if stage.name in SEVERAL_TENSORS:
             raise ValueError(
-                f"strategy {settings.strategy!r} does not go with export: {stage.name} puts weights "
-                "together from several tensors, which no int8 kernel multiplies by; leave export "
-                "away, or use a strategy of one grid per channel, such as pwlq+gptq."
+                f"strategy {settings.strategy!r} does not go with export: {stage.name} puts "
+                "weights together from several tensors, which no int8 kernel multiplies by; leave "
+                "export away, or use a strategy of one grid per channel, such as pwlq+gptq."
             )
     if weight_spec(settings.weights).stored_bits > 7:
         raise ValueError(

@@ -91,7 +91,7 @@ def test_what_a_strategy_made_is_exported_as_integers(tmp_path: Path) -> None:
             {"strategy": "rq", "export": "pt2"},
             "strategy does not go with export=pt2, .* use .*onnx",
         ),
-        ({"strategy": "lbq", "export": "onnx"}, "second-tensor puts weights together from several"),
+        ({"strategy": "lbq", "export": "onnx"}, "second-tensor puts weights together"),
         ({"strategy": "aciq", "export": "onnx"}, "bit-allocation puts weights together"),
         (
             {"strategy": "omse", "weights": "uniform8", "export": "onnx"},
