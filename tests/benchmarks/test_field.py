@@ -128,6 +128,12 @@ def test_less_effort_is_told_and_gives_way_to_more(tmp_path: Path) -> None:
     assert "of the steps" not in page([whole]).markdown()
 
 
+def test_a_mean_is_of_rows_with_equal_effort() -> None:
+    some = [row(80.0, effort=0.25), row(90.0, effort=0.25, seed=1), row(86.0, effort=1.0)]
+    other = row(70.0, effort=0.25, bits="6/8")
+    assert sorted(r["score"] for r in rows_with([*some, other])) == [70.0, 86.0]
+
+
 def test_jobs_that_ask_for_the_same_in_other_words_count_once() -> None:
     one = row(33.0, method="pwlq", levels="uniform", bits="2/4")
     other = {**one, "job": {**one["job"], "levels": "auto"}}
