@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.field_jobs import BITS, read_rows
-from benchmarks.field_rows import BOTH, Row, on_cpu, rows_with
+from benchmarks.field_rows import BOTH, Row, mean_seconds, rows_with
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -133,10 +133,9 @@ def seeds_of(rows: Sequence[Row]) -> str:
 
 def seconds_of(line: Line, rows: Sequence[Row]) -> str:
     """In the mean, of what ran on a CPU; wall time says so."""
-    here = on_cpu(rows)
-    if not here:
+    mean = mean_seconds(rows)
+    if mean is None:
         return ""
-    mean = statistics.fmean(r["seconds"] for r in here)
     if line.method in WALL:
         return f"about {round(mean, -1):.0f} (wall)"
     return "under 1" if mean < 0.5 else f"{mean:.0f}"

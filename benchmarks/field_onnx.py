@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.field import Measure
 from benchmarks.field_images import request_for, shared_images
 from benchmarks.field_jobs import append_row, job, key, read_rows
 from benchmarks.field_pages import Grid, Page
@@ -34,17 +35,16 @@ OUT = Path(__file__).parent / "results" / "field_onnx.jsonl"
 AS_COMMITTED = {"cifar10": 1.0, "imagenet": 1.0, "camvid": 0.25, "coco": 1.0}
 """What `field.py` was given as ``--effort`` for the committed rows, times `EFFORT`."""
 
+FIGURES = ("score", "agreement")
+
 
 def answers(path: Path, subject: Subject) -> Tensor:
     """ONNX Runtime's first output on all images, on one thread."""
-    import onnxruntime
+    from zaq_onnx.runtimes import ort_session, run_ort
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
+    session = ort_session(path, threads=1)
     parts = subject.images.split(BATCH[subject.name])
-    return torch.cat([torch.from_numpy(session.run(None, {name: p.numpy()})[0]) for p in parts])
+    return torch.cat([torch.from_numpy(run_ort(session, (part,))[0]) for part in parts])
 
 
 def measure(of: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
@@ -59,7 +59,9 @@ def measure(of: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     assert ranges is not None  # the strategy has a recipe
     torch.manual_seed(of["seed"])
     applied = apply(of["method"], subject.model, request_for(of, subject, images))
-    expected, simulated = subject.outputs(subject.model), subject.outputs(applied.model)
+    expected = subject.outputs(subject.model)
+    measured = Measure(subject, expected, subject.score(expected)).of
+    simulated = measured(subject.outputs(applied.model))
     example = subject.images[:2]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
@@ -67,29 +69,22 @@ def measure(of: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
             applied.model, (example,), path, calibration=ranges.split(8), reduce_range=True
         )
         checked = zaq_onnx.verify(path, applied.model, (example,), runtimes=("onnxruntime",))
-        answered = answers(path, subject)
+        answered = measured(answers(path, subject))
     (runtime,) = checked.runtimes
     return {
         "job": of,
-        "metric": subject.metric,
+        "metric": simulated["metric"],
         "levels": applied.levels,
         "data": applied.data,
-        "fp32": round(subject.score(expected), 3),
-        "simulated": _figures(subject, expected, simulated),
-        "file": _figures(subject, expected, answered),
+        "fp32": simulated["fp32"],
+        "simulated": {name: simulated[name] for name in FIGURES},
+        "file": {name: answered[name] for name in FIGURES},
         "bytes": written.bytes,
         "int8_bytes": written.int8_bytes,
         "integer_layers": runtime.integer_layers,
         "float_layers": runtime.float_layers,
         "problems": checked.problems,
         "largest_difference": float(np.float32(runtime.error)),
-    }
-
-
-def _figures(subject: Subject, expected: Tensor, outputs: Tensor) -> dict[str, float]:
-    return {
-        "score": round(subject.score(outputs), 3),
-        "agreement": round(subject.agreement(expected, outputs), 3),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ def line_of(row: Row) -> Line:
     return row["job"]["method"], row["levels"], "real" if row["data"] == "real" else "free"
 
 
-def on_cpu(rows: Sequence[Row]) -> list[Row]:
-    """Those that ran on a processor, whose seconds are its own time; a GPU may be shared."""
-    return [r for r in rows if r.get("machine", {}).get("device", "cpu") == "cpu"]
+def mean_seconds(rows: Sequence[Row]) -> float | None:
+    """Of the rows that ran on a CPU, if any did; a GPU's time may be shared by many."""
+    here = [r["seconds"] for r in rows if r.get("machine", {}).get("device", "cpu") == "cpu"]
+    return statistics.fmean(here) if here else None
 
 
 def rows_with(rows: Sequence[Row], also: Path | None = None) -> list[Row]:

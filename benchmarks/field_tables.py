@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.field_jobs import BITS, PEERS, is_peer
 from benchmarks.field_pages import Grid, Page
-from benchmarks.field_rows import BOTH, Line, Row, line_of, on_cpu, rows_with
+from benchmarks.field_rows import BOTH, Line, Row, line_of, mean_seconds, rows_with
 from benchmarks.field_tasks import TITLES
 from zaq_plugin.report.protocol import protocol_text
 from zaq_plugin.strategies import STRATEGIES
@@ -70,8 +70,8 @@ def mean_and_deviation(values: Sequence[float], places: int = 2) -> str:
 
 def seconds_text(rows: Sequence[Row]) -> str:
     """Mean seconds on a CPU; nothing if all ran on a GPU."""
-    here = on_cpu(rows)
-    return f"{statistics.fmean(r['seconds'] for r in here):.0f}" if here else ""
+    mean = mean_seconds(rows)
+    return "" if mean is None else f"{mean:.0f}"
 
 
 def order(line: Line) -> tuple[int, int, str, str]:

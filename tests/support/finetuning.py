@@ -25,6 +25,10 @@ QUICK = ZeroShotConfig(
 MIXED = QUICK.with_changes(images="mixed", alpha=0.2, ema_decay=0.9, replay_share=0.3)
 
 
+class Killed(BaseException):
+    """Stands for a kill signal."""
+
+
 def finetune(
     student: nn.Module, config: ZeroShotConfig, model: nn.Module, **kwargs: object
 ) -> object:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from finetuning import MIXED, QUICK, SHAPE, finetune, weights
+from finetuning import MIXED, QUICK, SHAPE, Killed, finetune, weights
 from torch import nn
 
 from zaq_plugin.ptq import compensate_rounding, correct_bias
@@ -17,10 +17,6 @@ from zaq_plugin.zero_shot import ZeroShotConfig, ZeroShotLoader
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 Make = Callable[..., nn.Module]
-
-
-class Killed(BaseException):
-    """Stands for a kill signal."""
 
 
 @pytest.mark.parametrize("config", [QUICK, MIXED], ids=["default", "mixed"])

@@ -6,15 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from finetuning import MIXED, QUICK, finetune, weights
+from finetuning import MIXED, QUICK, Killed, finetune, weights
 from torch import Tensor, nn
 
 from zaq_plugin.ptq import correct_bias
 from zaq_plugin.zero_shot import TrainingDiverged, ZeroShotConfig
-
-
-class Killed(BaseException):
-    """Stands for a kill signal."""
 
 
 @pytest.mark.parametrize(
