@@ -168,6 +168,7 @@ def run_job(package: tuple[dict[str, Any], argparse.Namespace]) -> dict[str, Any
         "device": "cpu" if args.device == "cpu" else torch.cuda.get_device_name(),
         "threads": args.threads,
         "torch": torch.__version__,
+        **({"counted": False} if args.uncounted else {}),
     }
     return row
 
@@ -209,6 +210,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--jobs", type=int, default=1, help="processes")
     made.add_argument("--threads", type=int, default=1, help="of each process")
     made.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="not of peers")
+    made.add_argument(
+        "--uncounted", action="store_true", help="another or a shared machine: its seconds don't count"
+    )
     made.add_argument("--retry", action="store_true", help="run rows again that are errors")
     made.add_argument(
         "--peer-python", nargs="+", default=[], metavar="NAME=PATH", help="a peer's own Python"

@@ -24,9 +24,13 @@ def line_of(row: Row) -> Line:
 
 
 def mean_seconds(rows: Sequence[Row]) -> float | None:
-    """Of the rows that ran on a CPU, if any did; a GPU's time may be shared by many."""
-    here = [r["seconds"] for r in rows if r.get("machine", {}).get("device", "cpu") == "cpu"]
+    """Of the rows that ran on a CPU and count (`--uncounted`), if any; many may share a GPU."""
+    here = [r["seconds"] for r in rows if _counts(r.get("machine", {}))]
     return statistics.fmean(here) if here else None
+
+
+def _counts(machine: dict[str, Any]) -> bool:
+    return machine.get("device", "cpu") == "cpu" and bool(machine.get("counted", True))
 
 
 def rows_with(rows: Sequence[Row], also: Path | None = None) -> list[Row]:

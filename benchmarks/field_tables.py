@@ -20,8 +20,8 @@ input at 8 bits, residual additions in float; peers place their quantizers thems
 is a pair of **stored** weight bits and activation bits: PWLQ multiplies one bit narrower than it
 stores. Means over seeds with their standard deviation; **first in its column**. Seconds are CPU
 seconds of one thread, without synthetic images: those are made once for a model and shared by all
-methods that have the same recipe. Rows that ran on a GPU (`machine` in the rows tells) count in the
-scores and not in the seconds: several of them shared it."""
+methods that have the same recipe. Rows that ran on a GPU or on another CPU (`machine` in the rows
+tells) count in the scores and not in the seconds: many of them ran side by side."""
 ERRORS = {"cifar10": 0.5, "imagenet": 2.5}
 """One standard error of a score, in points."""
 AGREEMENT = """How many decisions (classes, pixels' classes) are the float model's; of a detector,

@@ -145,6 +145,12 @@ def test_seconds_of_a_gpu_do_not_count() -> None:
     there = {**row(80.0, seed=1), "seconds": 9.0, "machine": {"device": "some GPU"}}
     assert seconds_text([row(80.0), there]) == "2"
     assert seconds_text([there]) == ""
+
+
+def test_seconds_of_another_cpu_do_not_count() -> None:
+    there = {**row(80.0, seed=1), "seconds": 9.0, "machine": {"device": "cpu", "counted": False}}
+    assert seconds_text([row(80.0), there]) == "2"
+    assert seconds_text([there]) == ""
     shown = summary([row(80.0), there], ["W4A8"], "stored_bits").rows
     assert shown == [["rq", "**80.00 ± 0.00**", "2"]]
 
