@@ -211,7 +211,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--threads", type=int, default=1, help="of each process")
     made.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="not of peers")
     made.add_argument(
-        "--uncounted", action="store_true", help="another or a shared machine: its seconds don't count"
+        "--uncounted",
+        action="store_true",
+        help="another or a shared machine: its seconds do not count",
     )
     made.add_argument("--retry", action="store_true", help="run rows again that are errors")
     made.add_argument(
