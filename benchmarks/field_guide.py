@@ -132,7 +132,7 @@ def seeds_of(rows: Sequence[Row]) -> str:
 
 
 def seconds_of(line: Line, rows: Sequence[Row]) -> str:
-    """In the mean, of what ran on a CPU; wall time says so."""
+    """Mean of the seconds that count; wall time says so."""
     mean = mean_seconds(rows)
     if mean is None:
         return ""

@@ -24,7 +24,7 @@ def line_of(row: Row) -> Line:
 
 
 def mean_seconds(rows: Sequence[Row]) -> float | None:
-    """Of the rows that ran on a CPU and count (`--uncounted`), if any; many may share a GPU."""
+    """Of the rows whose seconds count, if any do: on a CPU, and not ``--uncounted``."""
     here = [r["seconds"] for r in rows if _counts(r.get("machine", {}))]
     return statistics.fmean(here) if here else None
 

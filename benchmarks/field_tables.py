@@ -69,7 +69,7 @@ def mean_and_deviation(values: Sequence[float], places: int = 2) -> str:
 
 
 def seconds_text(rows: Sequence[Row]) -> str:
-    """Mean seconds on a CPU; nothing if all ran on a GPU."""
+    """Mean of the seconds that count; nothing if none do."""
     mean = mean_seconds(rows)
     return "" if mean is None else f"{mean:.0f}"
 

@@ -141,14 +141,9 @@ def test_jobs_that_ask_for_the_same_in_other_words_count_once() -> None:
     assert len(rows_with([one, row(33.0, method="pwlq", levels="uniform", bits="3/3")])) == 2
 
 
-def test_seconds_of_a_gpu_do_not_count() -> None:
-    there = {**row(80.0, seed=1), "seconds": 9.0, "machine": {"device": "some GPU"}}
-    assert seconds_text([row(80.0), there]) == "2"
-    assert seconds_text([there]) == ""
-
-
-def test_seconds_of_another_cpu_do_not_count() -> None:
-    there = {**row(80.0, seed=1), "seconds": 9.0, "machine": {"device": "cpu", "counted": False}}
+@pytest.mark.parametrize("machine", [{"device": "some GPU"}, {"device": "cpu", "counted": False}])
+def test_seconds_of_a_gpu_or_another_cpu_do_not_count(machine: dict[str, object]) -> None:
+    there = {**row(80.0, seed=1), "seconds": 9.0, "machine": machine}
     assert seconds_text([row(80.0), there]) == "2"
     assert seconds_text([there]) == ""
     shown = summary([row(80.0), there], ["W4A8"], "stored_bits").rows
