@@ -36,9 +36,9 @@ from benchmarks.accuracy_tables import (
     to_rows,
 )
 from benchmarks.data import LOADERS, Task, accuracy, distil, load_task, logits_of
+from zaq_plugin.layers import is_depthwise
 from zaq_plugin.observers import MinMaxObserver, TopKMedianObserver
 from zaq_plugin.ptq import calibrate, correct_bias, fold_batch_norm, quantized_tensors, simulate
-from zaq_plugin.ptq.plan import is_depthwise
 from zaq_plugin.pwlq import UniformSpec
 from zaq_plugin.report.tables import results_table
 

@@ -48,7 +48,7 @@ from benchmarks.accuracy_hosts_tables import (
 )
 from benchmarks.accuracy_tables import append_line, read_pairs
 from benchmarks.data import LOADERS, accuracy, load_task, logits_of
-from zaq_plugin.ptq.plan import is_depthwise
+from zaq_plugin.layers import is_depthwise
 from zaq_plugin.pwlq import QuantSpec, UniformSpec
 from zaq_plugin.report import Audit
 

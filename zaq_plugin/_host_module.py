@@ -89,9 +89,12 @@ class HostModule(nn.Module):
     Attributes:
         resizable: names of buffers and parameters whose shape is known only once data was seen; a
             state dict is loaded into them whatever shape they have.
+        optional: those of them that a state dict may lack, as files of earlier versions do; they
+            are empty then.
     """
 
     resizable: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
     @classmethod
     def with_args(cls, **kwargs: Any) -> Any:
@@ -111,8 +114,10 @@ class HostModule(nn.Module):
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         for name in self.resizable:
-            saved = state_dict.get(prefix + name)
             mine = getattr(self, name, None)
+            if name in self.optional and isinstance(mine, Tensor):
+                state_dict.setdefault(prefix + name, mine.new_empty(0))
+            saved = state_dict.get(prefix + name)
             if not isinstance(saved, Tensor) or not isinstance(mine, Tensor):
                 continue
             if mine.shape != saved.shape:

@@ -46,11 +46,18 @@ class PWLQPerChannelFakeQuantize(FakeQuantizeModule):
             parameter ``theta`` gets its shape at the first forward and keeps its identity.
         solve_every: See above; the search costs more than a training step of many models.
         observer: Class or factory of the weight observer; `PWLQPerChannelObserver`.
+        fake_quant: Whether quantization is on from the start; off for calibration alone.
         **observer_kwargs: ``dtype``, ``quant_min``, ``factory_kwargs`` ...; see the observer.
+
+    Attributes:
+        bias_shift: (output channels,) what bias correction took out of the layer's bias, kept here
+            because every quantized layer has one of these in every host; empty if nothing was.
     """
 
-    resizable = ("theta",)
+    resizable = ("theta", "bias_shift")
+    optional = ("bias_shift",)
     theta: nn.Parameter | None
+    bias_shift: Tensor
 
     def __init__(
         self,
@@ -59,6 +66,7 @@ class PWLQPerChannelFakeQuantize(FakeQuantizeModule):
         learnable: bool = False,
         solve_every: int = 1,
         observer: Callable[..., Any] = PWLQPerChannelObserver,
+        fake_quant: bool = True,
         **observer_kwargs: Any,
     ) -> None:
         super().__init__()
@@ -77,7 +85,9 @@ class PWLQPerChannelFakeQuantize(FakeQuantizeModule):
         self.solve_every = solve_every
         self._since_solved = 0
         device = (observer_kwargs.get("factory_kwargs") or {}).get("device")
+        self.register_buffer("bias_shift", torch.empty(0))
         self.to(device=device)
+        self.enable_fake_quant(fake_quant)
         theta = nn.Parameter(torch.empty(0, device=device)) if learnable else None
         self.register_parameter("theta", theta)
 
@@ -140,6 +150,7 @@ class ActivationFakeQuantize(FakeQuantizeModule):
         symmetric: Whether the grid is symmetric around zero.
         learnable: Train the step (LSQ) once the observer is disabled: ``scale`` is a parameter
             then, instead of a buffer. The zero point stays as observed.
+        fake_quant: Whether quantization is on from the start; off for calibration alone.
         **observer_kwargs: ``dtype``, ``quant_min``, ``eps``, ``factory_kwargs`` ...; see
             `MinMaxObserver`.
     """
@@ -153,6 +164,7 @@ class ActivationFakeQuantize(FakeQuantizeModule):
         bits: int | None = None,
         symmetric: bool = False,
         learnable: bool = False,
+        fake_quant: bool = True,
         **observer_kwargs: Any,
     ) -> None:
         super().__init__()
@@ -168,6 +180,7 @@ class ActivationFakeQuantize(FakeQuantizeModule):
             self.register_buffer("scale", torch.ones(1))
         self.register_buffer("zero_point", torch.zeros(1, dtype=torch.int32))
         self.to(device=(observer_kwargs.get("factory_kwargs") or {}).get("device"))
+        self.enable_fake_quant(fake_quant)
 
     @property
     def bits(self) -> int:
@@ -194,6 +207,10 @@ class ActivationFakeQuantize(FakeQuantizeModule):
                 wide, self.scale, self.zero_point, self.quant_min, self.quant_max
             )
         return out.to(x.dtype)
+
+    def reset_min_max_vals(self) -> None:
+        """Forget everything seen; the grid stays in use until the next batch is observed."""
+        self.activation_post_process.reset_min_max_vals()
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Scale (float32) and zero point (int32) in use, shape (1,).
@@ -222,6 +239,7 @@ class PWLQActivationFakeQuantize(FakeQuantizeModule):
     Args:
         spec: The number format.
         observer: Class or factory of the range observer.
+        fake_quant: Whether quantization is on from the start; off for calibration alone.
         **observer_kwargs: ``dtype``, ``eps`` ...; see `MinMaxObserver`.
     """
 
@@ -234,6 +252,7 @@ class PWLQActivationFakeQuantize(FakeQuantizeModule):
         self,
         spec: PWLQSpec | None = None,
         observer: Callable[..., Any] = TopKMedianObserver,
+        fake_quant: bool = True,
         **observer_kwargs: Any,
     ) -> None:
         super().__init__()
@@ -247,6 +266,7 @@ class PWLQActivationFakeQuantize(FakeQuantizeModule):
         self.register_buffer("signed", torch.zeros(1, dtype=torch.uint8))
         self.register_buffer("num_batches", torch.zeros((), dtype=torch.int64))
         self.to(device=(observer_kwargs.get("factory_kwargs") or {}).get("device"))
+        self.enable_fake_quant(fake_quant)
 
     @property
     def format(self) -> PWLQSpec:

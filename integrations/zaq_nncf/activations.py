@@ -13,8 +13,8 @@ from torch import nn
 
 from zaq_nncf._compat import hooks_of
 from zaq_nncf.activation_quantizers import ActivationQuantizer
-from zaq_plugin.ptq.calibrate import evaluating
-from zaq_plugin.zero_shot.quantizers import set_switches
+from zaq_plugin.student.fake_quantizers import set_switches
+from zaq_plugin.student.modes import evaluating
 
 
 def narrow_activations(

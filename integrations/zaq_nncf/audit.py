@@ -13,7 +13,7 @@ from zaq_nncf.placement import Placement
 from zaq_nncf.settings import layer_name
 from zaq_nncf.static import StaticActivation, StaticWeight
 from zaq_nncf.weight_quantizer import PWLQWeightQuantizer
-from zaq_plugin.ptq.fold_arithmetic import LAYERS
+from zaq_plugin.layers import LAYERS
 from zaq_plugin.pwlq import quantize
 from zaq_plugin.report import Audit, LayerRecord
 

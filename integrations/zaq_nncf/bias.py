@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from zaq_nncf._compat import DisableTorchFunction, hooks_of
 from zaq_nncf.activations import call
 from zaq_nncf.weight_quantizer import PWLQWeightQuantizer
-from zaq_plugin.ptq.calibrate import evaluating
-from zaq_plugin.ptq.fold_arithmetic import LAYERS
+from zaq_plugin.layers import LAYERS
+from zaq_plugin.student.modes import evaluating
 
 IMAGES = 128
 """Images that correct biases; all of them go through the model at once."""

@@ -10,7 +10,7 @@ import nncf
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.ptq.calibrate import as_call
+from zaq_plugin.student.batches import as_call
 from zaq_plugin.zero_shot import (
     DistillOptions,
     ImageStatistics,

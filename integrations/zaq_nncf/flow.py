@@ -22,7 +22,7 @@ from zaq_nncf.placement import Placement
 from zaq_nncf.preparation import prepare_model
 from zaq_nncf.settings import Override, Settings, check_bits
 from zaq_nncf.weight_quantizer import PWLQWeightQuantizer
-from zaq_plugin.ptq.fold_arithmetic import LAYERS
+from zaq_plugin.layers import LAYERS
 from zaq_plugin.pwlq import QuantSpec
 from zaq_plugin.zero_shot import ZeroShotConfig, ZeroShotLoader
 

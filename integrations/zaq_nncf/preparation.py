@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from zaq_nncf._compat import is_wrapped
+from zaq_plugin.layers import LAYERS
 from zaq_plugin.ptq import fold_batch_norm
-from zaq_plugin.ptq.calibrate import evaluating
-from zaq_plugin.ptq.fold_arithmetic import LAYERS
+from zaq_plugin.student.modes import evaluating
 
 
 class Root(nn.Module):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from zaq_plugin.zero_shot.hosts import register_host
 
 from zaq_nncf._compat import decode_hook_name, hooks_of, is_wrapped, run_inside
 from zaq_nncf.activation_quantizers import ActivationQuantizer
 from zaq_nncf.weight_quantizer import PWLQWeightQuantizer
 from zaq_plugin.zero_shot import twins
-from zaq_plugin.zero_shot.hosts import register_host
 
 
 class NNCFStudent:

@@ -297,10 +297,10 @@ def test_exported_and_unpacked_weights_are_the_same_levels(
     """From simulation to a packed ONNX file, and back out of it, through both readers of files."""
     import onnx
     import onnxruntime
+    from layers import float_weight, quantized_layers, weight_fake_quant
 
     import zaq_onnx
     from zaq_plugin.ptq import calibrate, fold_batch_norm, simulate
-    from zaq_plugin.ptq.student import float_weight, quantized_layers, weight_fake_quant
 
     model, images = model_and_images()
     # Wide enough for codes and codebooks to be smaller than the integers.

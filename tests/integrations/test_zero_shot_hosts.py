@@ -16,10 +16,10 @@ from processor import KERNELS_ARE_EXACT
 from torch import nn
 
 from zaq_plugin.pwlq import PWLQSpec
+from zaq_plugin.student import twin
 from zaq_plugin.zero_shot import ZeroShotConfig, ZeroShotLoader, zero_shot_finetune
 from zaq_plugin.zero_shot.blocks import find_blocks
 from zaq_plugin.zero_shot.taps import find_taps
-from zaq_plugin.zero_shot.twins import twin
 
 SHAPE = (3, 12, 12)
 CONFIG = ZeroShotConfig(

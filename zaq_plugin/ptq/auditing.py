@@ -7,9 +7,10 @@ from torch import nn
 from zaq_plugin.fake_quantize import PWLQActivationFakeQuantize
 from zaq_plugin.ptq.compound import CompoundFakeQuantize
 from zaq_plugin.ptq.plan import LayerPlan
-from zaq_plugin.ptq.student import float_weight, reference_weight, tensor_of, weight_fake_quant
 from zaq_plugin.pwlq import PWLQTensor, sqnr_db
 from zaq_plugin.report import Audit, LayerRecord
+from zaq_plugin.student import FloatWeights
+from zaq_plugin.student.module_student import parametrized_layer
 
 
 def audit(student: nn.Module, *, reference: nn.Module | None = None) -> Audit:
@@ -27,7 +28,7 @@ def audit(student: nn.Module, *, reference: nn.Module | None = None) -> Audit:
     plans: dict[str, LayerPlan] | None = getattr(student, "zaq_plan", None)
     if plans is None:
         raise ValueError(f"{type(student).__name__} carries no plan; pass what simulate() returned")
-    found = Audit()
+    found, weights = Audit(), FloatWeights(reference)
     seen: dict[int, str] = {}
     tensor: PWLQTensor | CompoundFakeQuantize
     for plan in plans.values():
@@ -35,20 +36,20 @@ def audit(student: nn.Module, *, reference: nn.Module | None = None) -> Audit:
             reason = plan.reason or "unknown"
             found.add(LayerRecord(plan.name, plan.kind, plan.numel, False, reason))
             continue
-        layer, remark = student.get_submodule(plan.name), plan.reason
-        fake_quant = weight_fake_quant(layer)
-        if fake_quant is None:
+        module, remark = student.get_submodule(plan.name), plan.reason
+        layer = parametrized_layer(plan.name, module)
+        if layer is None:
             raise ValueError(f"layer {plan.name!r} has lost its fake-quantizer; simulate() again")
+        fake_quant = layer.quantizer
         if isinstance(fake_quant, CompoundFakeQuantize):
             remark = "; ".join(text for text in (remark, fake_quant.remark) if text)
             tensor, noise = fake_quant, fake_quant.sqnr
         else:
-            tensor = tensor_of(layer, fake_quant)
+            tensor = layer.tensor()
             noise = tensor.sqnr_db
             if reference is not None:
-                weight = reference_weight(reference, plan.name, float_weight(layer))
-                noise = sqnr_db(weight, tensor.dequantize())
-        twin_name = seen.setdefault(id(float_weight(layer)), plan.name)
+                noise = sqnr_db(weights.of(layer), tensor.dequantize())
+        twin_name = seen.setdefault(id(layer.parameter), plan.name)
         shared = twin_name != plan.name
         if shared:
             remark = f"shares its weight with {twin_name!r}, where it is counted"
@@ -66,7 +67,7 @@ def audit(student: nn.Module, *, reference: nn.Module | None = None) -> Audit:
                 sqnr_db=noise,
                 kernel="simulated",
                 entropy_bits=tensor.entropy_bits,
-                activation=_activation_label(layer),
+                activation=_activation_label(module),
             )
         )
     return found

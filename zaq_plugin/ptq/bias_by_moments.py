@@ -6,14 +6,10 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from zaq_plugin.ptq.bias import take_back, take_out, weight_error
+from zaq_plugin.ptq.bias import weight_error
 from zaq_plugin.ptq.channel_moments import Moments
 from zaq_plugin.ptq.channels import linear_response
-from zaq_plugin.ptq.student import (
-    float_weight,
-    quantized_layers,
-    reference_weight,
-)
+from zaq_plugin.student import FloatWeights, student_of
 
 
 def correct_bias_by_moments(
@@ -35,19 +31,14 @@ def correct_bias_by_moments(
     Raises:
         ValueError: If the student has no quantized weight.
     """
-    layers = dict(quantized_layers(student))
-    if not layers:
-        raise ValueError(
-            f"{type(student).__name__} has no fake-quantized weights; pass what simulate() returned"
-        )
+    layers, weights = student_of(student).layers(), FloatWeights(reference)
     taken: dict[str, Tensor] = {}
     for name, layer in layers.items():
         known = inputs.get(name)
-        if known is None:
+        if known is None or layer.plain is None:
             continue
-        error = weight_error(layer, reference_weight(reference, name, float_weight(layer)))
-        take_back(layer)
-        shift = linear_response(layer, error, known.mean)
-        take_out(name, layer, shift)
+        shift = linear_response(layer.plain, weight_error(layer, weights.of(layer)), known.mean)
+        layer.restore_bias()
+        layer.add_to_bias(-shift)
         taken[name] = shift
     return taken

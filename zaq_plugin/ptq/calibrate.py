@@ -2,130 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from zaq_plugin.layers import LAYERS
 from zaq_plugin.ptq.auditing import audit
-from zaq_plugin.ptq.fold_arithmetic import LAYERS
 from zaq_plugin.ptq.plan import trace_order
-from zaq_plugin.ptq.student import quantized_layers, weight_fake_quant
-
-Batch = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-def as_call(batch: object) -> Batch:
-    """Positional and keyword arguments of the model for one batch.
-
-    A tensor is the model's input; of a tuple or list, as data loaders give it, the first element is
-    the input and the rest (labels) is left out; a mapping is passed by keyword.
-
-    Raises:
-        TypeError: If the batch is none of these.
-    """
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    if isinstance(batch, tuple | list) and batch:
-        batch = batch[0]
-    if isinstance(batch, Tensor):
-        return (batch,), {}
-    raise TypeError(
-        "a batch must be a tensor, a tuple or list that starts with the model's input, or a "
-        f"mapping of keyword arguments; got {type(batch).__name__}"
-    )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """No gradients and evaluation mode; every module's own mode is restored afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        with torch.no_grad():
-            model.eval()
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+from zaq_plugin.student import Student, student_of
+from zaq_plugin.student.batches import Call, as_calls, inputs_of
+from zaq_plugin.student.fake_quantizers import fake_quantizers, is_weight_quantizer
 
 
 def calibrate(student: nn.Module, batches: Iterable[Any]) -> None:
     """Set the ranges of all activation fake-quantizers from data, and freeze them.
 
     The data flow is the float model's, as long as nothing has moved the student's float weights:
-    weights and activations are not quantized meanwhile. Ranges
-    of an earlier calibration are forgotten. A layer that no batch reaches keeps a float input, and
-    the audit says so.
+    weights and activations are not quantized meanwhile. Ranges of an earlier calibration are
+    forgotten, so that calibrating twice equals calibrating once. An activation that no batch
+    reaches stays float, and the audit says so. Afterwards fake-quantizers are on and observers are
+    off.
 
     Args:
-        student: What `simulate` returned.
-        batches: Tensors, ``(images, labels)`` pairs as from a DataLoader, or keyword mappings.
+        student: Prepared in any host.
+        batches: Tensors, ``(images, labels)`` pairs as from a DataLoader, or keyword mappings; see
+            `zaq_plugin.student.batches.as_call`.
 
     Raises:
-        ValueError: If there are no batches, an activation is not finite, or the network's input was
-            assumed to enter at another layer than it does.
+        ValueError: If there are no batches, nothing is quantized, an activation is not finite, or
+            the network's input was assumed to enter at another layer than it does.
         TypeError: If a batch is of an unknown kind.
     """
-    layers = dict(quantized_layers(student))
-    watchers: dict[str, Any] = {
-        name: layer.input_fake_quant
-        for name, layer in layers.items()
-        if hasattr(layer, "input_fake_quant")
-    }
-    for watcher in watchers.values():
-        _forget(watcher)
-    weight_quantizers = [q for q in map(weight_fake_quant, layers.values()) if q is not None]
-    enabled = [bool(q.fake_quant_enabled[0]) for q in weight_quantizers]
-    count = 0
+    view = student_of(student)
+    calls = as_calls(batches, "calibrate", inputs_of(student))
+    set_ranges(view, calls)
+    if hasattr(student, "zaq_plan"):  # a simulated student remembers its own audit
+        student.zaq_audit = audit(student)  # type: ignore[assignment]
+
+
+def set_ranges(view: Student, calls: Iterable[Call]) -> None:
+    """Let every activation's observer see the calls, then put the activations on their grids."""
+    slots = fake_quantizers(view.model)
+    weights = [s.module for s in slots if is_weight_quantizer(s.module)]
+    activations = [s for s in slots if not is_weight_quantizer(s.module)]
+    layer_of = _readers(view)
+    seen: set[int] = set()
+    handles = [
+        slot.module.register_forward_pre_hook(lambda m, _: seen.add(id(m))) for slot in activations
+    ]
+    view.switch(quantize=False)
+    for slot in activations:
+        slot.module.disable_observer()
+        if hasattr(slot.module, "reset_min_max_vals"):
+            slot.module.reset_min_max_vals()
     try:
-        for quantizer in weight_quantizers:
-            quantizer.disable_fake_quant()
-        with evaluating(student):
-            for batch in batches:
-                args, kwargs = as_call(batch)
-                if count == 0:
-                    _check_input_layer(student, args, kwargs)
-                    for watcher in watchers.values():
-                        watcher.enable_observer()
-                student(*args, **kwargs)
-                count += 1
+        with view.evaluating():
+            for number, call in enumerate(calls):
+                if number == 0:
+                    _check_input_layer(view.model, call)
+                    for slot in activations:
+                        slot.module.enable_observer()
+                view.run(call)
+                for module in weights:
+                    module.disable_observer()  # a weight does not change from batch to batch
     finally:
-        for quantizer, was_enabled in zip(weight_quantizers, enabled, strict=True):
-            quantizer.enable_fake_quant(was_enabled)
-        for watcher in watchers.values():
-            watcher.disable_observer()
-    if count == 0:
-        raise ValueError("calibrate got no batches; give at least one batch of inputs")
-    for name, watcher in watchers.items():
-        observer = watcher.activation_post_process
-        if int(observer.num_batches) == 0:
-            continue
-        try:
-            observer.calculate_qparams()
-        except ValueError as error:
-            raise ValueError(f"input of layer {name!r}: {error}") from error
-        watcher.enable_fake_quant()
-    student.zaq_audit = audit(student)  # type: ignore[assignment]
+        for handle in handles:
+            handle.remove()
+        view.switch(observe=False)
+        for module in weights:
+            module.enable_fake_quant()
+    for slot in activations:
+        if id(slot.module) in seen:
+            _freeze(slot.module, layer_of.get(id(slot.module)))
 
 
-def _forget(watcher: Any) -> None:
-    watcher.disable_fake_quant()
-    own = getattr(watcher, "reset_min_max_vals", None)
-    (own or watcher.activation_post_process.reset_min_max_vals)()
+def _freeze(quantizer: Any, layer: str | None) -> None:
+    try:
+        quantizer.activation_post_process.calculate_qparams()
+    except ValueError as error:
+        place = f"input of layer {layer!r}: " if layer else ""
+        raise ValueError(f"{place}{error}") from error
+    quantizer.enable_fake_quant()
 
 
-def _check_input_layer(
-    student: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> None:
+def _readers(view: Student) -> dict[int, str]:
+    """Which layer reads an activation's fake-quantizer, where the layer carries it."""
+    found = {}
+    for name, module in view.model.named_modules():
+        own = getattr(module, "input_fake_quant", None)
+        if own is not None:
+            found[id(own)] = name
+    return found
+
+
+def _check_input_layer(student: nn.Module, call: Call) -> None:
     """The 8-bit network input must be where the network's input is."""
-    plans = getattr(student, "zaq_plan", {})
+    plans = getattr(student, "zaq_plan", None)
+    if not plans:
+        return
     layers = {name: m for name, m in student.named_modules() if isinstance(m, LAYERS)}
     assumed = {name for name, plan in plans.items() if plan.is_input}
-    _, actual = trace_order(student, layers, args, kwargs)
+    _, actual = trace_order(student, layers, *call)
     if not assumed or assumed == actual:
         return
     concerned = [plans[name] for name in assumed | actual if name in plans]

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from zaq_plugin.layers import LAYERS
 from zaq_plugin.ptq.bounded import BoundedReLU
 from zaq_plugin.ptq.channels import linear_response, wide_weight
 from zaq_plugin.ptq.connections import kind_of, layer_graph, over_positions, zero_padding
-from zaq_plugin.ptq.fold_arithmetic import LAYERS
 from zaq_plugin.ptq.remembered import Normal
 
 _POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from zaq_plugin.ptq.fold_arithmetic import wide_dtype
+from zaq_plugin.layers import wide_dtype
 
 
 def output_ranges(layer: nn.Module) -> Tensor:

@@ -9,19 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.ptq.bias import MeanInput, mean_output_error, take_back, take_out
+from zaq_plugin.ptq.bias import MeanInput, mean_output_error
 from zaq_plugin.ptq.compound import CompoundFakeQuantize
 from zaq_plugin.ptq.error_feedback import output_error, round_with_feedback
 from zaq_plugin.ptq.input_moments import PATCHES, InputMoments, why_no_patches
-from zaq_plugin.ptq.layer_walk import MEMORY, walk_layers
-from zaq_plugin.ptq.student import (
-    float_weight,
-    quantized_layers,
-    reference_weight,
-    weight_fake_quant,
-)
-from zaq_plugin.pwlq.cells import float_for_levels, levels_of
+from zaq_plugin.pwlq.cells import float_for_levels
 from zaq_plugin.pwlq.layout import to_rows
+from zaq_plugin.student import FloatWeights, QuantLayer, student_of
+from zaq_plugin.student.walk import MEMORY, walk_layers
 
 
 @dataclass(frozen=True)
@@ -47,11 +42,8 @@ UNREACHED = Compensated(reason="no batch reaches it")
 class _Compensation:
     """Rounds one layer's weight, then corrects its bias for what is left."""
 
-    def __init__(
-        self, name: str, layer: nn.Module, reference: Tensor, moments: InputMoments | str
-    ) -> None:
-        self.name, self.layer, self.reference = name, layer, reference
-        self.moments = moments
+    def __init__(self, layer: QuantLayer, reference: Tensor, moments: InputMoments | str) -> None:
+        self.layer, self.reference, self.moments = layer, reference, moments
         self.inputs = MeanInput(layer)
         self.result = UNREACHED
 
@@ -63,14 +55,15 @@ class _Compensation:
 
     def finish(self) -> None:
         """Write levels and bias."""
+        layer = self.layer
         if isinstance(self.moments, str):
             self.result = Compensated(reason=self.moments)
         else:
             try:
-                self.result = _round(self.layer, self.reference, self.moments.mean())
+                self.result = _round(layer, self.reference, self.moments.mean())
             except ValueError as error:
-                raise ValueError(f"layer {self.name!r}: {error}") from error
-        take_out(self.name, self.layer, mean_output_error(self.layer, self.inputs, self.reference))
+                raise ValueError(f"layer {layer.name!r}: {error}") from error
+        layer.add_to_bias(-mean_output_error(layer, self.inputs, self.reference))
 
 
 def compensate_rounding(
@@ -92,9 +85,9 @@ def compensate_rounding(
     ``recalibrate=False``, as grids and ranges belong to the levels chosen).
 
     Args:
-        student: What `simulate` returned, calibrated if its activations are quantized.
+        student: Prepared in any host, calibrated if its activations are quantized.
         batches: As for `calibrate`; all are kept in memory.
-        reference: The float model that `simulate` got.
+        reference: The float model that was prepared, or its twin.
         seed: Of the patches that are looked at, where a layer has more than it needs.
         memory: As for `correct_bias`.
 
@@ -106,59 +99,52 @@ def compensate_rounding(
             ``reference`` is another model.
     """
     rng = torch.Generator().manual_seed(seed)
+    view, weights = student_of(student), FloatWeights(reference)
+    view.restore_biases()
     works: dict[str, _Compensation] = {}
     owners: dict[int, str] = {}
 
-    def begin(name: str, layer: nn.Module, samples: int) -> _Compensation:
-        owner = owners.setdefault(id(float_weight(layer)), name)
+    def begin(layer: QuantLayer, samples: int) -> _Compensation:
+        owner = owners.setdefault(id(layer.parameter), layer.name)
         reason = _why_not(layer)
-        if owner != name:
+        if owner != layer.name:
             reason = f"it shares its weight with {owner!r}, where it is rounded"
-        weight = reference_weight(reference, name, float_weight(layer))
         per_sample = max(1, PATCHES // max(1, samples))
-        works[name] = _Compensation(
-            name, layer, weight, reason or InputMoments(layer, rng, per_sample)
-        )
-        return works[name]
+        assert layer.plain is not None  # it has been run
+        moments = reason or InputMoments(layer.plain, rng, per_sample)
+        works[layer.name] = _Compensation(layer, weights.of(layer), moments)
+        return works[layer.name]
 
-    walk_layers(
-        student, batches, begin, what="compensate_rounding", prepare=take_back, memory=memory
-    )
-    return {
-        name: works[name].result if name in works else UNREACHED
-        for name, _ in quantized_layers(student)
-    }
+    walk_layers(view, batches, begin, what="compensate_rounding", memory=memory)
+    return {name: works[name].result if name in works else UNREACHED for name in view.layers()}
 
 
-def _why_not(layer: nn.Module) -> str:
-    quantizer = weight_fake_quant(layer)
-    if isinstance(quantizer, CompoundFakeQuantize):
-        return f"its weight has {quantizer.remark}"
-    return why_no_patches(layer)
+def _why_not(layer: QuantLayer) -> str:
+    if isinstance(layer.quantizer, CompoundFakeQuantize):
+        return f"its weight has {layer.quantizer.remark}"
+    return "" if layer.plain is None else why_no_patches(layer.plain)
 
 
 @torch.no_grad()
-def _round(layer: nn.Module, wanted: Tensor, moment: Tensor) -> Compensated:
+def _round(layer: QuantLayer, wanted: Tensor, moment: Tensor) -> Compensated:
     """Round a weight on its grid; a channel that would get worse keeps its nearest levels."""
-    quantizer: Any = weight_fake_quant(layer)
-    original, groups = float_weight(layer), moment.shape[0]
-    wanted = wanted.to(original)
+    groups, own = moment.shape[0], layer.weight
+    wanted = wanted.to(own)
 
     def grouped(values: Tensor) -> Tensor:  # (groups, channels, n)
         return to_rows(values, 0).unflatten(0, (groups, -1)).to(moment)
 
-    levels = levels_of(quantizer.edges, quantizer.spec)
+    levels = layer.levels()
     by_channel = levels.expand(wanted.shape[0], -1).unflatten(0, (groups, -1)).to(moment)
-    rows, nearest = grouped(wanted), grouped(quantizer(wanted))
+    rows, nearest = grouped(wanted), grouped(layer.quantized(wanted))
     made = round_with_feedback(rows, by_channel.contiguous(), moment)
     chosen = made.reshape(wanted.shape).to(wanted)
-    spec, axis, edges = quantizer.spec, quantizer.ch_axis, quantizer.edges.detach()
-    original.copy_(float_for_levels(wanted, chosen, spec, axis, edges))
+    layer.write(float_for_levels(wanted, chosen, layer.quantizer.spec, layer.axis, layer.edges))
     before = output_error(rows, nearest, moment)
-    worse = output_error(rows, grouped(quantizer(original)), moment) > before
+    worse = output_error(rows, grouped(layer.quantized(layer.weight)), moment) > before
     kept = worse.flatten().view(-1, *[1] * (wanted.dim() - 1))
-    original.copy_(torch.where(kept, wanted, original))
-    got = grouped(quantizer(original))
+    layer.write(torch.where(kept, wanted, layer.weight))
+    got = grouped(layer.quantized(layer.weight))
     return Compensated(
         before=float(before.mean()),
         after=float(output_error(rows, got, moment).mean()),

@@ -24,6 +24,7 @@ from zaq_plugin.pwlq import (
     sqnr_db,
 )
 from zaq_plugin.pwlq.layout import from_rows, to_rows
+from zaq_plugin.student import QuantLayer
 
 
 class CompoundFakeQuantize(PWLQPerChannelFakeQuantize):
@@ -161,11 +162,9 @@ def with_stored_bits(spec: QuantSpec, bits: int) -> QuantSpec:
     return replace(spec, bits=bits - (spec.stored_bits - spec.bits))
 
 
-def install(layer: nn.Module, quantizer: CompoundFakeQuantize) -> None:
+def install(layer: QuantLayer, quantizer: CompoundFakeQuantize) -> None:
     """Put a compound quantizer in the place of the one that `simulate` attached."""
-    listed = layer.parametrizations.weight  # type: ignore[union-attr]
-    assert isinstance(listed, nn.ModuleList)
-    listed[0] = quantizer.train(layer.training)
+    layer.slot.swap(quantizer.train(layer.quantizer.training))
 
 
 def compound_layers(student: nn.Module) -> Iterator[tuple[str, CompoundFakeQuantize]]:

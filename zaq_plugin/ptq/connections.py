@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from zaq_plugin.layers import LAYERS
 from zaq_plugin.ptq.bounded import BoundedReLU
-from zaq_plugin.ptq.fold_arithmetic import LAYERS
 from zaq_plugin.ptq.fold_graph import value_users
 from zaq_plugin.ptq.fold_modules import LayerTracer
 from zaq_plugin.ptq.unlift import restore_layers

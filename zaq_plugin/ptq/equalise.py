@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
+from zaq_plugin.layers import out_features
 from zaq_plugin.ptq.bounded import BoundedReLU
 from zaq_plugin.ptq.channels import (
     add_to_bias,
@@ -26,7 +27,6 @@ from zaq_plugin.ptq.channels import (
     wide_weight,
 )
 from zaq_plugin.ptq.connections import Connection, connections, layer_graph
-from zaq_plugin.ptq.fold_arithmetic import out_features
 from zaq_plugin.ptq.remembered import Remembered
 
 ModelT = TypeVar("ModelT", bound=nn.Module)

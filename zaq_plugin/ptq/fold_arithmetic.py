@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-LAYERS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
+from zaq_plugin.layers import wide_dtype
 
 
 @dataclass(frozen=True)
@@ -39,11 +37,6 @@ class NormStatistics:
         if self.bias is not None:
             shift = shift + self.bias.to(wide)
         return scale, shift
-
-
-def wide_dtype(tensor: Tensor) -> torch.dtype:
-    """float64 wherever the device has it."""
-    return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
 def folded_parameters(
@@ -128,11 +121,6 @@ def fold_module(layer: nn.Module, stats: NormStatistics) -> None:
     )
     layer.weight = nn.Parameter(new_weight, requires_grad=weight.requires_grad)
     layer.bias = nn.Parameter(new_bias, requires_grad=weight.requires_grad)
-
-
-def out_features(layer: nn.Module) -> int:
-    """Number of output channels of a convolution or linear module."""
-    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)  # type: ignore
 
 
 def remainder(norm: nn.Module) -> nn.Module:

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from zaq_plugin.layers import LAYERS, out_features
 from zaq_plugin.ptq.fold_arithmetic import (
-    LAYERS,
     NormStatistics,
     fold_module,
     folded_parameters,
     is_norm,
     norm_statistics,
-    out_features,
     remainder,
 )
 

@@ -12,15 +12,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from zaq_plugin.layers import CONVOLUTIONS, LAYERS, TRANSPOSED, out_features
 from zaq_plugin.ptq.fold_arithmetic import (
-    CONVOLUTIONS,
-    LAYERS,
-    TRANSPOSED,
     NormStatistics,
     fold_module,
     is_norm,
     norm_statistics,
-    out_features,
     remainder,
 )
 from zaq_plugin.ptq.fold_graph import value_users

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zaq_plugin.ptq.fold_arithmetic import CONVOLUTIONS, wide_dtype
-from zaq_plugin.ptq.plan import own_class
+from zaq_plugin.layers import CONVOLUTIONS, wide_dtype
+from zaq_plugin.student.layer import own_class
 
 PATCHES = 1 << 15
 """Patches that are looked at, several times what one output channel of most layers has weights."""

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.ptq.calibrate import evaluating
-from zaq_plugin.ptq.fold_arithmetic import LAYERS
+from zaq_plugin.layers import LAYERS, channel_axis
 from zaq_plugin.ptq.frontier import STATES, pareto_frontier
-from zaq_plugin.ptq.plan import channel_axis, trace_order
+from zaq_plugin.ptq.plan import trace_order
 from zaq_plugin.pwlq import QuantSpec, fake_quantize
+from zaq_plugin.student.modes import evaluating
 
 Adapter = Callable[[object], list[Tensor]]
 

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils import parametrize
 
-from zaq_plugin.ptq.fold_arithmetic import LAYERS
+from zaq_plugin.layers import LAYERS, channel_axis, is_depthwise
 from zaq_plugin.pwlq import QuantSpec, UniformSpec, packed_size
+from zaq_plugin.student.layer import own_class
 
 Activations = QuantSpec | int | None
 Override = tuple[QuantSpec | None, Activations] | None
@@ -41,22 +41,6 @@ class LayerPlan:
     activations: Activations = None
     reason: str | None = None
     is_input: bool = False
-
-
-def channel_axis(layer: nn.Module) -> int:
-    """Axis of the output channels in a layer's weight."""
-    return 1 if isinstance(layer, _ConvTransposeNd) else 0
-
-
-def own_class(layer: nn.Module) -> type[nn.Module]:
-    """A layer's class; one with a parametrization has a class of torch's making before it."""
-    return type(layer).__mro__[1] if parametrize.is_parametrized(layer) else type(layer)
-
-
-def is_depthwise(layer: nn.Module) -> bool:
-    """Whether every input channel has its own filters."""
-    groups = int(getattr(layer, "groups", 1))
-    return groups > 1 and groups == getattr(layer, "in_channels", 0)
 
 
 def stored_size(numel: int, channels: int, spec: QuantSpec) -> int:

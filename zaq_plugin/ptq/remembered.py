@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.layers import wide_dtype
 from zaq_plugin.ptq.fold import Folding
-from zaq_plugin.ptq.fold_arithmetic import wide_dtype
 
 
 @dataclass(frozen=True)

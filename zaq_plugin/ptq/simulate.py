@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
 from zaq_plugin.fake_quantize import (
@@ -19,16 +19,10 @@ from zaq_plugin.fake_quantize import (
     PWLQActivationFakeQuantize,
     PWLQPerChannelFakeQuantize,
 )
+from zaq_plugin.layers import channel_axis, out_features
 from zaq_plugin.observers import MinMaxObserver, TopKMedianObserver
 from zaq_plugin.ptq.auditing import audit
-from zaq_plugin.ptq.plan import (
-    Activations,
-    Depthwise,
-    Override,
-    channel_axis,
-    make_plan,
-)
-from zaq_plugin.ptq.student import SHIFT
+from zaq_plugin.ptq.plan import Activations, Depthwise, Override, make_plan
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
 
 
@@ -128,6 +122,9 @@ def attach(
 ) -> None:
     """Put one layer's weight, and its input if ``activations`` is given, behind fake-quantizers."""
     device: Any = layer.weight.device
+    if layer.bias is None:  # what bias correction changes is there from the start
+        bias = torch.zeros(out_features(layer), dtype=layer.weight.dtype, device=device)  # type: ignore[arg-type]
+        layer.bias = nn.Parameter(bias, requires_grad=bool(layer.weight.requires_grad))
     axis = None if per_tensor else channel_axis(layer)
     fake_quant = PWLQPerChannelFakeQuantize(weights, axis)
     fake_quant.to(device=device).train(layer.training)
@@ -172,25 +169,3 @@ def _quantize_input(
     if args:
         return (watcher(args[0]), *args[1:]), kwargs
     return args, {**kwargs, "input": watcher(kwargs["input"])}
-
-
-def twin(student: nn.Module) -> nn.Module:
-    """The float teacher: a deep copy that computes what the model computed before it was quantized.
-
-    Fake-quantizers and observers are off, corrected biases are as they were, parameters need no
-    gradient, and the copy is in evaluation mode, so that BatchNorm is frozen. Take it before the
-    student's weights are trained or moved (`compensate_rounding`).
-    """
-    teacher = copy.deepcopy(student)
-    for name in ("zaq_plan", "zaq_audit"):
-        teacher.__dict__.pop(name, None)  # they speak of the student
-    for module in teacher.modules():
-        for switch in ("disable_fake_quant", "disable_observer"):
-            if callable(getattr(module, switch, None)):
-                getattr(module, switch)()
-        shift = getattr(module, SHIFT, None)
-        if isinstance(shift, Tensor):
-            with torch.no_grad():
-                module.bias.add_(shift.to(module.bias.dtype))  # type: ignore[operator, arg-type]
-                shift.zero_()
-    return teacher.eval().requires_grad_(False)

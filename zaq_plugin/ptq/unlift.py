@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from zaq_plugin.ptq.fold_arithmetic import LAYERS
+from zaq_plugin.layers import LAYERS
 
 _CONVOLUTIONS: dict[str, type[nn.Module]] = {
     "conv1d": nn.Conv1d,

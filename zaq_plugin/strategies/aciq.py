@@ -10,13 +10,13 @@ from __future__ import annotations
 from zaq_plugin.ptq.analytic import allocate_bits
 from zaq_plugin.ptq.compound import AllocatedFakeQuantize, install
 from zaq_plugin.ptq.range_observers import AnalyticObserver
-from zaq_plugin.ptq.student import float_weight, quantized_layers, weight_fake_quant
 from zaq_plugin.pwlq import PWLQSpec
 from zaq_plugin.pwlq.layout import to_rows
 from zaq_plugin.strategies.activations import ObservedActivations
 from zaq_plugin.strategies.images import Distilled
 from zaq_plugin.strategies.stage import Stage, Strategy, Work
 from zaq_plugin.strategies.weights import per_channel_only, spec_for
+from zaq_plugin.student import student_of
 
 
 class AllocatedWeights(Stage):
@@ -32,9 +32,9 @@ class AllocatedWeights(Stage):
 
     def finish(self, work: Work) -> None:
         """Give every channel its width."""
-        for _, layer in quantized_layers(work.student):
-            found, weight = weight_fake_quant(layer), float_weight(layer).detach()
-            if found is None or found.ch_axis is None or found.spec != work.spec:
+        for layer in student_of(work.student).layers().values():
+            found, weight = layer.quantizer, layer.weight
+            if found.ch_axis is None or found.spec != work.spec:
                 continue  # a layer with a grid of its own, such as the first or the last
             rows = to_rows(weight, found.ch_axis)
             low, high = (3, 7) if isinstance(work.spec, PWLQSpec) else (2, 8)

@@ -15,7 +15,7 @@ from zaq_plugin.strategies.images import Real
 from zaq_plugin.strategies.registry import find
 from zaq_plugin.strategies.request import Applied, Request
 from zaq_plugin.strategies.stage import SINGLE, SLOTS, ImageStage, Stage, Strategy, Work
-from zaq_plugin.zero_shot.twins import to_evaluation
+from zaq_plugin.student.modes import to_evaluation
 
 
 def compose(what: str | Strategy | Sequence[str | Strategy | Stage]) -> Strategy:

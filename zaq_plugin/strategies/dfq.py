@@ -18,10 +18,10 @@ from zaq_plugin.ptq.bias_by_moments import correct_bias_by_moments
 from zaq_plugin.ptq.channel_moments import Moments, input_moments
 from zaq_plugin.ptq.equalise import absorb_bias, equalise
 from zaq_plugin.ptq.remembered import Normal, Remembered, remembered_statistics, rescaled
-from zaq_plugin.ptq.student import quantized_layers
 from zaq_plugin.strategies.images import Distilled, statistics_of
 from zaq_plugin.strategies.stage import Stage, Strategy, Work
 from zaq_plugin.strategies.weights import MinMaxWeights
+from zaq_plugin.student import student_of
 
 STATISTICS = "remembered statistics"
 
@@ -81,7 +81,7 @@ class BatchNormRanges(Stage):
         if work.request.activation_bits is None:
             return
         known = moments_of(work, self.sigmas)
-        layers = dict(quantized_layers(work.student))
+        layers = student_of(work.student).layers()
         unknown = [n for n in layers if known.get(n) is None]
         if unknown:
             calibrate(work.student, work.batches())
@@ -90,7 +90,7 @@ class BatchNormRanges(Stage):
                 f"not reach {', '.join(unknown[:3])}"
             )
         for name, layer in layers.items():
-            moments, watcher = known.get(name), getattr(layer, "input_fake_quant", None)
+            moments, watcher = known.get(name), getattr(layer.plain, "input_fake_quant", None)
             if moments is not None and watcher is not None:
                 _set_range(watcher, moments)
         work.calibrated = True
@@ -106,7 +106,7 @@ class CorrectBiasByMoments(Stage):
         """Correct every layer whose mean input is known."""
         work.refuse_after_training(self.name)
         taken = correct_bias_by_moments(work.student, moments_of(work), reference=work.folded)
-        count = len(dict(quantized_layers(work.student)))
+        count = len(student_of(work.student).layers())
         if not taken:
             raise ValueError(
                 f"{type(work.model).__name__}: BatchNorm statistics reach none of its layers, so "

@@ -19,14 +19,13 @@ from zaq_plugin.strategies.images import classes_of, statistics_of
 from zaq_plugin.strategies.reconstruction import refuse_compound
 from zaq_plugin.strategies.stage import ImageStage, Stage, Strategy, Work
 from zaq_plugin.strategies.weights import LeastSquaresWeights
+from zaq_plugin.student.fake_quantizers import set_switches
+from zaq_plugin.student.modes import frozen, to_evaluation
 from zaq_plugin.zero_shot import Generator, ImageStatistics, ZeroShotConfig
 from zaq_plugin.zero_shot.bn_statistics import BatchNormLoss
 from zaq_plugin.zero_shot.discrepancy import teacher_divergence
-from zaq_plugin.zero_shot.frozen import frozen
 from zaq_plugin.zero_shot.judge import Judge
 from zaq_plugin.zero_shot.learner import Learner
-from zaq_plugin.zero_shot.quantizers import set_switches
-from zaq_plugin.zero_shot.twins import to_evaluation
 
 GAME = "gdfq game"
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from zaq_plugin.strategies.stage import Data, ImageStage, Work
+from zaq_plugin.student.modes import frozen
 from zaq_plugin.zero_shot import DistillOptions, ImageStatistics, distill_images
-from zaq_plugin.zero_shot.frozen import frozen
 
 
 class Real(ImageStage):

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from zaq_plugin.ptq.compound import ResidualFakeQuantize, install
-from zaq_plugin.ptq.student import float_weight, quantized_layers, weight_fake_quant
 from zaq_plugin.strategies.activations import LeastSquaresActivations
 from zaq_plugin.strategies.images import Distilled
 from zaq_plugin.strategies.stage import Strategy, Work
 from zaq_plugin.strategies.weights import LeastSquaresWeights, per_channel_only
+from zaq_plugin.student import student_of
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,14 @@ class SecondTensor(LeastSquaresWeights):
 
     def finish(self, work: Work) -> None:
         """Find the layers, and store what is left of them."""
-        errors: dict[str, float] = {}
-        layers = dict(quantized_layers(work.student))
-        for name, layer in layers.items():
-            found, weight = weight_fake_quant(layer), float_weight(layer).detach()
-            if found is not None:
-                errors[name] = relative_error(weight, found(weight))
-        numel = {name: float_weight(layers[name]).numel() for name in errors}
+        layers = student_of(work.student).layers()
+        errors = {n: relative_error(layer.weight, layer.quantized()) for n, layer in layers.items()}
+        numel = {name: layer.weight.numel() for name, layer in layers.items()}
         chosen = self._worst(errors, numel)
         for name in chosen:
-            found, weight = weight_fake_quant(layers[name]), float_weight(layers[name]).detach()
-            assert found is not None
-            install(layers[name], ResidualFakeQuantize(found.spec, found.ch_axis, weight))
+            found = layers[name].quantizer
+            made = ResidualFakeQuantize(found.spec, found.ch_axis, layers[name].weight)
+            install(layers[name], made)
         share = sum(numel[name] for name in chosen) / sum(numel.values())
         work.notes.append(
             f"{len(chosen)} of {len(layers)} layers have two tensors, {100 * share:.1f} % of the "

@@ -15,7 +15,7 @@ from zaq_plugin.observers import MinMaxObserver
 from zaq_plugin.ptq.plan import Override
 from zaq_plugin.pwlq import QuantSpec, UniformSpec
 from zaq_plugin.strategies.request import Request
-from zaq_plugin.zero_shot.twins import twin
+from zaq_plugin.student import twin
 
 Slot = Literal["before", "images", "weights", "activations", "after"]
 Data = Literal["none", "synthetic", "real"]

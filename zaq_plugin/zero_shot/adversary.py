@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from zaq_plugin.student.fake_quantizers import is_weight_quantizer
 from zaq_plugin.zero_shot.bn_statistics import BatchNormLoss
 from zaq_plugin.zero_shot.config import ZeroShotConfig
 from zaq_plugin.zero_shot.discrepancy import (
@@ -23,7 +24,6 @@ from zaq_plugin.zero_shot.discrepancy import (
 from zaq_plugin.zero_shot.distill import low_pass, swinging
 from zaq_plugin.zero_shot.generator import Generator
 from zaq_plugin.zero_shot.outputs import OutputAdapter, mean_over
-from zaq_plugin.zero_shot.quantizers import is_weight_quantizer
 from zaq_plugin.zero_shot.statistics import ImageStatistics
 from zaq_plugin.zero_shot.taps import TapSet
 

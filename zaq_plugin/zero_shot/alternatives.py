@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.student.modes import State, copied_state, to_quantized_evaluation
 from zaq_plugin.zero_shot.judge import Judge
-from zaq_plugin.zero_shot.states import State, copied_state, to_quantized_evaluation
 
 Alternative = Callable[[nn.Module, Sequence[Tensor]], object]
 """Changes the parameters of a calibrated student in place, given it and batches of images."""

@@ -10,15 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.student import QuantLayer
+from zaq_plugin.student.fake_quantizers import Slot, activation_slots, grid_of
 from zaq_plugin.zero_shot.block import Block
 from zaq_plugin.zero_shot.drops import drop_mask
 from zaq_plugin.zero_shot.learned_activations import LearnedActivation, learned_activation
-from zaq_plugin.zero_shot.quantizers import (
-    Slot,
-    WeightSlot,
-    activation_slots,
-    grid_of,
-)
 from zaq_plugin.zero_shot.reconstruct_options import BlockResult, ReconstructOptions
 from zaq_plugin.zero_shot.rounding import LearnedRounding
 
@@ -33,13 +29,13 @@ class BlockWork:
         self,
         student: nn.Module,
         block: Block,
-        slots: dict[str, WeightSlot],
+        layers: dict[str, QuantLayer],
         options: ReconstructOptions,
         rng: torch.Generator,
         device: torch.device,
     ) -> None:
         self.block, self.options, self.rng, self.device = block, options, rng, device
-        self.weights = [slots[name] for name in block.weights]
+        self.weights = [layers[name] for name in block.weights]
         inside = {id(m) for part in block.modules for m in part.modules()}
         self.activations: list[Slot] = [
             slot for slot in activation_slots(student) if id(slot.module) in inside
@@ -64,8 +60,8 @@ class BlockWork:
         first = _snapshot(self.weights, self.activations)
         with self._learning() as (roundings, steps):
             self._train(noisy, clean, target, roundings, steps)
-        for slot, rounding in zip(self.weights, roundings, strict=True):
-            rounding.bake(slot, options.exact)
+        for layer, rounding in zip(self.weights, roundings, strict=True):
+            rounding.bake(layer, options.exact)
         for place, step in zip(self.activations, steps, strict=True):
             step.bake(place)
         tuned = in_batches(block.student, noisy)
@@ -82,15 +78,17 @@ class BlockWork:
     def _learning(self) -> Iterator[tuple[list[LearnedRounding], list[LearnedActivation]]]:
         options = self.options
         roundings = [
-            LearnedRounding(slot, learn_levels=options.scale_lr > 0).to(self.device)
-            for slot in self.weights
+            LearnedRounding(layer, learn_levels=options.scale_lr > 0).to(self.device)
+            for layer in self.weights
         ]
         steps = [
             learned_activation(slot, options.drop, self.drops).to(self.device)
             for slot in self.activations
         ]
-        pairs = [*zip(self.weights, roundings, strict=True)]
-        places: list[tuple[Slot, nn.Module]] = [*pairs, *zip(self.activations, steps, strict=True)]
+        places: list[tuple[Slot, nn.Module]] = [
+            *zip((layer.slot for layer in self.weights), roundings, strict=True),
+            *zip(self.activations, steps, strict=True),
+        ]
         for slot, stand_in in places:
             slot.swap(stand_in)
             self._exchange(slot.module, stand_in)
@@ -179,9 +177,9 @@ def _mean_square(answer: Tensor, target: Tensor) -> float:
 _State = list[tuple[Tensor, Tensor]]
 
 
-def _snapshot(weights: list[WeightSlot], activations: list[Slot]) -> tuple[_State, list[Tensor]]:
+def _snapshot(weights: list[QuantLayer], activations: list[Slot]) -> tuple[_State, list[Tensor]]:
     kept = [
-        (s.parameter.detach().clone(), s.module.activation_post_process.edges.clone())
+        (s.parameter.detach().clone(), s.quantizer.activation_post_process.edges.clone())
         for s in weights
     ]
     return kept, [grid_of(s).detach().clone() for s in activations]
@@ -189,7 +187,7 @@ def _snapshot(weights: list[WeightSlot], activations: list[Slot]) -> tuple[_Stat
 
 @torch.no_grad()
 def _put_back(
-    state: tuple[_State, list[Tensor]], weights: list[WeightSlot], activations: list[Slot]
+    state: tuple[_State, list[Tensor]], weights: list[QuantLayer], activations: list[Slot]
 ) -> None:
     for slot, (parameter, edges) in zip(weights, state[0], strict=True):
         slot.parameter.copy_(parameter)

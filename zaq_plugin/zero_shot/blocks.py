@@ -14,10 +14,9 @@ from functools import partial
 import torch
 from torch import Tensor, fx, nn
 
+from zaq_plugin.student import QuantLayer, Student, reached_layers, student_of
 from zaq_plugin.zero_shot.block import Block, Call
 from zaq_plugin.zero_shot.graph_blocks import graph_blocks
-from zaq_plugin.zero_shot.hosts import host_of
-from zaq_plugin.zero_shot.quantizers import weight_slots
 
 LARGEST_BLOCK = 8
 """Modules with more quantized weights than this are cut further where they can be."""
@@ -37,15 +36,15 @@ def find_blocks(
     Raises:
         ValueError: if a quantized weight lies in no block.
     """
-    slots = weight_slots(student, example)
-    names = [slot.name for slot in slots]
+    layers = reached_layers(student, example)
+    names = [layer.slot.name for layer in layers]
     layers_alone = largest == 1 and all(".parametrizations." in name for name in names)
     if isinstance(student, fx.GraphModule) and not layers_alone:
         if not isinstance(teacher, fx.GraphModule):
             raise ValueError("the student is a graph, but the teacher is not: use twin(student).")
         blocks = graph_blocks(student, teacher, names)
     else:
-        blocks = _module_blocks(student, teacher, names, example, largest)
+        blocks = _module_blocks(student_of(student), teacher, layers, example, largest)
     covered = {name for block in blocks for name in block.weights}
     missing = [name for name in names if name not in covered]
     if missing:
@@ -67,19 +66,19 @@ class _Trace:
 
 
 def _module_blocks(
-    student: nn.Module,
+    view: Student,
     teacher: nn.Module,
-    names: Sequence[str],
+    layers: Sequence[QuantLayer],
     example: Tensor,
     largest: int,
 ) -> list[Block]:
+    student = view.model
     traces = _trace(student, example)
-    host = host_of(student)
-    places = {name: host.place_of(student, name) for name in names}
+    places = {layer.slot.name: f"{layer.name}.weight" for layer in layers}
     chosen: list[str] = []
 
     def holds(prefix: str) -> list[str]:
-        return [n for n in names if prefix == "" or places[n].startswith(prefix + ".")]
+        return [n for n, at in places.items() if prefix == "" or at.startswith(prefix + ".")]
 
     def called(prefix: str) -> bool:  # itself, or, as a mere container, what it holds
         return prefix in traces or any(name.startswith(prefix + ".") for name in traces)
@@ -107,10 +106,10 @@ def _module_blocks(
     blocks = [
         Block(
             name=name,
-            student=partial(host.run, student, name),
-            teacher=partial(host.run, teacher, name),
+            student=partial(view.part, student, name),
+            teacher=partial(view.part, teacher, name),
             weights=tuple(holds(name)),
-            modules=(student.get_submodule(name), *host.quantizers_inside(student, name)),
+            modules=(student.get_submodule(name), *view.quantizers_inside(name)),
             student_input=_input_of(student, name),
             teacher_input=_input_of(teacher, name),
         )

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.student.modes import frozen
 from zaq_plugin.zero_shot.bn_statistics import BatchNormLoss
 from zaq_plugin.zero_shot.dead_leaves import dead_leaves
-from zaq_plugin.zero_shot.frozen import frozen
 from zaq_plugin.zero_shot.generator import Generator
 from zaq_plugin.zero_shot.statistics import ImageStatistics
 

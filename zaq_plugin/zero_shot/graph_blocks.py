@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, fx
 
+from zaq_plugin.student.fake_quantizers import is_fake_quantizer
 from zaq_plugin.zero_shot.block import Block
-from zaq_plugin.zero_shot.quantizers import is_fake_quantizer
 
 
 def graph_blocks(

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.student.modes import copied_state, to_evaluation
 from zaq_plugin.zero_shot.outputs import OutputAdapter
-from zaq_plugin.zero_shot.states import copied_state
-from zaq_plugin.zero_shot.twins import to_evaluation
 
 _FLOOR = 1e-3
 """Share of the best state's mean divergence below which an image's divergence counts as none."""

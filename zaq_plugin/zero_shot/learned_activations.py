@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from zaq_plugin.pwlq import fake_quantize
+from zaq_plugin.student.fake_quantizers import Slot, is_uniform
 from zaq_plugin.zero_shot.drops import drop_mask
 from zaq_plugin.zero_shot.learned_levels import EdgeFactors
-from zaq_plugin.zero_shot.quantizers import Slot, is_uniform
 
 
 class LearnedActivation(nn.Module):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from zaq_plugin.pwlq import PWLQSpec, fake_quantize
 from zaq_plugin.pwlq.levels import build_grid, side_levels
-from zaq_plugin.zero_shot.quantizers import WeightSlot
+from zaq_plugin.student import QuantLayer
 
 
 class EdgeFactors(nn.Module):
@@ -41,18 +41,18 @@ class LearnedLevels(nn.Module):
     edges, snapped to the int8 grid; gradients are those of the ideal ones.
 
     Args:
-        slot: The weight's fake-quantizer.
+        layer: Whose weight is on these levels.
         learn: Whether factors are trained; they start where the levels are the fake-quantizer's.
     """
 
     first: Tensor
 
-    def __init__(self, slot: WeightSlot, learn: bool = True) -> None:
+    def __init__(self, layer: QuantLayer, learn: bool = True) -> None:
         super().__init__()
-        self.spec, self.learn = slot.module.spec, learn
+        self.spec, self.learn = layer.quantizer.spec, learn
         self.by_piece = isinstance(self.spec, PWLQSpec) and not self.spec.overlapping
-        self.register_buffer("first", slot.levels().float())
-        self.edges = EdgeFactors(slot.module.edges, shared=not self.by_piece)
+        self.register_buffer("first", layer.levels().float())
+        self.edges = EdgeFactors(layer.edges, shared=not self.by_piece)
 
     def forward(self) -> Tensor:
         """(channels, L) ascending levels in weight units."""
@@ -72,28 +72,28 @@ class LearnedLevels(nn.Module):
         return ideal + snap
 
     @torch.no_grad()
-    def bake(self, slot: WeightSlot) -> None:
+    def bake(self, layer: QuantLayer) -> None:
         """Write the edges back into the fake-quantizer."""
-        slot.set_edges(self.edges())
+        layer.set_edges(self.edges())
 
 
 class LearnedEdges(nn.Module):
     """A weight's fake-quantizer whose clip and breakpoints are trained, while the weight trains.
 
     Args:
-        slot: The weight's fake-quantizer.
+        layer: Whose weight is on these levels.
     """
 
-    def __init__(self, slot: WeightSlot) -> None:
+    def __init__(self, layer: QuantLayer) -> None:
         super().__init__()
-        self.edges = EdgeFactors(slot.module.edges)
-        self.spec, self.axis = slot.module.spec, slot.axis
+        self.edges = EdgeFactors(layer.edges)
+        self.spec, self.axis = layer.quantizer.spec, layer.axis
 
     def forward(self, w: Tensor) -> Tensor:
         """The weight on its levels, differentiable in the weight and in the edges."""
         return fake_quantize(w, self.spec, self.axis, edges=self.edges())
 
     @torch.no_grad()
-    def bake(self, slot: WeightSlot) -> None:
+    def bake(self, layer: QuantLayer) -> None:
         """Write the edges back into the fake-quantizer."""
-        slot.set_edges(self.edges())
+        layer.set_edges(self.edges())

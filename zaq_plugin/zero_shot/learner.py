@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from zaq_plugin.student import QuantLayer, reached_layers
+from zaq_plugin.student.fake_quantizers import Slot, activation_slots
 from zaq_plugin.zero_shot.config import ZeroShotConfig
 from zaq_plugin.zero_shot.learned_activations import learned_activation
 from zaq_plugin.zero_shot.learned_levels import LearnedEdges
-from zaq_plugin.zero_shot.quantizers import Slot, WeightSlot, activation_slots, weight_slots
 
 
 class Learner:
@@ -32,7 +33,7 @@ class Learner:
 
     def __init__(self, student: nn.Module, example: Tensor, config: ZeroShotConfig) -> None:
         self.student, self.config = student, config
-        self.weights = weight_slots(student, example)
+        self.weights = reached_layers(student, example)
         self.activations: list[Slot] = activation_slots(student) if config.step_lr > 0 else []
         device = example.device
         self.edges: list[LearnedEdges] = []
@@ -40,7 +41,7 @@ class Learner:
             self.edges = [LearnedEdges(s).to(device) for s in self.weights]
         self.steps = [learned_activation(s).to(device) for s in self.activations]
         self._pairs: list[tuple[Slot, nn.Module]] = [
-            *zip(self.weights, self.edges, strict=False),
+            *zip((layer.slot for layer in self.weights), self.edges, strict=False),
             *zip(self.activations, self.steps, strict=True),
         ]
         groups = self._groups()
@@ -57,21 +58,21 @@ class Learner:
 
     def _groups(self) -> list[dict[str, Any]]:
         config = self.config
-        known = {id(slot.parameter): slot for slot in self.weights}
+        known = {id(layer.parameter): layer for layer in self.weights}
         stand_ins = {id(p) for _, module in self._pairs for p in module.parameters()}
         own = [
             p
             for p in self.student.parameters()
             if p.requires_grad and id(p) not in known and id(p) not in stand_ins
         ]
-        gaps = [self._gap(slot) if config.relative_lr else 1.0 for slot in known.values()]
+        gaps = [self._gap(layer) if config.relative_lr else 1.0 for layer in known.values()]
         groups: list[dict[str, Any]] = [
             {
-                "params": [slot.parameter],
+                "params": [layer.parameter],
                 "lr": config.student_lr * gap,
                 "weight_decay": config.weight_decay,
             }
-            for slot, gap in zip(known.values(), gaps, strict=True)
+            for layer, gap in zip(known.values(), gaps, strict=True)
         ]
         mean_gap = sum(gaps) / len(gaps)
         groups.append({"params": own, "lr": config.student_lr * mean_gap * config.bias_lr})
@@ -81,11 +82,11 @@ class Learner:
         return [group for group in groups if group["params"]]
 
     @staticmethod
-    def _gap(slot: WeightSlot) -> float:
+    def _gap(layer: QuantLayer) -> float:
         """Mean distance of neighbouring levels, in units of the parameter."""
-        levels = slot.levels()
+        levels = layer.levels()
         gap = float((levels[:, 1:] - levels[:, :-1]).mean())
-        seen, raw = float(slot.seen.norm()), float(slot.parameter.detach().norm())
+        seen, raw = float(layer.weight.norm()), float(layer.parameter.detach().norm())
         return gap * (raw / seen if seen > 0 else 1.0)
 
     # ---- switching -----------------------------------------------------------------------------
@@ -103,8 +104,8 @@ class Learner:
             return
         for slot, _ in self._pairs:
             slot.restore()
-        for place, learned in zip(self.weights, self.edges, strict=False):
-            learned.bake(place)
+        for layer, learned in zip(self.weights, self.edges, strict=False):
+            learned.bake(layer)
         for slot, step in zip(self.activations, self.steps, strict=True):
             step.bake(slot)
         self.attached = False
@@ -144,8 +145,8 @@ class Learner:
         norm = float(torch.nn.utils.clip_grad_norm_(self.trained, limit))
         before = [s.parameter.detach().clone() for s in self.weights] if config.crossing > 0 else []
         self.optimizer.step()
-        for slot, old in zip(self.weights, before, strict=False):
-            _scale_update(slot.parameter, old, slot.levels(), slot.rows, config.crossing)
+        for layer, old in zip(self.weights, before, strict=False):
+            _scale_update(layer.parameter, old, layer.levels(), layer.rows, config.crossing)
         self.done += 1
         with torch.no_grad():
             for mean, parameter in zip(self.average, self.trained, strict=False):

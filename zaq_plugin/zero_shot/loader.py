@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.student import twin
+from zaq_plugin.student.fake_quantizers import fake_quantizers
+from zaq_plugin.student.modes import freeze_batch_norm, frozen, to_evaluation
 from zaq_plugin.zero_shot.adversary import Adversary
 from zaq_plugin.zero_shot.config import ZeroShotConfig
 from zaq_plugin.zero_shot.discrepancy import (
@@ -19,13 +22,10 @@ from zaq_plugin.zero_shot.discrepancy import (
     teacher_divergence,
 )
 from zaq_plugin.zero_shot.distill import DistillOptions, distill_images
-from zaq_plugin.zero_shot.frozen import frozen
 from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs, detached, mean_over
-from zaq_plugin.zero_shot.quantizers import fake_quantizers
 from zaq_plugin.zero_shot.sources import ImageSource
 from zaq_plugin.zero_shot.statistics import ImageStatistics
 from zaq_plugin.zero_shot.taps import TapSet, find_taps, unwrapped
-from zaq_plugin.zero_shot.twins import freeze_batch_norm, to_evaluation, twin
 
 logger = logging.getLogger(__name__)
 

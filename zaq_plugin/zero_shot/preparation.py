@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.ptq.calibrate import set_ranges
+from zaq_plugin.student import student_of
+from zaq_plugin.student.fake_quantizers import set_switches
+from zaq_plugin.student.modes import to_quantized_evaluation
 from zaq_plugin.zero_shot.alternatives import Alternative, states_of, weigh
 from zaq_plugin.zero_shot.config import ZeroShotConfig
 from zaq_plugin.zero_shot.judge import Judge
 from zaq_plugin.zero_shot.loader import ZeroShotLoader
-from zaq_plugin.zero_shot.quantizers import set_switches, weight_slots
 from zaq_plugin.zero_shot.reconstruct_options import ReconstructOptions
 from zaq_plugin.zero_shot.reconstruction import reconstruct
 from zaq_plugin.zero_shot.result import FinetuneResult
 from zaq_plugin.zero_shot.sources import copies
-from zaq_plugin.zero_shot.states import to_quantized_evaluation
-from zaq_plugin.zero_shot.twins import restore_biases
 
 
 @dataclass
@@ -69,7 +70,7 @@ class Preparation:
         judge.look(self.student, "start")
         if self.config.reconstruct:
             # Learned roundings start from the weights themselves, whose biases are the float ones.
-            restore_biases(self.student)
+            student_of(self.student).restore_biases()
             self._timed("reconstruction", self._reconstruct)
             judge.look(self.student, "reconstructed")
         weigh(self.student, judge, tried)
@@ -107,12 +108,8 @@ class Preparation:
 
     @torch.no_grad()
     def _calibrate(self) -> None:
-        set_switches(self.student, observe=True, quantize=False)
-        for slot in weight_slots(self.student, self.pool[:2]):
-            slot.module.disable_observer()
-        _forget_ranges(self.student)
-        for batch in self.pool[: self.config.calibration_images].split(self.config.batch_size):
-            self.student(batch)
+        images = self.pool[: self.config.calibration_images].split(self.config.batch_size)
+        set_ranges(student_of(self.student), [((batch,), {}) for batch in images])
         to_quantized_evaluation(self.student)
 
     def _batches(self) -> list[Tensor]:
@@ -172,9 +169,3 @@ def timed(seconds: dict[str, float], stage: str, action: Callable[[], Any]) -> A
     seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
     return value
 
-
-def _forget_ranges(model: nn.Module) -> None:
-    for module in model.modules():
-        reset = getattr(module, "reset_min_max_vals", None)
-        if callable(reset):
-            reset()

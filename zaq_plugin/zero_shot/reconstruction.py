@@ -12,12 +12,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.student import reached_layers
+from zaq_plugin.student.fake_quantizers import set_switches
 from zaq_plugin.zero_shot.block_work import BlockWork, in_batches
 from zaq_plugin.zero_shot.blocks import find_blocks
-from zaq_plugin.zero_shot.quantizers import (
-    set_switches,
-    weight_slots,
-)
 from zaq_plugin.zero_shot.reconstruct_options import BlockResult, ReconstructOptions
 
 Progress = Callable[[str, int, int, float], None]
@@ -52,7 +50,7 @@ def reconstruct(
     set_switches(teacher, observe=False, quantize=False)
     example = images[:2]
     blocks = find_blocks(student, teacher, example, options.largest_block)
-    slots = {slot.name: slot for slot in weight_slots(student, example)}
+    layers = {layer.slot.name: layer for layer in reached_layers(student, example)}
     results: list[BlockResult] = []
     noisy, clean = images, images
     for position, block in enumerate(blocks):
@@ -61,7 +59,7 @@ def reconstruct(
         if fresh is not None or not block.chained:
             noisy = in_batches(block.student_input, images)
             clean = in_batches(block.teacher_input, images)
-        work = BlockWork(student, block, slots, options, rng, images.device)
+        work = BlockWork(student, block, layers, options, rng, images.device)
         result, noisy, clean = work.run(noisy, clean)
         results.append(result)
         if progress is not None:

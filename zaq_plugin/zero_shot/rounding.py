@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from zaq_plugin.pwlq.cells import float_for_levels
+from zaq_plugin.student import QuantLayer
 from zaq_plugin.zero_shot.learned_levels import LearnedLevels
-from zaq_plugin.zero_shot.quantizers import WeightSlot
 
 # AdaRound (Nagel et al., ICML 2020), equation 23: the sigmoid is stretched past 0 and 1, and cut.
 STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1
@@ -24,7 +24,7 @@ class LearnedRounding(nn.Module):
     itself (cut to the range). Once decided, h is rounded.
 
     Args:
-        slot: The weight's fake-quantizer.
+        layer: Whose weight is rounded.
         learn_levels: Also learn the levels, see `LearnedLevels`.
     """
 
@@ -33,11 +33,11 @@ class LearnedRounding(nn.Module):
     upper_first: Tensor
     gap: Tensor
 
-    def __init__(self, slot: WeightSlot, learn_levels: bool = False) -> None:
+    def __init__(self, layer: QuantLayer, learn_levels: bool = False) -> None:
         super().__init__()
-        self._rows, self._unrows = slot.rows, slot.unrows
-        self.levels = LearnedLevels(slot, learn_levels)
-        rows, levels = slot.rows(slot.seen).float(), self.levels.first
+        self._rows, self._unrows = layer.rows, layer.unrows
+        self.levels = LearnedLevels(layer, learn_levels)
+        rows, levels = layer.rows(layer.weight).float(), self.levels.first
         index = torch.searchsorted(levels.contiguous(), rows.contiguous(), right=True) - 1
         self.register_buffer("index", index.clamp(0, levels.shape[1] - 2))
         low, high = self.neighbours()
@@ -88,20 +88,19 @@ class LearnedRounding(nn.Module):
         return int((self.upper_first != (self.logits >= 0)).sum())
 
     @torch.no_grad()
-    def bake(self, slot: WeightSlot, exact: bool) -> None:
+    def bake(self, layer: QuantLayer, exact: bool) -> None:
         """Write roundings and levels back: the fake-quantizer reproduces them by itself.
 
         Args:
-            slot: The weight's fake-quantizer, observers off.
+            layer: The same, observers off.
             exact: Write the levels themselves; else the value closest to the old weight that the
                 fake-quantizer rounds to the chosen level, which keeps what training can build on.
         """
-        self.levels.bake(slot)
+        self.levels.bake(layer)
         self.decide(1.0)
-        wanted = self(slot.seen)
+        wanted = self(layer.weight)
         if exact:
-            slot.write(slot.quantized(wanted))
+            layer.write(layer.quantized(wanted))
             return
-        module = slot.module
-        edges = module.edges.detach()
-        slot.write(float_for_levels(slot.seen, wanted, module.spec, slot.axis, edges))
+        spec, axis, edges = layer.quantizer.spec, layer.axis, layer.edges
+        layer.write(float_for_levels(layer.weight, wanted, spec, axis, edges))

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.student.fake_quantizers import is_weight_quantizer
 from zaq_plugin.zero_shot.bn_statistics import BatchNormProbe
-from zaq_plugin.zero_shot.quantizers import is_weight_quantizer
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

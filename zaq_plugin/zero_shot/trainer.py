@@ -10,6 +10,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from zaq_plugin.student.fake_quantizers import set_switches
+from zaq_plugin.student.modes import (
+    check_graph_mode,
+    copied_state,
+    freeze_batch_norm,
+    to_evaluation,
+)
 from zaq_plugin.zero_shot.alternatives import Alternative, states_of
 from zaq_plugin.zero_shot.checkpoint import load_checkpoint, save_checkpoint
 from zaq_plugin.zero_shot.config import ZeroShotConfig
@@ -18,10 +25,7 @@ from zaq_plugin.zero_shot.learner import Learner
 from zaq_plugin.zero_shot.loader import ZeroShotLoader
 from zaq_plugin.zero_shot.preparation import Preparation, judge_of, timed
 from zaq_plugin.zero_shot.progress import RunProgress
-from zaq_plugin.zero_shot.quantizers import set_switches
 from zaq_plugin.zero_shot.result import FinetuneResult, TrainingDiverged
-from zaq_plugin.zero_shot.states import copied_state
-from zaq_plugin.zero_shot.twins import check_graph_mode, freeze_batch_norm, to_evaluation
 from zaq_plugin.zero_shot.watch import watch_layers
 
 logger = logging.getLogger(__name__)

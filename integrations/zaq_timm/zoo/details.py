@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.ptq.plan import channel_axis
+from zaq_plugin.layers import channel_axis
 from zaq_plugin.pwlq import QuantSpec, quantize
 from zaq_plugin.report import Audit
 from zaq_plugin.report.images import png_bytes, tile

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.ptq.plan import channel_axis, is_depthwise, stored_size
+from zaq_plugin.layers import channel_axis, is_depthwise
+from zaq_plugin.ptq.plan import stored_size
 from zaq_plugin.pwlq import QuantSpec, UniformSpec
 from zaq_plugin.report import Audit
 from zaq_plugin.zero_shot import FinetuneResult

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.layers import LAYERS, channel_axis
 from zaq_plugin.ptq import fold_batch_norm
-from zaq_plugin.ptq.fold_arithmetic import LAYERS
-from zaq_plugin.ptq.plan import channel_axis, stored_size
+from zaq_plugin.ptq.plan import stored_size
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec, fake_quantize
 from zaq_timm.zoo.measure import distance, outputs
 

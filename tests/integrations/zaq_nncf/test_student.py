@@ -9,8 +9,9 @@ from torch import Tensor, nn
 import zaq_nncf
 from zaq_nncf.activation_quantizers import ActivationQuantizer
 from zaq_plugin import PWLQSpec, ZeroShotConfig, ZeroShotLoader
+from zaq_plugin.student import reached_layers
+from zaq_plugin.student.fake_quantizers import activation_slots
 from zaq_plugin.zero_shot.blocks import find_blocks
-from zaq_plugin.zero_shot.quantizers import activation_slots, weight_slots
 from zaq_plugin.zero_shot.taps import find_taps
 
 FAST = PWLQSpec(bits=3, policy="gaussian")
@@ -22,7 +23,7 @@ def student(net: nn.Module, images: Tensor) -> nn.Module:
 
 
 def test_every_weight_leads_to_its_parameter(student: nn.Module, images: Tensor) -> None:
-    found = {id(slot.parameter) for slot in weight_slots(student, images)}
+    found = {id(slot.parameter) for slot in reached_layers(student, images)}
     names = {n for n, p in student.named_parameters() if id(p) in found}
     layers = ("stem.0", "block.conv1", "block.conv2", "block.short.0", "fc")
     assert names == {f"{layer}.weight" for layer in layers}

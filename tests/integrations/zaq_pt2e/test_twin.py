@@ -5,7 +5,7 @@ import torch
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e, prepare_qat_pt2e
 
 from zaq_plugin.pwlq import UniformSpec
-from zaq_plugin.zero_shot.twins import twin as zero_shot_twin
+from zaq_plugin.student import twin as zero_shot_twin
 from zaq_pt2e import PWLQQuantizer, calibrate, correct_bias, freeze_ranges, set_training, twin
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from layers import float_weight
 from scipy import integrate, stats
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,7 +12,6 @@ from zaq_plugin.ptq import fold_batch_norm, simulate
 from zaq_plugin.ptq.bias_by_moments import correct_bias_by_moments
 from zaq_plugin.ptq.channel_moments import clipped_normal, input_moments
 from zaq_plugin.ptq.remembered import Normal, remembered_statistics
-from zaq_plugin.ptq.student import float_weight
 from zaq_plugin.pwlq import UniformSpec
 
 

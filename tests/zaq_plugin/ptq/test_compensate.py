@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from layers import float_weight, quantized_layers, weight_fake_quant
 from torch import Tensor, nn
 
 from zaq_plugin.ptq import (
@@ -16,7 +17,6 @@ from zaq_plugin.ptq import (
     simulate,
 )
 from zaq_plugin.ptq.compound import ResidualFakeQuantize, install
-from zaq_plugin.ptq.student import float_weight, quantized_layers, weight_fake_quant
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
 from zaq_plugin.pwlq.cells import levels_of
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from layers import float_weight
 from torch import nn
 
 from zaq_plugin.ptq import audit, correct_bias, quantized_tensors, simulate, twin
@@ -11,7 +12,6 @@ from zaq_plugin.ptq.compound import (
     ResidualFakeQuantize,
     install,
 )
-from zaq_plugin.ptq.student import float_weight
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec, quantize
 
 SPEC = UniformSpec(4, "asymmetric", "minmax")

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from layers import quantized_layers
 from torch import Tensor, nn
 
-from zaq_plugin.ptq.student import quantized_layers
 from zaq_plugin.strategies import PARTS, STRATEGIES, Request, apply, compose, synthetic_images
 
 Make = Callable[..., Request]

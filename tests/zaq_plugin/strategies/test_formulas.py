@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from layers import float_weight
 from torch import Tensor, nn
 
 from zaq_plugin.ptq import fold_batch_norm
-from zaq_plugin.ptq.student import float_weight
 from zaq_plugin.strategies import Request, Work, apply
 from zaq_plugin.strategies.gdfq import Conditional, GenerativeTraining
 from zaq_plugin.strategies.lbq import relative_error
-from zaq_plugin.zero_shot.quantizers import weight_slots
+from zaq_plugin.student import reached_layers
 
 Make = Callable[..., Request]
 NAMES = ("stem.0", "block.conv1", "block.conv2", "block.short.0", "fc")
@@ -170,7 +170,7 @@ def test_learned_rounding_moves_to_a_neighbouring_level(
     request = request_of(images=real, levels=levels, weight_bits=3, effort=0.1)
     applied, plain = apply(name, model, request), apply("omse+top-k", model, request)
     moved = 0
-    for slot in weight_slots(plain.model, real[:2]):
+    for slot in reached_layers(plain.model, real[:2]):
         place = slot.name.split(".parametrizations")[0]
         rows, _ = rows_of(plain.model.get_submodule(place))
         _, made = rows_of(applied.model.get_submodule(place))

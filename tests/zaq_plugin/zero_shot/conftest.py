@@ -12,7 +12,7 @@ from zaq_plugin.fake_quantize import ActivationFakeQuantize, PWLQPerChannelFakeQ
 from zaq_plugin.observers import MinMaxObserver
 from zaq_plugin.ptq import calibrate, fold_batch_norm, simulate
 from zaq_plugin.pwlq import QuantSpec, UniformSpec
-from zaq_plugin.zero_shot.quantizers import set_switches
+from zaq_plugin.student.fake_quantizers import set_switches
 
 
 class Residual(nn.Module):

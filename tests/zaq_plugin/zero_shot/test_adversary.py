@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.student import twin
 from zaq_plugin.zero_shot.adversary import Adversary, batch_similarity
 from zaq_plugin.zero_shot.config import ZeroShotConfig
 from zaq_plugin.zero_shot.outputs import all_outputs
 from zaq_plugin.zero_shot.statistics import ImageStatistics
-from zaq_plugin.zero_shot.twins import twin
 
 CONFIG = ZeroShotConfig(
     batch_size=16,

@@ -9,9 +9,9 @@ from torch.nn.utils import parametrize
 
 from zaq_plugin.fake_quantize import PWLQPerChannelFakeQuantize
 from zaq_plugin.pwlq import UniformSpec
+from zaq_plugin.student import reached_layers, twin
+from zaq_plugin.student.fake_quantizers import set_switches
 from zaq_plugin.zero_shot.blocks import find_blocks
-from zaq_plugin.zero_shot.quantizers import set_switches, weight_slots
-from zaq_plugin.zero_shot.twins import twin
 
 
 def test_eager_blocks(
@@ -137,10 +137,10 @@ def test_parameters_are_found_behind_a_channel_factor() -> None:
 
     torch.manual_seed(0)
     layer = nn.Sequential(Folded(3, 4, 3))
-    (slot,) = weight_slots(layer, torch.randn(2, 3, 8, 8))
+    (slot,) = reached_layers(layer, torch.randn(2, 3, 8, 8))
     set_switches(layer, observe=False)
     assert slot.parameter is layer[0].weight
-    target = slot.quantized(slot.seen)
+    target = slot.quantized(slot.weight)
     slot.write(target)
-    (after,) = weight_slots(layer, torch.randn(2, 3, 8, 8))
-    torch.testing.assert_close(after.quantized(after.seen), target, rtol=1e-6, atol=0)
+    (after,) = reached_layers(layer, torch.randn(2, 3, 8, 8))
+    torch.testing.assert_close(after.quantized(after.weight), target, rtol=1e-6, atol=0)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from zaq_plugin.fake_quantize import PWLQActivationFakeQuantize
 from zaq_plugin.ptq import calibrate, fold_batch_norm, simulate
 from zaq_plugin.pwlq import PWLQSpec, UniformSpec
+from zaq_plugin.student import twin
+from zaq_plugin.student.fake_quantizers import activation_slots, grid_of
 from zaq_plugin.zero_shot import ZeroShotConfig, zero_shot_finetune
 from zaq_plugin.zero_shot.drops import drop_mask
 from zaq_plugin.zero_shot.learned_activations import (
@@ -19,10 +21,8 @@ from zaq_plugin.zero_shot.learned_activations import (
     LearnedStep,
     learned_activation,
 )
-from zaq_plugin.zero_shot.quantizers import activation_slots, grid_of
 from zaq_plugin.zero_shot.reconstruct_options import ReconstructOptions
 from zaq_plugin.zero_shot.reconstruction import reconstruct
-from zaq_plugin.zero_shot.twins import twin
 
 
 def activation(

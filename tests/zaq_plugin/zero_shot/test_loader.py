@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.student.fake_quantizers import set_switches
 from zaq_plugin.zero_shot import ZeroShotConfig, ZeroShotLoader
 from zaq_plugin.zero_shot.discrepancy import relation_distance
-from zaq_plugin.zero_shot.quantizers import set_switches
 
 SHAPE = (3, 8, 8)
 GENERATOR = ZeroShotConfig(

@@ -11,10 +11,10 @@ from torch.nn.utils import parametrize
 
 from zaq_plugin.fake_quantize import PWLQPerChannelFakeQuantize
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
-from zaq_plugin.zero_shot.quantizers import set_switches, weight_slots
+from zaq_plugin.student import reached_layers, twin
+from zaq_plugin.student.fake_quantizers import set_switches
 from zaq_plugin.zero_shot.reconstruct_options import ReconstructOptions
 from zaq_plugin.zero_shot.reconstruction import reconstruct
-from zaq_plugin.zero_shot.twins import twin
 
 QUICK = ReconstructOptions(iterations=60, batch_size=16)
 
@@ -31,8 +31,8 @@ def linear_student(width: int, x: Tensor, seed: int) -> tuple[nn.Module, nn.Modu
 
 def neighbours(student: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The weights and the levels below and above them, in float64."""
-    (slot,) = weight_slots(student, x[:2])
-    levels, w = slot.levels()[0].double(), slot.seen[0].double()
+    (slot,) = reached_layers(student, x[:2])
+    levels, w = slot.levels()[0].double(), slot.weight[0].double()
     low = (torch.searchsorted(levels, w, right=True) - 1).clamp(0, len(levels) - 2)
     return w, levels[low], levels[low + 1]
 

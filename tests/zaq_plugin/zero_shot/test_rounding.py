@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec, quantize
+from zaq_plugin.student import QuantLayer, reached_layers, twin
+from zaq_plugin.student.fake_quantizers import fake_quantizers, set_switches
 from zaq_plugin.zero_shot.learned_levels import LearnedEdges
-from zaq_plugin.zero_shot.quantizers import WeightSlot, fake_quantizers, set_switches, weight_slots
 from zaq_plugin.zero_shot.rounding import LearnedRounding
-from zaq_plugin.zero_shot.twins import twin
 
 SPECS: dict[str, QuantSpec] = {
     "uniform": UniformSpec(bits=3),
@@ -31,37 +31,37 @@ def slot(
     request: pytest.FixtureRequest,
     tiny: Callable[..., nn.Module],
     make_student: Callable[..., nn.Module],
-) -> WeightSlot:
+) -> QuantLayer:
     student = make_student(tiny(), SPECS[request.param])
-    return weight_slots(student, torch.zeros(2, 3, 8, 8))[0]
+    return reached_layers(student, torch.zeros(2, 3, 8, 8))[0]
 
 
-def table(slot: WeightSlot) -> np.ndarray:
+def table(slot: QuantLayer) -> np.ndarray:
     """(channels, levels) from the format's own codebook."""
-    edges = slot.module.edges.detach()
-    q = quantize(slot.seen, slot.module.spec, slot.axis, edges=edges)
+    edges = slot.edges.detach()
+    q = quantize(slot.weight, slot.quantizer.spec, slot.axis, edges=edges)
     return q.codebook.double().numpy() * q.scale.double().numpy()[:, None]
 
 
-def test_levels_are_the_codebook(slot: WeightSlot) -> None:
+def test_levels_are_the_codebook(slot: QuantLayer) -> None:
     np.testing.assert_allclose(slot.levels().numpy(), table(slot), rtol=1e-6)
 
 
-def test_soft_weight_starts_at_the_weight(slot: WeightSlot) -> None:
+def test_soft_weight_starts_at_the_weight(slot: QuantLayer) -> None:
     rounding, levels = LearnedRounding(slot), table(slot)
-    rows = slot.rows(slot.seen).double().numpy()
+    rows = slot.rows(slot.weight).double().numpy()
     cut = np.clip(rows, levels[:, :1], levels[:, -1:])
-    soft = slot.rows(rounding(slot.seen)).detach().double().numpy()
+    soft = slot.rows(rounding(slot.weight)).detach().double().numpy()
     np.testing.assert_allclose(soft, cut, atol=2e-6)
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_baked_weight_is_the_chosen_neighbour(slot: WeightSlot, exact: bool) -> None:
+def test_baked_weight_is_the_chosen_neighbour(slot: QuantLayer, exact: bool) -> None:
     """Whatever was learned, every weight lands on one of its two neighbouring levels."""
     rounding, levels = LearnedRounding(slot), table(slot)
     up = torch.rand(rounding.logits.shape, generator=torch.Generator().manual_seed(1)) < 0.5
     rounding.logits.data = torch.where(up, 3.0, -3.0)
-    rows = slot.rows(slot.seen).double().numpy()
+    rows = slot.rows(slot.weight).double().numpy()
     expected = np.empty_like(rows)
     for c, row in enumerate(rows):
         for k, value in enumerate(row):
@@ -74,7 +74,7 @@ def test_baked_weight_is_the_chosen_neighbour(slot: WeightSlot, exact: bool) -> 
         assert torch.equal(slot.quantized(slot.parameter.detach()), slot.parameter.detach())
 
 
-def test_untouched_weights_stay_untouched(slot: WeightSlot) -> None:
+def test_untouched_weights_stay_untouched(slot: QuantLayer) -> None:
     """Without learning, baking keeps the float weights that lie well inside their cells."""
     before = slot.parameter.detach().clone()
     nearest = slot.quantized(before)
@@ -85,20 +85,20 @@ def test_untouched_weights_stay_untouched(slot: WeightSlot) -> None:
 
 
 @pytest.mark.parametrize("even", [True, False], ids=["one factor", "a factor a piece"])
-def test_learned_levels_are_baked_into_the_edges(slot: WeightSlot, even: bool) -> None:
+def test_learned_levels_are_baked_into_the_edges(slot: QuantLayer, even: bool) -> None:
     rounding = LearnedRounding(slot, learn_levels=True)
     theta = rounding.levels.edges.theta.data
     generator = torch.Generator().manual_seed(3)
     theta.copy_(0.1 if even else 0.4 * torch.rand(theta.shape, generator=generator) - 0.2)
     rounding.decide(1.0)
-    wanted = rounding(slot.seen).detach()
+    wanted = rounding(slot.weight).detach()
     rounding.bake(slot, exact=True)
     torch.testing.assert_close(slot.quantized(slot.parameter.detach()), wanted, rtol=1e-5, atol=0)
     learned = rounding.levels().detach().double().numpy()
     np.testing.assert_allclose(learned, table(slot), rtol=1e-5, atol=1e-7)
 
 
-def test_regulariser_vanishes_only_on_decisions(slot: WeightSlot) -> None:
+def test_regulariser_vanishes_only_on_decisions(slot: QuantLayer) -> None:
     rounding = LearnedRounding(slot)
     rounding.logits.data.fill_(0.0)
     assert float(rounding.regulariser(2.0).detach()) == pytest.approx(rounding.logits.numel())
@@ -106,7 +106,7 @@ def test_regulariser_vanishes_only_on_decisions(slot: WeightSlot) -> None:
     assert float(rounding.regulariser(2.0).detach()) == 0
 
 
-def test_the_surest_roundings_are_decided_first_and_for_good(slot: WeightSlot) -> None:
+def test_the_surest_roundings_are_decided_first_and_for_good(slot: QuantLayer) -> None:
     rounding = LearnedRounding(slot)
     with torch.no_grad():
         noise = torch.Generator().manual_seed(1)
@@ -135,23 +135,23 @@ def test_the_surest_roundings_are_decided_first_and_for_good(slot: WeightSlot) -
     rounding.decide(0.75)
     assert bool(rounding.decided[kept].all())
     rounding.decide(1.0)
-    every = slot.rows(rounding(slot.seen)).detach()
+    every = slot.rows(rounding(slot.weight)).detach()
     expected = torch.where(rounding.logits >= 0, high, low)
     torch.testing.assert_close(every, expected.detach())
 
 
-def test_learned_edges_start_as_the_fake_quantizer(slot: WeightSlot) -> None:
+def test_learned_edges_start_as_the_fake_quantizer(slot: QuantLayer) -> None:
     learned = LearnedEdges(slot)
     torch.testing.assert_close(
-        learned(slot.seen).detach(), slot.quantized(slot.seen), rtol=1e-4, atol=1e-6
+        learned(slot.weight).detach(), slot.quantized(slot.weight), rtol=1e-4, atol=1e-6
     )
     learned.edges.theta.data.uniform_(-3, 3)
     edges = learned.edges().detach()
     assert (edges[..., 1:] >= edges[..., :-1]).all()
-    learned(slot.seen).square().sum().backward()
+    learned(slot.weight).square().sum().backward()
     assert learned.edges.theta.grad is not None
     learned.bake(slot)
-    assert torch.equal(slot.module.edges, edges)
+    assert torch.equal(slot.edges, edges)
 
 
 def test_twin_computes_the_float_function(
@@ -173,4 +173,4 @@ def test_twin_computes_the_float_function(
 
 def test_a_model_without_fake_quantizers_is_refused(tiny: Callable[..., nn.Module]) -> None:
     with pytest.raises(ValueError, match="nothing was quantized: TinyResNet has no weight"):
-        weight_slots(tiny(), torch.zeros(2, 3, 8, 8))
+        reached_layers(tiny(), torch.zeros(2, 3, 8, 8))

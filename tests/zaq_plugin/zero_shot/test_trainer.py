@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zaq_plugin.ptq import calibrate, correct_bias, quantized_tensors
 from zaq_plugin.pwlq import PWLQSpec, UniformSpec
+from zaq_plugin.student import reached_layers, twin
 from zaq_plugin.zero_shot import (
     DistillOptions,
     ZeroShotConfig,
@@ -19,8 +20,6 @@ from zaq_plugin.zero_shot import (
     reconstruct,
     zero_shot_finetune,
 )
-from zaq_plugin.zero_shot.quantizers import weight_slots
-from zaq_plugin.zero_shot.twins import twin
 
 
 @pytest.mark.parametrize(
@@ -158,7 +157,7 @@ def test_the_students_mode_and_hooks_are_left_as_they_were(
     finetune(student, QUICK.with_changes(steps=2), model)
     assert all(m.training for m in student.modules())
     assert sum(len(m._forward_hooks) for m in student.modules()) == hooks
-    slots = weight_slots(student, torch.zeros(2, *SHAPE))
+    slots = reached_layers(student, torch.zeros(2, *SHAPE))
     assert all(type(s.module).__name__ == "PWLQPerChannelFakeQuantize" for s in slots)
 
 

@@ -1,17 +1,18 @@
-"""The teacher as the student's twin: modes, biases and switches of a whole model."""
+"""Modes of a whole model: evaluation, frozen, quantized or float, and copies of its state."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from zaq_plugin.zero_shot.quantizers import set_switches
+from zaq_plugin.student.fake_quantizers import set_switches
 
-BIAS_SHIFT = "zaq_bias_shift"
-"""Buffer that `zaq_plugin.ptq` leaves on a layer whose bias it corrected."""
+State = dict[str, Tensor]
 
 
 def freeze_batch_norm(model: nn.Module) -> None:
@@ -58,13 +59,14 @@ def _training_nodes(model: nn.Module) -> list[tuple[fx.Node, int]]:
     return found
 
 
-def twin(student: nn.Module) -> nn.Module:
-    """The teacher P: the student's deep copy, quantization and observers off, BatchNorm frozen.
+def float_copy(model: nn.Module) -> nn.Module:
+    """A deep copy with quantization and observers off, BatchNorm frozen, nothing to train.
 
-    It computes the float model's function as long as nothing has moved the student's float weights,
-    and every module has its counterpart in the student under the same name.
+    Every module has its counterpart in the model under the same name. Biases are the model's.
     """
-    teacher = copy.deepcopy(student)
+    teacher = copy.deepcopy(model)
+    for name in ("zaq_plan", "zaq_audit"):
+        teacher.__dict__.pop(name, None)  # they speak of the student
     set_switches(teacher, observe=False, quantize=False)
     to_evaluation(teacher)
     freeze_batch_norm(teacher)
@@ -74,7 +76,6 @@ def twin(student: nn.Module) -> nn.Module:
     if changed and isinstance(teacher, fx.GraphModule):
         teacher.recompile()
     _disable_own_quantizers(teacher)
-    restore_biases(teacher)
     for parameter in teacher.parameters():
         parameter.requires_grad_(False)
     return teacher
@@ -87,21 +88,45 @@ def _disable_own_quantizers(model: nn.Module) -> None:
             disable()
 
 
-@torch.no_grad()
-def restore_biases(model: nn.Module) -> None:
-    """Give back what bias correction took out, in place.
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """No gradients and evaluation mode; every module's own mode is restored afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with torch.no_grad():
+            to_evaluation(model)
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
-    It is kept on the layer itself, as `zaq_plugin.ptq` leaves it, or, where a host may add nothing
-    to layers, on the weight's quantizer, as ``bias_shift`` with the parameter's name in ``bias``.
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients to the parameters, both put back afterwards.
+
+    Gradients pass through the model, and it does not change.
     """
-    for module in list(model.modules()):
-        kept = getattr(module, "bias_shift", None)
-        if isinstance(kept, Tensor) and kept.numel():
-            corrected = model.get_parameter(str(module.bias))
-            corrected.add_(kept.to(corrected))
-            kept.zero_()
-        shift = getattr(module, BIAS_SHIFT, None)
-        if isinstance(shift, Tensor):
-            bias: Any = module.bias
-            bias.add_(shift.to(bias.dtype))
-            shift.zero_()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    modes = {m: m.training for m in model.modules()}
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        to_evaluation(model)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def copied_state(student: nn.Module) -> State:
+    """Its ``state_dict``, which nothing that happens to the student changes."""
+    return {name: value.detach().clone() for name, value in student.state_dict().items()}
+
+
+def to_quantized_evaluation(student: nn.Module) -> None:
+    """Observers off, fake-quantizers on, evaluation mode, in place."""
+    set_switches(student, observe=False, quantize=True)
+    to_evaluation(student)

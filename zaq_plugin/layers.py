@@ -1,0 +1,31 @@
+"""Which modules of torch are convolutions and linear layers, and where their channels are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+LAYERS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
+
+
+def wide_dtype(tensor: Tensor) -> torch.dtype:
+    """float64 wherever the device has it."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+def out_features(layer: nn.Module) -> int:
+    """Number of output channels of a convolution or linear module."""
+    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)  # type: ignore
+
+
+def channel_axis(layer: nn.Module) -> int:
+    """Axis of the output channels in a layer's weight."""
+    return 1 if isinstance(layer, TRANSPOSED) else 0
+
+
+def is_depthwise(layer: nn.Module) -> bool:
+    """Whether every input channel has its own filters."""
+    groups = int(getattr(layer, "groups", 1))
+    return groups > 1 and groups == getattr(layer, "in_channels", 0)

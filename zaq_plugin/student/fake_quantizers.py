@@ -1,0 +1,98 @@
+"""The fake-quantizers inside a student, whatever host prepared it.
+
+A fake-quantizer is recognised by what it does: it carries the switches ``fake_quant_enabled`` and
+``observer_enabled``. One with a ``spec`` and ``edges`` and a channel axis holds a weight; one with
+a ``scale`` and a ``zero_point`` holds an activation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a fake-quantizer sits.
+
+    Attributes:
+        name: Dotted name of the fake-quantizer.
+        parent: The module that holds it, under ``attribute``.
+        module: The fake-quantizer itself.
+    """
+
+    name: str
+    parent: nn.Module
+    attribute: str
+    module: Any
+
+    def swap(self, replacement: nn.Module) -> None:
+        """Put another module in its place; forward hooks come along."""
+        replacement._forward_hooks = self.module._forward_hooks
+        replacement._forward_hooks_with_kwargs = self.module._forward_hooks_with_kwargs
+        self.parent._modules[self.attribute] = replacement
+
+    def restore(self) -> None:
+        """Put the fake-quantizer back."""
+        self.parent._modules[self.attribute] = self.module
+
+
+def is_fake_quantizer(module: nn.Module) -> bool:
+    """Whether a module has the switches of a fake-quantizer."""
+    return hasattr(module, "fake_quant_enabled") and hasattr(module, "observer_enabled")
+
+
+def is_weight_quantizer(module: nn.Module) -> bool:
+    """Whether a fake-quantizer holds a weight on levels of its own."""
+    return is_fake_quantizer(module) and all(
+        hasattr(module, name) for name in ("spec", "edges", "ch_axis")
+    )
+
+
+def fake_quantizers(model: nn.Module) -> list[Slot]:
+    """Every fake-quantizer, in the order of the module tree, each once."""
+    found = []
+    for name, module in model.named_modules():
+        if not is_fake_quantizer(module):
+            continue
+        head, _, last = name.rpartition(".")
+        found.append(Slot(name, model.get_submodule(head), last, module))
+    return found
+
+
+def is_uniform(module: Any) -> bool:
+    """Whether a fake-quantizer of activations has a step and a zero point."""
+    return all(isinstance(getattr(module, n, None), Tensor) for n in ("scale", "zero_point"))
+
+
+def activation_slots(model: nn.Module) -> list[Slot]:
+    """Fake-quantizers of activations whose grid can be learned, uniform or PWLQ."""
+    return [
+        slot
+        for slot in fake_quantizers(model)
+        if not is_weight_quantizer(slot.module)
+        and (is_uniform(slot.module) or hasattr(slot.module, "format"))
+    ]
+
+
+def grid_of(slot: Slot) -> Tensor:
+    """The buffer that holds an activation's grid: its step, or its breakpoints and clip."""
+    name = "scale" if is_uniform(slot.module) else "edges"
+    grid: Tensor = getattr(slot.module, name)
+    return grid
+
+
+def set_switches(
+    model: nn.Module, *, observe: bool | None = None, quantize: bool | None = None
+) -> None:
+    """Turn all observers or all fake quantization of a model on or off; None leaves them."""
+    for slot in fake_quantizers(model):
+        module = slot.module
+        for wanted, on, off in (
+            (observe, "enable_observer", "disable_observer"),
+            (quantize, "enable_fake_quant", "disable_fake_quant"),
+        ):
+            if wanted is not None:
+                getattr(module, on if wanted else off)()
