@@ -122,9 +122,9 @@ def student_of(model: nn.Module) -> Student:
         if recognises(model):
             return build(model)
     raise ValueError(
-        f"nothing was quantized: {type(model).__name__} has no weight fake-quantizer. Prepare it "
-        "first: zaq_plugin.ptq.simulate for an eager model, or the host's preparation "
-        "(prepare_fx, prepare_pt2e, nncf.quantize) with PWLQ weights."
+        f"nothing was quantized: {type(model).__name__} has no fake-quantized weights; pass what "
+        "simulate() returned, or a model that its host has prepared with PWLQ weights: by "
+        "prepare_fx, prepare_pt2e or zaq_nncf.quantize, with that integration imported."
     )
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from layers import float_weight
+from layers import float_weight, view_of
 from torch import nn
 
 from zaq_plugin.ptq import audit, correct_bias, quantized_tensors, simulate, twin
@@ -23,7 +23,7 @@ def student_of(make: type[CompoundFakeQuantize] | None = None, **more: object) -
     student = simulate(model, SPEC, None)
     if make is not None:
         layer = student[2]
-        install(layer, make(SPEC, 0, float_weight(layer).detach(), **more))  # type: ignore[arg-type]
+        install(view_of(layer), make(SPEC, 0, float_weight(layer).detach(), **more))  # type: ignore[arg-type]
     return student
 
 

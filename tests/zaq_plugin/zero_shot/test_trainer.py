@@ -158,7 +158,7 @@ def test_the_students_mode_and_hooks_are_left_as_they_were(
     assert all(m.training for m in student.modules())
     assert sum(len(m._forward_hooks) for m in student.modules()) == hooks
     slots = reached_layers(student, torch.zeros(2, *SHAPE))
-    assert all(type(s.module).__name__ == "PWLQPerChannelFakeQuantize" for s in slots)
+    assert all(type(s.quantizer).__name__ == "PWLQPerChannelFakeQuantize" for s in slots)
 
 
 def test_the_float_model_is_not_touched(
