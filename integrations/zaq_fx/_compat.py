@@ -10,9 +10,7 @@ import warnings
 from typing import Any
 
 import torch
-import torch.ao.nn.intrinsic.qat as nniqat
-import torch.ao.nn.qat as nnqat
-from torch import Tensor, nn
+from torch import nn
 from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 from torch.fx import GraphModule
 
@@ -66,15 +64,3 @@ def use_exact_batch_norm(module: nn.Module) -> None:
     in training.
     """
     setattr(module, _SLOW_PATH, True)
-
-
-def preactivation(module: nn.Module, x: Tensor) -> Tensor:
-    """The output of a weighted module of a prepared model, before a fused ReLU or addition."""
-    if isinstance(module, nniqat.ConvBn1d | nniqat.ConvBn2d | nniqat.ConvBn3d):
-        return module._forward(x)
-    if isinstance(module, nnqat.Conv1d | nnqat.Conv2d | nnqat.Conv3d):
-        weight = module.weight_fake_quant(module.weight)
-        return module._conv_forward(x, weight, module.bias)
-    if isinstance(module, nnqat.Linear):
-        return torch.nn.functional.linear(x, module.weight_fake_quant(module.weight), module.bias)
-    return module(x)

@@ -134,11 +134,14 @@ def _with_bits(watcher: nn.Module, bits: int, whole: bool) -> nn.Module | None:
     for extra in () if whole else ("k", "share", "percent"):
         if hasattr(inner, extra):
             arguments[extra] = getattr(inner, extra)
+    on = bool(getattr(watcher, "fake_quant_enabled", [True])[0])
     if isinstance(watcher, PWLQActivationFakeQuantize):
         # Simulated anyway: a wide tensor is uniform.
-        made: nn.Module = ActivationFakeQuantize(observer=kind, **arguments)
+        made: nn.Module = ActivationFakeQuantize(observer=kind, fake_quant=on, **arguments)
     elif isinstance(watcher, ActivationFakeQuantize):
-        made = ActivationFakeQuantize(observer=kind, learnable=watcher.learnable, **arguments)
+        made = ActivationFakeQuantize(
+            observer=kind, learnable=watcher.learnable, fake_quant=on, **arguments
+        )
     else:
         made = kind(**arguments)
     return made.to(inner.min_val.device)

@@ -24,6 +24,7 @@ from torch.ao.quantization.backend_config import (
 
 from zaq_fx._compat import use_exact_batch_norm
 from zaq_fx.notes import note_host
+from zaq_fx.transposed import TRAINED
 from zaq_plugin.fake_quantize import (
     ActivationFakeQuantize,
     PWLQActivationFakeQuantize,
@@ -160,6 +161,8 @@ def pwlq_backend_config(base: BackendConfig | None = None) -> BackendConfig:
         ours = copy.copy(pattern)
         if ours.reference_quantized_module in _WEIGHTED:
             ours.reference_quantized_module = SnappedReference(ours.reference_quantized_module)  # type: ignore[assignment]
+        if ours.pattern in TRAINED:
+            ours.qat_module = TRAINED[ours.pattern]
         if ours.qat_module in _EXACT:
             ours.qat_module = _EXACT[ours.qat_module]
         made.set_backend_pattern_config(ours)

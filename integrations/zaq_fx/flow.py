@@ -18,13 +18,13 @@ from torch.ao.quantization.quantize_fx import (
 from zaq_fx.activations import clamp_narrow, keep_wide, narrow_ranges
 from zaq_fx.audit import audit, plan
 from zaq_fx.backend import pwlq_backend_config
-from zaq_fx.calibrate import give_biases
 from zaq_fx.qconfig import (
     Activations,
     Override,
     pwlq_qat_qconfig_mapping,
     pwlq_qconfig_mapping,
 )
+from zaq_fx.student import FXStudent
 from zaq_fx.surgery import FUNCTIONAL, prepare_model
 from zaq_plugin.pwlq import QuantSpec
 
@@ -80,8 +80,8 @@ def prepare(
             f"torch.fx cannot trace {type(model).__name__} ({error}). FX quantization needs a "
             "traceable model; zaq_pt2e takes models with control flow."
         ) from error
-    give_biases(prepared)
     keep_wide(prepared, input_bits=input_bits, other_bits=other_bits)
+    FXStudent(prepared)
     plan(prepared, measure=False).require_any()
     return prepared
 

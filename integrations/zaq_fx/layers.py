@@ -11,19 +11,12 @@ import torch.ao.nn.intrinsic as nni
 from torch import Tensor, fx, nn
 
 from zaq_fx._compat import is_watcher, qconfigs_of
+from zaq_plugin.layers import LAYERS
 from zaq_plugin.observers import PWLQPerChannelObserver
 from zaq_plugin.pwlq import PWLQTensor, QuantSpec, quantize
 from zaq_plugin.weight_observer import solve_once
 
-WEIGHTED = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.Linear,
-)
+WEIGHTED = LAYERS
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from torch.ao.quantization import (
     QConfig,
     QConfigMapping,
     get_default_qat_qconfig_mapping,
-    get_default_qconfig_mapping,
 )
 
 from zaq_fx.notes import note_host
@@ -56,7 +55,8 @@ def pwlq_qconfig(
         activations: Bits of the uniform per-tensor grid, 2 to 8 (7 on CPUs without VNNI, whose
             kernels saturate at 8; `prepare` takes ``input_bits=7`` for the model's inputs); or a
             `PWLQSpec` for simulated PWLQ activations, which cannot be converted.
-        qat: Fake-quantizers for training (prepare_qat_fx) instead of observers (prepare_fx).
+        qat: For training (prepare_qat_fx): quantizes from the start. For calibration (prepare_fx)
+            fake-quantizers only observe, until `zaq_fx.calibrate` switches them on.
         observer: Range observer of the activations.
         symmetric_activations: Whether the activations' grid is symmetric around zero.
         learnable: With qat: train activation steps and weight edges, too.
@@ -95,7 +95,9 @@ def _activation(
     activations: Activations, qat: bool, observer: Callable[..., Any], symmetric: bool, learn: bool
 ) -> Any:
     if isinstance(activations, PWLQSpec):
-        return PWLQActivationFakeQuantize.with_args(spec=activations, observer=observer)
+        return PWLQActivationFakeQuantize.with_args(
+            spec=activations, observer=observer, fake_quant=qat
+        )
     if isinstance(activations, bool) or not isinstance(activations, int):
         raise TypeError(
             "activations must be a number of bits, 2 to 8, or a PWLQSpec (simulated); got "
@@ -104,10 +106,9 @@ def _activation(
     if not 2 <= activations <= 8:
         raise ValueError(f"activations must have 2 to 8 bits; got {activations}.")
     arguments = {"bits": activations, "symmetric": symmetric, "dtype": torch.quint8}
-    if qat:
-        return ActivationFakeQuantize.with_args(observer=observer, learnable=learn, **arguments)
-    factory: Any = observer
-    return factory.with_args(**arguments)
+    return ActivationFakeQuantize.with_args(
+        observer=observer, learnable=learn, fake_quant=qat, **arguments
+    )
 
 
 def pwlq_qconfig_mapping(
@@ -135,9 +136,7 @@ def pwlq_qconfig_mapping(
     Raises:
         ValueError: an override that no layer of the model matches, or a type without a model.
     """
-    return _mapping(
-        get_default_qconfig_mapping("x86"), spec, activations, overrides, model, options
-    )
+    return _mapping(spec, activations, overrides, model, options)
 
 
 def pwlq_qat_qconfig_mapping(
@@ -150,13 +149,10 @@ def pwlq_qat_qconfig_mapping(
 ) -> QConfigMapping:
     """The mapping for prepare_qat_fx; arguments as in `pwlq_qconfig_mapping`."""
     options = {**options, "qat": True}
-    return _mapping(
-        get_default_qat_qconfig_mapping("x86"), spec, activations, overrides, model, options
-    )
+    return _mapping(spec, activations, overrides, model, options)
 
 
 def _mapping(
-    mapping: QConfigMapping,
     spec: QuantSpec | None,
     activations: Activations,
     overrides: Mapping[Any, Override] | None,
@@ -164,7 +160,8 @@ def _mapping(
     options: dict[str, Any],
 ) -> QConfigMapping:
     usual = pwlq_qconfig(spec, activations, **options)
-    mapping.set_global(usual)
+    # Its fake-quantizers of fixed grids (sigmoid, softmax) serve calibration, too.
+    mapping = get_default_qat_qconfig_mapping("x86").set_global(usual)
     for kind in _TRANSPOSED:  # fbgemm's transposed convolutions know one scale per tensor
         mapping.set_object_type(kind, pwlq_qconfig(spec, activations, **options, ch_axis=None))
     for norm in _NORMS:

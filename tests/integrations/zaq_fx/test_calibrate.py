@@ -111,8 +111,8 @@ def test_what_is_refused(make_net, images):
         zaq_fx.calibrate(prepared, [])
     with pytest.raises(ValueError, match="correct_bias got no batches"):
         zaq_fx.correct_bias(prepared, [])
-    with pytest.raises(TypeError, match="a batch must be a tensor, or a tuple.*got dict"):
-        zaq_fx.calibrate(prepared, [{"x": images}])
+    with pytest.raises(TypeError, match="a batch must be a tensor, a tuple.*got str"):
+        zaq_fx.calibrate(prepared, ["images"])
     with pytest.raises(ValueError, match=r"expected a model from prepare_fx.*got Net"):
         zaq_fx.correct_bias(torch.fx.symbolic_trace(make_net()), [images])
     stock = torch.ao.quantization.get_default_qconfig_mapping()

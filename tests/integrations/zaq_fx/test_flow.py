@@ -88,7 +88,7 @@ def test_only_inputs_of_layers_are_narrow(make_net, images):
     assert bits["stem"] == 4  # read by the convolution, and by the sum
     assert next(b for name, b in bits.items() if name.startswith("conv")) == 8  # only added
     output = next(w for n, w in watcher_nodes(prepared) if str(n.args[0]) == "fc")
-    assert isinstance(output, MinMaxObserver)
+    assert isinstance(output.activation_post_process, MinMaxObserver)
 
 
 def test_pwlq_activations_train_but_do_not_convert(make_net, images):

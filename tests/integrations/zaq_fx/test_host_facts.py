@@ -164,18 +164,15 @@ def test_our_subclasses_are_found_by_the_hosts_patterns(kind):
     assert theirs not in {p.qat_module for p in patterns.values()}
 
 
-def test_private_forwards_of_training_layers(make_net, images):
-    """preactivation() calls _forward and _conv_forward."""
+def test_layers_for_training_see_weight_times_factor_behind_a_batch_norm(make_net, images):
+    """ConvBnLayer relies on it: the fake-quantizer sees ``w gamma / sqrt(var + eps)``."""
     prepared = zaq_fx.prepare(make_net(), (images,), qat=True).eval()
-    assert isinstance(prepared.stem, nniqat.ConvBnReLU2d)
-    x = images[:2]
-    assert torch.equal(_compat.preactivation(prepared.stem, x).relu(), prepared.stem(x))
-    features = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(_compat.preactivation(prepared.fc, features), prepared.fc(features))
-    conv = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
-    prepared = zaq_fx.prepare(conv, (images,), qat=True).eval()
-    layer = prepared.get_submodule("0")
-    assert torch.equal(_compat.preactivation(layer, x).relu(), layer(x))
+    stem, seen = prepared.stem, []
+    assert isinstance(stem, nniqat.ConvBn2d)
+    stem.weight_fake_quant.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    prepared(images)
+    factor = stem.bn.weight / torch.sqrt(stem.bn.running_var + stem.bn.eps)
+    torch.testing.assert_close(seen[0], stem.weight * factor.reshape(-1, 1, 1, 1))
 
 
 def test_the_host_announces_its_end_with_these_words(make_net, images):

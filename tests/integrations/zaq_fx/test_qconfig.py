@@ -105,8 +105,10 @@ def test_activation_options(qat):
         FOUR, 6, qat=qat, observer=PercentileObserver, symmetric_activations=True
     ).activation
     made = factory()
-    assert isinstance(made, ActivationFakeQuantize if qat else PercentileObserver)
-    inner = made.activation_post_process if qat else made
+    assert isinstance(made, ActivationFakeQuantize)
+    assert bool(made.fake_quant_enabled) == qat  # calibration only observes
+    inner = made.activation_post_process
+    assert isinstance(inner, PercentileObserver)
     assert (inner.bits, inner.symmetric, inner.dtype) == (6, True, torch.quint8)
 
 
