@@ -6,7 +6,10 @@ fact, when a new torchao changes one.
 
 from __future__ import annotations
 
+import functools
 import importlib
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +18,15 @@ from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import FakeQuantizeBase, ObserverBase
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
-__all__ = ["ANNOTATION", "HOST_BN_EPS", "QUANTIZED_LIBRARY", "is_watcher", "prepared_for_qat"]
+__all__ = [
+    "ANNOTATION",
+    "HOST_BN_EPS",
+    "QUANTIZED_LIBRARY",
+    "WRAPPERS",
+    "is_watcher",
+    "prepared_for_qat",
+    "replace_fusion",
+]
 
 QUANTIZED_LIBRARY = _decomposed.quantized_decomposed_lib
 
@@ -25,6 +36,11 @@ ANNOTATION: str = Q_ANNOTATION_KEY
 HOST_BN_EPS = 1e-5
 """The eps that the host's QAT patterns and its train/eval switch write into every BatchNorm."""
 
+WRAPPERS = {"wrap_with_autocast": 4, "wrap_with_set_grad_enabled": 1}
+"""Operators that call a part of a model under a switch, and how many arguments set the switch.
+After those comes the part (a graph module), then its inputs."""
+
+_FUSIONS = ("_fuse_conv_bn_", "_fuse_linear_bn_")
 _ATTRS = "_observed_graph_module_attrs"
 
 
@@ -37,6 +53,34 @@ def prepared_for_qat(model: GraphModule) -> bool | None:
     """Whether a prepared model came from prepare_qat_pt2e; None if it is not a prepared one."""
     attributes = model.meta.get(_ATTRS)
     return None if attributes is None else bool(attributes.is_qat)
+
+
+def replace_fusion(kind: type, fuse: Callable[[GraphModule], object]) -> None:
+    """Let ``prepare_pt2e`` fuse BatchNorm by ``fuse`` where its quantizer is of a kind.
+
+    The host fuses before it asks the quantizer anything, and folds whatever BatchNorm stands behind
+    a convolution: also where others read the convolution's output, or several layers its weight.
+    For all other quantizers nothing changes.
+
+    Args:
+        kind: Class of the quantizers concerned.
+        fuse: Called with the model in place of the host's fusion, which is changed in place.
+    """
+    host = importlib.import_module("torchao.quantization.pt2e.quantize_pt2e")
+    for name in _FUSIONS:
+        setattr(host, name, _chosen(kind, fuse, getattr(host, name)))
+
+
+def _chosen(
+    kind: type, ours: Callable[[GraphModule], object], theirs: Callable[[GraphModule], object]
+) -> Callable[[GraphModule], None]:
+    @functools.wraps(theirs)
+    def fuse(m: GraphModule) -> None:
+        # The caller is prepare_pt2e(model, quantizer), which does not hand its quantizer on.
+        quantizer = sys._getframe(1).f_locals.get("quantizer")
+        (ours if isinstance(quantizer, kind) else theirs)(m)
+
+    return fuse
 
 
 def annotation_of(node: Node) -> Any:

@@ -20,6 +20,7 @@ from zaq_pt2e.graph import (
     layers,
     note_of,
 )
+from zaq_pt2e.parts import hidden_parts
 
 _ops = torch.ops.quantized_decomposed
 _PER_CHANNEL = (_ops.dequantize_per_channel.default,)
@@ -47,8 +48,13 @@ def audit(model: GraphModule, lowered: GraphModule | None = None) -> Audit:
         )
     kernels = None if lowered is None else lowered_kernels(lowered)
     records: dict[str, LayerRecord] = {}
-    for layer in found:
-        record = _record(model, layer, kernels)
+    hidden = [
+        (part, layer, f"it sits in a part that {operator} runs, a graph of its own")
+        for operator, part in hidden_parts(model)
+        for layer in layers(part)
+    ]
+    for graph, layer, why in [*((model, layer, None) for layer in found), *hidden]:
+        record = _record(graph, layer, kernels, why)
         if layer.name not in records or not record.quantized:
             records[layer.name] = record
     return Audit(list(records.values())).require_any()
@@ -68,14 +74,16 @@ def lowered_kernels(lowered: GraphModule) -> dict[str, str]:
     return found
 
 
-def _record(model: GraphModule, layer: Layer, kernels: dict[str, str] | None) -> LayerRecord:
+def _record(
+    model: GraphModule, layer: Layer, kernels: dict[str, str] | None, why: str | None = None
+) -> LayerRecord:
     weight, note = argument(layer.node, 1), note_of(layer.node)
     numel = _numel(model, weight)
     facts = {**_weight_facts(model, weight), **_known(note)}
     common: dict[str, Any] = {"name": layer.name, "kind": layer.kind, "numel": numel}
     activation, exact = _activation(model, argument(layer.node, 0))
     if "spec" not in facts or "mac_bits" not in facts:
-        reason = note.get("reason") or "no quantizer annotated it"
+        reason = note.get("reason") or why or "no quantizer annotated it"
         return LayerRecord(**common, quantized=False, reason=reason, kernel=f"float32 {layer.kind}")
     if _simulated(weight):
         kernel = "simulated"
@@ -85,7 +93,8 @@ def _record(model: GraphModule, layer: Layer, kernels: dict[str, str] | None) ->
         kernel = f"int8 {layer.kind} once lowered"
     else:
         kernel = f"float32 {layer.kind} on dequantized weights"
-    reason = note.get("remark") or note.get("reason")
+    remarks = (note.get("remark") or note.get("reason"), note.get("norm"), note.get("grids"))
+    reason = "; ".join(r for r in remarks if r) or None
     return LayerRecord(
         **common, quantized=True, reason=reason, kernel=kernel, activation=activation, **facts
     )

@@ -9,8 +9,8 @@ evaluation mode:
 * no scale and shift: they are made, 1 and 0.
 * gamma near 0: moved to `SMALLEST_GAMMA`, which changes the output by that share of one standard
   deviation. timm starts residual blocks with gamma = 0, which would give NaN.
-* conv3d, linear, transposed conv3d and grouped transposed convolutions: BatchNorm is folded before
-  training.
+* conv3d, linear, transposed conv3d and grouped transposed convolutions: `zaq_pt2e.fusion` folds
+  BatchNorm before training.
 """
 
 from __future__ import annotations
@@ -19,28 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from zaq_plugin.ptq.fold_arithmetic import NormStatistics, folded_parameters
 from zaq_pt2e._compat import HOST_BN_EPS, is_watcher
-from zaq_pt2e.graph import (
-    TRANSPOSED,
-    argument,
-    new_tensor,
-    put_tensor,
-    set_argument,
-    tensor_at,
-)
+from zaq_pt2e.graph import argument, new_tensor, put_tensor, set_argument, tensor_at
+from zaq_pt2e.rewrites import BATCH_NORM
 
 _aten = torch.ops.aten
-BATCH_NORM = _aten.batch_norm.default
 SMALLEST_GAMMA = 1e-5
-
-_NO_QAT_PATTERN = (
-    _aten.conv3d.default,
-    _aten.conv3d.padding,
-    _aten.conv_transpose3d.input,
-    _aten.linear.default,
-)
-_NO_QAT_PATTERN_IN_GROUPS = (_aten.conv_transpose1d.default, _aten.conv_transpose2d.input)
 
 
 def batch_norms(model: GraphModule) -> list[Node]:
@@ -52,7 +36,7 @@ def batch_norms(model: GraphModule) -> list[Node]:
     return [n for n in model.graph.nodes if n.op == "call_function" and n.target is BATCH_NORM]
 
 
-def _complete(node: Node) -> bool:
+def keeps_statistics(node: Node) -> bool:
     """Whether the BatchNorm keeps running statistics."""
     return all(isinstance(argument(node, i), Node) for i in (3, 4))
 
@@ -76,80 +60,22 @@ def own_tensors(model: GraphModule) -> None:
                 table[name] = copies[id(value)]  # type: ignore[assignment]
 
 
-def fold_unpatterned(model: GraphModule) -> None:
-    """Fold BatchNorm behind the layers for which the host has no pattern in training."""
-    for node in batch_norms(model):
-        source = node.args[0]
-        if (
-            not isinstance(source, Node)
-            or not _lacks_pattern(source)
-            or len(source.users) > 1
-            or not _complete(node)
-        ):
-            continue
-        weight, bias = argument(source, 1), argument(source, 2)
-        if not _readable(weight) or (bias is not None and not _readable(bias)):
-            continue
-        value = source.meta.get("val")
-        if source.target is _aten.linear.default and (value is None or value.dim() != 2):
-            continue
-        _fold(model, node, source, weight, bias)
-    model.graph.eliminate_dead_code()
-    model.recompile()
-
-
-def _lacks_pattern(source: Node) -> bool:
-    if source.target in _NO_QAT_PATTERN_IN_GROUPS:
-        return (argument(source, 6) or 1) != 1
-    return source.target in _NO_QAT_PATTERN
-
-
-def _readable(node: object) -> bool:
-    return isinstance(node, Node) and node.op == "get_attr" and len(node.users) == 1
-
-
-def _fold(model: GraphModule, node: Node, source: Node, weight: Node, bias: Node | None) -> None:
-    def read(position: int) -> Tensor | None:
-        attribute = argument(node, position)
-        return tensor_at(model, str(attribute.target)) if isinstance(attribute, Node) else None
-
-    mean, var = read(3), read(4)
-    if mean is None or var is None:
-        return
-    statistics = NormStatistics(mean, var, read(1), read(2), float(argument(node, 7)))
-    transposed = source.target in TRANSPOSED
-    old = tensor_at(model, str(weight.target))
-    groups = argument(source, 6) if transposed else 1
-    new_weight, new_bias = folded_parameters(
-        old.detach(),
-        None if bias is None else tensor_at(model, str(bias.target)).detach(),
-        statistics,
-        transposed=transposed,
-        groups=groups or 1,
-    )
-    put_tensor(model, str(weight.target), nn.Parameter(new_weight))
-    parameter = nn.Parameter(new_bias)
-    if bias is None:
-        set_argument(source, 2, new_tensor(model, f"{weight.target}_bias", parameter, source))
-    else:
-        put_tensor(model, str(bias.target), parameter)
-    node.replace_all_uses_with(source)
-    model.graph.erase_node(node)
-
-
 def prepare_batch_norms(model: GraphModule) -> None:
     """Bring every BatchNorm with running statistics into the host's form; see the module's text."""
     shifted: dict[str, float] = {}
     for node in batch_norms(model):
-        if not _complete(node):
+        if not keeps_statistics(node):
             continue
         _add_affine(model, node)
         eps, target = float(node.args[7]), str(node.args[4].target)  # type: ignore[union-attr, arg-type]
         if eps != HOST_BN_EPS:
+            var = tensor_at(model, target).detach() + (eps - HOST_BN_EPS)
             if target not in shifted:
                 shifted[target] = eps
-                var = tensor_at(model, target)
-                put_tensor(model, target, var.detach() + (eps - HOST_BN_EPS))
+                put_tensor(model, target, var)
+            elif shifted[target] != eps:  # one variance under two eps
+                other = var - (shifted[target] - HOST_BN_EPS)
+                set_argument(node, 4, new_tensor(model, target, other, node))
             set_argument(node, 7, HOST_BN_EPS)
         _clamp_gamma(model, str(node.args[1].target))  # type: ignore[union-attr]
     model.recompile()
@@ -192,8 +118,9 @@ def set_training(model: GraphModule, training: bool) -> GraphModule:
     switched[_aten.feature_dropout.default] = 2
     for node in model.graph.nodes:
         position = switched.get(node.target) if node.op == "call_function" else None
-        if position is not None:
-            set_argument(node, position, training)
+        if position is None or (node.target is BATCH_NORM and not keeps_statistics(node)):
+            continue
+        set_argument(node, position, training)
     for module in model.modules():
         if is_watcher(module):  # ours look for breakpoints less often in training
             module.train(training)

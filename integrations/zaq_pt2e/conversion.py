@@ -85,7 +85,7 @@ def convert_weight(module: WeightModule, model: GraphModule, node: Node) -> None
         _fold_rest_once(model)
     packed = _packed(module, value, names)
     snapped = packed.dequantize()
-    _emit(model, node, source, packed)
+    _emit(model, node, packed, _tensor_name(source, users))
     for user in users:
         norm = fused_norm(user, source)
         if norm is not None:
@@ -112,13 +112,22 @@ def _packed(module: WeightModule, value: Tensor, names: str) -> PWLQTensor:
         raise type(error)(f"{names}: {error}") from error
 
 
-def _emit(model: GraphModule, node: Node, source: Node, packed: PWLQTensor) -> None:
+def _tensor_name(source: Node, users: list[Node]) -> str:
+    """A weight's name, by which audit and lowering know its layer."""
+    for user in users:
+        note = note_of(user)
+        if note.get("original"):  # one of several uses of one tensor
+            return f"{note['name']}.weight"
+    return root_attribute(source) or "weight"
+
+
+def _emit(model: GraphModule, node: Node, packed: PWLQTensor, name: str) -> None:
     """Snapped weight, quantize and dequantize, in place of the observer's node."""
-    graph, name = model.graph, root_attribute(source) or "weight"
+    graph, source = model.graph, node.args[0]
     # Without dots: constant folding removes float weights at the top only.
     flat = f"{name.replace('.', '_')}_pwlq"
     weight = new_tensor(model, flat, nn.Parameter(packed.dequantize()), node)
-    weight.meta = dict(source.meta)
+    weight.meta = dict(source.meta) if isinstance(source, Node) else {}
     grid: tuple[object, ...]
     if packed.axis is None:
         quantize_op = _ops.quantize_per_tensor.default

@@ -16,7 +16,14 @@ from zaq_pt2e.batch_norm import own_tensors, prepare_batch_norms
 from zaq_pt2e.bias import watch_inputs
 from zaq_pt2e.foreign import NotForNNCF
 from zaq_pt2e.graph import Layer, add_note, layers
-from zaq_pt2e.quantizer import is_weight_module, require_any, require_layers, unfit
+from zaq_pt2e.quantizer import (
+    is_weight_module,
+    make_ready,
+    require_any,
+    require_layers,
+    shared_grids,
+    unfit,
+)
 from zaq_pt2e.settings import Override, Settings, check_weights, weight_factory
 
 
@@ -37,7 +44,9 @@ class PWLQDecorated(NotForNNCF, Quantizer):
         self.qat = False
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
-        """What the base does."""
+        """What `PWLQQuantizer` does to the graph, then what the base does."""
+        # In prepare_pt2e it is done already, and nothing is left to be done for training.
+        make_ready(model, training=True)
         return self.base.transform_for_annotation(model)
 
     def annotate(self, model: GraphModule) -> GraphModule:
@@ -47,12 +56,12 @@ class PWLQDecorated(NotForNNCF, Quantizer):
             ValueError: nothing was quantized, or a key or pattern that no layer matches.
             TypeError: weights that are not float32.
         """
-        require_layers(list(layers(model)))
+        require_layers(model, list(layers(model)))
         model = self.base.annotate(model) or model
         found = list(layers(model))
         self.qat = False
         quantized = [self._replace(model, layer) for layer in found]
-        self.settings.require_used([layer.name for layer in found])
+        self.settings.require_used([layer.original for layer in found])
         require_any(found, quantized)
         if self.qat:
             own_tensors(model)
@@ -66,7 +75,7 @@ class PWLQDecorated(NotForNNCF, Quantizer):
         edges = {} if annotation is None else annotation.input_qspec_map
         weight: Any = layer.node.args[1]
         given: Any = edges.get(weight)
-        formats, reason = self.settings.formats(layer.name, layer.modules)
+        formats, reason = self.settings.formats(layer.original, layer.modules)
         if not isinstance(given, QuantizationSpec):
             reason = f"{name} leaves it float"
         elif formats is None:
@@ -88,7 +97,8 @@ class PWLQDecorated(NotForNNCF, Quantizer):
             ch_axis=layer.ch_axis,
             observer_or_fake_quant_ctr=weight_factory(formats[0], qat, self.learnable and qat),
         )
-        add_note(layer.node, **note, reason=None, spec=formats[0].label)
+        grids = shared_grids(layer)
+        add_note(layer.node, **note, reason=None, spec=formats[0].label, grids=grids)
         return True
 
     def validate(self, model: GraphModule) -> None:

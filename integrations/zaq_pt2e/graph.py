@@ -44,6 +44,8 @@ class Layer:
         node: The operator's node.
         path: Path of the module in which the operator is called ("" at the top).
         modules: (path, class) of the modules around it, from the outside in.
+        original: The name to look settings up by. It differs from the name where one layer is
+            called several times with different BatchNorms behind: ``head``, ``head.call_2``.
     """
 
     name: str
@@ -51,11 +53,22 @@ class Layer:
     node: Node
     path: str
     modules: tuple[tuple[str, str], ...]
+    original: str
 
     @property
     def ch_axis(self) -> int:
-        """Axis of the weight's output channels."""
-        return 1 if self.node.target in TRANSPOSED else 0
+        """Axis of the weight's output channels.
+
+        A transposed convolution's weight is (in, out / groups, ...). In a depthwise one the first
+        axis counts the output channels; in other grouped ones no axis does, and the second is
+        shared by the groups.
+        """
+        return 1 if self.node.target in TRANSPOSED and not _is_depthwise(self.node) else 0
+
+    @property
+    def shares_grids(self) -> bool:
+        """Whether output channels of several groups lie along one step of `ch_axis`."""
+        return self.node.target in TRANSPOSED and _groups(self.node) > 1 and self.ch_axis == 1
 
 
 def layers(model: GraphModule) -> Iterator[Layer]:
@@ -64,9 +77,25 @@ def layers(model: GraphModule) -> Iterator[Layer]:
         if node.op == "call_function" and node.target in WEIGHTED:
             modules = module_stack(node)
             path = modules[-1][0] if modules else ""
-            known = note_of(node).get("name")
-            name = known or _layer_name(node, path)
-            yield Layer(name, WEIGHTED[node.target], node, path, modules)
+            note = note_of(node)
+            name = note.get("name") or _layer_name(node, path)
+            original = note.get("original") or name
+            yield Layer(name, WEIGHTED[node.target], node, path, modules, original)
+
+
+def _groups(node: Node) -> int:
+    """Groups of a transposed convolution."""
+    return int(argument(node, 6) or 1)
+
+
+def _is_depthwise(node: Node) -> bool:
+    """Whether a transposed convolution has as many groups as inputs and outputs."""
+    source, groups = argument(node, 0), _groups(node)
+    values = [n.meta.get("val") for n in (source, node) if isinstance(n, Node)]
+    axis = -2 if node.target is _aten.conv_transpose1d.default else None
+    if axis is None:
+        axis = -3 if node.target is _aten.conv_transpose2d.input else -4
+    return groups > 1 and all(isinstance(v, Tensor) and v.shape[axis] == groups for v in values)
 
 
 def module_stack(node: Node) -> tuple[tuple[str, str], ...]:
@@ -210,31 +239,61 @@ def _exists(model: nn.Module, target: str) -> bool:
 @torch.no_grad()
 def constant_value(model: GraphModule, node: object) -> Tensor | None:
     """The value of a node that does not depend on the model's input; None if it does."""
-    if not isinstance(node, Node):
+    sources = _sources(node)
+    if sources is None or not isinstance(node, Node):
         return None
-    if node.op == "get_attr":
-        return tensor_at(model, str(node.target)).detach()
-    if node.op != "call_function":
-        return None
-    values: dict[Node, Tensor] = {}
-    for used in node.all_input_nodes:
-        value = constant_value(model, used)
-        if value is None:
-            return None
-        values[used] = value
-    args, kwargs = torch.fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
-    result = node.target(*args, **kwargs)  # type: ignore[operator]
+    values: dict[Node, Any] = {}
+    for used in (n for n in node.graph.nodes if n in sources):
+        if used.op == "get_attr":
+            values[used] = tensor_at(model, str(used.target)).detach()
+            continue
+        inputs = {n: values[n] for n in used.all_input_nodes}
+        if isinstance(used.target, torch._ops.OpOverload) and used.target._schema.is_mutable:
+            inputs = {n: v.clone() if isinstance(v, Tensor) else v for n, v in inputs.items()}
+        args, kwargs = torch.fx.map_arg((used.args, dict(used.kwargs)), inputs.__getitem__)
+        values[used] = used.target(*args, **kwargs)
+    result = values[node]
     return result if isinstance(result, Tensor) else None
 
 
 def is_constant(node: object) -> bool:
-    """Whether a node's value does not depend on the model's input."""
+    """Whether a node's value does not depend on the model's input, nor on chance."""
+    return _sources(node) is not None
+
+
+def attributes_behind(node: Node) -> list[Node]:
+    """The get_attr nodes that a constant node is computed from, in the graph's order."""
+    sources = _sources(node) or set()
+    return [n for n in node.graph.nodes if n in sources and n.op == "get_attr"]
+
+
+def _sources(node: object) -> set[Node] | None:
+    """A constant node and all that it is computed from; None if it is not constant."""
     if not isinstance(node, Node):
+        return None
+    found, waiting = {node}, [node]
+    while waiting:
+        current = waiting.pop()
+        if current.op == "get_attr":
+            continue
+        if current.op != "call_function" or not _repeatable(current):
+            return None
+        fresh = [n for n in current.all_input_nodes if n not in found]
+        found.update(fresh)
+        waiting += fresh
+    return found
+
+
+def _repeatable(node: Node) -> bool:
+    """Whether an operator gives the same for the same inputs."""
+    target: Any = node.target
+    if isinstance(target, torch._ops.HigherOrderOperator):
         return False
-    if node.op == "get_attr":
-        return True
-    inputs = node.all_input_nodes
-    return node.op == "call_function" and bool(inputs) and all(map(is_constant, inputs))
+    if not isinstance(target, torch._ops.OpOverload):
+        return bool(node.all_input_nodes)
+    if target is _aten.dropout.default:
+        return not argument(node, 2)
+    return torch.Tag.nondeterministic_seeded not in target.tags
 
 
 def is_float_tensor(node: object) -> bool:

@@ -15,11 +15,12 @@ from torchao.quantization.pt2e.quantizer import (
 
 from zaq_plugin.observers import TopKMedianObserver
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec
-from zaq_pt2e._compat import ANNOTATION, annotation_of
-from zaq_pt2e.batch_norm import fold_unpatterned, own_tensors, prepare_batch_norms
+from zaq_pt2e._compat import ANNOTATION, annotation_of, replace_fusion
+from zaq_pt2e.batch_norm import own_tensors, prepare_batch_norms
 from zaq_pt2e.bias import watch_inputs
 from zaq_pt2e.conversion import WeightModule
 from zaq_pt2e.foreign import NotForNNCF
+from zaq_pt2e.fusion import fuse
 from zaq_pt2e.graph import (
     Layer,
     add_note,
@@ -30,6 +31,8 @@ from zaq_pt2e.graph import (
     layers,
     module_stack,
 )
+from zaq_pt2e.parts import hidden_parts
+from zaq_pt2e.rewrites import rewrite
 from zaq_pt2e.settings import (
     Activations,
     Override,
@@ -122,19 +125,23 @@ class PWLQQuantizer(NotForNNCF, Quantizer):
         self.other_bits = _bits(other_bits, "other_bits")
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
-        """Make the graph ready for training: tensors of its own, BatchNorm as the host wants it."""
+        """Make the graph ready: computed weights become weights, BatchNorm is folded.
+
+        For training the graph gets tensors of its own, and BatchNorm the form that the host wants.
+        """
         if self.qat:
             own_tensors(model)
-            fold_unpatterned(model)
+        make_ready(model, training=self.qat)
+        if self.qat:
             prepare_batch_norms(model)
         return model
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Say on every node how its inputs are quantized; see the class for the errors."""
         found = list(layers(model))
-        require_layers(found)
+        require_layers(model, found)
         quantized = [self._annotate_layer(model, layer) for layer in found]
-        self.settings.require_used([layer.name for layer in found])
+        self.settings.require_used([layer.original for layer in found])
         require_any(found, quantized)
         for node in model.graph.nodes:
             if node.op == "call_function" and annotation_of(node) is None:
@@ -144,7 +151,7 @@ class PWLQQuantizer(NotForNNCF, Quantizer):
     def _annotate_layer(self, model: GraphModule, layer: Layer) -> bool:
         node = layer.node
         note = {"name": layer.name, "kind": layer.kind}
-        formats, reason = self.settings.formats(layer.name, layer.modules)
+        formats, reason = self.settings.formats(layer.original, layer.modules)
         if annotation_of(node) is not None:
             formats, reason = None, "annotated by another quantizer"
         elif formats is not None:
@@ -162,7 +169,7 @@ class PWLQQuantizer(NotForNNCF, Quantizer):
             weight: weight_qspec(spec, layer.ch_axis, self.qat, self.learnable),
         }
         node.meta[ANNOTATION] = QuantizationAnnotation(input_qspec_map=edges, _annotated=True)
-        add_note(node, **note, reason=None, spec=spec.label)
+        add_note(node, **note, reason=None, spec=spec.label, grids=shared_grids(layer))
         return True
 
     def _activation(self, activations: int | PWLQSpec, source: object) -> Any:
@@ -220,13 +227,43 @@ def is_weight_module(module: object) -> bool:
     return isinstance(module, WeightModule)
 
 
-def require_layers(found: list[Layer]) -> None:
+def make_ready(model: GraphModule, *, training: bool = False) -> None:
+    """Rewrite an exported graph, and fold its BatchNorms; its function stays the same.
+
+    Args:
+        model: ``ExportedProgram.module()``; changed in place.
+        training: Leave BatchNorms to the host's patterns for training, where it has them.
+    """
+    rewrite(model)
+    fuse(model, training=training)
+
+
+# prepare_pt2e folds BatchNorm before it asks us anything.
+replace_fusion(NotForNNCF, make_ready)
+
+
+def shared_grids(layer: Layer) -> str | None:
+    """What the audit says about a weight in which output channels share a grid."""
+    if not layer.shares_grids:
+        return None
+    return "channels at the same place in each group share a grid: int8 grids lie along one axis"
+
+
+def require_layers(model: GraphModule, found: list[Layer]) -> None:
     """Raise ValueError if the graph has no convolution and no linear layer."""
-    if not found:
-        raise ValueError(
-            "nothing was quantized: the graph has no convolution and no linear layer. Pass the "
-            "model from torch.export.export(model, example_inputs).module()."
-        )
+    if found:
+        return
+    for operator, part in hidden_parts(model):
+        if any(True for _ in layers(part)):
+            raise ValueError(
+                f"nothing was quantized: the model's layers sit in a part that {operator} runs, "
+                "a graph of its own, in which nothing is quantized. Write the model without it, "
+                "or quantize the parts one by one."
+            )
+    raise ValueError(
+        "nothing was quantized: the graph has no convolution and no linear layer. Pass the "
+        "model from torch.export.export(model, example_inputs).module()."
+    )
 
 
 def require_any(found: list[Layer], quantized: list[bool]) -> None:

@@ -98,7 +98,7 @@ def on_pt2e(request: Request) -> Converted:
     )
 
     import zaq_pt2e
-    from zaq_timm.zoo.rewrites import rewrite
+    from zaq_pt2e.rewrites import rewrite
 
     graph, fixed, notes = _export(request)
     notes += rewrite(graph)

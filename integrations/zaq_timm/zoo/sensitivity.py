@@ -87,7 +87,7 @@ def find_places(model: nn.Module, example: Tensor) -> tuple[nn.Module, list[Plac
 
 def _graph_places(model: nn.Module, example: Tensor) -> tuple[nn.Module, list[Place]]:
     from zaq_pt2e.graph import argument, layers
-    from zaq_timm.zoo.rewrites import rewrite
+    from zaq_pt2e.rewrites import rewrite
 
     shapes = ({0: torch.export.Dim.AUTO},)
     graph: Any = torch.export.export(model, (example,), dynamic_shapes=shapes).module()
