@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from torch import fx, nn
 
+from zaq_plugin.ptq.bake import bake_parametrizations, copied
 from zaq_plugin.ptq.fold_graph import fold_graph
 from zaq_plugin.ptq.fold_modules import find_pairs, fold_pairs
 
@@ -17,10 +17,18 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Folding:
-    """What folding did: ``(layer, norm)`` pairs, and for each BatchNorm that stayed the reason."""
+    """What folding did.
+
+    Attributes:
+        folded: ``(layer, norm)`` pairs.
+        kept: For each BatchNorm that stayed the reason.
+        baked: Layers whose weight was computed anew at every call (weight_norm, pruning, weight
+            standardisation), and is a plain parameter now.
+    """
 
     folded: tuple[tuple[str, str], ...] = ()
     kept: dict[str, str] = field(default_factory=dict)
+    baked: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"folded {len(self.folded)} BatchNorm, kept {len(self.kept)}"]
@@ -38,6 +46,9 @@ def fold_batch_norm(
     ``ExportedProgram.module()``, its node goes. A BatchNorm stays, with its reason, where folding
     would change what the model computes: a layer called twice, a shared weight, an output used
     elsewhere, batch statistics, a layer whose own forward is not a plain convolution.
+
+    A weight that is computed at every call and constant in evaluation mode (weight_norm,
+    spectral_norm, pruning and other parametrizations) becomes a plain parameter.
 
     Args:
         model: A model in evaluation mode; its function is what is preserved. Half precision stays
@@ -67,10 +78,11 @@ def fold_batch_norm(
             "call .eval() before folding"
         )
     if not inplace:
-        model = copy.deepcopy(model)
+        model = copied(model)
+    baked = bake_parametrizations(model)
     if isinstance(model, fx.GraphModule):
         folded, kept = fold_graph(model)
     else:
         folded, kept = fold_pairs(model, find_pairs(model, example_inputs))
-    model.zaq_folding = Folding(tuple(folded), kept)  # type: ignore[assignment]
+    model.zaq_folding = Folding(tuple(folded), kept, tuple(baked))  # type: ignore[assignment]
     return model
