@@ -2,7 +2,8 @@
 
 weight_norm, spectral_norm, pruning and whatever else is registered by
 ``torch.nn.utils.parametrize`` compute a weight from other tensors. In evaluation mode it is a
-constant, and a constant is what gets quantized.
+constant, and a constant is what gets quantized. So it is in layers whose own forward computes the
+weight, such as weight-standardised convolutions (`computed_weights`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from torch.nn.utils import (
     remove_weight_norm,
 )
 
+from zaq_plugin.ptq.computed_weights import bake_layer
+
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
@@ -29,8 +32,9 @@ def bake_parametrizations(model: nn.Module) -> list[str]:
 
     Known are all parametrizations of ``torch.nn.utils.parametrize`` (fake-quantizers excepted),
     and the older ``weight_norm``, ``spectral_norm`` and ``prune``, which work by hooks; on
-    whatever tensor of whatever module they sit. What the model computes in evaluation mode does
-    not change, its modes neither.
+    whatever tensor of whatever module they sit; and subclasses of torch's convolutions and linear
+    layers whose forward computes another weight from ``.weight``, unless it depends on the input.
+    What the model computes in evaluation mode does not change, its modes neither.
 
     Args:
         model: Any module; it is changed, so hand over a copy (`copied`).
@@ -46,7 +50,7 @@ def bake_parametrizations(model: nn.Module) -> list[str]:
     for name, module in list(model.named_modules()):
         with _evaluating(module), torch.no_grad():
             try:
-                baked = _bake_registered(module, shared) + _bake_hooks(module)
+                baked = _bake_registered(module, shared) + _bake_hooks(module) + bake_layer(module)
             except (RuntimeError, TypeError, ValueError, AttributeError, KeyError) as error:
                 raise ValueError(
                     f"the weight of layer {name!r} ({type(module).__name__}) is computed, and "
