@@ -11,6 +11,7 @@ from zaq_nncf._compat import is_wrapped
 from zaq_plugin.ptq import fold_batch_norm
 from zaq_plugin.ptq.calibrate import evaluating
 from zaq_plugin.ptq.fold_arithmetic import LAYERS
+from zaq_plugin.ptq.wrappers import unwrapped
 
 
 class Root(nn.Module):
@@ -46,6 +47,7 @@ def prepare_model(model: nn.Module, example_input: Any = None) -> nn.Module:
     given: object = model
     if not isinstance(given, nn.Module):
         raise TypeError(f"prepare_model expects an nn.Module, got {type(given).__name__}.")
+    model = unwrapped(model)
     if is_wrapped(model):
         raise ValueError(
             f"this {type(model).__name__} is wrapped by NNCF already; pass the float model."

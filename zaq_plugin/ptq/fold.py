@@ -11,6 +11,7 @@ from torch import fx, nn
 from zaq_plugin.ptq.bake import bake_parametrizations, copied
 from zaq_plugin.ptq.fold_graph import fold_graph
 from zaq_plugin.ptq.fold_modules import find_pairs, fold_pairs
+from zaq_plugin.ptq.wrappers import unwrapped
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -52,7 +53,7 @@ def fold_batch_norm(
 
     Args:
         model: A model in evaluation mode; its function is what is preserved. Half precision stays
-            so (the arithmetic is float64).
+            so (the arithmetic is float64). A compiled or parallel one is unwrapped.
         example_inputs: The tensors that the model is called with. Needed where torch.fx cannot
             trace the model (``torch.export`` follows it then), and for a linear layer before a
             BatchNorm, whose output's rank decides what its channels are.
@@ -72,6 +73,7 @@ def fold_batch_norm(
         raise TypeError(
             f"fold_batch_norm expects an nn.Module, got {type(given).__name__}{way_out}"
         )
+    model = unwrapped(model)  # type: ignore[assignment]
     if model.training and not isinstance(model, fx.GraphModule):  # a graph says it node by node
         raise ValueError(
             f"{type(model).__name__} is in training mode, where BatchNorm uses batch statistics; "

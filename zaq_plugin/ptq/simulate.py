@@ -21,6 +21,7 @@ from zaq_plugin.fake_quantize import (
 )
 from zaq_plugin.observers import MinMaxObserver, TopKMedianObserver
 from zaq_plugin.ptq.auditing import audit
+from zaq_plugin.ptq.bake import bake_parametrizations, copied
 from zaq_plugin.ptq.plan import (
     Activations,
     Depthwise,
@@ -29,6 +30,7 @@ from zaq_plugin.ptq.plan import (
     make_plan,
 )
 from zaq_plugin.ptq.student import SHIFT
+from zaq_plugin.ptq.wrappers import unwrapped
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
 
 
@@ -80,7 +82,8 @@ def simulate(
         TypeError: If a grid is neither a spec nor a width.
     """
     _check(model, weights, activations)
-    student = copy.deepcopy(model)
+    student = copied(unwrapped(model))
+    bake_parametrizations(student)
     plans = make_plan(
         student,
         weights,

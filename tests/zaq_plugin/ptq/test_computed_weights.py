@@ -108,7 +108,7 @@ def test_what_multiplies_is_on_the_grid(name):
     model = nn.Sequential(LAYERS[name]()).eval()
     x = torch.randn(SHAPES.get(name, (3, 4, 13, 16)))
     student = simulate(fold_batch_norm(model), UniformSpec(7, "symmetric"), None)
-    used = list(quantized_tensors(student).values())[0].dequantize()
+    used = next(iter(quantized_tensors(student).values())).dequantize()
     weight = copy.deepcopy(model)
     bake_parametrizations(weight)
     steps = (used - weight[0].weight).abs()
