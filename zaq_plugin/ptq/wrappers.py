@@ -13,6 +13,7 @@ ValueT = TypeVar("ValueT")
 
 _PARALLEL = "module."
 
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside `DataParallel` and its like, `AveragedModel`, or what ``torch.compile`` gave.
 

@@ -66,7 +66,6 @@ def zero_shot_finetune(
         ValueError: if nothing is quantized, or a checkpoint belongs to other settings.
         TrainingDiverged: if the loss or its gradient becomes NaN or infinite.
     """
-    student = unwrapped(student)
     float_model = None if float_model is None else unwrapped(float_model)
     modes = {m: m.training for m in student.modules()}
     run = Run(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.ptq.wrappers import unwrapped
 from zaq_plugin.zero_shot.adversary import Adversary
 from zaq_plugin.zero_shot.config import ZeroShotConfig
 from zaq_plugin.zero_shot.discrepancy import (
@@ -24,7 +25,7 @@ from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs, detached, m
 from zaq_plugin.zero_shot.quantizers import fake_quantizers
 from zaq_plugin.zero_shot.sources import ImageSource
 from zaq_plugin.zero_shot.statistics import ImageStatistics
-from zaq_plugin.zero_shot.taps import TapSet, find_taps, unwrapped
+from zaq_plugin.zero_shot.taps import TapSet, find_taps
 from zaq_plugin.zero_shot.twins import freeze_batch_norm, to_evaluation, twin
 
 logger = logging.getLogger(__name__)

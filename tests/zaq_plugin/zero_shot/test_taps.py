@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.zero_shot.taps import TapSet, find_taps, unwrapped
+from zaq_plugin.ptq.wrappers import unwrapped
+from zaq_plugin.zero_shot.taps import TapSet, find_taps
 from zaq_plugin.zero_shot.twins import twin
 
 
