@@ -15,7 +15,7 @@ _PARALLEL = "module."
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside `DataParallel` and its like, `AveragedModel`, or what ``torch.compile`` gave.
+    """The model inside `DataParallel` and its like, `AveragedModel`, or a compiled module.
 
     One inside the other is unwrapped, too; any other module is given back as it is. Nothing is
     changed or copied. Hooks of the wrapper itself are lost.

@@ -7,7 +7,8 @@ the stretches between nodes that all later data passes through.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,16 +18,41 @@ from torch import Tensor, fx, nn
 from zaq_plugin.zero_shot.block import Block, Call
 from zaq_plugin.zero_shot.graph_blocks import graph_blocks
 from zaq_plugin.zero_shot.hosts import host_of
-from zaq_plugin.zero_shot.quantizers import weight_slots
+from zaq_plugin.zero_shot.quantizers import WeightSlot, weight_slots
 
 LARGEST_BLOCK = 8
 """Modules with more quantized weights than this are cut further where they can be."""
 
 
+class Blocks(list[Block]):
+    """Blocks in the order of execution.
+
+    Attributes:
+        uncovered: For each weight fake-quantizer that lies in no block the reason.
+    """
+
+    def __init__(self, blocks: Iterable[Block], uncovered: Mapping[str, str]) -> None:
+        super().__init__(blocks)
+        self.uncovered = dict(uncovered)
+
+    def note(self) -> str:
+        """What is left to error feedback or to the nearest levels, and why; empty if nothing is."""
+        told = [
+            f"{name.partition('.parametrizations.')[0]} ({reason})"
+            for name, reason in self.uncovered.items()
+        ]
+        rest = f" and {len(told) - 4} more" if told[4:] else ""
+        return ", ".join(told[:4]) + rest
+
+
 def find_blocks(
     student: nn.Module, teacher: nn.Module, example: Tensor, largest: int = LARGEST_BLOCK
-) -> list[Block]:
+) -> Blocks:
     """Cut a prepared student into blocks, in the order of execution.
+
+    A weight that is used at several places (a layer called twice, a tied parameter) has no one
+    output to be tuned for and belongs to no block, unless all its uses lie in one; what is left out
+    is told in ``uncovered``.
 
     Args:
         student: The prepared student.
@@ -35,26 +61,51 @@ def find_blocks(
         largest: Modules with more quantized weights are cut further; 1 makes every layer a block.
 
     Raises:
-        ValueError: if a quantized weight lies in no block.
+        ValueError: if no quantized weight lies in any block.
     """
     slots = weight_slots(student, example)
-    names = [slot.name for slot in slots]
+    tied = _tied(slots)
+    names = [slot.name for slot in slots if slot.name not in tied]
     layers_alone = largest == 1 and all(".parametrizations." in name for name in names)
     if isinstance(student, fx.GraphModule) and not layers_alone:
         if not isinstance(teacher, fx.GraphModule):
             raise ValueError("the student is a graph, but the teacher is not: use twin(student).")
-        blocks = graph_blocks(student, teacher, names)
+        blocks, reasons = graph_blocks(student, teacher, names)
     else:
-        blocks = _module_blocks(student, teacher, names, example, largest)
-    covered = {name for block in blocks for name in block.weights}
-    missing = [name for name in names if name not in covered]
-    if missing:
-        shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if missing[4:] else "")
+        blocks, reasons = _module_blocks(student, teacher, names, example, largest)
+    found = Blocks(blocks, tied | reasons)
+    if not blocks:
         raise ValueError(
-            f"no block with one tensor in and one out holds {shown}; such a layer "
-            "cannot be reconstructed by itself. Set reconstruct=False to train without."
+            f"no block with one tensor in and one out holds {found.note()}; such a layer cannot be "
+            "reconstructed by itself, and there is no other. Train without "
+            "(ZeroShotConfig(reconstruct=False)), or use a strategy that does not reconstruct, "
+            "such as 'gptq' or 'pwlq'."
         )
-    return blocks
+    return found
+
+
+def uncovered_weights(
+    student: nn.Module, teacher: nn.Module, example: Tensor, largest: int = LARGEST_BLOCK
+) -> str:
+    """What `find_blocks` leaves out, as text for a note: empty if nothing, or if there is no block.
+
+    Args:
+        student, teacher, example, largest: As for `find_blocks`.
+    """
+    try:
+        return find_blocks(student, teacher, example, largest).note()
+    except ValueError:
+        return ""
+
+
+def _tied(slots: Sequence[WeightSlot]) -> dict[str, str]:
+    """Weights whose parameter feeds several fake-quantizers, with the reason."""
+    feeds = Counter(id(slot.parameter) for slot in slots)
+    return {
+        slot.name: f"its weight is shared by {feeds[id(slot.parameter)]} layers"
+        for slot in slots
+        if feeds[id(slot.parameter)] > 1
+    }
 
 
 @dataclass
@@ -72,7 +123,8 @@ def _module_blocks(
     names: Sequence[str],
     example: Tensor,
     largest: int,
-) -> list[Block]:
+) -> tuple[list[Block], dict[str, str]]:
+    """The blocks, and for each weight in none of them the reason."""
     traces = _trace(student, example)
     host = host_of(student)
     places = {name: host.place_of(student, name) for name in names}
@@ -116,7 +168,22 @@ def _module_blocks(
         )
         for name in chosen
     ]
-    return _with_chains(blocks, example)
+    covered = {name for block in blocks for name in block.weights}
+    reasons = {n: _why_in_none(places[n], traces) for n in names if n not in covered}
+    return _with_chains(blocks, example), reasons
+
+
+def _why_in_none(place: str, traces: Mapping[str, _Trace]) -> str:
+    """Why the layer at a place is no block of its own."""
+    name = place.partition(".parametrizations.")[0]
+    while name and name not in traces:
+        name = name.rpartition(".")[0]
+    trace = traces.get(name)
+    if trace is None or not name:
+        return "no module that is called holds it"
+    if trace.calls > 1:
+        return f"it is called {trace.calls} times"
+    return "it is not called with one tensor to give one"
 
 
 @torch.no_grad()

@@ -72,7 +72,9 @@ def test_a_checkpoint_is_loaded(tmp_path: Path, ending: str, nested: bool) -> No
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "pth"])
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+)
 def test_prefixes_of_compiled_and_parallel_models(tmp_path: Path, ending: str, prefix: str) -> None:
     torch.manual_seed(5)
     given, path = tiny().state_dict(), tmp_path / f"my.{ending}"
