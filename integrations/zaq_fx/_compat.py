@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import torch
 from torch import nn
 from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 from torch.fx import GraphModule

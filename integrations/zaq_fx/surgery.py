@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from zaq_plugin.ptq.wrappers import unwrapped
+
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CONVOLUTIONS: dict[Any, type[nn.Module]] = {
     functional.conv1d: nn.Conv1d,
@@ -51,6 +53,7 @@ def prepare_model(model: nn.Module, *, inplace: bool = False) -> nn.Module:
         ValueError: half precision or complex weights, or none at all.
         TypeError: model is no module.
     """
+    model = unwrapped(model)
     check_float32(model)
     model = model if inplace else copy.deepcopy(model)
     unwrap_norm_activations(model)

@@ -23,6 +23,7 @@ from zaq_nncf.preparation import prepare_model
 from zaq_nncf.settings import Override, Settings, check_bits
 from zaq_nncf.weight_quantizer import PWLQWeightQuantizer
 from zaq_plugin.layers import LAYERS
+from zaq_plugin.ptq.wrappers import unwrapped
 from zaq_plugin.pwlq import QuantSpec
 from zaq_plugin.zero_shot import ZeroShotConfig, ZeroShotLoader
 
@@ -82,6 +83,7 @@ def quantize(
             data and no known image shape, weights that are not finite, or an overflow fix.
         TypeError: a format, calibration or model of an unknown kind.
     """
+    model = unwrapped(model)
     settings = Settings(spec, overrides, learnable)
     bits = check_bits(activations)
     if bias_correction not in ("activations", "nncf", None):

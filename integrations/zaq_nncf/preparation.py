@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from zaq_nncf._compat import is_wrapped
 from zaq_plugin.layers import LAYERS
 from zaq_plugin.ptq import fold_batch_norm
+from zaq_plugin.ptq.wrappers import unwrapped
 from zaq_plugin.student.modes import evaluating
 
 
@@ -46,6 +47,7 @@ def prepare_model(model: nn.Module, example_input: Any = None) -> nn.Module:
     given: object = model
     if not isinstance(given, nn.Module):
         raise TypeError(f"prepare_model expects an nn.Module, got {type(given).__name__}.")
+    model = unwrapped(model)
     if is_wrapped(model):
         raise ValueError(
             f"this {type(model).__name__} is wrapped by NNCF already; pass the float model."

@@ -7,7 +7,6 @@ per tensor needs.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from zaq_plugin.layers import out_features
+from zaq_plugin.ptq.bake import bake_parametrizations, copied
 from zaq_plugin.ptq.bounded import BoundedReLU
 from zaq_plugin.ptq.channels import (
     add_to_bias,
@@ -28,6 +28,7 @@ from zaq_plugin.ptq.channels import (
 )
 from zaq_plugin.ptq.connections import Connection, connections, layer_graph
 from zaq_plugin.ptq.remembered import Remembered
+from zaq_plugin.ptq.wrappers import unwrapped
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -81,7 +82,8 @@ def equalise(
     Raises:
         ValueError: If no two layers are connected.
     """
-    model = copy.deepcopy(model)
+    model = copied(unwrapped(model))
+    bake_parametrizations(model)
     graph = layer_graph(model, example_inputs)
     pairs, skipped = connections(graph)
     model, bounds = _bounded(model, graph, pairs, skipped, replace_relu6)

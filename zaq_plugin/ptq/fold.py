@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from torch import fx, nn
 
+from zaq_plugin.ptq.bake import bake_parametrizations, copied
 from zaq_plugin.ptq.fold_graph import fold_graph
 from zaq_plugin.ptq.fold_modules import find_pairs, fold_pairs
+from zaq_plugin.ptq.wrappers import unwrapped
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Folding:
-    """What folding did: ``(layer, norm)`` pairs, and for each BatchNorm that stayed the reason."""
+    """What folding did.
+
+    Attributes:
+        folded: ``(layer, norm)`` pairs.
+        kept: For each BatchNorm that stayed the reason.
+        baked: Layers whose weight was computed anew at every call (weight_norm, pruning, weight
+            standardisation), and is a plain parameter now.
+    """
 
     folded: tuple[tuple[str, str], ...] = ()
     kept: dict[str, str] = field(default_factory=dict)
+    baked: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"folded {len(self.folded)} BatchNorm, kept {len(self.kept)}"]
@@ -39,9 +48,12 @@ def fold_batch_norm(
     would change what the model computes: a layer called twice, a shared weight, an output used
     elsewhere, batch statistics, a layer whose own forward is not a plain convolution.
 
+    A weight that is computed at every call and constant in evaluation mode (weight_norm,
+    spectral_norm, pruning and other parametrizations) becomes a plain parameter.
+
     Args:
         model: A model in evaluation mode; its function is what is preserved. Half precision stays
-            so (the arithmetic is float64).
+            so (the arithmetic is float64). A compiled or parallel one is unwrapped.
         example_inputs: The tensors that the model is called with. Needed where torch.fx cannot
             trace the model (``torch.export`` follows it then), and for a linear layer before a
             BatchNorm, whose output's rank decides what its channels are.
@@ -61,16 +73,18 @@ def fold_batch_norm(
         raise TypeError(
             f"fold_batch_norm expects an nn.Module, got {type(given).__name__}{way_out}"
         )
+    model = unwrapped(model)  # type: ignore[assignment]
     if model.training and not isinstance(model, fx.GraphModule):  # a graph says it node by node
         raise ValueError(
             f"{type(model).__name__} is in training mode, where BatchNorm uses batch statistics; "
             "call .eval() before folding"
         )
     if not inplace:
-        model = copy.deepcopy(model)
+        model = copied(model)
+    baked = bake_parametrizations(model)
     if isinstance(model, fx.GraphModule):
         folded, kept = fold_graph(model)
     else:
         folded, kept = fold_pairs(model, find_pairs(model, example_inputs))
-    model.zaq_folding = Folding(tuple(folded), kept)  # type: ignore[assignment]
+    model.zaq_folding = Folding(tuple(folded), kept, tuple(baked))  # type: ignore[assignment]
     return model

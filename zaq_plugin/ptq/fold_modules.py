@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.utils import parametrize
 
-from zaq_plugin.layers import CONVOLUTIONS, LAYERS, TRANSPOSED, out_features
+from zaq_plugin.layers import LAYERS, out_features
+from zaq_plugin.ptq.computed_weights import random_input
 from zaq_plugin.ptq.fold_arithmetic import (
     NormStatistics,
     fold_module,
@@ -273,7 +274,7 @@ def _fold_one(layer: nn.Module, norm: nn.Module, stats: NormStatistics) -> nn.Mo
     trial = copy.deepcopy(layer)
     fold_module(trial, stats)
     with torch.no_grad():
-        x = _random_input(layer)
+        x = random_input(layer)
         expected, actual = norm(layer(x)), rest(trial(x))
     tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 3e-2
     limit = tolerance * max(float(expected.abs().max()), 1e-12)
@@ -281,19 +282,6 @@ def _fold_one(layer: nn.Module, norm: nn.Module, stats: NormStatistics) -> nn.Mo
         return None
     fold_module(layer, stats)
     return rest
-
-
-def _random_input(layer: nn.Module) -> Tensor:
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    generator = torch.Generator().manual_seed(0)
-    if isinstance(layer, nn.Linear):
-        shape: tuple[int, ...] = (4, layer.in_features)
-    else:
-        assert isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED))
-        size = [d * (k - 1) + 5 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-        shape = (2, layer.in_channels, *size)
-    return torch.randn(shape, generator=generator).to(weight.device, weight.dtype)
 
 
 def _replace(model: nn.Module, name: str, new: nn.Module) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zaq_plugin.layers import LAYERS, channel_axis
 from zaq_plugin.ptq.frontier import STATES, pareto_frontier
+from zaq_plugin.ptq.output_distance import divergences
 from zaq_plugin.ptq.plan import trace_order
 from zaq_plugin.pwlq import QuantSpec, fake_quantize
 from zaq_plugin.student.modes import evaluating
@@ -34,11 +35,12 @@ class Sensitivities:
 
 
 def kl_divergence(teacher: list[Tensor], student: list[Tensor]) -> float:
-    """Mean KL divergence over samples and positions, classes on axis 1, averaged over outputs."""
-    each = []
-    for t, s in zip(teacher, student, strict=True):
-        log_p, log_q = t.double().log_softmax(1), s.double().log_softmax(1)
-        each.append((log_p.exp() * (log_p - log_q)).sum(1).mean())
+    """Mean KL divergence over samples and positions, classes on axis 1, averaged over outputs.
+
+    An output with one channel counts by its squared error, see `output_distance`.
+    """
+    pairs = zip(teacher, student, strict=True)
+    each = [divergences(t.double(), s.double()).mean() for t, s in pairs]
     return float(torch.stack(each).mean())
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from zaq_plugin.layers import LAYERS, channel_axis, is_depthwise
+from zaq_plugin.ptq.computed_weights import why_not_plain
 from zaq_plugin.pwlq import QuantSpec, UniformSpec, packed_size
 from zaq_plugin.student.layer import own_class
 
@@ -142,7 +143,7 @@ def _blocked(layer: nn.Module) -> str | None:
         return "its weight has a parametrization already; remove or bake it in first"
     if isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return "nn.MultiheadAttention reads this weight without calling the layer"
-    return None
+    return why_not_plain(layer)
 
 
 def _cheaper(layer: nn.Module, weight: Tensor, spec: QuantSpec) -> tuple[QuantSpec, str | None]:

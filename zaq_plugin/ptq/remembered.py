@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zaq_plugin.layers import wide_dtype
 from zaq_plugin.ptq.fold import Folding
+from zaq_plugin.ptq.wrappers import unwrapped
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def remembered_statistics(model: nn.Module, folded: nn.Module) -> Remembered:
     """
     folding = getattr(folded, "zaq_folding", None)
     pairs = folding.folded if isinstance(folding, Folding) else ()
+    model = unwrapped(model)
     found: Remembered = {}
     for layer, norm in pairs:
         place: Any = model.get_submodule(norm)

@@ -6,7 +6,6 @@ float weight stays a trainable parameter) and one on its input (a submodule ``in
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +21,9 @@ from zaq_plugin.fake_quantize import (
 from zaq_plugin.layers import channel_axis, out_features
 from zaq_plugin.observers import MinMaxObserver, TopKMedianObserver
 from zaq_plugin.ptq.auditing import audit
+from zaq_plugin.ptq.bake import bake_parametrizations, copied
 from zaq_plugin.ptq.plan import Activations, Depthwise, Override, make_plan
+from zaq_plugin.ptq.wrappers import unwrapped
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
 
 
@@ -74,7 +75,8 @@ def simulate(
         TypeError: If a grid is neither a spec nor a width.
     """
     _check(model, weights, activations)
-    student = copy.deepcopy(model)
+    student = copied(unwrapped(model))
+    bake_parametrizations(student)
     plans = make_plan(
         student,
         weights,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +10,8 @@ from torch import Tensor, fx, nn
 
 from zaq_plugin.observers import MinMaxObserver
 from zaq_plugin.ptq import audit, fold_batch_norm, simulate
+from zaq_plugin.ptq.bake import copied
+from zaq_plugin.ptq.wrappers import unwrapped
 from zaq_plugin.strategies.images import Real
 from zaq_plugin.strategies.registry import find
 from zaq_plugin.strategies.request import Applied, Request
@@ -88,7 +89,7 @@ def apply(
             (real images, BatchNorm, layers to equalise), or does not exist at these levels or bits.
     """
     start = time.perf_counter()
-    chosen = _resolved(compose(strategy), request)
+    chosen, model = _resolved(compose(strategy), request), unwrapped(model)
     work = _begin(chosen, model, request)
     for stage in chosen.stages:
         with work.timed(stage.name):
@@ -138,7 +139,8 @@ def synthetic_images(
     chosen = compose(strategy)
     if chosen.recipe is None:
         return None
-    work = Work(request, copy.deepcopy(model), model)
+    model = unwrapped(model)
+    work = Work(request, copied(model), model)
     for stage in chosen.stages:
         if isinstance(stage, ImageStage):
             return stage.make(work)
@@ -150,7 +152,7 @@ def _begin(chosen: Strategy, model: nn.Module, request: Request) -> Work:
     if request.levels == "auto" and levels == "pwlq" and request.weight_bits < 3:
         levels = "uniform"
     if isinstance(model, fx.GraphModule):
-        model = copy.deepcopy(model)  # statistics are read through probes in a graph
+        model = copied(model)  # statistics are read through probes in a graph
     work = Work(request, model, model, levels, observer=MinMaxObserver)
     _check_images(chosen, request)
     if levels != request.levels and chosen.levels != levels:

@@ -19,6 +19,7 @@ from zaq_plugin.strategies.images import Distilled
 from zaq_plugin.strategies.stage import Stage, Strategy, Work
 from zaq_plugin.strategies.weights import LeastSquaresWeights
 from zaq_plugin.zero_shot import ReconstructOptions, reconstruct
+from zaq_plugin.zero_shot.blocks import LARGEST_BLOCK, uncovered_weights
 
 ITERATIONS = 300
 
@@ -48,16 +49,25 @@ class Reconstruct(Stage):
         fields = {f: getattr(options, f) for f in options.__dataclass_fields__}
         fields["iterations"] = request.steps(options.iterations)
         fields["batch_size"] = min(options.batch_size, request.batch_size)
+        chosen = ReconstructOptions(**fields)
+        note_uncovered(work, chosen.largest_block)
         results = reconstruct(
             work.student,
             work.teacher,
             work.images,
-            ReconstructOptions(**fields),
+            chosen,
             rng=work.rng(2),
         )
         work.moved = self.name
         better = sum(r.after < r.before for r in results)
         work.notes.append(f"{self.name}: {better} of {len(results)} blocks improved")
+
+
+def note_uncovered(work: Work, largest: int = LARGEST_BLOCK) -> None:
+    """Note the weights that lie in no block: reconstruction leaves them at their levels."""
+    left = uncovered_weights(work.student, work.teacher, work.request.example_inputs[0], largest)
+    if left:
+        work.notes.append(f"not reconstructed: {left}")
 
 
 def refuse_compound(work: Work, what: str) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zaq_plugin.ptq.compensate import compensate_rounding
 from zaq_plugin.strategies.activations import MinMaxActivations
 from zaq_plugin.strategies.images import Distilled, Noise
-from zaq_plugin.strategies.reconstruction import refuse_compound
+from zaq_plugin.strategies.reconstruction import note_uncovered, refuse_compound
 from zaq_plugin.strategies.stage import Stage, Strategy, Work
 from zaq_plugin.strategies.weights import LeastSquaresWeights
 from zaq_plugin.zero_shot import ZeroShotConfig, zero_shot_finetune
@@ -64,13 +64,16 @@ class ZeroShot(Stage):
         """Fine-tune the student in place."""
         refuse_compound(work, self.name)
         request, teacher = work.request, work.teacher
+        config = self.config(work)
+        if config.reconstruct:
+            note_uncovered(work)
 
         def feedback(student: nn.Module, batches: Sequence[Tensor]) -> None:
             compensate_rounding(student, batches, work.folded, seed=request.seed)
 
         result = zero_shot_finetune(
             work.student,
-            self.config(work),
+            config,
             image_shape=request.image_shape,
             float_model=work.model,
             teacher=teacher,

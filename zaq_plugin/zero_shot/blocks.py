@@ -7,7 +7,8 @@ the stretches between nodes that all later data passes through.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -22,10 +23,35 @@ LARGEST_BLOCK = 8
 """Modules with more quantized weights than this are cut further where they can be."""
 
 
+class Blocks(list[Block]):
+    """Blocks in the order of execution.
+
+    Attributes:
+        uncovered: For each weight fake-quantizer that lies in no block the reason.
+    """
+
+    def __init__(self, blocks: Iterable[Block], uncovered: Mapping[str, str]) -> None:
+        super().__init__(blocks)
+        self.uncovered = dict(uncovered)
+
+    def note(self) -> str:
+        """What is left to error feedback or to the nearest levels, and why; empty if nothing is."""
+        told = [
+            f"{name.partition('.parametrizations.')[0]} ({reason})"
+            for name, reason in self.uncovered.items()
+        ]
+        rest = f" and {len(told) - 4} more" if told[4:] else ""
+        return ", ".join(told[:4]) + rest
+
+
 def find_blocks(
     student: nn.Module, teacher: nn.Module, example: Tensor, largest: int = LARGEST_BLOCK
-) -> list[Block]:
+) -> Blocks:
     """Cut a prepared student into blocks, in the order of execution.
+
+    A weight that is used at several places (a layer called twice, a tied parameter) has no one
+    output to be tuned for and belongs to no block, unless all its uses lie in one; what is left out
+    is told in ``uncovered``.
 
     Args:
         student: The prepared student.
@@ -34,26 +60,53 @@ def find_blocks(
         largest: Modules with more quantized weights are cut further; 1 makes every layer a block.
 
     Raises:
-        ValueError: if a quantized weight lies in no block.
+        ValueError: if no quantized weight lies in any block.
     """
     layers = reached_layers(student, example)
+    tied = _tied(layers)
+    layers = [layer for layer in layers if layer.slot.name not in tied]
     names = [layer.slot.name for layer in layers]
     layers_alone = largest == 1 and all(".parametrizations." in name for name in names)
     if isinstance(student, fx.GraphModule) and not layers_alone:
         if not isinstance(teacher, fx.GraphModule):
             raise ValueError("the student is a graph, but the teacher is not: use twin(student).")
-        blocks = graph_blocks(student, teacher, names)
+        blocks, reasons = graph_blocks(student, teacher, names)
     else:
-        blocks = _module_blocks(student_of(student), teacher, layers, example, largest)
-    covered = {name for block in blocks for name in block.weights}
-    missing = [name for name in names if name not in covered]
-    if missing:
-        shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if missing[4:] else "")
+        view = student_of(student)
+        blocks, reasons = _module_blocks(view, teacher, layers, example, largest)
+    found = Blocks(blocks, tied | reasons)
+    if not blocks:
         raise ValueError(
-            f"no block with one tensor in and one out holds {shown}; such a layer "
-            "cannot be reconstructed by itself. Set reconstruct=False to train without."
+            f"no block with one tensor in and one out holds {found.note()}; such a layer cannot be "
+            "reconstructed by itself, and there is no other. Train without "
+            "(ZeroShotConfig(reconstruct=False)), or use a strategy that does not reconstruct, "
+            "such as 'gptq' or 'pwlq'."
         )
-    return blocks
+    return found
+
+
+def uncovered_weights(
+    student: nn.Module, teacher: nn.Module, example: Tensor, largest: int = LARGEST_BLOCK
+) -> str:
+    """What `find_blocks` leaves out, as text for a note: empty if nothing, or if there is no block.
+
+    Args:
+        student, teacher, example, largest: As for `find_blocks`.
+    """
+    try:
+        return find_blocks(student, teacher, example, largest).note()
+    except ValueError:
+        return ""
+
+
+def _tied(layers: Sequence[QuantLayer]) -> dict[str, str]:
+    """Weights whose parameter feeds several fake-quantizers, with the reason."""
+    feeds = Counter(id(layer.parameter) for layer in layers)
+    return {
+        layer.slot.name: f"its weight is shared by {feeds[id(layer.parameter)]} layers"
+        for layer in layers
+        if feeds[id(layer.parameter)] > 1
+    }
 
 
 @dataclass
@@ -71,7 +124,8 @@ def _module_blocks(
     layers: Sequence[QuantLayer],
     example: Tensor,
     largest: int,
-) -> list[Block]:
+) -> tuple[list[Block], dict[str, str]]:
+    """The blocks, and for each weight in none of them the reason."""
     student = view.model
     traces = _trace(student, example)
     places = {layer.slot.name: f"{layer.name}.weight" for layer in layers}
@@ -115,7 +169,22 @@ def _module_blocks(
         )
         for name in chosen
     ]
-    return _with_chains(blocks, example)
+    covered = {name for block in blocks for name in block.weights}
+    reasons = {n: _why_in_none(at, traces) for n, at in places.items() if n not in covered}
+    return _with_chains(blocks, example), reasons
+
+
+def _why_in_none(place: str, traces: Mapping[str, _Trace]) -> str:
+    """Why the layer at a place is no block of its own."""
+    name = place.removesuffix(".weight")
+    while name and name not in traces:
+        name = name.rpartition(".")[0]
+    trace = traces.get(name)
+    if trace is None or not name:
+        return "no module that is called holds it"
+    if trace.calls > 1:
+        return f"it is called {trace.calls} times"
+    return "it is not called with one tensor to give one"
 
 
 @torch.no_grad()

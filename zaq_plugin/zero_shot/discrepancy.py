@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.ptq.output_distance import agreements, divergences, is_single
+
 
 def output_discrepancy(teacher: Tensor, student: Tensor) -> Tensor:
     """D_o = (1/N) ||P(x) - Q(x)||_1, N the number of output values; a scalar."""
@@ -20,22 +22,28 @@ def output_discrepancy(teacher: Tensor, student: Tensor) -> Tensor:
 def teacher_divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(P || Q) of the class distributions, mean over the batch (and positions); a scalar.
 
+    For an output with one channel, where a distribution over classes says nothing, the squared
+    error relative to the teacher's spread over the batch.
+
     Args:
-        teacher: Logits (B, K) or (B, K, ...).
+        teacher: Logits (B, K) or (B, K, ...); (B,), (B, 1) or (B, 1, ...) is one channel.
         student: Logits of the same shape.
-        temperature: Softens both; the result is scaled by its square, as in distillation.
+        temperature: Softens both classes' logits; the result is scaled by its square, as in
+            distillation. It says nothing to one channel.
     """
     _check_same_shape("teacher_divergence", teacher, student)
-    log_p = torch.log_softmax(teacher / temperature, dim=1)
-    log_q = torch.log_softmax(student / temperature, dim=1)
-    each = (log_p.exp() * (log_p - log_q)).sum(dim=1)
-    return each.mean() * temperature**2
+    factor = 1.0 if is_single(teacher) else temperature**2
+    return divergences(teacher, student, temperature=temperature).mean() * factor
 
 
 def agreement(teacher: Tensor, student: Tensor) -> Tensor:
-    """Share of samples (and positions) whose top class is the same; a scalar in 0..1."""
+    """Share of samples (and positions) whose top class is the same; a scalar in 0..1.
+
+    With one channel, the share on the same side of 0 (of the teacher's mean, if all its values have
+    one sign).
+    """
     _check_same_shape("agreement", teacher, student)
-    return (teacher.argmax(dim=1) == student.argmax(dim=1)).float().mean()
+    return agreements(teacher, student).mean()
 
 
 def channel_relation_map(features: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.ptq.wrappers import unwrapped
 from zaq_plugin.student.modes import frozen
 from zaq_plugin.zero_shot.bn_statistics import BatchNormLoss
 from zaq_plugin.zero_shot.dead_leaves import dead_leaves
@@ -102,7 +103,7 @@ def distill_images(
     Returns:
         (count, C, H, W) float32, in the model's normalisation, between black and white.
     """
-    options = options or DistillOptions()
+    model, options = unwrapped(model), options or DistillOptions()
     statistics = statistics or ImageStatistics.for_channels(image_shape[0])
     rng = rng or torch.Generator().manual_seed(0)
     if device is None:

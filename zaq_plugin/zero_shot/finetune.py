@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from zaq_plugin.ptq.wrappers import unwrapped
 from zaq_plugin.zero_shot.alternatives import Alternative
 from zaq_plugin.zero_shot.config import ZeroShotConfig
 from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs
@@ -65,6 +66,7 @@ def zero_shot_finetune(
         ValueError: if nothing is quantized, or a checkpoint belongs to other settings.
         TrainingDiverged: if the loss or its gradient becomes NaN or infinite.
     """
+    float_model = None if float_model is None else unwrapped(float_model)
     modes = {m: m.training for m in student.modules()}
     run = Run(
         student,

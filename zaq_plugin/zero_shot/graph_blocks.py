@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 
 from torch import Tensor, fx
@@ -13,8 +14,12 @@ from zaq_plugin.zero_shot.block import Block
 
 def graph_blocks(
     student: fx.GraphModule, teacher: fx.GraphModule, names: Sequence[str]
-) -> list[Block]:
+) -> tuple[list[Block], dict[str, str]]:
     """Blocks of a prepared graph: stretches between nodes that all later data passes through.
+
+    Returns:
+        The blocks, and for each weight that several of them use, or none, the reason why it is in
+        none.
 
     Args:
         student: The prepared graph.
@@ -25,6 +30,14 @@ def graph_blocks(
     held = {node: _held(student, node, names) for node in nodes}
     cuts = _cuts(student, held)
     stretches = [(a, b, _stretch_weights(a, b, held)) for a, b in itertools.pairwise(cuts)]
+    uses = Counter(name for _, _, inside in stretches for name in inside)
+    reasons = {name: f"it is used in {uses[name]} places" for name in names if uses[name] > 1}
+    reasons |= {
+        name: "no part of the graph with one tensor in and one out holds it"
+        for name in names
+        if not uses[name]
+    }
+    stretches = [(a, b, [n for n in inside if n not in reasons]) for a, b, inside in stretches]
     # What holds no weight belongs to the block before it, but an activation's quantizer to the
     # block after it, which it feeds.
     bounds: list[tuple[fx.Node, fx.Node, list[str]]] = []
@@ -69,7 +82,7 @@ def graph_blocks(
             )
         )
         ends.append(last)
-    return blocks
+    return blocks, reasons
 
 
 def _held(model: fx.GraphModule, node: fx.Node, names: Sequence[str]) -> list[str]:

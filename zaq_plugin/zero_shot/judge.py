@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.ptq.output_distance import agreements, divergences, spread, threshold
 from zaq_plugin.student.modes import copied_state, to_evaluation
 from zaq_plugin.zero_shot.outputs import OutputAdapter
 
@@ -22,8 +23,10 @@ class Verdict:
 
     Attributes:
         label: Which state: ``start``, ``reconstructed``, ``step 300``, ``average at step 300``.
-        divergence: Mean distance of its outputs from the teacher's.
-        agreement: Share of images (and positions) whose top class is the teacher's.
+        divergence: Mean distance of its outputs from the teacher's; for an output with one channel
+            the squared error relative to the teacher's spread, unless the loss is ``l1``.
+        agreement: Share of images (and positions) whose top class is the teacher's; with one
+            channel, of those on the teacher's side (of 0, or of its mean).
         accepted: Whether it became the best state.
     """
 
@@ -48,7 +51,8 @@ class Judge:
         teacher: P.
         images: (N, C, H, W) validation images.
         adapter: From the model's output to tensors.
-        loss: ``kl`` or ``l1``, the divergence.
+        loss: ``kl`` or ``l1``, the divergence; ``kl`` of an output with one channel is the squared
+            error relative to the teacher's spread over all images.
         certainty: See above.
     """
 
@@ -62,6 +66,9 @@ class Judge:
     ) -> None:
         self.images, self.adapter, self.loss, self.certainty = images, adapter, loss, certainty
         self.targets = self._outputs(teacher)
+        whole = [torch.cat(parts) for parts in zip(*self.targets, strict=True)]
+        self._spreads = [spread(output) for output in whole]
+        self._borders = [threshold(output) for output in whole]
         self.history: list[Verdict] = []
         self.best: Verdict | None = None
         self.best_state: dict[str, Tensor] = {}
@@ -99,9 +106,14 @@ class Judge:
         each, agreeing = [], []
         for teacher_parts, student_parts in zip(self.targets, self._outputs(student), strict=True):
             pairs = list(zip(teacher_parts, student_parts, strict=True))
-            each.append(torch.stack([_per_sample(t, s, self.loss) for t, s in pairs]).mean(0))
+            apart = [
+                _per_sample(t, s, self.loss, scale)
+                for (t, s), scale in zip(pairs, self._spreads, strict=True)
+            ]
+            each.append(torch.stack(apart).mean(0))
             same = [
-                (t.argmax(1) == s.argmax(1)).float().reshape(len(t), -1).mean(1) for t, s in pairs
+                agreements(t, s, divide=border)
+                for (t, s), border in zip(pairs, self._borders, strict=True)
             ]
             agreeing.append(torch.stack(same).mean(0))
         return torch.cat(each).double(), torch.cat(agreeing).double()
@@ -156,9 +168,7 @@ def _standard_error(values: Tensor) -> float:
     return float(values.std(correction=0)) / math.sqrt(max(1, len(values)))
 
 
-def _per_sample(teacher: Tensor, student: Tensor, loss: str) -> Tensor:
+def _per_sample(teacher: Tensor, student: Tensor, loss: str, scale: Tensor) -> Tensor:
     if loss == "l1":
         return (teacher - student).abs().reshape(len(teacher), -1).mean(1)
-    log_p, log_q = torch.log_softmax(teacher, 1), torch.log_softmax(student, 1)
-    each = (log_p.exp() * (log_p - log_q)).sum(1)
-    return each.reshape(len(teacher), -1).mean(1)
+    return divergences(teacher, student, scale=scale)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.ptq.wrappers import unwrapped
 from zaq_plugin.student import twin
 from zaq_plugin.student.fake_quantizers import fake_quantizers
 from zaq_plugin.student.modes import freeze_batch_norm, frozen, to_evaluation
@@ -25,7 +26,7 @@ from zaq_plugin.zero_shot.distill import DistillOptions, distill_images
 from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs, detached, mean_over
 from zaq_plugin.zero_shot.sources import ImageSource
 from zaq_plugin.zero_shot.statistics import ImageStatistics
-from zaq_plugin.zero_shot.taps import TapSet, find_taps, unwrapped
+from zaq_plugin.zero_shot.taps import TapSet, find_taps
 
 logger = logging.getLogger(__name__)
 

@@ -19,19 +19,6 @@ from zaq_plugin.student.fake_quantizers import is_weight_quantizer
 from zaq_plugin.zero_shot.bn_statistics import BatchNormProbe
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel, DataParallel or a compiled module."""
-    while True:
-        inner = getattr(model, "module", None)
-        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            del inner
-            return model
-
-
 def find_taps(
     model: nn.Module, example: Tensor, pattern: str | Sequence[str] | None = None
 ) -> list[str]:

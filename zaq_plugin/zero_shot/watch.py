@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from zaq_plugin.ptq.wrappers import unwrapped
 from zaq_plugin.zero_shot.discrepancy import feature_discrepancy
 from zaq_plugin.zero_shot.loader import ZeroShotLoader
-from zaq_plugin.zero_shot.taps import unwrapped
 
 
 @torch.no_grad()

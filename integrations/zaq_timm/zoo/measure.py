@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.ptq.output_distance import agreements, divergences
 from zaq_plugin.zero_shot import all_outputs
 
 Model = Callable[[Tensor], object]
@@ -20,8 +21,10 @@ class Distance:
 
     Attributes:
         divergence: mean Kullback-Leibler divergence of the second's softmax from the first's, in
-            nats, over images (and positions, and outputs).
-        agreement: share of images with the same top class, in percent.
+            nats, over images (and positions, and outputs); of an output with one channel the
+            squared error relative to the first's spread.
+        agreement: share of images with the same top class, in percent; of an output with one
+            channel, of those on the same side of 0 (of the first's mean, if all have one sign).
         sqnr_db: signal to quantization noise of the raw outputs, in dB.
         images: how many.
     """
@@ -58,26 +61,15 @@ def distance(first: list[Tensor], second: list[Tensor]) -> Distance:
     shapes = [[tuple(t.shape) for t in side] for side in (first, second)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"the quantized model's outputs are {shapes[1]}, the float's {shapes[0]}.")
-    divergences, agreements, signal, noise = [], [], 0.0, 0.0
+    apart, alike, signal, noise = [], [], 0.0, 0.0
     for p, q in zip(first, second, strict=True):
-        p, q = _classes(p), _classes(q)
-        divergences.append(float(kl_divergence(p, q).mean()))
-        agreements.append(float((p.argmax(1) == q.argmax(1)).double().mean()))
+        apart.append(float(divergences(p.double(), q.double()).clamp(min=0).mean()))
+        alike.append(float(agreements(p, q).double().mean()))
         signal += float(p.double().square().sum())
         noise += float((p.double() - q.double()).square().sum())
     ratio = math.inf if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise)
-    count = len(agreements)
-    return Distance(sum(divergences) / count, 100 * sum(agreements) / count, ratio, len(first[0]))
-
-
-def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
-    """KL(softmax p || softmax q) over axis 1, float64, without that axis."""
-    log_p, log_q = torch.log_softmax(p.double(), 1), torch.log_softmax(q.double(), 1)
-    return (log_p.exp() * (log_p - log_q)).sum(1).clamp(min=0)
-
-
-def _classes(x: Tensor) -> Tensor:
-    return x.reshape(len(x), -1) if x.dim() < 2 else x
+    count = len(alike)
+    return Distance(sum(apart) / count, 100 * sum(alike) / count, ratio, len(first[0]))
 
 
 def accuracy(

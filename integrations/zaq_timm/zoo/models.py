@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.ptq.wrappers import without_prefixes
 from zaq_timm.zoo.errors import LeftOut
 from zaq_timm.zoo.references import Reference, import_timm
 from zaq_timm.zoo.settings import Settings, input_shape
@@ -137,6 +138,8 @@ def _call(name: str) -> nn.Module:
 def load_weights(model: nn.Module, path: Path) -> None:
     """Loads a checkpoint: safetensors, or a torch file that holds nothing but tensors.
 
+    Names may have the prefixes of compiled and parallel models (``_orig_mod.``, ``module.``).
+
     Raises:
         LeftOut: the file is no checkpoint, holds code, or belongs to another model.
     """
@@ -145,6 +148,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     except (OSError, ValueError) as error:
         raise LeftOut(str(error)) from error
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    state = without_prefixes(state, own)
     given = {name: tuple(value.shape) for name, value in state.items()}
     optional = {name for name in own if name.endswith("num_batches_tracked")}
     missing = sorted(own.keys() - given.keys() - optional)
@@ -194,7 +198,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             break
     if not isinstance(held, Mapping) or not all(isinstance(v, Tensor) for v in held.values()):
         raise ValueError(f"{path.name} holds no state_dict: names and tensors are expected")
-    return {str(name).removeprefix("module."): value for name, value in held.items()}
+    return {str(name): value for name, value in held.items()}
 
 
 def _inputs(model: nn.Module, settings: Settings) -> Inputs:

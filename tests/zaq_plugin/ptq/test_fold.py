@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from zaq_plugin import UniformSpec
+from zaq_plugin.ptq import simulate
 from zaq_plugin.ptq.fold import fold_batch_norm
 
 
@@ -250,11 +252,9 @@ def test_frozen_and_fused_norms() -> None:
     check_same_function(fused, x, traced)
 
 
-class StandardisedConv(nn.Conv2d):
+class AttentiveConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
-        mean = self.weight.mean((1, 2, 3), keepdim=True)
-        std = self.weight.std((1, 2, 3), keepdim=True)
-        return self._conv_forward(x, (self.weight - mean) / std, self.bias)
+        return self._conv_forward(x, self.weight + x.mean().sigmoid(), self.bias)
 
 
 def refusals() -> list[tuple[str, nn.Module, str]]:
@@ -265,7 +265,7 @@ def refusals() -> list[tuple[str, nn.Module, str]]:
     other.weight = tied.weight
     hooked = nn.Conv2d(3, 3, 1)
     hooked.register_forward_hook(lambda module, args, output: output * 2)
-    normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 1))
+    quantized = simulate(nn.Sequential(nn.Conv2d(3, 3, 1)), UniformSpec(8), None)[0]
     reused = nn.BatchNorm2d(3)
 
     class TwoUsers(Pair):
@@ -284,13 +284,13 @@ def refusals() -> list[tuple[str, nn.Module, str]]:
         ("two users", TwoUsers(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), "also used elsewhere"),
         ("reads", ReadsWeight(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), "is read elsewhere"),
         ("hooks", Pair(hooked, nn.BatchNorm2d(3)), "forward hooks"),
-        ("weight norm", Pair(normed, nn.BatchNorm2d(3)), "parametrization"),
+        ("quantized", Pair(quantized, nn.BatchNorm2d(3)), "parametrization"),
         (
             "no statistics",
             Pair(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False)),
             "track_running_stats=False",
         ),
-        ("standardised", Pair(StandardisedConv(3, 3, 3), nn.BatchNorm2d(3)), "not a plain layer"),
+        ("by its input", Pair(AttentiveConv(3, 3, 3), nn.BatchNorm2d(3)), "not a plain layer"),
         ("no layer", Pair(nn.MaxPool2d(2), nn.BatchNorm2d(3)), "no convolution or linear layer"),
     ]
 

@@ -201,3 +201,36 @@ def test_a_state_with_as_good_a_claim_needs_no_more_than_to_be_better() -> None:
         other = referee.look(Other(0.0, noise=noise), "gptq", certainty=certainty)
         assert (other.divergence < first.divergence) is (noise < 0.5)
         assert other.accepted is accepted, (noise, certainty)
+
+
+class One(nn.Module):
+    """One output: the sum of its input, scaled and shifted by noise of its own."""
+
+    def __init__(self, error: float, mask: bool) -> None:
+        super().__init__()
+        self.error, self.mask = nn.Parameter(torch.tensor(error)), mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        rng = torch.Generator().manual_seed(len(x))
+        answer = x if self.mask else x.sum(1, keepdim=True)
+        return answer + self.error * torch.randn(answer.shape, generator=rng)
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_one_output_is_judged_by_its_error(mask: bool) -> None:
+    shape = (100, 1, 4, 4) if mask else (100, 5)  # more than one batch of the judge's
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    referee = Judge(One(0.0, mask), x, all_outputs, "kl")
+    verdicts = [referee.look(One(e, mask), str(e)) for e in (0.4, 0.1, 0.8, 0.0)]
+    assert [v.accepted for v in verdicts] == [True, True, False, True]
+    near, far = verdicts[1], verdicts[2]
+    assert 0 < near.divergence < verdicts[0].divergence < far.divergence
+    assert far.agreement < verdicts[0].agreement < near.agreement < 1
+    assert (verdicts[3].divergence, verdicts[3].agreement) == (0, 1)
+    target = torch.cat([part[0] for part in referee.targets]).double()
+    noise = [
+        torch.randn(len(p), *target.shape[1:], generator=torch.Generator().manual_seed(len(p)))
+        for p in x.split(64)
+    ]
+    expected = (0.4 * torch.cat(noise)).double().square().mean() / target.var(correction=0)
+    assert verdicts[0].divergence == pytest.approx(float(expected), rel=1e-4)

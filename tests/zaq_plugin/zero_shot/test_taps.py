@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.ptq.wrappers import unwrapped
 from zaq_plugin.student import twin
-from zaq_plugin.zero_shot.taps import TapSet, find_taps, unwrapped
+from zaq_plugin.zero_shot.taps import TapSet, find_taps
 
 
 def test_last_map_at_each_size(

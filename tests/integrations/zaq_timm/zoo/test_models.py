@@ -71,6 +71,21 @@ def test_a_checkpoint_is_loaded(tmp_path: Path, ending: str, nested: bool) -> No
     assert loaded.weights == f"checkpoint my.{ending}"
 
 
+@pytest.mark.parametrize("ending", ["safetensors", "pth"])
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+)
+def test_prefixes_of_compiled_and_parallel_models(tmp_path: Path, ending: str, prefix: str) -> None:
+    torch.manual_seed(5)
+    given, path = tiny().state_dict(), tmp_path / f"my.{ending}"
+    wrapped = {f"{prefix}{k}": v.clone() for k, v in given.items()}
+    save_file(wrapped, path) if ending == "safetensors" else torch.save(wrapped, path)
+    fresh = tiny()
+    assert not all(torch.equal(v, given[k]) for k, v in fresh.state_dict().items())
+    load_weights(fresh, path)
+    assert all(torch.equal(v, given[k]) for k, v in fresh.state_dict().items())
+
+
 def test_a_checkpoint_of_another_model_is_told(tmp_path: Path) -> None:
     path = tmp_path / "my.safetensors"
     save_file(timm.create_model("test_resnet", num_classes=7).state_dict(), path)

@@ -1,0 +1,61 @@
+"""Wrappers around a model that compute what the model computes: parallel and compiled ones."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TypeVar
+
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+ValueT = TypeVar("ValueT")
+
+_PARALLEL = "module."
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside `DataParallel` and its like, `AveragedModel`, or a compiled module.
+
+    One inside the other is unwrapped, too; any other module is given back as it is. Nothing is
+    changed or copied. Hooks of the wrapper itself are lost.
+    """
+    while True:
+        inner: object = None
+        if isinstance(model, DataParallel | DistributedDataParallel | AveragedModel):
+            inner = model.module
+        elif "_orig_mod" in model._modules:  # what torch.compile gives has no public class
+            inner = model._modules["_orig_mod"]
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def without_prefixes(
+    state: Mapping[str, ValueT], expected: Collection[str] = ()
+) -> dict[str, ValueT]:
+    """A state dict's entries without the names that wrappers add, in whatever order they stand.
+
+    ``torch.compile`` adds ``_orig_mod``, of the model or of a part of it; `DataParallel` and its
+    like put ``module.`` before every name, and `AveragedModel` counts in ``n_averaged``.
+
+    Args:
+        state: Names and tensors.
+        expected: The model's own names; where they are the state's, nothing is removed.
+    """
+    names = dict(state)
+    while set(names) != set(expected):
+        shorter = {_without_compiled(name): value for name, value in names.items()}
+        if len(shorter) < len(names):
+            break  # two names would become one
+        inside = {name: value for name, value in shorter.items() if name != "n_averaged"}
+        if inside and all(name.startswith(_PARALLEL) for name in inside):
+            shorter = {name.removeprefix(_PARALLEL): value for name, value in inside.items()}
+        if set(shorter) == set(names):
+            break
+        names = shorter
+    return names
+
+
+def _without_compiled(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
