@@ -10,6 +10,7 @@ import warnings
 from typing import Any
 
 import torch
+import torch.ao.nn.intrinsic as nni
 import torch.ao.nn.intrinsic.qat as nniqat
 import torch.ao.nn.qat as nnqat
 from torch import Tensor, nn
@@ -22,6 +23,9 @@ HOST_WARNINGS = (
     (r"(?s).*reduce_range will be deprecated", UserWarning),
 )
 """The host's announcements of its own end, as (message pattern, category)."""
+
+LeafModule = nni._FusedModule
+"""The base of modules that the host's tracer does not look into, whatever package they are from."""
 
 _SLOW_PATH = "_enable_slow_path_for_better_numerical_stability"
 _ATTRS = "_observed_graph_module_attrs"
