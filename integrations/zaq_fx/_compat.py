@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import torch.ao.nn.intrinsic as nni
 from torch import nn
 from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 from torch.fx import GraphModule
@@ -19,6 +20,9 @@ HOST_WARNINGS = (
     (r"(?s).*reduce_range will be deprecated", UserWarning),
 )
 """The host's announcements of its own end, as (message pattern, category)."""
+
+LeafModule = nni._FusedModule
+"""The base of modules that the host's tracer does not look into, whatever package they are from."""
 
 _SLOW_PATH = "_enable_slow_path_for_better_numerical_stability"
 _ATTRS = "_observed_graph_module_attrs"

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.ao.nn.intrinsic.qat as nniqat
+import torch.ao.nn.quantized as nnq
 import torch.ao.nn.quantized.reference as nnqr
 from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantizeBase, ObserverBase
@@ -78,10 +79,68 @@ class SnappedReference:
             packed = quantize(weight.detach(), found.spec, found.ch_axis, edges=found.edges)
             module = with_parameter(module, "weight", packed.dequantize())
         made: nn.Module = self.reference.from_float(module, weight_qparams)  # type: ignore[attr-defined]
+        if self.reference in UNLOWERED and not kernel_is_right(made):
+            made.__class__ = UNLOWERED[self.reference]
         return made
 
     def __repr__(self) -> str:
         return f"SnappedReference({self.reference.__name__})"
+
+
+class ConvTranspose1d(nnqr.ConvTranspose1d):
+    """Not lowered, see `kernel_is_right`: the host lowers exact types only."""
+
+
+class ConvTranspose2d(nnqr.ConvTranspose2d):
+    """See `ConvTranspose1d`."""
+
+
+class ConvTranspose3d(nnqr.ConvTranspose3d):
+    """See `ConvTranspose1d`."""
+
+
+UNLOWERED: dict[Any, Any] = {
+    made.__bases__[0]: made for made in (ConvTranspose1d, ConvTranspose2d, ConvTranspose3d)
+}
+_KERNELS: dict[Any, Any] = {
+    nnqr.ConvTranspose1d: nnq.ConvTranspose1d,
+    nnqr.ConvTranspose2d: nnq.ConvTranspose2d,
+    nnqr.ConvTranspose3d: nnq.ConvTranspose3d,
+}
+
+
+@torch.no_grad()
+def kernel_is_right(reference: nn.Module) -> bool:
+    """Whether the int8 kernel of a transposed convolution computes what the float operator does.
+
+    Those of several engines do not for some numbers of channels (onednn, which x86 stands for:
+    unless a group has as many inputs as outputs). So the kernel is tried: on noise, with the
+    layer's own weight and options.
+
+    Args:
+        reference: A reference quantized transposed convolution.
+
+    Returns:
+        False also if the engine has no such kernel.
+    """
+    layer: Any = reference
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, layer.in_channels, *[2 * max(layer.dilation) + 1] * len(layer.kernel_size))
+    noise = torch.quantize_per_tensor(
+        torch.rand(shape, generator=generator) - 0.25, 1 / 127, 32, torch.quint8
+    )
+    plain = copy.deepcopy(layer).cpu()
+    expected = plain(noise.dequantize())
+    scale = float((expected.max() - expected.min()).clamp(min=1e-6)) / 200
+    zero_point = int((-expected.min() / scale).round().clamp(0, 255)) + 20
+    zero_point = min(zero_point, 255)
+    try:
+        kernel = _KERNELS[type(reference)].from_reference(plain, scale, zero_point)
+        found = kernel(noise).dequantize()
+    except (RuntimeError, AssertionError):
+        return False
+    low, high = -zero_point * scale, (255 - zero_point) * scale
+    return bool((found - expected.clamp(low, high)).abs().max() <= 1.5 * scale)
 
 
 def with_parameter(module: nn.Module, name: str, value: Tensor | None) -> nn.Module:
@@ -143,6 +202,8 @@ _WEIGHTED = (
     nnqr.ConvTranspose3d,
     nnqr.Linear,
 )
+_JOINING = (torch.cat, torch.stack)
+"""Operators that the host wants all inputs of on one grid; see `zaq_fx.joining`."""
 
 
 def pwlq_backend_config(base: BackendConfig | None = None) -> BackendConfig:
@@ -152,12 +213,15 @@ def pwlq_backend_config(base: BackendConfig | None = None) -> BackendConfig:
         base: The configuration to start from; torch's native one (fbgemm, x86, onednn, qnnpack).
 
     Returns:
-        A new configuration with the same patterns, in which convolutions and linear layers go
-        through `SnappedReference`, and Conv-BN survives a zero gamma in training.
+        A new configuration in which convolutions and linear layers go through `SnappedReference`,
+        Conv-BN survives a zero gamma in training, and every input of a concatenation keeps a grid
+        of its own.
     """
     note_host()
     made = BackendConfig("zaq_pwlq")
     for pattern in (base or get_native_backend_config()).configs:
+        if pattern.pattern in _JOINING:
+            continue
         ours = copy.copy(pattern)
         if ours.reference_quantized_module in _WEIGHTED:
             ours.reference_quantized_module = SnappedReference(ours.reference_quantized_module)  # type: ignore[assignment]

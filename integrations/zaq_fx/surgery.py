@@ -1,44 +1,38 @@
-"""What has to happen to a model before FX quantization reaches all of its weights.
+"""What has to happen to a model before FX quantization is right for all of it.
 
+* Computed weights (weight_norm, spectral_norm, pruning) become plain ones.
 * Norm-activation layers (timm's ``BatchNormAct2d``) are traced into a functional batch norm, which
   the host cannot fold: they become BatchNorm, dropout and activation one after the other.
+* Layers and operators that the host lowers to something else stay float, see `zaq_fx.operators`.
+* Writes into tensors become new tensors, see `zaq_fx.writes`.
 * Functional ``F.conv2d`` and ``F.linear`` on a parameter bypass the host's weight handling: they
-  become modules.
+  become modules, see `zaq_fx.functional`.
+* A layer called several times becomes a layer a call, see `zaq_fx.calls`.
+* Padding becomes numbers, transposed convolutions take their BatchNorm, see
+  `zaq_fx.convolutions`.
 """
 
 from __future__ import annotations
 
-import copy
-import warnings
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from torch import Tensor, fx, nn
-from torch.nn import functional
+from torch import nn
 
+from zaq_fx.calls import split_calls
+from zaq_fx.convolutions import fold_transposed, pad_in_numbers
+from zaq_fx.functional import FUNCTIONAL, functional_to_modules, has_functional_candidates
+from zaq_fx.operators import give_affine, keep_layers_float, keep_operators_float
+from zaq_fx.tracing import trace
+from zaq_fx.writes import without_writes
+from zaq_plugin.ptq.bake import bake_parametrizations, copied
 from zaq_plugin.ptq.wrappers import unwrapped
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_CONVOLUTIONS: dict[Any, type[nn.Module]] = {
-    functional.conv1d: nn.Conv1d,
-    functional.conv2d: nn.Conv2d,
-    functional.conv3d: nn.Conv3d,
-    torch.conv1d: nn.Conv1d,
-    torch.conv2d: nn.Conv2d,
-    torch.conv3d: nn.Conv3d,
-}
-FUNCTIONAL = {*_CONVOLUTIONS, functional.linear}
-_CONV_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_LINEAR_ARGUMENTS = ("input", "weight", "bias")
-
-
-class _Tracer(fx.Tracer):
-    """torch.fx's tracer; parameters stay attributes of the modules that own them."""
+_COPIES = "zaq_copies"
+_REMARKS = "zaq_remarks"
 
 
 def prepare_model(model: nn.Module, *, inplace: bool = False) -> nn.Module:
-    """Rewrite a float model so that stock FX quantization reaches all of its weights.
+    """Rewrite a float model so that stock FX quantization is right for all of it.
 
     Args:
         model: A float32 model, in the mode it is to be prepared in (eval for prepare_fx, train for
@@ -46,20 +40,62 @@ def prepare_model(model: nn.Module, *, inplace: bool = False) -> nn.Module:
         inplace: Rewrite this model instead of a copy.
 
     Returns:
-        The model, computing the same function. A GraphModule if it has functional convolutions or
-        linear layers on parameters, else the same class as before.
+        The model, computing the same function. A GraphModule if its graph had to be rewritten, else
+        the same class as before.
 
     Raises:
-        ValueError: half precision or complex weights, or none at all.
+        ValueError: half precision or complex weights, or none at all; functional layers in a model
+            that cannot be traced; writes in place that cannot be told apart.
         TypeError: model is no module.
     """
     model = unwrapped(model)
     check_float32(model)
-    model = model if inplace else copy.deepcopy(model)
+    model = model if inplace else copied(model)
+    baked = bake_parametrizations(model)
     unwrap_norm_activations(model)
-    if _has_functional_candidates(model):
-        model = functional_to_modules(model)
+    keep_layers_float(model)
+    give_affine(model)
+    model, copies = _rewrite_graph(model)
+    remarks = dict.fromkeys(baked, "its computed weight (weight norm, pruning, ...) is a constant")
+    for made, original in copies.items():
+        remarks[made] = f"the same weight as '{original}', which is called more than once"
+    object.__setattr__(model, _COPIES, copies)
+    object.__setattr__(model, _REMARKS, remarks)
     return model
+
+
+def _rewrite_graph(model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
+    """The model, or a GraphModule of it if one of the rewritings found something; the copies."""
+    functional = has_functional_candidates(model)
+    try:
+        traced = trace(model)
+    except ValueError:
+        if functional:
+            raise
+        return model, {}  # preparation will say so, or has a way of its own to trace it
+    changed = without_writes(traced)
+    if functional:
+        traced = functional_to_modules(traced)
+    copies = split_calls(traced)
+    changed += len(copies) + keep_operators_float(traced)
+    changed += pad_in_numbers(traced) + len(fold_transposed(traced))
+    if not (functional or changed):
+        return model, {}
+    traced.graph.lint()
+    traced.recompile()
+    return traced, copies
+
+
+def copies_of(ready: nn.Module) -> dict[str, str]:
+    """Layers that `prepare_model` added for further calls: name -> the layer they copy."""
+    found: dict[str, str] = getattr(ready, _COPIES, {})
+    return found
+
+
+def remarks_of(ready: nn.Module) -> dict[str, str]:
+    """What the audit says of layers that `prepare_model` changed: name -> remark."""
+    found: dict[str, str] = getattr(ready, _REMARKS, {})
+    return found
 
 
 def check_float32(model: nn.Module) -> None:
@@ -109,182 +145,12 @@ def unwrap_norm_activations(model: nn.Module) -> list[str]:
     return found
 
 
-def _has_functional_candidates(model: nn.Module) -> bool:
-    """Whether some module that the tracer enters owns a weight of two or more dimensions.
-
-    The tracer enters everything outside torch.nn, and containers; a weight owned there can only be
-    used by functional calls.
-    """
-    tracer = _Tracer()
-    for name, module in model.named_modules():
-        owns = any(p is not None and p.dim() >= 2 for p in module._parameters.values())
-        if owns and (not name or not tracer.is_leaf_module(module, name)):
-            return True
-    return False
-
-
-def functional_to_modules(model: nn.Module) -> fx.GraphModule:
-    """Trace a model and turn functional convolutions and linear layers into modules.
-
-    A call is turned if its weight (and bias) is a parameter, or is computed from parameters alone
-    and the model is in eval mode (weight standardisation): then the value is computed once.
-
-    Returns:
-        A GraphModule that shares the model's parameters. If nothing could be turned, still the
-        traced model.
-
-    Raises:
-        ValueError: the model cannot be traced.
-    """
-    if isinstance(model, fx.GraphModule):
-        traced = model
-    else:
-        try:
-            graph = _Tracer().trace(model)
-        except Exception as error:
-            raise ValueError(
-                f"torch.fx cannot trace {type(model).__name__} ({error}). FX quantization needs a "
-                "traceable model; zaq_pt2e takes models with control flow."
-            ) from error
-        traced = fx.GraphModule(model, graph, type(model).__name__)
-    for node in list(traced.graph.nodes):
-        if node.op == "call_function" and node.target in FUNCTIONAL:
-            _turn(traced, node)
-    traced.graph.eliminate_dead_code()
-    traced.graph.lint()
-    traced.recompile()
-    traced.train(model.training)
-    return traced
-
-
-def _turn(traced: fx.GraphModule, node: fx.Node) -> None:
-    names = _LINEAR_ARGUMENTS if node.target is functional.linear else _CONV_ARGUMENTS
-    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-    weight = constant(traced, given.get("weight"))
-    bias = constant(traced, given.get("bias"))
-    if weight is None or (given.get("bias") is not None and bias is None):
-        return
-    options = {k: v for k, v in given.items() if k not in _LINEAR_ARGUMENTS}
-    if any(isinstance(v, fx.Node) for v in options.values()):
-        return
-    made = _module(node.target, weight, bias, options)
-    made.train(traced.training)
-    name = _place(traced, _first_attribute(given["weight"]), node, made)
-    with traced.graph.inserting_before(node):
-        call = traced.graph.call_module(name, (given["input"],))
-    call.meta = dict(node.meta)
-    node.replace_all_uses_with(call)
-    traced.graph.erase_node(node)
-
-
-def constant(traced: fx.GraphModule, node: Any) -> Tensor | None:
-    """The value of a graph node that is a parameter, or (eval mode) computed from parameters."""
-    if not isinstance(node, fx.Node):
-        return None
-    if node.op == "get_attr":
-        value = _attribute(traced, str(node.target))
-        return value if isinstance(value, Tensor) else None
-    if traced.training or node.op not in ("call_function", "call_method"):
-        return None
-    env: dict[fx.Node, Any] = {}
-
-    def value_of(n: fx.Node) -> Any:
-        if n not in env:
-            if n.op == "get_attr":
-                env[n] = _attribute(traced, str(n.target))
-            elif n.op in ("call_function", "call_method"):
-                args = fx.map_arg(n.args, value_of)
-                kwargs = fx.map_arg(n.kwargs, value_of)
-                call: Callable[..., Any] = (
-                    n.target if n.op == "call_function" else getattr(args[0], str(n.target))  # type: ignore[assignment]
-                )
-                env[n] = call(*(args if n.op == "call_function" else args[1:]), **kwargs)
-            else:
-                raise _DependsOnInputError
-        return env[n]
-
-    try:
-        with torch.no_grad():
-            value = value_of(node)
-    except _DependsOnInputError:
-        return None
-    return value.detach().clone() if isinstance(value, Tensor) else None
-
-
-class _DependsOnInputError(Exception):
-    """A weight is computed from the model's input."""
-
-
-def _attribute(root: nn.Module, path: str) -> Any:
-    owner, _, name = path.rpartition(".")
-    return getattr(root.get_submodule(owner), name)
-
-
-def _module(target: Any, weight: Tensor, bias: Tensor | None, options: dict[str, Any]) -> nn.Module:
-    with warnings.catch_warnings(), torch.device("meta"):
-        warnings.simplefilter("ignore")
-        if target is functional.linear:
-            made: nn.Module = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
-        else:
-            groups = options.get("groups", 1)
-            made = _CONVOLUTIONS[target](
-                weight.shape[1] * groups,
-                weight.shape[0],
-                tuple(weight.shape[2:]),
-                bias=bias is not None,
-                **options,
-            )
-    made._parameters["weight"] = _as_parameter(weight)
-    if bias is not None:
-        made._parameters["bias"] = _as_parameter(bias)
-    return made
-
-
-def _as_parameter(value: Tensor) -> nn.Parameter:
-    return value if isinstance(value, nn.Parameter) else nn.Parameter(value)
-
-
-def _first_attribute(weight: Any) -> str:
-    """The name of the first parameter that a weight is computed from."""
-    stack = [weight]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, fx.Node):
-            if node.op == "get_attr":
-                return str(node.target)
-            stack.extend(reversed(node.all_input_nodes))
-    return ""
-
-
-def _place(traced: fx.GraphModule, weight: str, node: fx.Node, made: nn.Module) -> str:
-    """Name the new module like its weight's owner if nothing else does, or beside it."""
-    owner, _, leaf = weight.rpartition(".")
-    if owner and leaf == "weight":
-        held = traced.get_submodule(owner)
-        rest = set(held._parameters) - {"weight", "bias"}
-        readers = [n for n in traced.graph.nodes if n.op == "get_attr" and n.target == weight]
-        shared = len(readers) > 1 or sum(len(n.users) for n in readers) > 1
-        if not (rest or held._modules or held._buffers or shared or _called(traced, owner)):
-            # get_attr nodes of the old parameters die with the functional call.
-            traced.set_submodule(owner, made)
-            return owner
-    stem = f"{owner}_{node.name}" if owner else node.name
-    name, number = stem, 0
-    while _exists(traced, name):
-        number += 1
-        name = f"{stem}_{number}"
-    traced.add_submodule(name, made)
-    return name
-
-
-def _called(traced: fx.GraphModule, owner: str) -> bool:
-    """Whether a call_module node already uses this name."""
-    return any(n.op == "call_module" and n.target == owner for n in traced.graph.nodes)
-
-
-def _exists(root: nn.Module, path: str) -> bool:
-    try:
-        root.get_submodule(path)
-    except AttributeError:
-        return False
-    return True
+__all__ = [
+    "FUNCTIONAL",
+    "check_float32",
+    "copies_of",
+    "functional_to_modules",
+    "prepare_model",
+    "remarks_of",
+    "unwrap_norm_activations",
+]

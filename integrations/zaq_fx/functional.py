@@ -1,0 +1,188 @@
+"""Functional convolutions and linear layers on parameters, turned into modules.
+
+``F.conv2d`` and ``F.linear`` on a parameter bypass the host's weight handling.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from zaq_fx.tracing import Tracer, free_name, trace
+
+_CONVOLUTIONS: dict[Any, type[nn.Module]] = {
+    functional.conv1d: nn.Conv1d,
+    functional.conv2d: nn.Conv2d,
+    functional.conv3d: nn.Conv3d,
+    torch.conv1d: nn.Conv1d,
+    torch.conv2d: nn.Conv2d,
+    torch.conv3d: nn.Conv3d,
+}
+FUNCTIONAL = {*_CONVOLUTIONS, functional.linear}
+_CONV_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_LINEAR_ARGUMENTS = ("input", "weight", "bias")
+
+
+def has_functional_candidates(model: nn.Module) -> bool:
+    """Whether some module that the tracer enters owns a weight of two or more dimensions.
+
+    The tracer enters everything outside torch.nn, and containers; a weight owned there can only be
+    used by functional calls.
+    """
+    tracer = Tracer()
+    for name, module in model.named_modules():
+        owns = any(p is not None and p.dim() >= 2 for p in module._parameters.values())
+        if owns and (not name or not tracer.is_leaf_module(module, name)):
+            return True
+    return False
+
+
+def functional_to_modules(model: nn.Module) -> fx.GraphModule:
+    """Trace a model and turn functional convolutions and linear layers into modules.
+
+    A call is turned if its weight (and bias) is a parameter, or is computed from parameters alone
+    and the model is in eval mode (weight standardisation): then the value is computed once.
+
+    Returns:
+        A GraphModule that shares the model's parameters. If nothing could be turned, still the
+        traced model.
+
+    Raises:
+        ValueError: the model cannot be traced.
+    """
+    traced = trace(model)
+    for node in list(traced.graph.nodes):
+        if node.op == "call_function" and node.target in FUNCTIONAL:
+            _turn(traced, node)
+    traced.graph.eliminate_dead_code()
+    traced.graph.lint()
+    traced.recompile()
+    traced.train(model.training)
+    return traced
+
+
+def _turn(traced: fx.GraphModule, node: fx.Node) -> None:
+    names = _LINEAR_ARGUMENTS if node.target is functional.linear else _CONV_ARGUMENTS
+    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    weight = constant(traced, given.get("weight"))
+    bias = constant(traced, given.get("bias"))
+    if weight is None or (given.get("bias") is not None and bias is None):
+        return
+    options = {k: v for k, v in given.items() if k not in _LINEAR_ARGUMENTS}
+    if any(isinstance(v, fx.Node) for v in options.values()):
+        return
+    made = _module(node.target, weight, bias, options)
+    made.train(traced.training)
+    name = _place(traced, _first_attribute(given["weight"]), node, made)
+    with traced.graph.inserting_before(node):
+        call = traced.graph.call_module(name, (given["input"],))
+    call.meta = dict(node.meta)
+    node.replace_all_uses_with(call)
+    traced.graph.erase_node(node)
+
+
+def constant(traced: fx.GraphModule, node: Any) -> Tensor | None:
+    """The value of a graph node that is a parameter, or (eval mode) computed from parameters."""
+    if not isinstance(node, fx.Node):
+        return None
+    if node.op == "get_attr":
+        value = _attribute(traced, str(node.target))
+        return value if isinstance(value, Tensor) else None
+    if traced.training or node.op not in ("call_function", "call_method"):
+        return None
+    env: dict[fx.Node, Any] = {}
+
+    def value_of(n: fx.Node) -> Any:
+        if n not in env:
+            if n.op == "get_attr":
+                env[n] = _attribute(traced, str(n.target))
+            elif n.op in ("call_function", "call_method"):
+                args = fx.map_arg(n.args, value_of)
+                kwargs = fx.map_arg(n.kwargs, value_of)
+                call: Callable[..., Any] = (
+                    n.target if n.op == "call_function" else getattr(args[0], str(n.target))  # type: ignore[assignment]
+                )
+                env[n] = call(*(args if n.op == "call_function" else args[1:]), **kwargs)
+            else:
+                raise _DependsOnInputError
+        return env[n]
+
+    try:
+        with torch.no_grad():
+            value = value_of(node)
+    except _DependsOnInputError:
+        return None
+    return value.detach().clone() if isinstance(value, Tensor) else None
+
+
+class _DependsOnInputError(Exception):
+    """A weight is computed from the model's input."""
+
+
+def _attribute(root: nn.Module, path: str) -> Any:
+    owner, _, name = path.rpartition(".")
+    return getattr(root.get_submodule(owner), name)
+
+
+def _module(target: Any, weight: Tensor, bias: Tensor | None, options: dict[str, Any]) -> nn.Module:
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        if target is functional.linear:
+            made: nn.Module = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+        else:
+            groups = options.get("groups", 1)
+            made = _CONVOLUTIONS[target](
+                weight.shape[1] * groups,
+                weight.shape[0],
+                tuple(weight.shape[2:]),
+                bias=bias is not None,
+                **options,
+            )
+    made._parameters["weight"] = _as_parameter(weight)
+    if bias is not None:
+        made._parameters["bias"] = _as_parameter(bias)
+    return made
+
+
+def _as_parameter(value: Tensor) -> nn.Parameter:
+    return value if isinstance(value, nn.Parameter) else nn.Parameter(value)
+
+
+def _first_attribute(weight: Any) -> str:
+    """The name of the first parameter that a weight is computed from."""
+    stack = [weight]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, fx.Node):
+            if node.op == "get_attr":
+                return str(node.target)
+            stack.extend(reversed(node.all_input_nodes))
+    return ""
+
+
+def _place(traced: fx.GraphModule, weight: str, node: fx.Node, made: nn.Module) -> str:
+    """Name the new module like its weight's owner if nothing else does, or beside it."""
+    owner, _, leaf = weight.rpartition(".")
+    if owner and leaf == "weight":
+        held = traced.get_submodule(owner)
+        rest = set(held._parameters) - {"weight", "bias"}
+        readers = [n for n in traced.graph.nodes if n.op == "get_attr" and n.target == weight]
+        shared = len(readers) > 1 or sum(len(n.users) for n in readers) > 1
+        if not (rest or held._modules or held._buffers or shared or _called(traced, owner)):
+            # get_attr nodes of the old parameters die with the functional call.
+            traced.set_submodule(owner, made)
+            return owner
+    stem = f"{owner}_{node.name}" if owner else node.name
+    name = free_name(traced, stem)
+    traced.add_submodule(name, made)
+    return name
+
+
+def _called(traced: fx.GraphModule, owner: str) -> bool:
+    """Whether a call_module node already uses this name."""
+    return any(n.op == "call_module" and n.target == owner for n in traced.graph.nodes)

@@ -1,0 +1,60 @@
+"""Layers and operators that stay float, because the host's int8 form of them is wrong.
+
+The host takes every module of torch.nn for its own and lowers it by its exact type. A module inside
+`KeptFloat` is a leaf of a type that the host does not know: it computes in float between a
+dequantize and a quantize node, in training and after conversion, and the audit lists it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from zaq_fx._compat import LeafModule
+
+
+class KeptFloat(LeafModule):
+    """One module, computed in float.
+
+    Args:
+        module: The module; it becomes the child ``"0"``.
+        reason: Why it stays float, for the audit.
+    """
+
+    def __init__(self, module: nn.Module, reason: str) -> None:
+        super().__init__(module)
+        self.reason = reason
+        self.train(module.training)
+
+    @property
+    def kind(self) -> str:
+        """The type of the module inside, or its function's name."""
+        inner = self[0]
+        return inner.name if isinstance(inner, Call) else type(inner).__name__
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module inside computes."""
+        return self[0](*args, **kwargs)
+
+
+class Call(nn.Module):
+    """A function as a module.
+
+    Args:
+        function: A function, or the name of a tensor's method.
+        name: What the audit calls it.
+    """
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        super().__init__()
+        self.function, self.name = function, name
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The function's value."""
+        return self.function(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        """The function's name."""
+        return self.name

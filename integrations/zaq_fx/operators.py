@@ -1,0 +1,179 @@
+"""Operators and layers that the host lowers to something else: they stay float.
+
+Each rule stands for a fact about torch.ao that ``tests/integrations/zaq_fx`` pins.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional
+
+from zaq_fx.kept import Call, KeptFloat
+from zaq_fx.tracing import free_name
+
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_ADDITIONS = (torch.add, operator.add)
+_PRODUCTS = (torch.mul, operator.mul)
+_RESIZING = ("nearest", "nearest-exact", "bilinear")
+_NUMBER_METHODS = {"size", "dim", "numel", "ndimension", "item", "__len__"}
+_NUMBER_MODULES = {"_operator", "math", "builtins"}
+_RUNNING = "torch.ao's int8 instance norm takes the input's statistics in place of the running ones"
+
+
+# ---- layers --------------------------------------------------------------------------------------
+
+
+def keep_layers_float(model: nn.Module) -> list[str]:
+    """Wrap the layers that the host would convert to something else, in place; their names."""
+    made: dict[int, nn.Module] = {}
+    found = []
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if not name or _inside_kept(model, name):
+            continue
+        reason = _reason(module)
+        if reason is None:
+            continue
+        kept = made.setdefault(id(module), KeptFloat(module, reason))
+        model.set_submodule(name, kept)
+        found.append(name)
+    return found
+
+
+def _inside_kept(model: nn.Module, name: str) -> bool:
+    return isinstance(model.get_submodule(name.rpartition(".")[0]), KeptFloat)
+
+
+def _reason(module: nn.Module) -> str | None:
+    """Why a layer stays float; None if the host converts it rightly."""
+    kind = type(module)
+    if kind in _INSTANCE_NORMS and module.track_running_stats:
+        return _RUNNING
+    if kind in _BATCH_NORMS and module.running_mean is None:
+        return (
+            "it normalises by the batch's statistics (track_running_stats=False), which torch.ao "
+            "neither folds nor has a kernel for"
+        )
+    if kind is nn.PReLU:
+        return "torch.ao's int8 PReLU does not compute its slopes"
+    return None
+
+
+def give_affine(model: nn.Module) -> list[str]:
+    """Give BatchNorms without weight and bias ones and zeros that are not trained; their names.
+
+    The host folds and converts BatchNorms of all four tensors only.
+    """
+    found = []
+    for name, module in model.named_modules():
+        if type(module) not in _BATCH_NORMS or module.weight is not None:
+            continue
+        mean: Any = module.running_mean
+        if mean is None:
+            continue
+        module.weight = nn.Parameter(torch.ones_like(mean), requires_grad=False)
+        module.bias = nn.Parameter(torch.zeros_like(mean), requires_grad=False)
+        module.affine = True  # type: ignore[assignment]
+        found.append(name)
+    return found
+
+
+# ---- operators -----------------------------------------------------------------------------------
+
+
+def keep_operators_float(traced: fx.GraphModule) -> int:
+    """Turn operators that the host converts wrongly into float layers, in place; how many."""
+    count = 0
+    for node in list(traced.graph.nodes):
+        if node.op != "call_function":
+            continue
+        count += _positional(node)
+        reason = _operator_reason(node)
+        if reason is not None:
+            _keep(traced, node, reason)
+            count += 1
+    return count
+
+
+def _positional(node: fx.Node) -> int:
+    """Hand the operands of sums and products over by position, as the host expects them."""
+    if node.target not in (torch.add, torch.mul, torch.matmul) or len(node.args) >= 2:
+        return 0
+    kwargs = dict(node.kwargs)
+    names = ("input", "other")[len(node.args) :]
+    if not all(name in kwargs for name in names):
+        return 0
+    node.args = (*node.args, *(kwargs.pop(name) for name in names))
+    node.kwargs = kwargs
+    return 1
+
+
+def _operator_reason(node: fx.Node) -> str | None:
+    target: Any = node.target
+    if target in _ADDITIONS or target in _PRODUCTS:
+        return _arithmetic_reason(node)
+    if target is functional.interpolate:
+        mode = _argument(node, "mode", 3, "nearest")
+        if mode not in _RESIZING or _argument(node, "antialias", 6, False):
+            return f"torch.ao has no int8 kernel for interpolation by {mode!r}"
+    if target is functional.instance_norm:
+        by_input = _argument(node, "use_input_stats", 5, True) is True
+        return None if by_input else _RUNNING
+    return None
+
+
+def _arithmetic_reason(node: fx.Node) -> str | None:
+    """Sums and products: a factor ``alpha``, or a number in place of a tensor."""
+    alpha = _argument(node, "alpha", 2, 1) if node.target in _ADDITIONS else 1
+    if isinstance(alpha, fx.Node) or alpha != 1:
+        return "torch.ao's int8 addition drops alpha"
+    numbers = [v for v in node.args[:2] if not isinstance(v, fx.Node) or is_number(v)]
+    if not numbers or len(numbers) == 2:
+        return None
+    number = numbers[0]
+    if node.target in _PRODUCTS and isinstance(number, int | float) and 0 < number <= 1:
+        return None  # its range lies in that of the tensor: the shared grid costs nothing
+    kind = "sum" if node.target in _ADDITIONS else "product"
+    return (
+        f"torch.ao gives the {kind} of a tensor and a number the tensor's own grid, which one of "
+        "them then fills badly"
+    )
+
+
+def _argument(node: fx.Node, name: str, position: int, default: Any) -> Any:
+    if name in node.kwargs:
+        return node.kwargs[name]
+    return node.args[position] if len(node.args) > position else default
+
+
+def is_number(node: fx.Node) -> bool:
+    """Whether a graph node is a Python number or shape: sizes, and arithmetic on them."""
+    target: Any = node.target
+    if node.op == "call_method":
+        return target in _NUMBER_METHODS
+    if node.op != "call_function":
+        return False
+    if target is getattr:
+        return node.args[1] in ("shape", "ndim")
+    if getattr(target, "__module__", None) not in _NUMBER_MODULES:
+        return False
+    return bool(node.all_input_nodes) and all(is_number(n) for n in node.all_input_nodes)
+
+
+def _keep(traced: fx.GraphModule, node: fx.Node, reason: str) -> None:
+    """Put a float layer in the place of a function's call."""
+    function: Callable[..., Any] = node.target  # type: ignore[assignment]
+    kept = KeptFloat(Call(function, function.__name__), reason)
+    kept.train(traced.training)
+    name = free_name(traced, node.name)
+    traced.add_submodule(name, kept)
+    with traced.graph.inserting_before(node):
+        made = traced.graph.call_module(name, node.args, node.kwargs)
+    made.meta = dict(node.meta)
+    node.replace_all_uses_with(made)
+    traced.graph.erase_node(node)
