@@ -47,6 +47,7 @@ class PWLQPerChannelFakeQuantize(FakeQuantizeModule):
         solve_every: See above; the search costs more than a training step of many models.
         observer: Class or factory of the weight observer; `PWLQPerChannelObserver`.
         fake_quant: Whether quantization is on from the start; off for calibration alone.
+        observe: Whether the observer is.
         **observer_kwargs: ``dtype``, ``quant_min``, ``factory_kwargs`` ...; see the observer.
 
     Attributes:
@@ -67,6 +68,7 @@ class PWLQPerChannelFakeQuantize(FakeQuantizeModule):
         solve_every: int = 1,
         observer: Callable[..., Any] = PWLQPerChannelObserver,
         fake_quant: bool = True,
+        observe: bool = True,
         **observer_kwargs: Any,
     ) -> None:
         super().__init__()
@@ -88,6 +90,7 @@ class PWLQPerChannelFakeQuantize(FakeQuantizeModule):
         self.register_buffer("bias_shift", torch.empty(0))
         self.to(device=device)
         self.enable_fake_quant(fake_quant)
+        self.enable_observer(observe)
         theta = nn.Parameter(torch.empty(0, device=device)) if learnable else None
         self.register_parameter("theta", theta)
 

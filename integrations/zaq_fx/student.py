@@ -59,11 +59,11 @@ class ConvBnLayer(CarriedLayer):
         super().write(values)
 
     @property
-    def bias(self) -> nn.Parameter | None:
+    def bias(self) -> Tensor | None:
         """The BatchNorm's shift, which is what is added behind the product."""
         norm: Any = self.module.bn
         bias = norm.bias
-        return bias if isinstance(bias, nn.Parameter) else None
+        return bias if isinstance(bias, Tensor) else None
 
 
 class FXStudent(ModuleStudent):

@@ -7,12 +7,16 @@ require_version("torchao", "0.17", "0.19", "zaq_pt2e", "pt2e")
 
 from zaq_pt2e.audit import audit  # noqa: E402
 from zaq_pt2e.batch_norm import set_training  # noqa: E402
-from zaq_pt2e.calibrate import calibrate, correct_bias  # noqa: E402
+from zaq_pt2e.calibrate import (  # noqa: E402
+    calibrate,
+    correct_bias,
+    freeze_ranges,
+    twin,
+)
 from zaq_pt2e.decorator import PWLQDecorated, with_pwlq  # noqa: E402
 from zaq_pt2e.lowering import lower  # noqa: E402
 from zaq_pt2e.packing import pack, unpack  # noqa: E402
 from zaq_pt2e.quantizer import PWLQQuantizer  # noqa: E402
-from zaq_pt2e.twin import freeze_ranges, twin  # noqa: E402
 
 __all__ = [
     "PWLQDecorated",

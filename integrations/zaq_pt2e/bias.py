@@ -17,17 +17,17 @@ from torch.fx import GraphModule, Node
 from zaq_plugin._host_module import HostModule
 from zaq_pt2e.graph import (
     LINEAR,
+    WEIGHTED,
     add_note,
     argument,
+    constant_value,
+    layers,
     new_tensor,
     note_of,
     put_tensor,
     set_argument,
     tensor_at,
 )
-
-SHIFT = "zaq_bias_shift"
-"""Buffer beside a corrected bias: what correction took out of it. The same name in every host."""
 
 
 class InputMean(HostModule):
@@ -137,42 +137,55 @@ def mean_shift(node: Node, error: Tensor, mean: Tensor) -> Tensor:
 
 @torch.no_grad()
 def add_to_bias(model: GraphModule, node: Node, shift: Tensor) -> None:
-    """Add to the bias of a layer (or BatchNorm), which is given one if it has none.
-
-    The old tensor is left as it is: others may use it. What was added is remembered beside the
-    bias, with the opposite sign, for the float teacher to take back: see `restore_biases`.
-    """
+    """Add to the bias of a layer, in conversion; the old tensor is left as it is."""
     bias = argument(node, 2)
-    name = f"{note_of(node).get('name', node.name)}.bias"
-    value = shift
+    value, name = shift, f"{note_of(node).get('name', node.name)}.bias"
     if isinstance(bias, Node) and bias.op == "get_attr":
         old = tensor_at(model, str(bias.target))
         value = old.detach() + shift.to(old.dtype)
         if len(bias.users) == 1 and str(bias.target).endswith(".bias"):
-            put_tensor(
-                model, str(bias.target), nn.Parameter(value, requires_grad=old.requires_grad)
-            )
-            _remember(model, str(bias.target), shift)
+            put_tensor(model, str(bias.target), nn.Parameter(value, old.requires_grad))
             return
         name = f"{str(bias.target).rpartition('.')[0] or node.name}.bias"
-    new = new_tensor(model, name, nn.Parameter(value), node)
-    set_argument(node, 2, new)
-    _remember(model, str(new.target), shift)
+    set_argument(node, 2, new_tensor(model, name, nn.Parameter(value), node))
 
 
-def _remember(model: GraphModule, target: str, shift: Tensor) -> None:
-    owner, _, bias = target.rpartition(".")
-    module, name = model.get_submodule(owner), SHIFT + bias.removeprefix("bias")
-    before = getattr(module, name, None)
-    module.register_buffer(name, -shift if before is None else before - shift)
+def give_biases(model: GraphModule) -> None:
+    """A bias of zero for every layer that has none, and one of its own for every other.
+
+    So bias correction changes no shapes, and a calibrated state loads into a fresh model. A layer
+    that BatchNorm follows has BatchNorm's.
+    """
+    owners: dict[str, str] = {}
+    for layer in list(layers(model)):
+        node, bias = layer.node, argument(layer.node, 2)
+        name = f"{layer.name or node.name}.bias"
+        if isinstance(bias, Node) and bias.op == "get_attr":
+            if owners.setdefault(str(bias.target), layer.name) == layer.name:
+                continue
+            value = tensor_at(model, str(bias.target)).detach().clone()
+        elif bias is not None or _is_normalised(node):
+            continue
+        else:
+            weight = constant_value(model, argument(node, 1))
+            channels = _channels(node)
+            if weight is None or channels is None:
+                continue
+            value = weight.new_zeros(channels)
+        set_argument(node, 2, new_tensor(model, name, nn.Parameter(value), node))
+    model.recompile()
 
 
-@torch.no_grad()
-def restore_biases(model: GraphModule) -> None:
-    """Undo every bias correction."""
-    for owner in model.modules():
-        for name, shift in list(owner.named_buffers(recurse=False)):
-            if name.startswith(SHIFT):
-                bias = getattr(owner, "bias" + name.removeprefix(SHIFT))
-                bias.add_(shift.to(bias.dtype))
-                shift.zero_()
+def _is_normalised(node: Node) -> bool:
+    return any(user.target is torch.ops.aten.batch_norm.default for user in node.users)
+
+
+def _channels(node: Node) -> int | None:
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        return None
+    return int(value.shape[-1 if node.target in LINEAR else -1 - _spatial(node)])
+
+
+def _spatial(node: Node) -> int:
+    return int(WEIGHTED[node.target][-2])

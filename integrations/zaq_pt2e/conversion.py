@@ -67,7 +67,7 @@ def convert_weight(module: WeightModule, model: GraphModule, node: Node) -> None
     """
     users = [user for user in node.users if user.target in WEIGHTED]
     names = ", ".join(str(note_of(u).get("name", u.name)) for u in users) or node.name
-    if prepared_for_qat(model) and isinstance(module, PWLQPerChannelObserver):
+    if prepared_for_qat(model) and not _quantizes(module):
         raise ValueError(
             f"{names}: the model comes from prepare_qat_pt2e, but its quantizer was made for "
             "calibration only, so that no weight was quantized during training. Use "
@@ -91,6 +91,10 @@ def convert_weight(module: WeightModule, model: GraphModule, node: Node) -> None
         if norm is not None:
             fold(model, norm)
         add_note(user, **_facts(packed), **_corrected(model, user, value - snapped))
+
+
+def _quantizes(module: WeightModule) -> bool:
+    return isinstance(module, PWLQPerChannelFakeQuantize) and bool(module.fake_quant_enabled[0])
 
 
 def _fold_rest_once(model: GraphModule) -> None:

@@ -13,7 +13,7 @@ from torchao.quantization.pt2e.quantizer import QuantizationSpec, Quantizer
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec
 from zaq_pt2e._compat import annotation_of, is_fake_quantize
 from zaq_pt2e.batch_norm import own_tensors, prepare_batch_norms
-from zaq_pt2e.bias import watch_inputs
+from zaq_pt2e.bias import give_biases, watch_inputs
 from zaq_pt2e.foreign import NotForNNCF
 from zaq_pt2e.graph import Layer, add_note, layers
 from zaq_pt2e.quantizer import (
@@ -46,7 +46,9 @@ class PWLQDecorated(NotForNNCF, Quantizer):
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """What `PWLQQuantizer` does to the graph, then what the base does."""
         # In prepare_pt2e it is done already, and nothing is left to be done for training.
+        own_tensors(model)
         make_ready(model, training=True)
+        give_biases(model)
         return self.base.transform_for_annotation(model)
 
     def annotate(self, model: GraphModule) -> GraphModule:
@@ -64,7 +66,6 @@ class PWLQDecorated(NotForNNCF, Quantizer):
         self.settings.require_used([layer.original for layer in found])
         require_any(found, quantized)
         if self.qat:
-            own_tensors(model)
             prepare_batch_norms(model)
         return model
 

@@ -17,7 +17,7 @@ from zaq_plugin.observers import TopKMedianObserver
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec
 from zaq_pt2e._compat import ANNOTATION, annotation_of, replace_fusion
 from zaq_pt2e.batch_norm import own_tensors, prepare_batch_norms
-from zaq_pt2e.bias import watch_inputs
+from zaq_pt2e.bias import give_biases, watch_inputs
 from zaq_pt2e.conversion import WeightModule
 from zaq_pt2e.foreign import NotForNNCF
 from zaq_pt2e.fusion import fuse
@@ -129,11 +129,11 @@ class PWLQQuantizer(NotForNNCF, Quantizer):
 
         For training the graph gets tensors of its own, and BatchNorm the form that the host wants.
         """
-        if self.qat:
-            own_tensors(model)
+        own_tensors(model)
         make_ready(model, training=self.qat)
         if self.qat:
             prepare_batch_norms(model)
+        give_biases(model)
         return model
 
     def annotate(self, model: GraphModule) -> GraphModule:

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchao.quantization.pt2e.quantizer import QuantizationSpec
 
 from zaq_plugin.fake_quantize import (
@@ -15,7 +15,7 @@ from zaq_plugin.fake_quantize import (
     PWLQActivationFakeQuantize,
     PWLQPerChannelFakeQuantize,
 )
-from zaq_plugin.observers import PWLQPerChannelObserver, TopKMedianObserver
+from zaq_plugin.observers import TopKMedianObserver
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
 from zaq_pt2e.graph import class_named
 
@@ -160,21 +160,14 @@ def matches(pattern: str, name: str) -> bool:
     return name == pattern or name.startswith(pattern + ".") or fnmatchcase(name, pattern)
 
 
-class DeferredPerChannelObserver(PWLQPerChannelObserver):
-    """A weight observer that leaves the work to conversion: calibration changes no weight."""
-
-    def forward(self, w: Tensor) -> Tensor:
-        """The weight as it came."""
-        return w
-
-
 def weight_factory(spec: QuantSpec, qat: bool, learnable: bool = False) -> Any:
     """Constructor of the weight's module, in the host's sense."""
     if qat:
         return PWLQPerChannelFakeQuantize.with_args(
             spec=spec, learnable=learnable, solve_every=SOLVE_EVERY
         )
-    return DeferredPerChannelObserver.with_args(spec=spec)
+    # Calibration changes no weight: `zaq_pt2e.calibrate` switches quantization on.
+    return PWLQPerChannelFakeQuantize.with_args(spec=spec, fake_quant=False, observe=False)
 
 
 def weight_qspec(spec: QuantSpec, ch_axis: int, qat: bool, learnable: bool) -> QuantizationSpec:
@@ -202,7 +195,9 @@ def activation_qspec(
     """
     factory: Any = observer
     if isinstance(activations, PWLQSpec):
-        factory = PWLQActivationFakeQuantize.with_args(spec=activations, observer=observer)
+        factory = PWLQActivationFakeQuantize.with_args(
+            spec=activations, observer=observer, fake_quant=qat
+        )
         dtype, low, high = torch.int8, -(2 ** (activations.bits - 1)), 2 ** (activations.bits - 1)
         return QuantizationSpec(
             dtype=dtype,
@@ -211,8 +206,9 @@ def activation_qspec(
             quant_max=high - 1,
             qscheme=torch.per_tensor_affine,
         )
-    if qat:
-        factory = ActivationFakeQuantize.with_args(observer=observer, learnable=learnable)
+    factory = ActivationFakeQuantize.with_args(
+        observer=observer, learnable=learnable, fake_quant=qat
+    )
     return QuantizationSpec(
         dtype=torch.uint8,
         observer_or_fake_quant_ctr=factory,

@@ -7,6 +7,8 @@ a ``scale`` and a ``zero_point`` holds an activation.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,3 +98,28 @@ def set_switches(
         ):
             if wanted is not None:
                 getattr(module, on if wanted else off)()
+
+
+def has_range(module: Any) -> bool:
+    """Whether a fake-quantizer knows its grid: it holds a weight, or has seen an activation."""
+    if is_weight_quantizer(module):
+        return True
+    count = getattr(module.activation_post_process, "num_batches", None)
+    return isinstance(count, Tensor) and int(count) > 0
+
+
+@contextmanager
+def quantizing(model: nn.Module) -> Iterator[None]:
+    """Observers off, and on its grid whatever has one; all switches come back afterwards."""
+    modules = [slot.module for slot in fake_quantizers(model)]
+    before = [(bool(m.observer_enabled[0]), bool(m.fake_quant_enabled[0])) for m in modules]
+    try:
+        for module in modules:
+            module.disable_observer()
+            if has_range(module):
+                module.enable_fake_quant()
+        yield
+    finally:
+        for module, (observed, quantized) in zip(modules, before, strict=True):
+            module.enable_observer(observed)
+            module.enable_fake_quant(quantized)

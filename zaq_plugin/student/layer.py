@@ -134,7 +134,7 @@ class QuantLayer(ABC):
 
     @property
     @abstractmethod
-    def bias(self) -> nn.Parameter | None:
+    def bias(self) -> Tensor | None:
         """What is added to the product; a tensor of the student's own. None: it cannot have one."""
 
     @torch.no_grad()

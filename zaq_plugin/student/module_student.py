@@ -28,10 +28,10 @@ class ModuleLayer(QuantLayer):
         self.module = module
 
     @property
-    def bias(self) -> nn.Parameter | None:
+    def bias(self) -> Tensor | None:
         """The module's own."""
         bias = self.module.bias
-        return bias if isinstance(bias, nn.Parameter) else None
+        return bias if isinstance(bias, Tensor) else None
 
 
 class ParametrizedLayer(ModuleLayer):

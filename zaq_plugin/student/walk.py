@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from zaq_plugin.student.batches import Call, as_calls, inputs_of, merged, samples
-from zaq_plugin.student.fake_quantizers import fake_quantizers
+from zaq_plugin.student.fake_quantizers import quantizing
 from zaq_plugin.student.layer import QuantLayer
 from zaq_plugin.student.view import Student
 
@@ -49,7 +49,7 @@ def walk_layers(
     """Do something to every quantized layer, in order of execution.
 
     Args:
-        student: Calibrated; observers are off and fake-quantizers are on meanwhile.
+        student: Calibrated; observers are off meanwhile, and what has a range is quantized.
         batches: See `zaq_plugin.student.batches.as_call`; all are kept in memory.
         begin: Starts the work on a layer; see `Begin`.
         what: Who asks, for errors.
@@ -63,23 +63,11 @@ def walk_layers(
         ValueError: If there are no batches.
     """
     calls = as_calls(batches, what, inputs_of(student.model))
-    observing = _stop_observers(student.model)
-    try:
-        with student.evaluating():
-            census = _Census(student, calls[0])
-            if not _in_one_pass(student, calls, census, begin, memory):
-                _layer_by_layer(student, census.calls, calls, begin)
-    finally:
-        for module in observing:
-            module.enable_observer()
+    with quantizing(student.model), student.evaluating():
+        census = _Census(student, calls[0])
+        if not _in_one_pass(student, calls, census, begin, memory):
+            _layer_by_layer(student, census.calls, calls, begin)
     return list(census.calls)
-
-
-def _stop_observers(model: nn.Module) -> list[Any]:
-    stopped = [s.module for s in fake_quantizers(model) if bool(s.module.observer_enabled[0])]
-    for module in stopped:
-        module.disable_observer()
-    return stopped
 
 
 class _Census:

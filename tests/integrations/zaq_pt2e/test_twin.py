@@ -71,4 +71,4 @@ def test_models_that_were_not_prepared(net, images, export):
     with pytest.raises(ValueError, match="holds neither observers nor fake-quantizers"):
         twin(export(net, images))
     with pytest.raises(ValueError, match="the model holds no fake-quantizer"):
-        freeze_ranges(prepare_pt2e(export(net, images), PWLQQuantizer()))
+        freeze_ranges(export(net, images))

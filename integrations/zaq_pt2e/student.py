@@ -1,0 +1,316 @@
+"""Students of torchao's PT2E: exported graphs with fake-quantizers between their nodes."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node, map_arg
+
+from zaq_plugin.fake_quantize import PWLQPerChannelFakeQuantize
+from zaq_plugin.student import QuantLayer, Student, register_student
+from zaq_plugin.student.batches import Call
+from zaq_plugin.student.fake_quantizers import Slot, is_fake_quantizer
+from zaq_plugin.student.view import Before, BeforeAll
+from zaq_pt2e._compat import is_watcher
+from zaq_pt2e.batch_norm import batch_norms, set_training
+from zaq_pt2e.bias import InputMean
+from zaq_pt2e.folding import FusedNorm, fused_norm
+from zaq_pt2e.graph import (
+    CONVOLUTIONS,
+    LINEAR,
+    argument,
+    constant_value,
+    layers,
+    root_attribute,
+    tensor_at,
+)
+
+
+class GraphLayer(QuantLayer):
+    """A convolution or linear operator whose weight passes a fake-quantizer of ours.
+
+    Attributes:
+        node: The operator's.
+        source: What feeds the fake-quantizer: the weight, or in training the weight times
+            BatchNorm's factor.
+        norm: The BatchNorm that goes with such a product.
+    """
+
+    def __init__(self, name: str, model: GraphModule, node: Node, quantizer: Node) -> None:
+        target = str(quantizer.target)
+        parent, _, attribute = target.rpartition(".")
+        slot = Slot(target, model.get_submodule(parent), attribute, model.get_submodule(target))
+        self.model, self.node, self.source = model, node, quantizer.args[0]
+        self.norm: FusedNorm | None = fused_norm(node, self.source)
+        super().__init__(name, None, slot)
+        self.plain = plain_layer(node, self.parameter)
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The tensor behind the fake-quantizer."""
+        found = tensor_at(self.model, str(root_attribute(self.source)))
+        assert isinstance(found, nn.Parameter)
+        return found
+
+    @property
+    def weight(self) -> Tensor:
+        """See `QuantLayer.weight`."""
+        value = constant_value(self.model, self.source)
+        assert value is not None
+        return value
+
+    @torch.no_grad()
+    def write(self, values: Tensor) -> None:
+        """See `QuantLayer.write`; where BatchNorm's factor is 0 there is nothing to write."""
+        if self.norm is None:
+            super().write(values)
+            return
+        gamma, var = (tensor_at(self.model, self._of_norm(i)) for i in (1, 4))
+        factor = gamma / torch.sqrt(var + float(argument(self.norm.norm, 7)))
+        shape = [1] * values.dim()
+        shape[self.axis or 0] = -1
+        scaled = factor.reshape(shape).to(values)
+        parameter = self.parameter
+        parameter.copy_(torch.where(scaled == 0, parameter, (values / scaled).to(parameter)))
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The operator's bias, or the shift of the BatchNorm that follows it in training."""
+        if self.norm is not None:
+            return tensor_at(self.model, self._of_norm(2))
+        node = argument(self.node, 2)
+        constant = isinstance(node, Node) and node.op == "get_attr"
+        return tensor_at(self.model, str(node.target)) if constant else None
+
+    def _of_norm(self, position: int) -> str:
+        assert self.norm is not None
+        node: Any = argument(self.norm.norm, position)
+        return str(node.target)
+
+
+def plain_layer(node: Node, weight: Tensor) -> nn.Module:
+    """The module of torch that computes what an operator does; its tensors hold nothing."""
+    name = {**CONVOLUTIONS, **LINEAR}.get(node.target)
+    if name == "Linear":
+        return nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    rank = weight.dim() - 2
+
+    def sizes(position: int, default: int) -> tuple[int, ...] | str:
+        value = argument(node, position)
+        if isinstance(value, str):
+            return value
+        value = [default] if value is None else list(value)
+        return tuple(value if len(value) == rank else value * rank)
+
+    kernel = tuple(weight.shape[2:])
+    if name is not None:
+        groups = int(argument(node, 6) or 1)
+        kind: Any = getattr(nn, name)
+        made: nn.Module = kind(
+            weight.shape[1] * groups, weight.shape[0], kernel, sizes(3, 1), sizes(4, 0),
+            sizes(5, 1), groups, device="meta",
+        )  # fmt: skip
+        return made
+    groups = int(argument(node, 6) or 1)
+    transposed: Any = getattr(nn, f"ConvTranspose{rank}d")
+    found: nn.Module = transposed(
+        weight.shape[0], weight.shape[1] * groups, kernel, sizes(3, 1), sizes(4, 0), sizes(5, 0),
+        groups, True, sizes(7, 1), device="meta",
+    )  # fmt: skip
+    return found
+
+
+class PT2EStudent(Student):
+    """A model from prepare_pt2e or prepare_qat_pt2e with weights of ours."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        if not isinstance(model, GraphModule):
+            raise TypeError(f"expected a GraphModule of torch.fx; got {type(model).__name__}")
+        self.prepared = model
+
+    def layers(self) -> dict[str, QuantLayer]:
+        """Layers in order of execution; one that is called twice is there once."""
+        found: dict[str, QuantLayer] = {}
+        for layer in layers(self.prepared):
+            quantizer = argument(layer.node, 1)
+            if layer.name in found or not self._is_ours(quantizer):
+                continue
+            found[layer.name] = GraphLayer(layer.name, self.prepared, layer.node, quantizer)
+        return found
+
+    def _is_ours(self, node: object) -> bool:
+        if not isinstance(node, Node) or node.op != "call_module":
+            return False
+        module = self.prepared.get_submodule(str(node.target))
+        return isinstance(module, PWLQPerChannelFakeQuantize)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """See `Student.evaluating`; BatchNorm's and dropout's modes are in the graph."""
+        training = any(bool(argument(node, 5)) for node in batch_norms(self.prepared))
+        set_training(self.prepared, False)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            if training:
+                set_training(self.prepared, True)
+
+    def run(self, call: Call, before: Before | None = None) -> Any:
+        """See `Student.run`."""
+        if before is None:
+            return self.prepared(*call[0], **call[1])
+        return _Interpreter(self.prepared, self.layers(), [call]).run(
+            lambda layer, inputs: before(layer, inputs[0])
+        )[0]
+
+    def run_together(self, calls: Sequence[Call], before: BeforeAll) -> bool:
+        """See `Student.run_together`; batches may differ in shape."""
+        _Interpreter(self.prepared, self.layers(), calls).run(before)
+        return True
+
+    def twin(self) -> nn.Module:
+        """See `Student.twin`; it stays in evaluation mode whatever a training loop calls."""
+        teacher = super().twin()
+        assert isinstance(teacher, GraphModule)
+        inside = ""  # of a fake-quantizer, whose own observer stays with it
+        for name, module in list(teacher.named_modules(remove_duplicate=False)):
+            if not is_watcher(module) or (inside and name.startswith(inside)):
+                continue
+            inside = name + "."
+            if not is_fake_quantizer(module):
+                teacher.set_submodule(name, nn.Identity())
+        set_training(teacher, False)
+        teacher.train = types.MethodType(_stay, teacher)  # type: ignore[method-assign]
+        teacher.eval = types.MethodType(_stay, teacher)  # type: ignore[method-assign]
+        return teacher
+
+
+def _stay(self: GraphModule, mode: bool = False) -> GraphModule:
+    return self
+
+
+class _Interpreter:
+    """Runs all batches through the graph node by node, as the converted model would.
+
+    Fake-quantizers do what they are switched to; the host's own observers, which have no switch,
+    quantize by the ranges that they have seen.
+    """
+
+    def __init__(
+        self, model: GraphModule, layers: dict[str, QuantLayer], calls: Sequence[Call]
+    ) -> None:
+        self.model, self.count = model, len(calls)
+        self.inputs = [_flat_inputs(model, call) for call in calls]
+        self.by_node = {x.node: x for x in layers.values() if isinstance(x, GraphLayer)}
+        self.by_quantizer = {id(x.quantizer): x for x in self.by_node.values()}
+        self.values: dict[Node, list[Any]] = {}
+
+    def run(self, before: Callable[[QuantLayer, list[Tensor]], None]) -> list[Any]:
+        """The model's flat outputs, a list for each batch."""
+        nodes = list(self.model.graph.nodes)
+        last = {used: node for node in nodes for used in node.all_input_nodes}
+        position = 0
+        for node in nodes:
+            if node.op == "output":
+                return [map_arg(node.args[0], lambda n, i=i: self._value(n, i))  # type: ignore[misc]
+                        for i in range(self.count)]  # fmt: skip
+            if node.op == "placeholder":
+                self.values[node] = [inputs[position] for inputs in self.inputs]
+                position += 1
+            elif node.op == "call_module":
+                module = self.model.get_submodule(str(node.target))
+                self.values[node] = [self._watched(module, node, i) for i in range(self.count)]
+            elif node.op != "get_attr":
+                layer = self._layer(node)
+                if layer is not None:
+                    before(layer, [self._value(node.args[0], i) for i in range(self.count)])
+                    self._refresh(argument(node, 1))
+                self.values[node] = [self._call(node, i) for i in range(self.count)]
+            for used in node.all_input_nodes:
+                if last.get(used) is node:
+                    self.values.pop(used, None)
+        return []
+
+    def _layer(self, node: Node) -> GraphLayer | None:
+        """The layer of an operator; of a later call of the same layer, too."""
+        if node in self.by_node:
+            return self.by_node[node]
+        quantizer = argument(node, 1)
+        if not isinstance(quantizer, Node) or quantizer.op != "call_module":
+            return None
+        return self.by_quantizer.get(id(self.model.get_submodule(str(quantizer.target))))
+
+    def _refresh(self, quantizer: object) -> None:
+        """The weight anew: a layer may have been changed the moment before it runs."""
+        if isinstance(quantizer, Node) and quantizer in self.values:
+            module: Any = self.model.get_submodule(str(quantizer.target))
+            value = module(self._constant(quantizer.args[0]))
+            self.values[quantizer] = [value] * self.count
+
+    def _constant(self, node: object) -> Tensor:
+        value = constant_value(self.model, node)
+        assert value is not None
+        return value
+
+    def _call(self, node: Node, batch: int) -> Any:
+        args, kwargs = map_arg(
+            (node.args, dict(node.kwargs)), lambda used: self._value(used, batch)
+        )
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def _value(self, node: Any, batch: int) -> Any:
+        if node.op == "get_attr":  # read now: whoever is told of a layer may change them
+            return tensor_at(self.model, str(node.target))
+        return self.values[node][batch]
+
+    def _watched(self, module: Any, node: Node, batch: int) -> Any:
+        """What stands in an observer's place after conversion."""
+        if isinstance(module, InputMean) or not is_watcher(module):
+            return None  # the host's guards
+        x = self._value(node.args[0], batch)
+        if is_fake_quantizer(module):
+            return module(x)
+        if getattr(module, "quant_min", None) is None:
+            return x
+        scale, zero_point = module.calculate_qparams()
+        low, high = module.quant_min, module.quant_max
+        if scale.numel() > 1:
+            return torch.fake_quantize_per_channel_affine(
+                x, scale, zero_point.int(), int(module.ch_axis), low, high
+            )
+        return torch.fake_quantize_per_tensor_affine(x, float(scale), int(zero_point), low, high)
+
+
+def _flat_inputs(model: GraphModule, call: Call) -> list[Any]:
+    """One value for each placeholder.
+
+    Raises:
+        ValueError: names or number of the inputs are not the graph's.
+    """
+    names = [str(n.target) for n in model.graph.nodes if n.op == "placeholder"]
+    args, kwargs = call
+    found = list(args) + [kwargs[n] for n in names[len(args) :] if n in kwargs]
+    flat = list(torch.utils._pytree.tree_leaves(found))
+    if len(flat) != len(names) or set(kwargs) - set(names):
+        given = [*(f"input {i}" for i in range(len(args))), *kwargs]
+        raise ValueError(f"the graph's inputs are {names}; a batch has {given}")
+    return flat
+
+
+def is_prepared(model: nn.Module) -> bool:
+    """Whether a graph holds a weight fake-quantizer of ours between its nodes."""
+    return isinstance(model, GraphModule) and any(
+        node.op == "call_module"
+        and isinstance(model.get_submodule(str(node.target)), PWLQPerChannelFakeQuantize)
+        for node in model.graph.nodes
+    )
+
+
+register_student(is_prepared, PT2EStudent)
