@@ -10,7 +10,7 @@ import nncf
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.student.batches import as_call
+from zaq_plugin.student.batches import Arguments, as_call
 from zaq_plugin.zero_shot import (
     DistillOptions,
     ImageStatistics,
@@ -75,6 +75,25 @@ def as_dataset(
     kept = Batches(batches)
     kept.batch_size = _size(batches[0])
     return nncf.Dataset(kept), batches[0]
+
+
+def first_images(batches: Iterable[Any], count: int) -> list[Any]:
+    """The first images, as batches; the last one is cut.
+
+    Args:
+        batches: As NNCF's data set gives them: tensors, tuples of all inputs, or mappings.
+        count: How many images.
+    """
+    kept: list[Any] = []
+    for batch in batches:
+        size = _size(batch)
+        if isinstance(batch, Tensor) and size > count:
+            batch = batch[:count]
+        kept.append(Arguments(batch) if isinstance(batch, tuple) else batch)
+        count -= size
+        if count <= 0:
+            break
+    return kept
 
 
 def _first(items: Iterable[Any], what: str) -> Any:

@@ -16,16 +16,19 @@ from zaq_nncf import registration
 from zaq_nncf._compat import hooks_of
 from zaq_nncf.activations import narrow_activations
 from zaq_nncf.audit import NOTES, audit
-from zaq_nncf.bias import correct_bias
-from zaq_nncf.calibration import as_dataset
+from zaq_nncf.calibration import as_dataset, first_images
 from zaq_nncf.placement import Placement
 from zaq_nncf.preparation import prepare_model
 from zaq_nncf.settings import Override, Settings, check_bits
 from zaq_nncf.weight_quantizer import PWLQWeightQuantizer
 from zaq_plugin.layers import LAYERS
+from zaq_plugin.ptq import correct_bias
 from zaq_plugin.ptq.wrappers import unwrapped
 from zaq_plugin.pwlq import QuantSpec
 from zaq_plugin.zero_shot import ZeroShotConfig, ZeroShotLoader
+
+CORRECTION_IMAGES = 128
+"""Images that correct biases."""
 
 
 def quantize(
@@ -122,8 +125,10 @@ def quantize(
         batches = itertools.islice(dataset.get_inference_data(), subset_size)
         narrow_activations(quantized, placement.multiplied(), batches, bits, observer)
     if bias_correction == "activations":
-        correct_bias(quantized, itertools.islice(dataset.get_inference_data(), subset_size))
-    _remember_shifts(quantized, placement, before)
+        held = itertools.islice(dataset.get_inference_data(), subset_size)
+        correct_bias(quantized, first_images(held, CORRECTION_IMAGES))
+    elif by_nncf:
+        _remember_shifts(quantized, placement, before)
     return quantized
 
 
@@ -162,7 +167,7 @@ def _require_any(model: nn.Module, placed: list[PWLQWeightQuantizer], settings: 
 
 @torch.no_grad()
 def _remember_shifts(model: nn.Module, placement: Placement, before: Mapping[str, Tensor]) -> None:
-    """What bias correction took out of each bias, kept beside the weight for the teacher."""
+    """What NNCF took out of each bias, kept with the weight's quantizer for the teacher."""
     storage, done = hooks_of(model), set()
     for hook, name in placement.biases().items():
         quantizer: Any = storage.get_submodule(hook)
@@ -172,4 +177,4 @@ def _remember_shifts(model: nn.Module, placement: Placement, before: Mapping[str
         now = model.get_parameter(name)
         shift = before[name].to(now.device) - now
         if bool(shift.any()):
-            quantizer.bias, quantizer.bias_shift = name, shift.float()
+            quantizer.grid.bias_shift = shift.float()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from zaq_nncf._compat import is_wrapped
-from zaq_plugin.layers import LAYERS
+from zaq_plugin.layers import LAYERS, out_features
 from zaq_plugin.ptq import fold_batch_norm
 from zaq_plugin.ptq.wrappers import unwrapped
 from zaq_plugin.student.modes import evaluating
@@ -66,6 +66,11 @@ def prepare_model(model: nn.Module, example_input: Any = None) -> nn.Module:
     with evaluating(model):
         folded = fold_batch_norm(model, examples)
     folded.eval()
+    for layer in folded.modules():
+        if type(layer) in LAYERS and layer.bias is None:  # what correction changes is there already
+            weight: Any = layer.weight
+            zeros = weight.detach().new_zeros(out_features(layer))
+            layer.bias = nn.Parameter(zeros, requires_grad=weight.requires_grad)
     if isinstance(folded, nn.Sequential | nn.ModuleList | nn.ModuleDict | fx.GraphModule):
         return Root(folded).eval()
     return folded

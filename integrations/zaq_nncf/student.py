@@ -1,46 +1,104 @@
-"""What zero-shot fine-tuning has to know of NNCF's students, and their float teacher."""
+"""Students of NNCF: quantizers live under the root and run in the root's forward pass only."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import Tensor, nn
-from zaq_plugin.zero_shot.hosts import register_host
 
-from zaq_nncf._compat import decode_hook_name, hooks_of, is_wrapped, run_inside
+from zaq_nncf._compat import (
+    DisableTorchFunction,
+    decode_hook_name,
+    hooks_of,
+    is_wrapped,
+    run_inside,
+)
 from zaq_nncf.activation_quantizers import ActivationQuantizer
+from zaq_nncf.settings import layer_name
 from zaq_nncf.weight_quantizer import PWLQWeightQuantizer
-from zaq_plugin.zero_shot import twins
+from zaq_plugin.layers import LAYERS
+from zaq_plugin.student import ModuleStudent, QuantLayer, register_student
+from zaq_plugin.student.batches import Call
+from zaq_plugin.student.fake_quantizers import Slot
+from zaq_plugin.student.view import Before
 
 
-class NNCFStudent:
-    """NNCF keeps all quantizers under the root and runs them in the root's forward pass only."""
+class HookLayer(QuantLayer):
+    """A layer whose weight passes a quantizer of ours in one of NNCF's hooks.
 
-    def recognises(self, model: nn.Module) -> bool:
-        """Whether NNCF wrapped the model."""
-        return is_wrapped(model)
+    Attributes:
+        module: The layer; None where the weight is no convolution's and no linear layer's.
+    """
 
-    def place_of(self, model: nn.Module, quantizer: str) -> str:
-        """Name of the parameter behind the fake-quantizer ``grid`` of one of our quantizers."""
-        owner: Any = model.get_submodule(quantizer.rpartition(".")[0])
-        return str(owner.weight)
+    def __init__(self, model: nn.Module, path: str, hook: PWLQWeightQuantizer) -> None:
+        name = layer_name(hook.weight)
+        slot = Slot(f"{path}.grid", hook, "grid", hook.grid)
+        owner = model.get_submodule(hook.weight.rpartition(".")[0])
+        fits = isinstance(owner, LAYERS) and hook.weight.rpartition(".")[2] == "weight"
+        self.module = owner if fits else None
+        super().__init__(name, self.module, slot)
+        self.model, self.target = model, hook.weight
 
-    def run(self, model: nn.Module, name: str, x: Tensor) -> Tensor:
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The weight's."""
+        return self.model.get_parameter(self.target)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The layer's own."""
+        bias = None if self.module is None else self.module.bias
+        return bias if isinstance(bias, Tensor) else None
+
+
+class NNCFStudent(ModuleStudent):
+    """A model from `zaq_nncf.quantize`, or from ``nncf.quantize`` with PWLQ registered."""
+
+    def layers(self) -> dict[str, QuantLayer]:
+        """Layers with PWLQ weights, in the order of NNCF's hooks."""
+        found: dict[str, QuantLayer] = {}
+        for path, module in self.model.named_modules():
+            if isinstance(module, PWLQWeightQuantizer):
+                layer = HookLayer(self.model, path, module)
+                found.setdefault(layer.name, layer)
+        return found
+
+    def called_module(self, layer: QuantLayer) -> nn.Module | None:
+        """See `ModuleStudent.called_module`."""
+        return layer.module if isinstance(layer, HookLayer) else None
+
+    def run(self, call: Call, before: Before | None = None) -> Any:
+        """See `Student.run`."""
+        return super().run(call, None if before is None else _unseen(before))
+
+    def part(self, model: nn.Module, name: str, x: Tensor) -> Tensor:
         """Run a submodule with NNCF's hooks."""
         return run_inside(model, name, x)
 
-    def quantizers_inside(self, model: nn.Module, name: str) -> list[nn.Module]:
+    def quantizers_inside(self, name: str) -> list[nn.Module]:
         """The activation quantizers on a submodule's operators."""
         prefix = name.replace(".", "/") + "/"
         found: list[nn.Module] = []
-        for hook, module in hooks_of(model).named_hooks(remove_duplicate=False):
+        for hook, module in hooks_of(self.model).named_hooks(remove_duplicate=False):
             inside = decode_hook_name(hook)[1].startswith(prefix)
             if inside and isinstance(module, ActivationQuantizer) and module not in found:
                 found.append(module)
         return found
 
 
-register_host(NNCFStudent())
+def _unseen(before: Before) -> Before:
+    """NNCF counts and names every operator that it sees; these are none of the model's."""
+
+    def call(layer: QuantLayer, x: Tensor) -> None:
+        with DisableTorchFunction():
+            before(layer, x)
+
+    return call
+
+
+def has_weights(model: nn.Module) -> bool:
+    """Whether NNCF wrapped the model, with weight quantizers of ours."""
+    return is_wrapped(model) and any(isinstance(m, PWLQWeightQuantizer) for m in model.modules())
 
 
 def twin(student: nn.Module) -> nn.Module:
@@ -52,9 +110,13 @@ def twin(student: nn.Module) -> nn.Module:
     Raises:
         ValueError: the model holds no quantizer of ours.
     """
-    if not any(isinstance(m, PWLQWeightQuantizer) for _, m in hooks_of(student).named_hooks()):
+    hooks_of(student)  # an error if the model is not NNCF's
+    if not has_weights(student):
         raise ValueError(
             f"twin: this {type(student).__name__} holds no PWLQ weights; pass what "
             "zaq_nncf.quantize returned, before it is stripped."
         )
-    return twins.twin(student)
+    return NNCFStudent(student).twin()
+
+
+register_student(has_weights, NNCFStudent)

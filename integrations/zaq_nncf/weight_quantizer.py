@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from zaq_nncf._compat import (
@@ -35,8 +34,6 @@ class PWLQWeightQuantizer(SymmetricQuantizer):
         weight: Name of the parameter in the model, such as ``layer1.0.conv1.weight``.
     """
 
-    bias_shift: Tensor
-
     def __init__(
         self, qspec: PTQuantizerSpec, spec: QuantSpec, ch_axis: int | None, weight: str
     ) -> None:
@@ -46,8 +43,6 @@ class PWLQWeightQuantizer(SymmetricQuantizer):
         self.grid.disable_observer()  # edges are solved once, at the first forward
         self.weight = weight
         self.source: str | None = None  # the hook on the layer's input, once that is known
-        self.bias: str | None = None  # the parameter that bias_shift was taken out of
-        self.register_buffer("bias_shift", torch.empty(0))
         freeze_own_ranges(self)
 
     @property
@@ -58,7 +53,7 @@ class PWLQWeightQuantizer(SymmetricQuantizer):
     def quantize(self, x: Tensor, execute_traced_op_as_identity: bool = False) -> Tensor:
         """The weight on its levels; same shape."""
         with DisableTorchFunction():
-            if self.bias_shift.device != x.device:
+            if self.grid.bias_shift.device != x.device:
                 self.to(x.device)
         return symmetric_quantize(x, self.grid)
 
@@ -108,7 +103,6 @@ class PWLQWeightQuantizer(SymmetricQuantizer):
             "ch_axis": self.grid.ch_axis,
             "weight": self.weight,
             "source": self.source,
-            "bias": self.bias,
         }
 
     @classmethod
@@ -116,15 +110,15 @@ class PWLQWeightQuantizer(SymmetricQuantizer):
         """Undo `get_config`."""
         spec = spec_from_json(state["spec"])
         made = cls(nncf_spec(state["qspec"]), spec, state["ch_axis"], state["weight"])
-        made.source, made.bias = state.get("source"), state.get("bias")
+        made.source = state.get("source")
         return made
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        saved = state_dict.get(prefix + "bias_shift")
-        if isinstance(saved, Tensor) and saved.shape != self.bias_shift.shape:
-            self.bias_shift = torch.empty(saved.shape, device=self.bias_shift.device)
+        earlier = state_dict.pop(prefix + "bias_shift", None)  # files of earlier versions have it
+        if isinstance(earlier, Tensor):
+            state_dict.setdefault(prefix + "grid.bias_shift", earlier)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

@@ -13,6 +13,10 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a model."""
 
 
+class Arguments(tuple[Any, ...]):
+    """A batch all of whose entries are inputs of the model: no labels."""
+
+
 def as_call(batch: object, inputs: int = 1) -> Call:
     """Positional and keyword arguments of the model for one batch.
 
@@ -29,6 +33,8 @@ def as_call(batch: object, inputs: int = 1) -> Call:
     """
     if isinstance(batch, Mapping):
         return (), {str(k): _own(v) for k, v in batch.items()}
+    if isinstance(batch, Arguments):
+        return tuple(_own(x) for x in batch), {}
     if isinstance(batch, tuple | list) and batch and isinstance(batch[0], Tensor):
         return tuple(_own(x) for x in batch[:inputs]), {}
     if isinstance(batch, Tensor):

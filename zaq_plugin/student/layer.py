@@ -192,6 +192,7 @@ def bare_layer(
     bare.__dict__ = {
         key: OrderedDict() if key.endswith("_hooks") and isinstance(value, OrderedDict) else value
         for key, value in layer.__dict__.items()
+        if key not in ("forward", "_call_impl")  # a host's, bound to the layer itself
     }
     kept = {k: v for k, v in layer._parameters.items() if k not in ("weight", "bias")}
     bare._parameters = {
