@@ -31,6 +31,10 @@ _TAIL = 64
 _CLIPS = (0.55, 0.7, 0.8, 0.9, 1.0)
 _BREAKS = (0.03, 0.07, 0.12, 0.18, 0.25, 0.33, 0.42, 0.52, 0.62, 0.72, 0.8, 0.87, 0.93, 0.97)
 _FEWER_BREAKS = (0.06, 0.15, 0.3, 0.5, 0.7, 0.85, 0.94)
+_PARTS = (0.0, 0.03, 0.08, 0.16, 0.3, 0.5, 0.7, 0.9)
+_ENDS = (0.8, 0.93, 0.98, 1.0)
+"""Breakpoints and clips at these quantiles of a side's values: bumps may lie anywhere."""
+
 _KEPT = 24
 """Starts that are improved, per side and channel."""
 
@@ -166,13 +170,29 @@ def side_candidates(points: Points, counts: list[int], known: Tensor, wanted: in
     ]
     ratios = torch.tensor(shapes, device=known.device)
     starts = points.value.amax(1).view(-1, 1, 1) * ratios
-    starts = torch.cat([known.unsqueeze(1), starts], 1)
+    starts = torch.cat([known.unsqueeze(1), starts, _at_quantiles(points, len(counts) - 1)], 1)
     widths = torch.diff(starts, dim=-1, prepend=torch.zeros_like(starts[..., :1]))
     widths, error = _lloyd(points, widths, counts, 0)
     widths = _take(error, widths, _KEPT)
     widths, error = _lloyd(points, widths, counts, _ROUNDS)
     edges = _take(error, widths.cumsum(-1), wanted)
     return edges * (points.value.amax(1) > 0).view(-1, 1, 1)
+
+
+def _at_quantiles(points: Points, breakpoints: int) -> Tensor:
+    """(R, Q, n + 1) edges at quantiles of the values that are not zero."""
+    value, order = points.value.sort(1)
+    share = points.share.gather(1, order) * (value > 0)
+    below = share.cumsum(1) / share.sum(1, keepdim=True).clamp(min=1e-30)
+    wanted = torch.tensor([*_PARTS, *_ENDS], device=value.device).expand(len(value), -1)
+    index = torch.searchsorted(below, wanted.clamp(1e-6, 1 - 1e-6).contiguous())
+    found = value.gather(1, index.clamp(max=value.shape[1] - 1))
+    shapes = [
+        [*chosen, len(_PARTS) + end]
+        for chosen in itertools.combinations(range(len(_PARTS)), breakpoints)
+        for end in range(len(_ENDS))
+    ]
+    return found[:, torch.tensor(shapes, device=value.device)].cummax(-1).values
 
 
 def _descend(points: Points, edges: Tensor, spec: PWLQSpec) -> tuple[Tensor, Tensor]:

@@ -43,11 +43,11 @@ _FAR_TEMPLATES = {1: (1.0,), 2: (0.8, 1.0), 3: (0.7, 0.85, 1.0)}
 _PROMISE = 1.1
 """Share of the error found so far that a coarse trial may have for that."""
 
-_GAIN = 1 - 1e-3
-"""Share of the error below which refined edges replace those found before."""
+LEAST_GAIN = 1e-3
+"""Share of the error that refined edges must save to replace those found before."""
 
-_SMALLEST = 1e-25
-"""Channels below this are zero channels for all that float32 can tell of their squares."""
+_ORDINARY = (1e-12, 1e12)
+"""Between these the search computes with the weights as they are."""
 
 
 def side_values(rows: Tensor, spec: QuantSpec) -> list[Tensor]:
@@ -190,16 +190,29 @@ def search_edges(rows: Tensor, spec: QuantSpec, *, joint: bool) -> Tensor:
     block = max(1, _BLOCK_ELEMENTS // max(rows.shape[1], 16 * BINS))
     parts = []
     for start in range(0, rows.shape[0], block):
-        part = rows[start : start + block].float()
+        part, factor = _ordinary(rows[start : start + block].float())
         if isinstance(spec, UniformSpec) and spec.symmetry == "asymmetric":
-            parts.append(_search_uniform_range(part, spec))
+            parts.append(_search_uniform_range(part, spec) * factor)
             continue
         found = [_search_side(v, spec, joint) for v in side_values(part, spec)]
         edges = torch.stack([side.edges for side in found])
         if joint and isinstance(spec, PWLQSpec) and _refinable(spec):
             edges = _refined(part, edges, _odd(found, part.shape[1]), spec)
-        parts.append(edges)
+        parts.append(edges * factor)
     return torch.cat(parts, 1)
+
+
+def _ordinary(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows whose squares float32 can hold, and the powers of two (C, 1) that they were divided by.
+
+    Powers of two are exact: edges of ordinary channels (factor 1) stay the same to the last bit.
+    """
+    largest = torch.maximum(rows.amax(1), -rows.amin(1))
+    low, high = _ORDINARY
+    extreme = ((largest < low) | (largest > high)) & (largest > 0)
+    exponent = torch.where(extreme, largest.log2().floor(), torch.zeros_like(largest))
+    factor = torch.exp2(exponent).unsqueeze(1)
+    return (rows / factor if bool(extreme.any()) else rows), factor
 
 
 def _refinable(spec: QuantSpec) -> bool:
@@ -217,12 +230,12 @@ def _odd(sides: list[_Side], length: int) -> Tensor:
 
 def _refined(rows: Tensor, edges: Tensor, odd: Tensor, spec: PWLQSpec) -> Tensor:
     """Edges with those of the channels that are ``odd`` (C,) refined, where that pays."""
-    index = (odd & (rows.abs().amax(1) > _SMALLEST)).nonzero().squeeze(1)
+    index = (odd & rows.any(1)).nonzero().squeeze(1)
     if not len(index):
         return edges
     part, known = rows[index], edges[:, index]
     trial = refine_edges(part, known, spec)
-    better = _error(part, trial, spec) < _GAIN * _error(part, known, spec)
+    better = _error(part, trial, spec) < (1 - LEAST_GAIN) * _error(part, known, spec)
     edges = edges.clone()
     edges[:, index[better]] = trial[:, better]
     return edges
