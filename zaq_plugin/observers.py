@@ -12,15 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zaq_plugin._host_module import FLOAT32_EPS, HostModule, refuse_dynamic
+from zaq_plugin._range_observer import RangeObserver
+from zaq_plugin._range_tally import add_call, range_of
 from zaq_plugin.pwlq import (
     minmax_range,
     percentile_range,
     topk_median_range,
-    uniform_qparams,
 )
 from zaq_plugin.weight_observer import (
-    SIGNED,
     PWLQPerChannelObserver,
     WeightFormat,
     weight_format,
@@ -35,199 +34,22 @@ __all__ = [
     "weight_format",
 ]
 
-UNSIGNED = (torch.quint8, torch.uint8)
 
-
-def _integer_range(
-    owner: object,
-    dtype: torch.dtype,
-    bits: int | None,
-    symmetric: bool,
-    quant_min: int | None,
-    quant_max: int | None,
-) -> tuple[int, int]:
-    """quant_min and quant_max: given ones win, else those of ``bits`` (8 if None).
-
-    Unsigned types start at 0; signed types are ``-2^(b-1) .. 2^(b-1)-1``, symmetric ones without
-    the lowest value.
-    """
-    name = type(owner).__name__
-    if dtype not in SIGNED + UNSIGNED:
-        raise ValueError(
-            f"{name}: dtype must be torch.quint8, torch.uint8, torch.qint8 or torch.int8; "
-            f"got {dtype}."
-        )
-    if (quant_min is None) != (quant_max is None):
-        raise ValueError(
-            f"{name}: give both quant_min and quant_max or neither; "
-            f"got {quant_min} and {quant_max}."
-        )
-    if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int)):
-        raise TypeError(f"{name}: bits must be an int from 2 to 8; got {bits!r}.")
-    if bits is not None and not 2 <= bits <= 8:
-        raise ValueError(f"{name}: bits must be from 2 to 8; got {bits}.")
-    low, high = (-128, 127) if dtype in SIGNED else (0, 255)
-    if quant_min is not None and quant_max is not None:
-        if not low <= quant_min < quant_max <= high:
-            raise ValueError(
-                f"{name}: quant_min < quant_max must lie within {low} and {high} for {dtype}; "
-                f"got {quant_min} and {quant_max}."
-            )
-        if bits is not None and quant_max - quant_min + 1 > 2**bits:
-            raise ValueError(
-                f"{name}: {quant_min}..{quant_max} does not fit bits={bits}; give one of the two."
-            )
-        return quant_min, quant_max
-    count = 2 ** (8 if bits is None else bits)
-    if dtype in UNSIGNED:
-        return 0, count - 1
-    return (1 - count // 2 if symmetric else -count // 2), count // 2 - 1
-
-
-class _RangeObserver(HostModule):
-    """Running range of a tensor and the uniform per-tensor grid over it.
-
-    Args:
-        bits: Width of the grid, 2 to 8; 8 if neither it nor quant_min and quant_max are given.
-        symmetric: Whether the grid is symmetric around zero.
-        dtype: Integer type of the host: ``torch.quint8``/``qint8`` for torch.ao, ``torch.uint8``/
-            ``int8`` for torchao.
-        quant_min, quant_max: The integers to use, instead of those that follow from bits.
-        qscheme: ``torch.per_tensor_affine`` or ``torch.per_tensor_symmetric``, the hosts' word for
-            ``symmetric``; wins over it.
-        eps: Smallest scale. The default keeps small activations alive; qnnpack wants ``2**-12``.
-        is_dynamic: Must be False.
-        factory_kwargs: ``device`` of the buffers; its dtype is ignored, ranges stay float32.
-
-    Raises:
-        ValueError: a width, type or scheme that does not exist.
-    """
-
-    min_val: Tensor
-    max_val: Tensor
-    num_batches: Tensor
-
-    def __init__(
-        self,
-        bits: int | None = None,
-        symmetric: bool = False,
-        dtype: torch.dtype = torch.quint8,
-        quant_min: int | None = None,
-        quant_max: int | None = None,
-        qscheme: torch.qscheme | None = None,
-        eps: float = FLOAT32_EPS,
-        is_dynamic: bool = False,
-        factory_kwargs: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__()
-        refuse_dynamic(self, is_dynamic)
-        if qscheme not in (None, torch.per_tensor_affine, torch.per_tensor_symmetric):
-            raise ValueError(
-                f"{type(self).__name__} has one grid per tensor; got qscheme={qscheme}. Use "
-                "torch.per_tensor_affine or torch.per_tensor_symmetric."
-            )
-        if qscheme is not None:
-            symmetric = qscheme == torch.per_tensor_symmetric
-        self.quant_min, self.quant_max = _integer_range(
-            self, dtype, bits, symmetric, quant_min, quant_max
-        )
-        self.symmetric = symmetric
-        self.qscheme = torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine
-        self.dtype = dtype
-        self.eps = eps
-        self.is_dynamic = False
-        device = (factory_kwargs or {}).get("device")
-        self.register_buffer("min_val", torch.zeros((), device=device))
-        self.register_buffer("max_val", torch.zeros((), device=device))
-        self.register_buffer("num_batches", torch.zeros((), dtype=torch.int64, device=device))
-
-    @property
-    def bits(self) -> int:
-        """Width of the grid: the smallest b with quant_max - quant_min < 2^b."""
-        return (self.quant_max - self.quant_min).bit_length()
-
-    def batch_range(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(low, high) of one batch, two float32 scalars."""
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Take a batch of any shape into account; returns it unchanged."""
-        if x.numel() == 0:
-            return x
-        with torch.no_grad():
-            low, high = self.batch_range(x.detach().float())
-            self._accumulate(low, high)
-            self.num_batches += 1
-        return x
-
-    def _accumulate(self, low: Tensor, high: Tensor) -> None:
-        """Mean over batches."""
-        count = self.num_batches + 1
-        self.min_val += (low - self.min_val) / count
-        self.max_val += (high - self.max_val) / count
-
-    def reset_min_max_vals(self) -> None:
-        """Forget everything seen."""
-        self.min_val.zero_()
-        self.max_val.zero_()
-        self.num_batches.zero_()
-
-    def qparams(self) -> tuple[Tensor, Tensor]:
-        """`calculate_qparams` without its checks; float32 and int32, shape (1,)."""
-        scale, zero_point = uniform_qparams(
-            self.min_val,
-            self.max_val,
-            self.bits,
-            self.symmetric,
-            self.quant_min,
-            self.quant_max,
-            self.eps,
-        )
-        return scale.reshape(1), zero_point.reshape(1)
-
-    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """Scale (float32, shape (1,)) and zero point (int32, shape (1,)).
-
-        Raises:
-            ValueError: nothing was observed, or something that is not finite.
-        """
-        name = type(self).__name__
-        if int(self.num_batches) == 0:
-            raise ValueError(
-                f"{name} has seen no data, so there is no range to quantize with. Run calibration "
-                "batches through the prepared model before converting it."
-            )
-        if not bool(torch.isfinite(self.min_val) & torch.isfinite(self.max_val)):
-            raise ValueError(
-                f"{name} has seen NaN or infinite activations: its range is "
-                f"[{float(self.min_val)}, {float(self.max_val)}]. Check the calibration batches "
-                "and the model's weights."
-            )
-        return self.qparams()
-
-    def extra_repr(self) -> str:
-        """Bits, integers and the range so far."""
-        return (
-            f"bits={self.bits}, symmetric={self.symmetric}, dtype={self.dtype}, "
-            f"quant_min={self.quant_min}, quant_max={self.quant_max}, "
-            f"range=[{float(self.min_val):.4g}, {float(self.max_val):.4g}]"
-        )
-
-
-class MinMaxObserver(_RangeObserver):
+class MinMaxObserver(RangeObserver):
     """The whole range seen in any batch: nothing is clipped, outliers cost everybody precision."""
 
     def batch_range(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Smallest and largest value."""
         return minmax_range(x)
 
-    def _accumulate(self, low: Tensor, high: Tensor) -> None:
+    def _observe(self, x: Tensor) -> None:
+        low, high = self.batch_range(x)
         first = self.num_batches == 0
         self.min_val.copy_(torch.where(first, low, torch.minimum(low, self.min_val)))
         self.max_val.copy_(torch.where(first, high, torch.maximum(high, self.max_val)))
 
 
-class PercentileObserver(_RangeObserver):
+class PercentileObserver(RangeObserver):
     """A percentile of each batch at either end, averaged over batches.
 
     Args:
@@ -245,32 +67,78 @@ class PercentileObserver(_RangeObserver):
         return percentile_range(x, self.percent)
 
 
-class TopKMedianObserver(_RangeObserver):
+class TopKMedianObserver(RangeObserver):
     """PWLQ's "top-10 median" (section 4): robust against single outliers, cheap, no histogram.
 
-    Of each batch the median of the k smallest and of the k largest values, averaged over batches.
+    Of each batch the median of the k smallest and of the k largest values, averaged over batches
+    (the widest where calls lie too far apart to be batches of one signal). The paper's rule is one
+    for batches: of a single image the ten largest values hold a good part of its range. So calls
+    of fewer than ``samples`` samples (the first dimension) are taken together until they are as
+    many, and what is left at the end counts by its share.
 
     Args:
         k: How many values at either end, but no more than ``share`` of the batch.
         share: The paper's activations have 10^5 values and more; in a batch of 40 (logits, the
             inner layer of squeeze-and-excitation) the median of the ten largest would clip the
-            very values that matter. Further arguments: `MinMaxObserver`.
+            very values that matter.
+        samples: Fewest samples of a batch. Further arguments: `MinMaxObserver`.
     """
 
-    def __init__(self, k: int = 10, share: float = 0.01, **kwargs: Any) -> None:
+    lowest: Tensor
+    highest: Tensor
+    pooled: Tensor
+
+    def __init__(self, k: int = 10, share: float = 0.01, samples: int = 32, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not 0 < share <= 1:
             raise ValueError(f"TopKMedianObserver: share must be in (0, 1]; got {share}.")
         self.share = share
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise ValueError(f"TopKMedianObserver: k must be an int >= 1; got {k!r}.")
-        self.k = k
+        for name, value in (("k", k), ("samples", samples)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"TopKMedianObserver: {name} must be an int >= 1; got {value!r}.")
+        self.k, self.samples = k, samples
+        none = torch.full((k,), torch.inf, device=self.min_val.device)
+        self.register_buffer("lowest", none, persistent=False)
+        self.register_buffer("highest", -none, persistent=False)
+        pooled = torch.zeros(2, dtype=torch.int64, device=self.min_val.device)
+        self.register_buffer("pooled", pooled, persistent=False)  # values, samples
 
     def batch_range(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Medians of the k smallest and the k largest values."""
         k = min(self.k, max(1, int(x.numel() * self.share)))
         lowest, highest = _extremes(x.reshape(-1), k)
         return topk_median_range(lowest, k)[0], topk_median_range(highest, k)[1]
+
+    def _observe(self, x: Tensor) -> None:
+        lowest, highest = _extremes(x.reshape(-1), self.k)
+        lowest, highest = torch.cat([self.lowest, lowest]), torch.cat([self.highest, highest])
+        lowest, highest = lowest.topk(self.k, largest=False).values, highest.topk(self.k).values
+        values = self.pooled[0] + x.numel()
+        samples = self.pooled[1] + (x.shape[0] if x.dim() > 1 else 1)
+        k = (values.double() * self.share).long().clamp(1, self.k)
+        ends = _median_of(lowest, k), _median_of(highest, k)
+        complete = samples >= self.samples
+        tally = torch.where(self.pooled[1] == 0, self._known(), self.tally)
+        tally = torch.where(complete, add_call(tally, *ends), tally)
+        weight = torch.where(complete, torch.zeros_like(ends[0]), samples / self.samples)
+        self._publish(*range_of(tally, (*ends, weight)))
+        self.tally.copy_(tally)
+        self.lowest.copy_(lowest.masked_fill(complete, torch.inf))
+        self.highest.copy_(highest.masked_fill(complete, -torch.inf))
+        self.pooled.copy_(torch.stack([values, samples]) * ~complete)
+
+    def reset_min_max_vals(self) -> None:
+        """Forget everything seen."""
+        super().reset_min_max_vals()
+        self.lowest.fill_(torch.inf)
+        self.highest.fill_(-torch.inf)
+        self.pooled.zero_()
+
+
+def _median_of(ordered: Tensor, k: Tensor) -> Tensor:
+    """Median of the first k of ordered values; k a 0-d tensor."""
+    pair = torch.stack([(k - 1) // 2, k // 2])
+    return ordered[pair].sum() / 2
 
 
 def _extremes(flat: Tensor, k: int, width: int = 256) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ ACTIVATION = [MinMaxObserver, PercentileObserver, TopKMedianObserver]
 
 def batches(seed: int = 0) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(2, 3, 15, 17, generator=generator) * s for s in (1.0, 3.0, 0.5)]
+    return [torch.randn(32, 3, 5, 7, generator=generator) * s for s in (1.0, 1.3, 0.9)]
 
 
 def test_top_k_median_is_the_papers():
@@ -59,6 +59,89 @@ def test_small_batches_are_not_clipped():
     paper = TopKMedianObserver(k=10, share=1.0)
     paper(logits)
     assert float(paper.max_val) == 34.5
+
+
+def decibels(x: torch.Tensor, watch: TopKMedianObserver) -> float:
+    """Signal to noise of x on the observer's grid."""
+    scale, zero_point = watch.calculate_qparams()
+    low, high = watch.quant_min, watch.quant_max
+    on_grid = torch.fake_quantize_per_tensor_affine(x, scale, zero_point, low, high)
+    return float(10 * torch.log10(x.square().sum() / (x - on_grid).square().sum()))
+
+
+@pytest.mark.parametrize("positive", [False, True])
+@pytest.mark.parametrize("shape", [(16, 16, 16), (10, 16), (60,)])
+def test_the_range_does_not_depend_on_the_size_of_batches(shape, positive):
+    """Below 32 a batch gives what 32 give, the paper's rule; 256 images give nearly that."""
+    x = torch.randn(256, *shape, generator=torch.Generator().manual_seed(3))
+    x = x.relu() if positive else x
+    ends, noise = {}, {}
+    for size in (1, 8, 32, 256):
+        watch = TopKMedianObserver()
+        for batch in x.split(size):
+            watch(batch)
+        ends[size] = (float(watch.min_val), float(watch.max_val))
+        noise[size] = decibels(x, watch)
+    ordered = [np.sort(batch.numpy().ravel()) for batch in x.split(32)]
+    k = min(10, ordered[0].size // 100)
+    paper = np.mean([[np.median(o[:k]), np.median(o[-k:])] for o in ordered], 0)
+    for size in (1, 8, 32):
+        assert ends[size] == pytest.approx(tuple(paper), rel=1e-5, abs=1e-6)
+    if len(shape) == 3:
+        assert ends[256] == pytest.approx(ends[32], rel=0.15, abs=1e-6)
+        assert max(noise.values()) - min(noise.values()) < 1
+
+
+def test_samples_that_are_left_count_by_their_share():
+    x = torch.randn(40, 3, 5, 7, generator=torch.Generator().manual_seed(4))
+    watch, head, rest = TopKMedianObserver(), TopKMedianObserver(), TopKMedianObserver()
+    for image in x.split(1):
+        watch(image)
+    head(x[:32])
+    rest(x[32:])
+    expected = (32 * float(head.max_val) + 8 * float(rest.max_val)) / 40
+    assert float(watch.max_val) == pytest.approx(expected, rel=1e-6)
+    watch.reset_min_max_vals()
+    watch(x[:32])
+    assert watch.max_val == head.max_val
+
+
+@pytest.mark.parametrize("observer", ACTIVATION)
+@pytest.mark.parametrize("size", [4, 32])
+def test_calls_on_signals_of_different_size_are_all_covered(observer, size):
+    x = torch.randn(128, 8, 16, 16, generator=torch.Generator().manual_seed(5))
+    both, large = observer(), observer()
+    for batch in x.split(size):
+        both(batch)
+        both(0.02 * batch)
+        large(batch)
+    assert decibels(x, both) > decibels(x, large) - 2
+    assert float(both.max_val) <= 1.25 * float(large.max_val)
+
+
+def test_one_large_call_of_many_is_covered():
+    generator = torch.Generator().manual_seed(6)
+    watch = TopKMedianObserver()
+    for _ in range(4):
+        for size in (0.1, 1.0, 0.2, 0.05, 0.02):
+            watch(size * torch.randn(32, 50, generator=generator))
+    assert float(watch.max_val) > 2.4
+
+
+@pytest.mark.parametrize("observer", ACTIVATION[1:])
+def test_a_saved_range_goes_on(observer):
+    first, second, third = batches()
+    whole, before = observer(), observer()
+    for batch in (first, second, third):
+        whole(batch)
+    before(first)
+    before(second)
+    after = observer()
+    after.load_state_dict(before.state_dict())
+    assert set(before.state_dict()) == {"min_val", "max_val", "num_batches"}
+    after(third)
+    assert float(after.max_val) == pytest.approx(float(whole.max_val), rel=1e-6)
+    assert copy.deepcopy(whole).max_val == whole.max_val
 
 
 def test_min_max_is_over_all_batches():
@@ -151,6 +234,8 @@ def test_more_nonsense_is_refused():
         PercentileObserver(percent=30)
     with pytest.raises(ValueError, match="k must be an int >= 1; got 0"):
         TopKMedianObserver(k=0)
+    with pytest.raises(ValueError, match="samples must be an int >= 1; got 0"):
+        TopKMedianObserver(samples=0)
     with pytest.raises(ValueError, match=r"share must be in \(0, 1\]; got 0"):
         TopKMedianObserver(share=0)
     with pytest.raises(TypeError, match="bits must be an int from 2 to 8; got '8'"):

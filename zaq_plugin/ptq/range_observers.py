@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zaq_plugin.observers import _RangeObserver
+from zaq_plugin._range_observer import RangeObserver
 from zaq_plugin.ptq.analytic import analytic_range
 from zaq_plugin.pwlq import minmax_range, uniform_qparams
 
@@ -13,7 +13,7 @@ SAMPLE = 1 << 15
 """Values of a batch that are looked at: every n-th one."""
 
 
-class AnalyticObserver(_RangeObserver):
+class AnalyticObserver(RangeObserver):
     """ACIQ's analytic clip for Gaussian or Laplace activations, averaged over batches."""
 
     def batch_range(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -21,7 +21,7 @@ class AnalyticObserver(_RangeObserver):
         return analytic_range(x, self.bits)
 
 
-class LeastSquaresObserver(_RangeObserver):
+class LeastSquaresObserver(RangeObserver):
     """The clip of least squared error of each batch (OMSE on activations), averaged over batches.
 
     Sides are tried at ``share`` steps between a fifth and the whole of what was seen; first both

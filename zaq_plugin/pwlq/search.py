@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from zaq_plugin.pwlq.kernels import look_up
 from zaq_plugin.pwlq.levels import INT8_MAX, build_grid, side_grid
 from zaq_plugin.pwlq.moments import Moments, mean_squared_error, measure
+from zaq_plugin.pwlq.refine import refine_edges
 from zaq_plugin.pwlq.spec import PWLQSpec, QuantSpec, UniformSpec
 
 BINS = 512
@@ -29,6 +32,22 @@ _TEMPLATES = {
 _SEARCH_STAGES = ((0.05, 10), (0.01, 5), (0.002, 5))
 """(step of p/m, reach in steps) of the paper's three stages."""
 _FLOOR = 0.02
+FEW_WEIGHTS = 25
+"""Channels this short (depthwise kernels) are refined: so few values make no histogram."""
+
+_FAR_CLIPS = (0.4, 0.55, 0.7, 0.85, 1.0)
+_FAR_BREAKS = (0.64, 0.75, 0.84, 0.91, 0.96)
+_FAR_TEMPLATES = {1: (1.0,), 2: (0.8, 1.0), 3: (0.7, 0.85, 1.0)}
+"""Breakpoints where bells have none: a channel for which one of these is good is refined."""
+
+_PROMISE = 1.1
+"""Share of the error found so far that a coarse trial may have for that."""
+
+LEAST_GAIN = 1e-3
+"""Share of the error that refined edges must save to replace those found before."""
+
+_ORDINARY = (1e-12, 1e12)
+"""Between these the search computes with the weights as they are."""
 
 
 def side_values(rows: Tensor, spec: QuantSpec) -> list[Tensor]:
@@ -90,8 +109,22 @@ def _refine(
     return best, error
 
 
-def _search_side(values: Tensor, spec: QuantSpec, joint: bool) -> Tensor:
-    """Edges (C, n + 1) of one side."""
+class _Side(NamedTuple):
+    """What a search found for one side: edges (C, n + 1), and for a joint search, (C,) each:
+
+    Attributes:
+        error: mean squared error on this side.
+        energy: mean square of its values, the error without any level.
+        elsewhere: whether breakpoints far out promise less error.
+    """
+
+    edges: Tensor
+    error: Tensor
+    energy: Tensor
+    elsewhere: Tensor
+
+
+def _search_side(values: Tensor, spec: QuantSpec, joint: bool) -> _Side:
     clip = values.amax(1)
     dtype = torch.float64 if spec.bits > 5 else torch.float32
     moments = measure(values, torch.zeros_like(clip), clip, BINS, dtype)
@@ -101,7 +134,8 @@ def _search_side(values: Tensor, spec: QuantSpec, joint: bool) -> Tensor:
 
     count = spec.breakpoints
     if count == 1 and not joint:
-        return _edges(clip, _three_stages(evaluate, values)[:, 0])
+        chosen = _three_stages(evaluate, values)[:, 0]
+        return _Side(_edges(clip, chosen), clip, clip, clip > clip)
     clips = (_CLIP_RATIOS if count else _UNIFORM_CLIP_RATIOS) if joint else (1.0,)
     breaks: tuple[tuple[float, ...], ...]
     if count == 0:
@@ -117,8 +151,14 @@ def _search_side(values: Tensor, spec: QuantSpec, joint: bool) -> Tensor:
     error, best = _take_best(evaluate(candidates), candidates)
     coordinates = range(0 if joint else 1, count + 1)
     steps = (0.05, 0.02, 0.008, 0.003) if count < 2 else (0.08, 0.05, 0.03, 0.02, 0.01, 0.004)
-    best, _ = _refine(best, error, coordinates, steps, evaluate)
-    return _edges(clip, best[:, 0])
+    best, error = _refine(best, error, coordinates, steps, evaluate)
+    elsewhere = clip > clip
+    if joint and _refinable(spec):
+        far = torch.tensor(list(itertools.product(_FAR_CLIPS, _FAR_BREAKS)), device=values.device)
+        far = torch.cat([far[:, :1], *[far[:, 1:] * r for r in _FAR_TEMPLATES[count]]], 1)
+        candidates = far.unsqueeze(0).expand(values.shape[0], -1, -1)
+        elsewhere = evaluate(candidates).amin(1) < _PROMISE * error[:, 0]
+    return _Side(_edges(clip, best[:, 0]), error[:, 0], moments.square, elsewhere)
 
 
 def _three_stages(evaluate: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
@@ -150,14 +190,62 @@ def search_edges(rows: Tensor, spec: QuantSpec, *, joint: bool) -> Tensor:
     block = max(1, _BLOCK_ELEMENTS // max(rows.shape[1], 16 * BINS))
     parts = []
     for start in range(0, rows.shape[0], block):
-        part = rows[start : start + block].float()
+        part, factor = _ordinary(rows[start : start + block].float())
         if isinstance(spec, UniformSpec) and spec.symmetry == "asymmetric":
-            parts.append(_search_uniform_range(part, spec))
-        else:
-            parts.append(
-                torch.stack([_search_side(v, spec, joint) for v in side_values(part, spec)])
-            )
+            parts.append(_search_uniform_range(part, spec) * factor)
+            continue
+        found = [_search_side(v, spec, joint) for v in side_values(part, spec)]
+        edges = torch.stack([side.edges for side in found])
+        if joint and isinstance(spec, PWLQSpec) and _refinable(spec):
+            edges = _refined(part, edges, _odd(found, part.shape[1]), spec)
+        parts.append(edges * factor)
     return torch.cat(parts, 1)
+
+
+def _ordinary(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows whose squares float32 can hold, and the powers of two (C, 1) that they were divided by.
+
+    Powers of two are exact: edges of ordinary channels (factor 1) stay the same to the last bit.
+    """
+    largest = torch.maximum(rows.amax(1), -rows.amin(1))
+    low, high = _ORDINARY
+    extreme = ((largest < low) | (largest > high)) & (largest > 0)
+    exponent = torch.where(extreme, largest.log2().floor(), torch.zeros_like(largest))
+    factor = torch.exp2(exponent).unsqueeze(1)
+    return (rows / factor if bool(extreme.any()) else rows), factor
+
+
+def _refinable(spec: QuantSpec) -> bool:
+    return isinstance(spec, PWLQSpec) and not spec.overlapping
+
+
+def _odd(sides: list[_Side], length: int) -> Tensor:
+    """(C,) channels of few weights, (nearly) of one sign, or of no bell: to be refined."""
+    odd = torch.stack([side.elsewhere for side in sides]).any(0) | (length <= FEW_WEIGHTS)
+    if len(sides) == 2:
+        error = sides[0].error + sides[1].error
+        odd |= torch.minimum(sides[0].energy, sides[1].energy) <= error
+    return odd
+
+
+def _refined(rows: Tensor, edges: Tensor, odd: Tensor, spec: PWLQSpec) -> Tensor:
+    """Edges with those of the channels that are ``odd`` (C,) refined, where that pays."""
+    index = (odd & rows.any(1)).nonzero().squeeze(1)
+    if not len(index):
+        return edges
+    part, known = rows[index], edges[:, index]
+    trial = refine_edges(part, known, spec)
+    better = _error(part, trial, spec) < (1 - LEAST_GAIN) * _error(part, known, spec)
+    edges = edges.clone()
+    edges[:, index[better]] = trial[:, better]
+    return edges
+
+
+def _error(rows: Tensor, edges: Tensor, spec: QuantSpec) -> Tensor:
+    """(C,) squared error of the values themselves, float64."""
+    grid = build_grid(edges, spec)
+    levels = grid.values * grid.scale.unsqueeze(1)
+    return (look_up(rows, grid, edges, spec, levels).double() - rows).square_().sum(1)
 
 
 def _search_uniform_range(rows: Tensor, spec: UniformSpec) -> Tensor:

@@ -111,7 +111,8 @@ class PWLQSpec(_JsonSpec):
         overlapping: the paper's ablation, whose tail grid spans ``[-m, m]`` with offset 0
             (one breakpoint only). Worse than the default, kept for comparison.
         symmetry: ``symmetric`` uses one clip and one set of breakpoints for both signs (the paper);
-            ``asymmetric`` gives each side its own; ``one-sided`` describes values >= 0.
+            ``asymmetric`` gives each side its own, and a channel of one sign the codes of both;
+            ``one-sided`` describes values >= 0.
         policy: how clip and breakpoints are chosen. ``gaussian`` and ``laplacian`` are the closed
             forms with clip ``max|w|`` (the exact minimiser outside 3 <= m/sigma <= 10, and for n >
             1); ``gaussian-exact`` and ``laplacian-exact`` always use the minimiser; ``search`` is

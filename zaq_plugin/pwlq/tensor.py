@@ -15,11 +15,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from zaq_plugin.pwlq.kernels import codebook_from
+from zaq_plugin.pwlq.levels import lone_sides
 from zaq_plugin.pwlq.packing import entropy_bits, pack_codes, packed_size, unpack_codes
 from zaq_plugin.pwlq.spec import QuantSpec, spec_from_json
 from zaq_plugin.pwlq.statistics import measure
 
-_FORMAT = "zaq_plugin.pwlq/2"
+_FORMAT = "zaq_plugin.pwlq/3"
+_BEFORE = "zaq_plugin.pwlq/2"
+"""Files in which the codes of an empty side lie idle, see `lone_sides`; they are read as well."""
 
 
 @dataclass(frozen=True)
@@ -172,20 +175,25 @@ def load_quantized(path: str | os.PathLike[str]) -> dict[str, PWLQTensor]:
     """
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-        if _FORMAT not in metadata:
+        version = _BEFORE if _BEFORE in metadata else _FORMAT
+        if version not in metadata:
             raise ValueError(
                 f"{os.fspath(path)}: not a file of quantized tensors (its metadata has no "
                 f"{_FORMAT!r}, but {sorted(metadata)}). Write it with save_quantized."
             )
-        entries = json.loads(metadata[_FORMAT])
-        return {name: _read(file, name, entry) for name, entry in entries.items()}
+        entries = json.loads(metadata[version])
+        idle = version == _BEFORE
+        return {name: _read(file, name, entry, idle) for name, entry in entries.items()}
 
 
-def _read(file: Any, name: str, entry: dict[str, Any]) -> PWLQTensor:
+def _read(file: Any, name: str, entry: dict[str, Any], idle: bool) -> PWLQTensor:
     spec = spec_from_json(json.dumps(entry["spec"]))
     shape = entry["shape"]
     if entry["generated"]:
         edges = file.get_tensor(f"{name}.edges")
+        if idle:  # a side that is nearly empty keeps its codes
+            empty = lone_sides(edges, spec).flip(0).unsqueeze(-1)
+            edges = torch.where(empty, torch.finfo(torch.float32).tiny, edges)
         codebook, scale = codebook_from(edges, spec)
     else:
         edges = None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from zaq_plugin.pwlq import PWLQSpec, fake_quantize
-from zaq_plugin.pwlq.levels import build_grid, side_levels
+from zaq_plugin.pwlq.levels import build_grid, signed_levels
 from zaq_plugin.student import QuantLayer
 
 
@@ -61,11 +61,7 @@ class LearnedLevels(nn.Module):
         if not self.by_piece:
             return self.first * self.edges.theta[0].exp()
         edges: Tensor = self.edges()
-        positive = side_levels(edges[0], self.spec)
-        parts = [torch.zeros_like(positive[..., :1]), positive]
-        if self.spec.symmetry != "one-sided":
-            parts.insert(0, -side_levels(edges[-1], self.spec).flip(-1))
-        ideal = torch.cat(parts, -1)
+        ideal = signed_levels(edges, self.spec)
         with torch.no_grad():
             grid = build_grid(edges, self.spec)
             snap = grid.values * grid.scale.unsqueeze(1) - ideal

@@ -36,9 +36,22 @@ def test_least_squares_is_as_good_as_an_exhaustive_search(bits: int, one_sided: 
 
 def test_batches_are_averaged() -> None:
     observer = AnalyticObserver(bits=4)
-    batches = [torch.randn(1000), 3 * torch.randn(1000)]
+    batches = [torch.randn(1000), 1.2 * torch.randn(1000)]
     for batch in batches:
         observer(batch)
     ranges = [analytic_range(batch, 4) for batch in batches]
     assert float(observer.max_val) == pytest.approx(float(sum(r[1] for r in ranges)) / 2, rel=1e-6)
     assert float(observer.min_val) == pytest.approx(float(sum(r[0] for r in ranges)) / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("observer", [AnalyticObserver, LeastSquaresObserver])
+def test_signals_of_different_size_are_all_covered(observer: type) -> None:
+    generator = torch.Generator().manual_seed(1)
+    small, large = observer(bits=8), observer(bits=8)
+    for _ in range(3):
+        x = torch.randn(40, 50, generator=generator)
+        large(x)
+        small(x)
+        small(x / 50)
+    reach = [float(large.max_val), float(small.max_val)]
+    assert 0.95 * reach[0] <= reach[1] <= 1.2 * reach[0]
