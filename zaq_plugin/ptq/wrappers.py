@@ -1,11 +1,11 @@
-"""Wrappers around a model that compute what the model computes: parallel and compiled ones."""
+"""What users hand over: models in wrappers, their state dicts, and inputs that stay theirs."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -59,3 +59,21 @@ def without_prefixes(
 
 def _without_compiled(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def cloned(inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """The inputs with tensors of their own: a model may change its input in place.
+
+    Lists, tuples and mappings inside are followed.
+    """
+    return tuple(_clone(value) for value in inputs)
+
+
+def _clone(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, Mapping):
+        return {key: _clone(part) for key, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_clone(part) for part in value)
+    return value
