@@ -23,6 +23,7 @@ from zaq_plugin.ptq.fold_arithmetic import (
     remainder,
 )
 from zaq_plugin.ptq.fold_graph import value_users
+from zaq_plugin.ptq.wrappers import cloned
 
 _EXPORT_LAYERS = ("conv1d", "conv2d", "conv3d", "conv_transpose", "convolution", "linear")
 
@@ -130,7 +131,7 @@ def _linear_ranks(model: nn.Module, example_inputs: Sequence[Any] | None) -> dic
     handles = [m.register_forward_hook(watch(name)) for name, m in linears.items()]
     try:
         with torch.no_grad():
-            model(*example_inputs)
+            model(*cloned(example_inputs))
     finally:
         for handle in handles:
             handle.remove()
@@ -141,7 +142,7 @@ def _pairs_from_export(
     model: nn.Module, example_inputs: Sequence[Any], fx_error: Exception
 ) -> list[Pair]:
     try:
-        program = torch.export.export(model, tuple(example_inputs), strict=False)
+        program = torch.export.export(model, cloned(example_inputs), strict=False)
     except Exception as error:
         raise ValueError(
             f"neither torch.fx ({_first_line(fx_error)}) nor torch.export "

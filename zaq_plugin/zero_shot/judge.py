@@ -80,7 +80,7 @@ class Judge:
         modes = {m: m.training for m in model.modules()}
         to_evaluation(model)
         try:
-            return [self.adapter(model(part)) for part in self.images.split(64)]
+            return [self.adapter(model(part.clone())) for part in self.images.split(64)]
         finally:
             for module, mode in modes.items():
                 module.training = mode

@@ -112,7 +112,7 @@ class Preparation:
             slot.module.disable_observer()
         _forget_ranges(self.student)
         for batch in self.pool[: self.config.calibration_images].split(self.config.batch_size):
-            self.student(batch)
+            self.student(batch.clone())
         to_quantized_evaluation(self.student)
 
     def _batches(self) -> list[Tensor]:

@@ -173,7 +173,7 @@ def weight_slots(model: nn.Module, example: Tensor) -> list[WeightSlot]:
 
         handles.append(slot.module.register_forward_pre_hook(keep))
     try:
-        model(example)
+        model(example.clone())  # which may write into it
     finally:
         for handle in handles:
             handle.remove()

@@ -96,7 +96,7 @@ def _output_shapes(model: nn.Module, example: Tensor) -> dict[str, tuple[int, ..
         handles.append(module.register_forward_hook(keep))
     try:
         with torch.no_grad():
-            model(example)
+            model(example.clone())
     finally:
         for handle in handles:
             handle.remove()
