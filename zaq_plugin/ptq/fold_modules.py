@@ -163,7 +163,10 @@ def _pairs_from_export(
     for node in norms:
         name = owner.get(str(node.args[3]), "")
         source = node.args[0]
-        if not name:
+        if node.args[3] is None:
+            reason = "it keeps no running statistics (track_running_stats=False)"
+            pairs.append(Pair(_called_module(node), reason=reason))
+        elif not name:
             pairs.append(Pair(str(node), reason="its statistics belong to no module"))
         elif norm_calls[name] > 1:
             pairs.append(Pair(name, reason=f"{name!r} is called {norm_calls[name]} times"))
@@ -181,6 +184,12 @@ def _pairs_from_export(
             rank = source.meta["val"].dim()
             pairs.append(Pair(name, owner[str(source.args[1])], rank=rank))
     return pairs
+
+
+def _called_module(node: fx.Node) -> str:
+    """The name of the module whose call a node comes from; the node's own if it has none."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return stack[-1][0].removeprefix("L['self'].") if stack and stack[-1][0] else str(node)
 
 
 def _op_name(node: Any) -> str:

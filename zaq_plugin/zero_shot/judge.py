@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zaq_plugin.ptq.output_distance import agreements, divergences, spread, threshold
+from zaq_plugin.zero_shot.discrepancy import absolute_error
 from zaq_plugin.zero_shot.outputs import OutputAdapter
 from zaq_plugin.zero_shot.states import copied_state
 from zaq_plugin.zero_shot.twins import to_evaluation
@@ -171,5 +172,5 @@ def _standard_error(values: Tensor) -> float:
 
 def _per_sample(teacher: Tensor, student: Tensor, loss: str, scale: Tensor) -> Tensor:
     if loss == "l1":
-        return (teacher - student).abs().reshape(len(teacher), -1).mean(1)
+        return absolute_error(teacher, student).reshape(len(teacher), -1).mean(1)
     return divergences(teacher, student, scale=scale)

@@ -99,7 +99,8 @@ LEFT_ALONE = {
         conv, lambda x: x.flatten(0, 1), lambda: nn.Linear(6, 5), "not what the next layer"),
     "view that splits channels": (
         conv, lambda x: x.view(4, 4, 2, 48), lambda: nn.Conv2d(4, 5, 1), "splits or mixes"),
-    "view to rows": (conv, lambda x: x.reshape(-1, 6), lambda: nn.Linear(6, 5), "not what the next"),
+    "view to rows": (
+        conv, lambda x: x.reshape(-1, 6), lambda: nn.Linear(6, 5), "not what the next"),
     "pixel shuffle": (conv, nn.PixelShuffle(2), lambda: nn.Conv2d(2, 5, 1), "pixelshuffle"),
     "permuted": (
         conv, lambda x: x.permute(0, 2, 3, 1), lambda: nn.Linear(8, 5), "'permute' stands behind"),

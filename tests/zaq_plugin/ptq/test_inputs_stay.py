@@ -1,6 +1,5 @@
 """Models that normalise their input in place: the user's tensors stay, and so do the results."""
 
-
 import pytest
 import torch
 from torch import Tensor, nn
