@@ -225,13 +225,14 @@ def _is_batch(size: Any) -> bool:
     if not isinstance(size, fx.Node):
         return False
     if size.op == "call_method" and size.target == "size":
-        return size.args[1:] == (0,)
+        return tuple(size.args[1:]) == (0,)
     if size.op == "call_function" and size.target is operator.getitem and size.args[1] == 0:
-        whole = size.args[0]
-        by_method = isinstance(whole, fx.Node) and whole.op == "call_method"
-        if by_method and whole.target == "size" and len(whole.args) == 1:  # type: ignore[union-attr]
-            return True
-        return isinstance(whole, fx.Node) and whole.target is getattr and whole.args[1] == "shape"
+        whole: Any = size.args[0]
+        if not isinstance(whole, fx.Node):
+            return False
+        if whole.op == "call_method":
+            return whole.target == "size" and len(whole.args) == 1
+        return whole.target is getattr and str(whole.args[1]) == "shape"
     return False
 
 

@@ -211,10 +211,10 @@ class _Walk:
         places = [m.where for m in found if m.where is not None and m.where.plain]
         if len(places) != len(parts) or not all(_on_axis(p, axis, places[0]) for p in places):
             return None
-        names = ("mean", "var", "low", "high")
-        joined = [torch.cat([getattr(m, name) for m in found]) for name in names]
-        channels = len(joined[0])
-        return Moments(*joined, _with_channels(places[0], channels))
+        mean, var, low, high = (
+            torch.cat([getattr(m, name) for m in found]) for name in ("mean", "var", "low", "high")
+        )
+        return Moments(mean, var, low, high, _with_channels(places[0], len(mean)))
 
     def _clipped(self, node: fx.Node, kind: str, x: Moments) -> Moments:
         top: Tensor = torch.full_like(x.mean, math.inf)
@@ -289,5 +289,5 @@ def _padded(node: fx.Node, x: Moments, where: Axis) -> Moments | None:
     def grown(values: Tensor) -> Tensor:
         return torch.cat([values.new_zeros(before), values, values.new_zeros(after)])
 
-    grown_place = _with_channels(where, len(x.mean) + before + after)
-    return Moments(*(grown(v) for v in (x.mean, x.var, x.low, x.high)), grown_place)
+    mean, var, low, high = (grown(v) for v in (x.mean, x.var, x.low, x.high))
+    return Moments(mean, var, low, high, _with_channels(where, len(mean)))

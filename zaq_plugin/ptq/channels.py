@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from zaq_plugin.ptq.computed_weights import random_input
+from zaq_plugin.ptq.computed_weights import random_input, without_hooks
 from zaq_plugin.ptq.fold_arithmetic import LAYERS, wide_dtype
 
 
@@ -121,12 +121,12 @@ def is_rescalable(layer: nn.Module) -> bool:
     shape = [-1 if i == axis else 1 for i in range(x.dim())]
     with torch.no_grad():
         try:
-            right = type(layer).forward(layer, x.clone())  # type: ignore[call-arg]
+            right = without_hooks(layer, x.clone())
             out = (torch.rand(right.shape[axis], generator=generator) + 0.5).double().to(x.device)
             scale_outputs(outputs, out)
             scale_inputs(inputs, into)
-            spread = type(outputs).forward(outputs, x.clone())  # type: ignore[call-arg]
-            same = type(inputs).forward(inputs, x / into.reshape(shape).to(x))  # type: ignore[call-arg]
+            spread = without_hooks(outputs, x.clone())
+            same = without_hooks(inputs, x / into.reshape(shape).to(x))
         except Exception:  # an own forward may want anything
             return False
     limit = 1e-4 if x.dtype in (torch.float32, torch.float64) else 3e-2

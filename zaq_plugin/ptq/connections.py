@@ -103,7 +103,7 @@ def layer_graph(model: nn.Module, example_inputs: Sequence[Any] | None = None) -
 def _note_shapes(model: nn.Module, graph: fx.GraphModule, example_inputs: Sequence[Any]) -> None:
     try:
         with torch.no_grad():
-            ShapeProp(graph).propagate(*cloned(example_inputs))  # type: ignore[no-untyped-call]
+            ShapeProp(graph).propagate(*cloned(example_inputs))
     except Exception as error:
         raise ValueError(
             f"{type(model).__name__} does not run on the example inputs "

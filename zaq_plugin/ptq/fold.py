@@ -34,6 +34,8 @@ class Folding:
     def __str__(self) -> str:
         lines = [f"folded {len(self.folded)} BatchNorm, kept {len(self.kept)}"]
         lines += [f"  kept {name}: {reason}" for name, reason in self.kept.items()]
+        if self.baked:
+            lines.append(f"  computed weights made plain: {', '.join(self.baked)}")
         return "\n".join(lines)
 
 
