@@ -30,7 +30,7 @@ from zaq_plugin.ptq.plan import (
     make_plan,
 )
 from zaq_plugin.ptq.student import SHIFT
-from zaq_plugin.ptq.wrappers import unwrapped
+from zaq_plugin.ptq.wrappers import unwrap_parts, unwrapped
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
 
 
@@ -83,6 +83,7 @@ def simulate(
     """
     _check(model, weights, activations)
     student = copied(unwrapped(model))
+    unwrap_parts(student)
     bake_parametrizations(student)
     plans = make_plan(
         student,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -29,6 +29,35 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
+
+
+def unwrap_parts(model: nn.Module) -> None:
+    """Unwrap every part of a model that is compiled or parallel, in place.
+
+    Names lose what the wrapper added: ``body.module.0`` becomes ``body.0``. A graph, which calls
+    its parts by name, is left as it is.
+    """
+    if isinstance(model, fx.GraphModule):
+        return
+    for name, part in list(model._modules.items()):
+        if part is None:
+            continue
+        inner = unwrapped(part)
+        if inner is not part:
+            setattr(model, name, inner)
+        unwrap_parts(inner)
+
+
+def part_of(model: nn.Module, name: str) -> nn.Module:
+    """A part by the name that it has where nothing is wrapped.
+
+    Raises:
+        AttributeError: If there is none.
+    """
+    part = unwrapped(model)
+    for step in name.split(".") if name else ():
+        part = unwrapped(part.get_submodule(step))
+    return part
 
 
 def without_prefixes(
