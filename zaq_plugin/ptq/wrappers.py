@@ -24,7 +24,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         inner: object = None
         if isinstance(model, DataParallel | DistributedDataParallel | AveragedModel):
             inner = model.module
-        elif "_orig_mod" in model._modules:  # what torch.compile gives has no public class
+        elif isinstance(model, nn.Module) and "_orig_mod" in model._modules:  # what torch.compile gives has no public class
             inner = model._modules["_orig_mod"]
         if not isinstance(inner, nn.Module):
             return model
