@@ -24,8 +24,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
         inner: object = None
         if isinstance(model, DataParallel | DistributedDataParallel | AveragedModel):
             inner = model.module
-        elif isinstance(model, nn.Module) and "_orig_mod" in model._modules:  # what torch.compile gives has no public class
-            inner = model._modules["_orig_mod"]
+        elif isinstance(model, nn.Module):
+            inner = model._modules.get("_orig_mod")  # torch.compile's class is not public
         if not isinstance(inner, nn.Module):
             return model
         model = inner
