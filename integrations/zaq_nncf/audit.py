@@ -65,7 +65,7 @@ def audit(model: nn.Module, example_input: Any = None) -> Audit:
             label = layer_name(name)
             found.add(LayerRecord(label, kind, value.numel(), False, _why_not(model, name)))
         else:
-            found.add(_record(storage, name, kind, value, quantizer))
+            found.add(_record(storage, name, kind, value, quantizer, _remark(model, name)))
     return found.require_any()
 
 
@@ -112,6 +112,13 @@ def _why_not(model: nn.Module, name: str) -> str:
     return f"NNCF left it float: never called, ignored, or {own}"
 
 
+def _remark(model: nn.Module, name: str) -> str | None:
+    """What a reader should know of a weight that was quantized."""
+    if layer_name(name) in getattr(model, NOTES, {}).get("baked", ()):
+        return "its weight was computed at every call; what it computed is quantized"
+    return None
+
+
 def _shared(name: str, kind: str, quantizer: nn.Module | None, reason: str) -> LayerRecord:
     if quantizer is None:
         return LayerRecord(layer_name(name), kind, 0, False, reason)
@@ -128,7 +135,12 @@ def native_facts() -> dict[str, Any]:
 
 
 def _record(
-    storage: HookStorage, name: str, kind: str, value: Tensor, quantizer: Any
+    storage: HookStorage,
+    name: str,
+    kind: str,
+    value: Tensor,
+    quantizer: Any,
+    remark: str | None,
 ) -> LayerRecord:
     facts: dict[str, Any] = native_facts()
     activation, stripped = None, isinstance(quantizer, StaticWeight)
@@ -146,6 +158,7 @@ def _record(
         kind,
         value.numel(),
         True,
+        remark,
         kernel=kernel,
         activation=activation,
         **facts,

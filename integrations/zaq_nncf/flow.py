@@ -18,7 +18,7 @@ from zaq_nncf.activations import narrow_activations
 from zaq_nncf.audit import NOTES, audit
 from zaq_nncf.calibration import as_dataset, first_images
 from zaq_nncf.placement import Placement
-from zaq_nncf.preparation import prepare_model
+from zaq_nncf.preparation import baked_layers, prepare_model
 from zaq_nncf.settings import Override, Settings, check_bits
 from zaq_nncf.weight_quantizer import PWLQWeightQuantizer
 from zaq_plugin.layers import LAYERS
@@ -116,6 +116,7 @@ def quantize(
     quantized.__dict__[NOTES] = {
         "ignored": str(options.get("ignored_scope") or ""),
         "called": placement.weights(),
+        "baked": baked_layers(prepared),
     }
     _require_any(quantized, placed, settings)
     sources = placement.sources()

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from zaq_nncf._compat import is_wrapped
 from zaq_plugin.layers import LAYERS, out_features
 from zaq_plugin.ptq import fold_batch_norm
+from zaq_plugin.ptq.fold import Folding
 from zaq_plugin.ptq.wrappers import unwrapped
 from zaq_plugin.student.modes import evaluating
 
@@ -29,7 +30,8 @@ class Root(nn.Module):
 def prepare_model(model: nn.Module, example_input: Any = None) -> nn.Module:
     """A copy of a float model, in evaluation mode, that NNCF can quantize well.
 
-    BatchNorm is folded: NNCF leaves it, and then int8 runtimes compute it in float. An
+    BatchNorm is folded: NNCF leaves it, and then int8 runtimes compute it in float. Weights that
+    are computed at every call (weight_norm, pruning, weight standardisation) become plain ones. An
     ``nn.Sequential`` gets a root around it (NNCF's hooks would become one of its layers), and so
     does a traced ``fx.GraphModule`` (NNCF would take it for its other backend); names inside then
     begin with ``model.``. `quantize` does all this by itself; a checkpoint is loaded into what this
@@ -74,6 +76,14 @@ def prepare_model(model: nn.Module, example_input: Any = None) -> nn.Module:
     if isinstance(folded, nn.Sequential | nn.ModuleList | nn.ModuleDict | fx.GraphModule):
         return Root(folded).eval()
     return folded
+
+
+def baked_layers(prepared: nn.Module) -> set[str]:
+    """Layers of a prepared model whose weight was computed at every call, and is no longer."""
+    rooted = isinstance(prepared, Root)
+    folding = getattr(prepared.model if rooted else prepared, "zaq_folding", None)
+    names = folding.baked if isinstance(folding, Folding) else ()
+    return {f"model.{name}" if rooted else name for name in names}
 
 
 def _is_exported(model: fx.GraphModule) -> bool:

@@ -11,7 +11,7 @@ from zaq_plugin.layers import LAYERS
 from zaq_plugin.ptq.auditing import audit
 from zaq_plugin.ptq.plan import trace_order
 from zaq_plugin.student import Student, student_of
-from zaq_plugin.student.batches import Call, as_calls, inputs_of
+from zaq_plugin.student.batches import Call, as_calls, fresh, inputs_of
 from zaq_plugin.student.fake_quantizers import fake_quantizers, is_weight_quantizer
 
 
@@ -63,7 +63,7 @@ def set_ranges(view: Student, calls: Iterable[Call]) -> None:
                     _check_input_layer(view.model, call)
                     for slot in activations:
                         slot.module.enable_observer()
-                view.run(call)
+                view.run(fresh(call))
                 for module in weights:
                     module.disable_observer()  # a weight does not change from batch to batch
     finally:
@@ -103,7 +103,7 @@ def _check_input_layer(student: nn.Module, call: Call) -> None:
         return
     layers = {name: m for name, m in student.named_modules() if isinstance(m, LAYERS)}
     assumed = {name for name, plan in plans.items() if plan.is_input}
-    _, actual = trace_order(student, layers, *call)
+    _, actual = trace_order(student, layers, *fresh(call))
     if not assumed or assumed == actual:
         return
     concerned = [plans[name] for name in assumed | actual if name in plans]

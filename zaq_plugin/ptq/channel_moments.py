@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,16 @@ from torch import Tensor, fx, nn
 
 from zaq_plugin.layers import LAYERS
 from zaq_plugin.ptq.bounded import BoundedReLU
+from zaq_plugin.ptq.channel_axis import (
+    Axis,
+    behind,
+    behind_layer,
+    features,
+    shape_of,
+    zero_padding,
+)
 from zaq_plugin.ptq.channels import linear_response, wide_weight
-from zaq_plugin.ptq.connections import kind_of, layer_graph, over_positions, zero_padding
+from zaq_plugin.ptq.connections import kind_of, layer_graph
 from zaq_plugin.ptq.remembered import Normal
 
 _POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -44,12 +52,19 @@ class Moments:
     Attributes:
         mean, var: First moment and variance, over samples and positions.
         low, high: Limits that values practically never cross.
+        where: The axis of the channels, while they are followed through the graph.
     """
 
     mean: Tensor
     var: Tensor
     low: Tensor
     high: Tensor
+    where: Axis | None = None
+
+    def at(self, index: Tensor) -> Moments:
+        """Of features that hold these channels."""
+        index = index.to(self.mean.device)
+        return Moments(self.mean[index], self.var[index], self.low[index], self.high[index])
 
 
 def clipped_normal(normal: Normal, high: Tensor | float = math.inf) -> tuple[Tensor, Tensor]:
@@ -89,7 +104,7 @@ def input_moments(
     image_range: tuple[Tensor, Tensor] | None = None,
     sigmas: float = 6.0,
 ) -> dict[str, Moments | None]:
-    """What every layer's input is like, by layer name; None where the graph does not say.
+    """What every layer's input is like, feature by feature; None where the graph does not say.
 
     Args:
         model: BatchNorm folded, not yet quantized.
@@ -103,7 +118,10 @@ def input_moments(
     walk = _Walk(graph, remembered, sigmas)
     if image is not None:
         low, high = image_range or walk.limits(image.mean, image.deviation.square())
-        walk.image = Moments(image.mean, image.deviation.square(), low.double(), high.double())
+        where = Axis(len(image.mean), 1, 4, index=torch.arange(len(image.mean)))
+        walk.image = Moments(
+            image.mean, image.deviation.square(), low.double(), high.double(), where
+        )
     return walk.run()
 
 
@@ -127,8 +145,9 @@ class _Walk:
         reach = self.sigmas * var.sqrt()
         return mean - reach, mean + reach
 
-    def _from(self, mean: Tensor, var: Tensor) -> Moments:
-        return Moments(mean, var, *self.limits(mean, var))
+    def _from(self, mean: Tensor, var: Tensor, where: Axis | None) -> Moments:
+        low, high = self.limits(mean, var)
+        return Moments(mean, var, low, high, where)
 
     def _of(self, value: object) -> Moments | None:
         return self.known.get(value) if isinstance(value, fx.Node) else None
@@ -140,33 +159,37 @@ class _Walk:
         kind = kind_of(self.graph, node)
         x = self._of(node.args[0]) if node.args else None
         if kind == "layer":
-            return self._layer(str(node.target), x)
+            return self._layer(node, x)
         if kind == "add":
             return self._sum(x, self._of(node.args[1]) if len(node.args) > 1 else None)
         if kind == "cat":
             return self._joined(node)
-        if x is None:
+        if x is None or x.where is None:
             return None
         if kind in ("relu", "relu6", "bounded"):
             return self._clipped(node, kind, x)
-        if kind in ("identity", "pool", "flatten"):
-            return x
-        if kind == "mean":
-            return x if over_positions(node) else None
         if kind == "slice":
-            return x if _keeps_channels(node) else None
-        if kind == "pad":
-            return _padded(node, x)
+            return x if _keeps_channels(node, x.where) else None
+        if kind == "pad" and (padded := _padded(node, x, x.where)):
+            return padded
+        if kind in ("identity", "pool", "flatten", "mean", "pad"):
+            where = behind(node, kind, x.where)
+            return None if isinstance(where, str) else replace(x, where=where)
         if kind in _POINTWISE:
             return self._pointwise(node, kind, x)
         return None
 
-    def _layer(self, name: str, x: Moments | None) -> Moments | None:
+    def _layer(self, node: fx.Node, x: Moments | None) -> Moments | None:
+        name = str(node.target)
         layer = self.graph.get_submodule(name)
+        where = behind_layer(layer, shape_of(node))
+        if x is not None:
+            index = "" if x.where is None else features(x.where, layer)
+            x = None if isinstance(index, str) else x.at(index)
         self.inputs[name] = x if name not in self.inputs else None  # called twice: not one input
         if name in self.remembered:
             normal = self.remembered[name]
-            return self._from(normal.mean, normal.deviation.square())
+            return self._from(normal.mean, normal.deviation.square(), where)
         if x is None or not isinstance(layer, LAYERS):
             return None
         weight = wide_weight(layer)
@@ -174,21 +197,24 @@ class _Walk:
         if isinstance(layer.bias, Tensor):
             mean = mean + layer.bias.detach().to(mean)
         var = linear_response(layer, weight.square(), x.var)
-        return self._from(mean, var)
+        return self._from(mean, var, where)
 
     def _sum(self, x: Moments | None, y: Moments | None) -> Moments | None:
-        if x is None or y is None or len(x.mean) != len(y.mean):
+        if x is None or y is None or x.where is None or not _same_axis(x.where, y.where):
             return None
-        return self._from(x.mean + y.mean, x.var + y.var)
+        return self._from(x.mean + y.mean, x.var + y.var, x.where)
 
     def _joined(self, node: fx.Node) -> Moments | None:
         parts: Any = node.args[0]
         axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
         found = [m for m in map(self._of, parts) if m is not None]
-        if axis != 1 or len(found) != len(parts):
+        places = [m.where for m in found if m.where is not None and m.where.plain]
+        if len(places) != len(parts) or not all(_on_axis(p, axis, places[0]) for p in places):
             return None
-        names = ("mean", "var", "low", "high")
-        return Moments(*(torch.cat([getattr(m, name) for m in found]) for name in names))
+        mean, var, low, high = (
+            torch.cat([getattr(m, name) for m in found]) for name in ("mean", "var", "low", "high")
+        )
+        return Moments(mean, var, low, high, _with_channels(places[0], len(mean)))
 
     def _clipped(self, node: fx.Node, kind: str, x: Moments) -> Moments:
         top: Tensor = torch.full_like(x.mean, math.inf)
@@ -199,7 +225,8 @@ class _Walk:
             assert isinstance(module, BoundedReLU)
             top = module.bound.to(x.mean)
         mean, var = clipped_normal(Normal(x.mean, x.var.sqrt()), top)
-        return Moments(mean, var, x.low.clamp(min=0), torch.minimum(x.high.clamp(min=0), top))
+        low, high = x.low.clamp(min=0), torch.minimum(x.high.clamp(min=0), top)
+        return Moments(mean, var, low, high, x.where)
 
     def _pointwise(self, node: fx.Node, kind: str, x: Moments) -> Moments:
         function = _POINTWISE[kind]
@@ -214,27 +241,53 @@ class _Walk:
             whole = function(torch.lerp(x.low.unsqueeze(1), x.high.unsqueeze(1), line))
         mean = (values * share).sum(1)
         var = ((values - mean.unsqueeze(1)).square() * share).sum(1)
-        return Moments(mean, var, whole.amin(1), whole.amax(1))
+        return Moments(mean, var, whole.amin(1), whole.amax(1), x.where)
 
 
-def _keeps_channels(node: fx.Node) -> bool:
-    """Whether a slice takes all channels."""
+def _same_axis(x: Axis, y: Axis | None) -> bool:
+    """Whether two tensors that are added hold the same channels at the same places."""
+    if y is None or x.channels != y.channels or (x.axis, x.rank) != (y.axis, y.rank):
+        return False
+    return x.plain and y.plain
+
+
+def _on_axis(where: Axis, axis: object, first: Axis) -> bool:
+    """Whether tensors are joined along the axis of their channels."""
+    same = (where.axis, where.rank) == (first.axis, first.rank)
+    return same and axis in (where.axis, where.axis - (where.rank or 0))
+
+
+def _with_channels(where: Axis, channels: int) -> Axis:
+    index = None if where.index is None else torch.arange(channels)
+    return replace(where, channels=channels, index=index)
+
+
+def _keeps_channels(node: fx.Node, where: Axis) -> bool:
+    """Whether a slice takes all channels, and leaves their axis where it is."""
+    if where.rank is None:
+        return False
     if isinstance(node.target, torch._ops.OpOverload):  # aten.slice(x, dim, start, end, step)
-        return len(node.args) > 1 and node.args[1] in (0, 2, 3)
+        dim = node.args[1] if len(node.args) > 1 else 0
+        return isinstance(dim, int) and dim % where.rank != where.axis
     index: Any = node.args[1] if len(node.args) > 1 else None
-    if not isinstance(index, tuple) or len(index) < 2:
-        return isinstance(index, slice)
-    return all(isinstance(i, slice) for i in index) and index[1] == slice(None)
+    every = index if isinstance(index, tuple) else (index,)
+    if not all(isinstance(i, slice) for i in every):
+        return False
+    return len(every) <= where.axis or every[where.axis] == slice(None)
 
 
-def _padded(node: fx.Node, x: Moments) -> Moments | None:
-    """Zeros around positions change nothing here; zero channels are added."""
+def _padded(node: fx.Node, x: Moments, where: Axis) -> Moments | None:
+    """Channels of zeros that a padding adds; None if it adds none."""
     widths = zero_padding(node)
-    if widths is None:
+    if widths is None or where.rank is None or not where.plain:
         return None
-    before, after = widths[4:6] if len(widths) >= 6 else (0, 0)
+    from_end = where.rank - where.axis
+    before, after = [*widths[2 * (from_end - 1) : 2 * from_end], 0, 0][:2]
+    if not (before or after):
+        return None
 
     def grown(values: Tensor) -> Tensor:
         return torch.cat([values.new_zeros(before), values, values.new_zeros(after)])
 
-    return Moments(*(grown(v) for v in (x.mean, x.var, x.low, x.high)))
+    mean, var, low, high = (grown(v) for v in (x.mean, x.var, x.low, x.high))
+    return Moments(mean, var, low, high, _with_channels(where, len(mean)))

@@ -6,11 +6,14 @@ to know.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from zaq_plugin.layers import wide_dtype
+from zaq_plugin.layers import LAYERS, wide_dtype
+from zaq_plugin.ptq.computed_weights import random_input, without_hooks
 
 
 def output_ranges(layer: nn.Module) -> Tensor:
@@ -74,11 +77,14 @@ def wide_weight(layer: nn.Module) -> Tensor:
 
 
 def linear_response(layer: nn.Module, weight: Tensor, mean: Tensor) -> Tensor:
-    """``Σ_i mean_i Σ_k w[o, i, k]`` for every output channel o; any weight of the layer's shape."""
+    """``Σ_i mean_i Σ_k w[o, i, k]`` for every output channel o.
+
+    Args:
+        layer: Linear or convolution.
+        weight: Any weight of the layer's shape.
+        mean: (input channels,) or (input features,).
+    """
     mean = mean.to(weight)
-    wide = int(getattr(layer, "in_channels", getattr(layer, "in_features", 0)))
-    if len(mean) != wide and wide % len(mean) == 0:
-        mean = mean.repeat_interleave(wide // len(mean))
     if isinstance(layer, _ConvTransposeNd):
         groups = layer.groups
         sums = weight.flatten(2).sum(2) * mean.unsqueeze(1)
@@ -97,3 +103,35 @@ def add_to_bias(layer: nn.Module, change: Tensor) -> None:
         zeros = torch.zeros(len(change), device=weight.device, dtype=weight.dtype)
         layer.bias = nn.Parameter(zeros, requires_grad=weight.requires_grad)
     layer.bias.add_(change.to(layer.bias))
+
+
+def is_rescalable(layer: nn.Module) -> bool:
+    """Whether a layer passes positive factors per channel on, as torch's own layers do.
+
+    A subclass with its own forward (a padding of its own, say) is tried on random inputs.
+    """
+    kinds = [kind for kind in LAYERS if isinstance(layer, kind)]
+    if not kinds or type(layer).forward is kinds[0].forward:
+        return bool(kinds)
+    generator = torch.Generator().manual_seed(0)
+    outputs, inputs = copy.deepcopy(layer), copy.deepcopy(layer)
+    x = random_input(layer)
+    axis = x.dim() - 1 if isinstance(layer, nn.Linear) else 1
+    into = (torch.rand(x.shape[axis], generator=generator) + 0.5).double().to(x.device)
+    shape = [-1 if i == axis else 1 for i in range(x.dim())]
+    with torch.no_grad():
+        try:
+            right = without_hooks(layer, x.clone())
+            out = (torch.rand(right.shape[axis], generator=generator) + 0.5).double().to(x.device)
+            scale_outputs(outputs, out)
+            scale_inputs(inputs, into)
+            spread = without_hooks(outputs, x.clone())
+            same = without_hooks(inputs, x / into.reshape(shape).to(x))
+        except Exception:  # an own forward may want anything
+            return False
+    limit = 1e-4 if x.dtype in (torch.float32, torch.float64) else 3e-2
+    largest = max(float(right.abs().max()), 1e-12)
+    wanted = right * out.reshape(shape).to(x)
+    return all(
+        float((a - b).abs().max()) <= limit * largest for a, b in ((spread, wanted), (same, right))
+    )

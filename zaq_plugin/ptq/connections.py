@@ -2,33 +2,39 @@
 
 Two layers are connected if nothing stands between them but what commutes with a positive factor per
 channel: ReLU, pooling, dropout, flattening, zero padding. ReLU6 commutes if its bound is scaled,
-too.
+too. Where the channels go meanwhile is followed (`channel_axis`): a pair is left alone if they end
+up elsewhere than where the second layer sums over them.
 """
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils import parametrize
 
 from zaq_plugin.layers import LAYERS
+from zaq_plugin.ptq.bake import copied
 from zaq_plugin.ptq.bounded import BoundedReLU
+from zaq_plugin.ptq.channel_axis import Axis, behind, behind_layer, features, shape_of
+from zaq_plugin.ptq.channels import is_rescalable
 from zaq_plugin.ptq.fold_graph import value_users
 from zaq_plugin.ptq.fold_modules import LayerTracer
 from zaq_plugin.ptq.unlift import restore_layers
+from zaq_plugin.ptq.wrappers import cloned
 
 Between = Literal["relu", "relu6", "none"]
 
 _IDENTITY = {"identity", "dropout", "dropout2d", "contiguous", "clone", "alias", "detach"}
 _POOLS = {"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"}
 _FLAT = {"flatten", "view", "reshape", "squeeze"}
+_COMMUTING = {"relu", "relu6", "bounded", "identity", "pool", "flatten", "mean", "pad"}
 
 
 @dataclass(frozen=True)
@@ -39,12 +45,16 @@ class Connection:
         first, second: Qualified names of the layers.
         between: The activation between them.
         bound: Name of the graph's node of a ReLU6; None without one.
+        index: The first layer's channel that each input feature of the second one holds.
+        bound_axis: Axis of the channels where the ReLU6 stands.
     """
 
     first: str
     second: str
     between: Between
     bound: str | None = None
+    index: Tensor = field(default_factory=lambda: torch.empty(0), compare=False, repr=False)
+    bound_axis: int = field(default=1, compare=False, repr=False)
 
 
 class _Tracer(LayerTracer):
@@ -60,28 +70,44 @@ class _Tracer(LayerTracer):
 def layer_graph(model: nn.Module, example_inputs: Sequence[Any] | None = None) -> fx.GraphModule:
     """The model as a graph whose layers are modules under the names that they have in the model.
 
-    Traced by torch.fx, in which case layers are the model's own; where that fails, exported.
+    Traced by torch.fx, in which case layers are the model's own; where that fails, exported. With
+    example inputs its nodes know their shapes.
 
     Raises:
-        ValueError: If neither can follow the model.
+        ValueError: If neither can follow the model, or it does not run on the example inputs.
     """
     try:
-        return fx.GraphModule(model, _Tracer().trace(model))
+        traced = fx.GraphModule(model, _Tracer().trace(model))
     except Exception as error:
         first = f"{type(error).__name__}: {error}".splitlines()[0]
+    else:
+        if example_inputs is not None:
+            _note_shapes(model, traced, example_inputs)
+        return traced
     if example_inputs is None:
         raise ValueError(
             f"torch.fx cannot trace {type(model).__name__} ({first}); give example_inputs, and "
             "torch.export is used instead"
         )
     try:
-        program = torch.export.export(copy.deepcopy(model), tuple(example_inputs), strict=False)
+        program = torch.export.export(copied(model), cloned(example_inputs), strict=False)
         restored = restore_layers(program.module(), inplace=True)
         return fx.GraphModule(restored, restored.graph)  # one whose mode can be set
     except Exception as error:
         raise ValueError(
             f"neither torch.fx ({first}) nor torch.export ({type(error).__name__}: {error}) can "
             f"follow {type(model).__name__}"
+        ) from error
+
+
+def _note_shapes(model: nn.Module, graph: fx.GraphModule, example_inputs: Sequence[Any]) -> None:
+    try:
+        with torch.no_grad():
+            ShapeProp(graph).propagate(*cloned(example_inputs))
+    except Exception as error:
+        raise ValueError(
+            f"{type(model).__name__} does not run on the example inputs "
+            f"({type(error).__name__}: {error}); give a tuple of the tensors that it is called with"
         ) from error
 
 
@@ -134,26 +160,6 @@ def _word(name: str) -> str:
     )
 
 
-def over_positions(node: fx.Node) -> bool:
-    """Whether a mean is taken over the positions of an image batch, and nothing else."""
-    dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    listed = tuple(dims) if isinstance(dims, list | tuple) else (dims,)
-    return set(listed) in ({2, 3}, {-1, -2})
-
-
-def zero_padding(node: fx.Node) -> tuple[int, ...] | None:
-    """The widths of a padding with zeros, last axis first; None for any other padding."""
-    args = dict(zip(("input", "pad", "mode", "value"), node.args, strict=False))
-    args.update(node.kwargs)
-    mode, value = args.get("mode", "constant"), args.get("value", 0)
-    if isinstance(mode, int | float):  # aten.constant_pad_nd(x, pad, value)
-        mode, value = "constant", mode
-    widths: Any = args.get("pad")
-    if mode != "constant" or value not in (0, None) or not isinstance(widths, list | tuple):
-        return None
-    return tuple(int(w) for w in widths)
-
-
 def connections(graph: fx.GraphModule) -> tuple[list[Connection], dict[str, str]]:
     """Every pair of connected layers, in order, and for each other layer why it leads to none."""
     calls = Counter(str(n.target) for n in graph.graph.nodes if n.op == "call_module")
@@ -161,8 +167,16 @@ def connections(graph: fx.GraphModule) -> tuple[list[Connection], dict[str, str]
         id(p) for m in graph.modules() for p in m._parameters.values() if p is not None
     )
 
+    read = {str(n.target).rpartition(".")[0] for n in graph.graph.nodes if n.op == "get_attr"}
+
     def blocked(name: str) -> str | None:
         layer = graph.get_submodule(name)
+        if name in read:
+            return f"a tensor of {name!r} is read elsewhere in the model"
+        if layer._forward_hooks or layer._forward_pre_hooks:
+            return f"{name!r} has forward hooks, which could tell the difference"
+        if not is_rescalable(layer):
+            return f"the forward of {type(layer).__name__} does not pass a factor per channel on"
         if calls[name] > 1:
             return f"{name!r} is called {calls[name]} times"
         if parametrize.is_parametrized(layer):
@@ -190,6 +204,8 @@ def connections(graph: fx.GraphModule) -> tuple[list[Connection], dict[str, str]
 
 def _follow(graph: fx.GraphModule, start: fx.Node) -> Connection | str:
     node, between, bound = start, "none", None
+    where = behind_layer(graph.get_submodule(str(start.target)), shape_of(start))
+    bound_axis = 1
     while True:
         users = value_users(node)
         if len(users) != 1:
@@ -198,20 +214,38 @@ def _follow(graph: fx.GraphModule, start: fx.Node) -> Connection | str:
         kind = kind_of(graph, node)
         if kind == "layer":
             second = str(node.target)
-            return Connection(str(start.target), second, between, bound)  # type: ignore[arg-type]
+            index = features(where, graph.get_submodule(second))
+            if isinstance(index, str):
+                return index
+            first = str(start.target)
+            return Connection(first, second, between, bound, index, bound_axis)  # type: ignore[arg-type]
+        if kind == "output":
+            return "its output is the model's"
+        if kind not in _COMMUTING:
+            return f"{kind!r} stands behind it"
         if kind in ("relu6", "bounded"):
             if bound is not None:
                 return "two bounded activations stand behind it"
-            between, bound = "relu6", node.name
+            axis = _bound_axis(graph, node, kind, where)
+            if axis is None:
+                return "a bounded activation whose channels are on another axis stands behind it"
+            between, bound, bound_axis = "relu6", node.name, axis
         elif kind == "relu":
             between = "relu" if between == "none" else between
-        elif kind == "mean" and not over_positions(node):
-            return "a mean over other axes than positions stands behind it"
-        elif kind == "pad":
-            widths = zero_padding(node)
-            if widths is None or len(widths) > 4:
-                return "a padding that is not by zeros at the border stands behind it"
-        elif kind == "output":
-            return "its output is the model's"
-        elif kind not in ("identity", "pool", "flatten", "mean"):
-            return f"{kind!r} stands behind it"
+        outcome = behind(node, kind, where)
+        if isinstance(outcome, str):
+            return outcome
+        where = outcome
+
+
+def _bound_axis(graph: fx.GraphModule, node: fx.Node, kind: str, where: Axis) -> int | None:
+    """The axis of the bounds of a bounded activation at a node; None if it cannot have one each."""
+    if not where.plain:
+        return None
+    axis = -1 if where.axis in (-1, (where.rank or 0) - 1) else where.axis
+    if kind != "bounded":
+        return axis
+    known: Any = graph.get_submodule(str(node.target))
+    rank = where.rank
+    same = known.axis == axis or (rank is not None and known.axis % rank == where.axis)
+    return int(known.axis) if same else None

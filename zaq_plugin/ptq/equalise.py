@@ -73,7 +73,8 @@ def equalise(
 
     Args:
         model: BatchNorm folded, in evaluation mode; it is not touched.
-        example_inputs: Needed where torch.fx cannot trace the model.
+        example_inputs: Needed where torch.fx cannot trace the model, and where views or flattens
+            between layers depend on shapes; pairs around those are skipped without.
         replace_relu6: Put a plain ReLU in the place of ReLU6, as the paper does; the model then
             computes something else, which costs accuracy.
         iterations: Passes over all pairs, at most.
@@ -112,13 +113,13 @@ def _rescale(model: nn.Module, pair: Connection, bound: BoundedReLU | None) -> T
     """One pair's factors s, applied: the first layer is divided by them, the second multiplied."""
     first, second = model.get_submodule(pair.first), model.get_submodule(pair.second)
     r1, r2 = output_ranges(first), input_ranges(second)
-    repeat = len(r2) // len(r1)  # a flattened map: so many features are one channel
-    grouped = r2.reshape(len(r1), repeat).amax(1)
+    index = pair.index.to(r2.device)  # of a flattened map many features are one channel
+    grouped = torch.zeros_like(r1).scatter_reduce(0, index, r2, "amax")
     scale = (r1 / grouped).sqrt()  # sqrt(r1 r2) / r2
     usable = (r1 > 0) & (grouped > 0) & scale.isfinite()
     scale = torch.where(usable, scale, torch.ones_like(scale))
     scale_outputs(first, 1 / scale)
-    scale_inputs(second, scale.repeat_interleave(repeat))
+    scale_inputs(second, scale[index])
     if bound is not None:
         bound.bound.div_(scale)
     return scale
@@ -155,7 +156,8 @@ def _bounded(
         first = graph.get_submodule(pair.first)
         like = first.weight
         assert isinstance(like, Tensor)
-        bound = BoundedReLU(torch.full((out_features(first),), 6.0, device=like.device))
+        sixes = torch.full((out_features(first),), 6.0, device=like.device)
+        bound = BoundedReLU(sixes, pair.bound_axis)
         new: nn.Module = nn.ReLU() if replace else bound
         if own and str(node.target) in names:
             model.set_submodule(str(node.target), new)
@@ -212,7 +214,8 @@ def absorb_bias(
             continue
         with torch.no_grad():
             first.bias.sub_(c.to(first.bias))
-            add_to_bias(second, linear_response(second, wide_weight(second), c))
+            given = c[pair.index.to(c.device)]
+            add_to_bias(second, linear_response(second, wide_weight(second), given))
             if bound is not None:
                 bound.bound.sub_(c.to(bound.bound))
         remembered[pair.first] = known.shifted(-c)

@@ -11,7 +11,7 @@ from torch import fx, nn
 from zaq_plugin.ptq.bake import bake_parametrizations, copied
 from zaq_plugin.ptq.fold_graph import fold_graph
 from zaq_plugin.ptq.fold_modules import find_pairs, fold_pairs
-from zaq_plugin.ptq.wrappers import unwrapped
+from zaq_plugin.ptq.wrappers import unwrap_parts, unwrapped
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -34,6 +34,8 @@ class Folding:
     def __str__(self) -> str:
         lines = [f"folded {len(self.folded)} BatchNorm, kept {len(self.kept)}"]
         lines += [f"  kept {name}: {reason}" for name, reason in self.kept.items()]
+        if self.baked:
+            lines.append(f"  computed weights made plain: {', '.join(self.baked)}")
         return "\n".join(lines)
 
 
@@ -53,7 +55,8 @@ def fold_batch_norm(
 
     Args:
         model: A model in evaluation mode; its function is what is preserved. Half precision stays
-            so (the arithmetic is float64). A compiled or parallel one is unwrapped.
+            so (the arithmetic is float64). A compiled or parallel one is unwrapped,
+            and so are its parts.
         example_inputs: The tensors that the model is called with. Needed where torch.fx cannot
             trace the model (``torch.export`` follows it then), and for a linear layer before a
             BatchNorm, whose output's rank decides what its channels are.
@@ -81,6 +84,7 @@ def fold_batch_norm(
         )
     if not inplace:
         model = copied(model)
+    unwrap_parts(model)
     baked = bake_parametrizations(model)
     if isinstance(model, fx.GraphModule):
         folded, kept = fold_graph(model)

@@ -165,11 +165,13 @@ def _norm_of(model: fx.GraphModule, node: fx.Node) -> _Norm | str | None:
         mean, var, weight, bias = (values[n] for n in _FUNCTIONAL_NORM[1:5])
         training, eps = values["training"] or False, values["eps"]
         eps = 1e-5 if eps is None else eps
+    if mean is None or var is None:
+        return "it keeps no running statistics (track_running_stats=False)"
     if training is not False:
         return "it normalises by batch statistics; trace or export the model in evaluation mode"
     tensors = [_attribute(model, n) for n in (mean, var, weight, bias)]
     if tensors[0] is None or tensors[1] is None:
-        return "it keeps no running statistics"
+        return "its running statistics are computed in the graph"
     if any(n is not None and t is None for n, t in zip((weight, bias), tensors[2:], strict=True)):
         return "its weight or bias is computed in the graph"
     results = [node]

@@ -22,6 +22,7 @@ from zaq_plugin.ptq.fold_arithmetic import (
     remainder,
 )
 from zaq_plugin.ptq.fold_graph import value_users
+from zaq_plugin.ptq.wrappers import cloned
 
 _EXPORT_LAYERS = ("conv1d", "conv2d", "conv3d", "conv_transpose", "convolution", "linear")
 
@@ -129,7 +130,7 @@ def _linear_ranks(model: nn.Module, example_inputs: Sequence[Any] | None) -> dic
     handles = [m.register_forward_hook(watch(name)) for name, m in linears.items()]
     try:
         with torch.no_grad():
-            model(*example_inputs)
+            model(*cloned(example_inputs))
     finally:
         for handle in handles:
             handle.remove()
@@ -140,7 +141,7 @@ def _pairs_from_export(
     model: nn.Module, example_inputs: Sequence[Any], fx_error: Exception
 ) -> list[Pair]:
     try:
-        program = torch.export.export(model, tuple(example_inputs), strict=False)
+        program = torch.export.export(model, cloned(example_inputs), strict=False)
     except Exception as error:
         raise ValueError(
             f"neither torch.fx ({_first_line(fx_error)}) nor torch.export "
@@ -161,7 +162,10 @@ def _pairs_from_export(
     for node in norms:
         name = owner.get(str(node.args[3]), "")
         source = node.args[0]
-        if not name:
+        if node.args[3] is None:
+            reason = "it keeps no running statistics (track_running_stats=False)"
+            pairs.append(Pair(_called_module(node), reason=reason))
+        elif not name:
             pairs.append(Pair(str(node), reason="its statistics belong to no module"))
         elif norm_calls[name] > 1:
             pairs.append(Pair(name, reason=f"{name!r} is called {norm_calls[name]} times"))
@@ -179,6 +183,12 @@ def _pairs_from_export(
             rank = source.meta["val"].dim()
             pairs.append(Pair(name, owner[str(source.args[1])], rank=rank))
     return pairs
+
+
+def _called_module(node: fx.Node) -> str:
+    """The name of the module whose call a node comes from; the node's own if it has none."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return stack[-1][0].removeprefix("L['self'].") if stack and stack[-1][0] else str(node)
 
 
 def _op_name(node: Any) -> str:

@@ -64,8 +64,8 @@ def kl_sensitivity(
         raise ValueError(f"{type(model).__name__} has no convolution or linear layer to measure")
     found = Sensitivities()
     with evaluating(model):
-        target = adapter(model(images))
-        order, found.inputs = trace_order(model, layers, (images[:1],), {})
+        target = adapter(model(images.clone()))
+        order, found.inputs = trace_order(model, layers, (images[:1].clone(),), {})
         for name in order:
             weight = layers[name].weight
             assert isinstance(weight, nn.Parameter)
@@ -74,7 +74,7 @@ def kl_sensitivity(
             found.divergence[name] = {}
             for width, spec in specs.items():
                 weight.copy_(fake_quantize(kept, spec, channel_axis(layers[name])))
-                answer = adapter(model(images))
+                answer = adapter(model(images.clone()))
                 found.divergence[name][width] = kl_divergence(target, answer)
             weight.copy_(kept)
     return found

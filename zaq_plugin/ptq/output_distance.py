@@ -58,7 +58,8 @@ def divergences(
     else:
         log_p = torch.log_softmax(teacher / temperature, dim=1)
         log_q = torch.log_softmax(student / temperature, dim=1)
-        each = (log_p.exp() * (log_p - log_q)).sum(dim=1)
+        p = log_p.exp()  # 0 for classes that are masked out, by minus infinity, say
+        each = (p * torch.where(p > 0, log_p - log_q, 0.0)).sum(dim=1)
     return each.reshape(len(each), -1).mean(1) if each.dim() else each.reshape(1)
 
 

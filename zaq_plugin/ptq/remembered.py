@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zaq_plugin.layers import wide_dtype
 from zaq_plugin.ptq.fold import Folding
-from zaq_plugin.ptq.wrappers import unwrapped
+from zaq_plugin.ptq.wrappers import part_of
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,9 @@ def remembered_statistics(model: nn.Module, folded: nn.Module) -> Remembered:
     """
     folding = getattr(folded, "zaq_folding", None)
     pairs = folding.folded if isinstance(folding, Folding) else ()
-    model = unwrapped(model)
     found: Remembered = {}
     for layer, norm in pairs:
-        place: Any = model.get_submodule(norm)
+        place: Any = part_of(model, norm)
         mean, var = place.running_mean, place.running_var
         wide = wide_dtype(mean)
         eps = float(getattr(place, "eps", 1e-5))

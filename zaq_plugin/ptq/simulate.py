@@ -23,7 +23,7 @@ from zaq_plugin.observers import MinMaxObserver, TopKMedianObserver
 from zaq_plugin.ptq.auditing import audit
 from zaq_plugin.ptq.bake import bake_parametrizations, copied
 from zaq_plugin.ptq.plan import Activations, Depthwise, Override, make_plan
-from zaq_plugin.ptq.wrappers import unwrapped
+from zaq_plugin.ptq.wrappers import unwrap_parts, unwrapped
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
 
 
@@ -76,6 +76,7 @@ def simulate(
     """
     _check(model, weights, activations)
     student = copied(unwrapped(model))
+    unwrap_parts(student)
     bake_parametrizations(student)
     plans = make_plan(
         student,

@@ -1,11 +1,11 @@
-"""Wrappers around a model that compute what the model computes: parallel and compiled ones."""
+"""What users hand over: models in wrappers, their state dicts, and inputs that stay theirs."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, fx, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -24,11 +24,40 @@ def unwrapped(model: nn.Module) -> nn.Module:
         inner: object = None
         if isinstance(model, DataParallel | DistributedDataParallel | AveragedModel):
             inner = model.module
-        elif "_orig_mod" in model._modules:  # what torch.compile gives has no public class
-            inner = model._modules["_orig_mod"]
+        elif isinstance(model, nn.Module):
+            inner = model._modules.get("_orig_mod")  # torch.compile's class is not public
         if not isinstance(inner, nn.Module):
             return model
         model = inner
+
+
+def unwrap_parts(model: nn.Module) -> None:
+    """Unwrap every part of a model that is compiled or parallel, in place.
+
+    Names lose what the wrapper added: ``body.module.0`` becomes ``body.0``. A graph, which calls
+    its parts by name, is left as it is.
+    """
+    if isinstance(model, fx.GraphModule):
+        return
+    for name, part in list(model._modules.items()):
+        if part is None:
+            continue
+        inner = unwrapped(part)
+        if inner is not part:
+            setattr(model, name, inner)
+        unwrap_parts(inner)
+
+
+def part_of(model: nn.Module, name: str) -> nn.Module:
+    """A part by the name that it has where nothing is wrapped.
+
+    Raises:
+        AttributeError: If there is none.
+    """
+    part = unwrapped(model)
+    for step in name.split(".") if name else ():
+        part = unwrapped(part.get_submodule(step))
+    return part
 
 
 def without_prefixes(
@@ -59,3 +88,21 @@ def without_prefixes(
 
 def _without_compiled(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def cloned(inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """The inputs with tensors of their own: a model may change its input in place.
+
+    Lists, tuples and mappings inside are followed.
+    """
+    return tuple(_clone(value) for value in inputs)
+
+
+def _clone(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, Mapping):
+        return {key: _clone(part) for key, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_clone(part) for part in value)
+    return value

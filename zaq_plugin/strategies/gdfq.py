@@ -86,7 +86,7 @@ class Game:
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """``CE(P(x), y) + w L_BN(x)``, the generator's."""
         with self.bn_loss.recording():
-            logits = self.model(images)
+            logits = self.model(images.clone())
         loss: Tensor = F.cross_entropy(logits, labels) + self.bn_weight * self.bn_loss.value()
         return loss
 
@@ -220,8 +220,8 @@ class GenerativeTraining(Stage):
     ) -> Tensor:
         """``KL(P(x) || Q(x)) + w CE(Q(x), y)``, the student's."""
         with torch.no_grad():
-            expected = teacher(images)
-        answer = student(images)
+            expected = teacher(images.clone())
+        answer = student(images.clone())
         loss = teacher_divergence(expected, answer)
         return loss + self.label_weight * F.cross_entropy(answer, labels)
 

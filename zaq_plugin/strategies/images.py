@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from zaq_plugin.ptq.wrappers import cloned
 from zaq_plugin.strategies.stage import Data, ImageStage, Work
 from zaq_plugin.student.modes import frozen
 from zaq_plugin.zero_shot import DistillOptions, ImageStatistics, distill_images
@@ -86,7 +87,7 @@ class Distilled(ImageStage):
 def classes_of(work: Work) -> int | None:
     """How many classes the float model's logits (n, classes) have; None if it answers otherwise."""
     with frozen(work.model):
-        answer = work.model(*work.request.example_inputs)
+        answer = work.model(*cloned(work.request.example_inputs))
     return answer.shape[1] if isinstance(answer, Tensor) and answer.dim() == 2 else None
 
 

@@ -21,8 +21,7 @@ def as_call(batch: object, inputs: int = 1) -> Call:
     """Positional and keyword arguments of the model for one batch.
 
     A tensor is the model's input; of a tuple or list, as data loaders give it, the first elements
-    are the inputs and the rest (labels) is left out; a mapping is passed by keyword. Tensors are
-    copied, since models may change their inputs in place.
+    are the inputs and the rest (labels) is left out; a mapping is passed by keyword.
 
     Args:
         batch: One batch of a data loader.
@@ -32,13 +31,13 @@ def as_call(batch: object, inputs: int = 1) -> Call:
         TypeError: If the batch is none of these.
     """
     if isinstance(batch, Mapping):
-        return (), {str(k): _own(v) for k, v in batch.items()}
+        return (), {str(k): v for k, v in batch.items()}
     if isinstance(batch, Arguments):
-        return tuple(_own(x) for x in batch), {}
+        return tuple(batch), {}
     if isinstance(batch, tuple | list) and batch and isinstance(batch[0], Tensor):
-        return tuple(_own(x) for x in batch[:inputs]), {}
+        return tuple(batch[:inputs]), {}
     if isinstance(batch, Tensor):
-        return (_own(batch),), {}
+        return (batch,), {}
     raise TypeError(
         "a batch must be a tensor, a tuple or list that starts with the model's input, or a "
         f"mapping of keyword arguments; got {type(batch).__name__}"
@@ -68,16 +67,6 @@ def as_calls(batches: Iterable[Any], what: str, inputs: int = 1) -> list[Call]:
     return calls
 
 
-def one_sample(call: Call) -> Call:
-    """The first sample of a batch."""
-    args, kwargs = call
-
-    def cut(x: Any) -> Any:
-        return x[:1] if isinstance(x, Tensor) and x.dim() else x
-
-    return tuple(cut(x) for x in args), {k: cut(x) for k, x in kwargs.items()}
-
-
 def merged(calls: Sequence[Call]) -> list[Call]:
     """All batches as one, where they are single tensors of one sample shape."""
     tensors = [args[0] for args, kwargs in calls if len(args) == 1 and not kwargs]
@@ -92,6 +81,12 @@ def samples(call: Call) -> int:
     """How many samples a batch has; 0 where that cannot be seen."""
     tensors = [x for x in (*call[0], *call[1].values()) if isinstance(x, Tensor) and x.dim()]
     return tensors[0].shape[0] if tensors else 0
+
+
+def fresh(call: Call) -> Call:
+    """A copy of a batch for one run: models may change their inputs in place."""
+    args, kwargs = call
+    return tuple(_own(x) for x in args), {k: _own(v) for k, v in kwargs.items()}
 
 
 def _own(value: Any) -> Any:

@@ -154,7 +154,7 @@ def reached_layers(model: nn.Module, example: Tensor) -> list[QuantLayer]:
 
     handles = [x.quantizer.register_forward_pre_hook(keep) for x in layers.values()]
     try:
-        model(example)
+        model(example.clone())
     finally:
         for handle in handles:
             handle.remove()

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from zaq_plugin.student.batches import Call, as_calls, inputs_of, merged, samples
+from zaq_plugin.student.batches import Call, as_calls, fresh, inputs_of, merged, samples
 from zaq_plugin.student.fake_quantizers import quantizing
 from zaq_plugin.student.layer import QuantLayer
 from zaq_plugin.student.view import Student
@@ -64,7 +64,7 @@ def walk_layers(
     """
     calls = as_calls(batches, what, inputs_of(student.model))
     with quantizing(student.model), student.evaluating():
-        census = _Census(student, calls[0])
+        census = _Census(student, fresh(calls[0]))
         if not _in_one_pass(student, calls, census, begin, memory):
             _layer_by_layer(student, census.calls, calls, begin)
     return list(census.calls)
@@ -106,6 +106,7 @@ def _in_one_pass(
     if not fits or any(times > 1 for times in census.calls.values()):
         return False
     together = merged(calls) if census.batched else list(calls)
+    together = [fresh(call) for call in together]
 
     def finish(layer: QuantLayer, inputs: Sequence[Tensor]) -> None:
         work = begin(layer, count if census.batched else len(calls))
@@ -141,6 +142,6 @@ def _layer_by_layer(
         for call in calls:
             seen = 0
             with suppress(_Stop):
-                student.run(call, take)
+                student.run(fresh(call), take)
         if reached:
             work.finish()

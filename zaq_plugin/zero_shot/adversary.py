@@ -127,7 +127,7 @@ class Adversary:
         x = self.images()
         own, terms = self._own_loss(x, beta=config.beta, taps=teacher_taps)
         teacher_out = self.adapter(self._teacher_output)
-        student_out = self.adapter(student(x))
+        student_out = self.adapter(student(x.clone()))  # a model may write into its input
         measure = output_discrepancy if config.generator_loss == "l1" else teacher_divergence
         d_o = mean_over(measure, teacher_out, student_out)
         gap = d_o
@@ -159,11 +159,11 @@ class Adversary:
         try:
             with swinging(self.memory, self.rng, config.swing), self.bn_loss.recording():
                 if self.memory is self.teacher:
-                    self._teacher_output = self.teacher(x)
+                    self._teacher_output = self.teacher(x.clone())
                 else:
-                    self._teacher_output = self.teacher(x)
+                    self._teacher_output = self.teacher(x.clone())
                     if len(self.bn_loss) and config.bn_weight > 0:
-                        self.memory(x)
+                        self.memory(x.clone())
                 value = self.bn_loss.value().to(x)
         finally:
             handle()

@@ -166,8 +166,8 @@ def _constant(iteration: int) -> float:
 
 @torch.no_grad()
 def in_batches(call: Callable[[Tensor], Tensor], x: Tensor, batch_size: int = 64) -> Tensor:
-    """What a call answers to all images, without gradients."""
-    return torch.cat([call(part) for part in x.split(batch_size)])
+    """What a call answers to all images, without gradients; it may write into its input."""
+    return torch.cat([call(part.clone()) for part in x.split(batch_size)])
 
 
 def _mean_square(answer: Tensor, target: Tensor) -> float:

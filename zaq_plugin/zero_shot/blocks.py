@@ -196,7 +196,7 @@ def _with_chains(blocks: list[Block], example: Tensor) -> list[Block]:
         x = block.teacher_input(example)
         chained = before is not None and before.shape == x.shape and torch.equal(before, x)
         found.append(replace(block, chained=chained))
-        before = block.teacher(x)
+        before = block.teacher(x.clone())
     return found
 
 
@@ -219,7 +219,7 @@ def _trace(model: nn.Module, example: Tensor) -> dict[str, _Trace]:
         handles.append(module.register_forward_hook(end))
     try:
         with torch.no_grad():
-            model(example)
+            model(example.clone())
     finally:
         for handle in handles:
             handle.remove()
@@ -243,7 +243,7 @@ def _input_of(model: nn.Module, name: str) -> Call:
         # Before the module's own hooks, which may quantize the input.
         handle = module.register_forward_pre_hook(stop, prepend=True)
         try:
-            model(images)
+            model(images.clone())
         except _Reached:
             pass
         finally:

@@ -16,7 +16,12 @@ from zaq_plugin.ptq.output_distance import agreements, divergences, is_single
 def output_discrepancy(teacher: Tensor, student: Tensor) -> Tensor:
     """D_o = (1/N) ||P(x) - Q(x)||_1, N the number of output values; a scalar."""
     _check_same_shape("output_discrepancy", teacher, student)
-    return (teacher - student).abs().mean()
+    return absolute_error(teacher, student).mean()
+
+
+def absolute_error(teacher: Tensor, student: Tensor) -> Tensor:
+    """|P(x) - Q(x)| of each value; 0 where both are the same infinity (a masked class)."""
+    return torch.where(teacher == student, 0.0, teacher - student).abs()
 
 
 def teacher_divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:

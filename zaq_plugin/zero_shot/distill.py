@@ -184,7 +184,7 @@ class _Job:
             if options.flip and int(torch.randint(2, (1,), generator=self.rng)):
                 seen = seen.flip(-1)
             with swinging(self.model, self.rng, options.swing), self.bn_loss.recording():
-                logits = self.model(seen.to(self.dtype))
+                logits = self.model(seen.to(self.dtype).clone())  # it may write into them
             loss = options.bn_weight * self.bn_loss.value().to(images) + self._priors(images)
             if options.class_weight > 0:
                 loss = loss + options.class_weight * self._class_loss(logits)

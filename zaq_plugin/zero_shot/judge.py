@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zaq_plugin.ptq.output_distance import agreements, divergences, spread, threshold
 from zaq_plugin.student.modes import copied_state, to_evaluation
+from zaq_plugin.zero_shot.discrepancy import absolute_error
 from zaq_plugin.zero_shot.outputs import OutputAdapter
 
 _FLOOR = 1e-3
@@ -79,7 +80,7 @@ class Judge:
         modes = {m: m.training for m in model.modules()}
         to_evaluation(model)
         try:
-            return [self.adapter(model(part)) for part in self.images.split(64)]
+            return [self.adapter(model(part.clone())) for part in self.images.split(64)]
         finally:
             for module, mode in modes.items():
                 module.training = mode
@@ -170,5 +171,5 @@ def _standard_error(values: Tensor) -> float:
 
 def _per_sample(teacher: Tensor, student: Tensor, loss: str, scale: Tensor) -> Tensor:
     if loss == "l1":
-        return (teacher - student).abs().reshape(len(teacher), -1).mean(1)
+        return absolute_error(teacher, student).reshape(len(teacher), -1).mean(1)
     return divergences(teacher, student, scale=scale)

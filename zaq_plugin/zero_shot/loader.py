@@ -210,7 +210,7 @@ class ZeroShotLoader:
         images = self._ready().draw(self.step).to(self.dtype)
         images = images.contiguous(memory_format=torch.channels_last)  # faster to train on
         with torch.no_grad():
-            targets = self.teacher(images)
+            targets = self.teacher(images.clone())  # which may write into them
         if self._taps is not None:
             teacher_taps, student_taps = self._taps
             self._teacher_features = teacher_taps.take()

@@ -90,13 +90,16 @@ def _output_shapes(model: nn.Module, example: Tensor) -> dict[str, tuple[int, ..
 
         def keep(_: nn.Module, args: Any, output: object, name: str = name) -> None:
             shapes.pop(name, None)
-            if isinstance(output, Tensor) and output.is_floating_point() and output.dim() >= 2:
+            if not isinstance(output, Tensor) or not output.is_floating_point():
+                return
+            # Maps that are masked with minus infinity, or nearly so, have no distance.
+            if output.dim() >= 2 and bool(output.float().square().sum().isfinite()):
                 shapes[name] = tuple(output.shape)
 
         handles.append(module.register_forward_hook(keep))
     try:
         with torch.no_grad():
-            model(example)
+            model(example.clone())
     finally:
         for handle in handles:
             handle.remove()

@@ -29,8 +29,8 @@ def watch_layers(loader: ZeroShotLoader, images: Tensor) -> dict[str, float]:
     teacher_taps, student_taps = loader._taps
     for taps in (teacher_taps, student_taps):
         taps.clear()
-    loader.teacher(images)
-    unwrapped(loader.student)(images)
+    loader.teacher(images.clone())
+    unwrapped(loader.student)(images.clone())
     weights = loader.layer_weights
     total, distances = feature_discrepancy(
         teacher_taps.take(), student_taps.take(), weights, loader.config.relation_norm

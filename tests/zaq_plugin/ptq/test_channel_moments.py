@@ -123,3 +123,39 @@ def test_a_model_without_batch_norm_is_refused() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
     with pytest.raises(ValueError, match="Sequential has no BatchNorm behind a convolution"):
         remembered_statistics(model, fold_batch_norm(model.eval()))
+
+
+@pytest.mark.parametrize("kind", ["image flattened", "tokens flattened", "positions", "joined"])
+@torch.no_grad()
+def test_moments_are_those_of_the_features_that_a_layer_sees(kind: str) -> None:
+    """Each input feature's mean, by drawing what BatchNorm gives out."""
+    torch.manual_seed(0)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(3, 4) if "tokens" in kind else nn.Conv2d(3, 4, 1)
+            wide = {"image flattened": 24, "tokens flattened": 20, "positions": 6, "joined": 48}
+            self.last = nn.Linear(wide[kind], 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x).relu()
+            if kind == "joined":
+                x = torch.cat([x, x], 1)
+            return self.last(x.flatten(2 if kind == "positions" else 1))
+
+    model = Net().eval()
+    known = Normal(torch.tensor([0.0, 1.0, -1.0, 3.0]).double(), torch.ones(4).double())
+    shape = (2, 5, 3) if "tokens" in kind else (2, 3, 2, 3)
+    found = input_moments(model, {"first": known}, example_inputs=(torch.randn(shape),))["last"]
+    if kind == "positions":  # each is a mixture of all channels
+        assert found is None
+        return
+    z = torch.randn(100_000, 4, generator=torch.Generator().manual_seed(0)).double()
+    each = (z + known.mean).relu().mean(0)
+    if kind == "tokens flattened":
+        right = each.repeat(5)
+    else:
+        right = each.repeat_interleave(6).repeat(2 if kind == "joined" else 1)
+    assert found is not None
+    torch.testing.assert_close(found.mean, right, rtol=0.02, atol=0.01)

@@ -8,7 +8,7 @@ import torch
 
 from zaq_plugin.ptq.mixed_precision import kl_divergence
 from zaq_plugin.ptq.output_distance import agreements, divergences, spread, threshold
-from zaq_plugin.zero_shot.discrepancy import agreement, teacher_divergence
+from zaq_plugin.zero_shot.discrepancy import agreement, output_discrepancy, teacher_divergence
 
 SINGLE = [(64,), (64, 1), (64, 1, 5, 4), (64, 1, 6)]
 
@@ -76,3 +76,16 @@ def test_the_spread_takes_no_part_in_gradients():
     torch.testing.assert_close(teacher.grad, right.detach())
     assert not spread(teacher).requires_grad
     assert not threshold(teacher).requires_grad
+
+
+@pytest.mark.parametrize("value", [-math.inf, torch.finfo(torch.float32).min])
+def test_masked_classes_take_no_part(value):
+    p, q = draw((6, 4), 1).float(), draw((6, 4), 2).float()
+    masked = [torch.cat([x, torch.full((6, 1), value)], 1).requires_grad_() for x in (p, q)]
+    found = divergences(*masked)
+    torch.testing.assert_close(found, divergences(p, q))
+    torch.testing.assert_close(agreements(*masked), agreements(p, q))
+    found.sum().backward()
+    assert bool(masked[0].grad.isfinite().all() and masked[1].grad.isfinite().all())
+    right = (p - q).abs().sum() / 30
+    torch.testing.assert_close(output_discrepancy(*masked), right)

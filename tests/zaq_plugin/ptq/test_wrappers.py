@@ -65,6 +65,32 @@ def test_every_entry_takes_it_as_the_model_inside(pair):
     torch.testing.assert_close(*images, rtol=0, atol=0)
 
 
+class Parted(nn.Module):
+    """A model whose body is wrapped."""
+
+    def __init__(self, wrap) -> None:
+        super().__init__()
+        self.body, self.head = wrap(network()[:3]), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x))
+
+
+@pytest.mark.parametrize("name", ["parallel", "parallel compiled", "averaged"])
+def test_parts_are_unwrapped_in_the_copy(name):
+    model, x = Parted(WRAPPERS[name]).eval(), torch.randn(2, 3, 6, 6)
+    kept = model.body
+    plain = Parted(lambda part: part).eval()
+    plain.head.load_state_dict(model.head.state_dict())
+    folded = fold_batch_norm(model)
+    assert folded.zaq_folding.folded == (("body.0", "body.1"),)
+    assert set(remembered_statistics(model, folded)) == {"body.0"}
+    torch.testing.assert_close(folded(x), plain(x), rtol=1e-5, atol=1e-5)
+    student = simulate(model, UniformSpec(8), None)
+    assert [r.name for r in student.zaq_audit.records] == ["body.0", "head"]
+    assert model.body is kept
+
+
 def test_strategies_take_it(pair):
     model, wrapped = pair
     x = torch.randn(4, 3, 6, 6)
