@@ -1,0 +1,81 @@
+"""torch.ao's FX mode as a host."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from torch import fx, nn
+
+from zaq_fx.audit import audit
+from zaq_fx.flow import convert, prepare
+from zaq_fx.notes import HostNote
+from zaq_plugin.pwlq import PWLQSpec
+from zaq_plugin.report import Audit
+from zaq_plugin.student.host import Assignment, Prepared
+
+
+class FX:
+    """prepare_fx or prepare_qat_fx, and convert_fx."""
+
+    name = "fx"
+    kernels = "int8"
+
+    def prepare(
+        self,
+        model: nn.Module,
+        example_inputs: tuple[Any, ...],
+        assignment: Assignment,
+        *,
+        train: bool = False,
+    ) -> Prepared:
+        """See `zaq_plugin.student.Host`."""
+        activations: Any = assignment.activations
+        with warnings.catch_warnings():
+            # That FX is on its way out is for those who choose it in their own code.
+            warnings.simplefilter("ignore", HostNote)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            prepared = prepare(
+                model,
+                example_inputs,
+                assignment.weights,
+                activations,
+                qat=train,
+                overrides=_existing(assignment, model),
+                input_bits=assignment.input_bits or activations,
+                observer=assignment.observer,
+            )
+        return Prepared(prepared.eval())
+
+    def convert(self, model: nn.Module) -> nn.Module:
+        """The lowered model; activations of fewer than 8 bits are clamped to their integers."""
+        assert isinstance(model, fx.GraphModule)
+        return convert(model)
+
+    def audit(self, model: nn.Module) -> Audit:
+        """See `zaq_fx.audit`."""
+        return audit(model)
+
+    def why_not(self, assignment: Assignment) -> str | None:
+        """One grid a weight, float activations and simulated formats are not for int8 kernels."""
+        return why_not_int8(assignment, "fx")
+
+
+def why_not_int8(assignment: Assignment, host: str) -> str | None:
+    """Why int8 kernels of torch cannot do what is asked for."""
+    if assignment.per_tensor:
+        return f"{host} gives weights one grid per output channel; use granularity='channel'"
+    if isinstance(assignment.activations, PWLQSpec):
+        return f"{host}: PWLQ activations are simulated, no int8 kernel computes with them"
+    if assignment.activations is None:
+        return f"{host}: int8 kernels need quantized activations; give 2 to 8 bits"
+    return None
+
+
+def _existing(assignment: Assignment, model: nn.Module) -> dict[Any, Any]:
+    """Exceptions of modules that the model has; weights without a module have none."""
+    names = {name for name, _ in model.named_modules()}
+    return {name: value for name, value in assignment.layers.items() if name in names}
+
+
+HOST = FX()

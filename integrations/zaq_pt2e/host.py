@@ -1,0 +1,112 @@
+"""torchao's PT2E as a host."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
+
+from zaq_plugin.pwlq import PWLQSpec
+from zaq_plugin.report import Audit
+from zaq_plugin.student.host import Assignment, Prepared
+from zaq_pt2e.audit import audit
+from zaq_pt2e.batch_norm import set_training
+from zaq_pt2e.graph import layers
+from zaq_pt2e.quantizer import PWLQQuantizer
+
+
+class PT2E:
+    """torch.export, prepare_pt2e or prepare_qat_pt2e, and convert_pt2e."""
+
+    name = "pt2e"
+    kernels = "int8"
+
+    def prepare(
+        self,
+        model: nn.Module,
+        example_inputs: tuple[Any, ...],
+        assignment: Assignment,
+        *,
+        train: bool = False,
+    ) -> Prepared:
+        """See `zaq_plugin.student.Host`. Batches may have any size, if torch.export can do that."""
+        graph, fixed, notes = export(model, example_inputs)
+        activations: Any = assignment.activations
+        names = {layer.original for layer in layers(graph)}
+        quantizer = PWLQQuantizer(
+            assignment.weights,
+            activations,
+            overrides={n: value for n, value in assignment.layers.items() if n in names},
+            qat=train,
+            observer=assignment.observer,
+            input_bits=assignment.input_bits or activations or 8,
+            bias_correction=False,
+        )
+        prepared = (prepare_qat_pt2e if train else prepare_pt2e)(graph, quantizer)
+        set_training(prepared, False)
+        return Prepared(prepared, notes, fixed)
+
+    def convert(self, model: nn.Module) -> nn.Module:
+        """The graph with stock quantize and dequantize nodes, ready to be lowered."""
+        assert isinstance(model, GraphModule)
+        converted: nn.Module = convert_pt2e(copy.deepcopy(model))  # it changes what it is given
+        return converted
+
+    def audit(self, model: nn.Module) -> Audit:
+        """See `zaq_pt2e.audit`."""
+        assert isinstance(model, GraphModule)
+        return audit(model)
+
+    def why_not(self, assignment: Assignment) -> str | None:
+        """One grid a weight and simulated formats are not for int8 kernels."""
+        if assignment.per_tensor:
+            return "pt2e gives weights one grid per output channel; use granularity='channel'"
+        if isinstance(assignment.activations, PWLQSpec):
+            return "pt2e: PWLQ activations are simulated, no int8 kernel computes with them"
+        return None
+
+
+def export(
+    model: nn.Module, example_inputs: tuple[Any, ...]
+) -> tuple[GraphModule, int | None, list[str]]:
+    """The exported graph; the one batch size that it takes, if it takes one only; remarks.
+
+    Raises:
+        ValueError: torch.export cannot follow the model.
+    """
+    batch = torch.export.Dim("batch", min=1)
+    shapes = tuple({0: batch} if _batched(x) else None for x in example_inputs)
+    try:
+        program = torch.export.export(model, example_inputs, dynamic_shapes=shapes)
+        return program.module(), None, []
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        first = _short(error)
+    try:
+        program = torch.export.export(model, example_inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(f"torch.export cannot follow it: {_short(error)}") from error
+    size = next((x.shape[0] for x in example_inputs if _batched(x)), None)
+    return program.module(), size, [f"exported for batches of {size} only; any size failed: {first}"]
+
+
+def _batched(x: object) -> bool:
+    return isinstance(x, Tensor) and x.dim() > 1
+
+
+def _short(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    if text.endswith(":") and len(lines) > 1:
+        text = f"{text} {lines[1]}"
+    return f"{type(error).__name__}: {text}"[:400]
+
+
+HOST = PT2E()
