@@ -18,8 +18,9 @@ def sqnr(right: Any, got: Any) -> float:
     """Signal over error in dB: the lowest over all outputs, infinite where they are equal."""
     if not isinstance(right, Tensor):
         return min(sqnr(a, b) for a, b in zip(right, got, strict=True))
-    error = (right.double() - got.double()).square().sum()
-    return float(10 * torch.log10(right.double().square().sum() / error))
+    right, got = right.detach().double(), got.detach().double()
+    error = (right - got).square().sum()
+    return float(10 * torch.log10(right.square().sum() / error))
 
 
 def seven_bits(qat: bool = False, **options: Any) -> PWLQQuantizer:
