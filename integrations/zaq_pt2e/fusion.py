@@ -1,9 +1,9 @@
 """Folding BatchNorm into the layer in front of it, before anything is quantized.
 
-The host folds whatever BatchNorm stands behind a convolution, and is wrong where others read the
+The host folds whatever BatchNorm stands behind a convolution. It is wrong where others read the
 convolution's output, where one weight is followed by several BatchNorms, and where a transposed
-convolution has groups. So this is done here: every weight that takes a BatchNorm in is a tensor of its own,
-and a BatchNorm that cannot be folded stays what it is, with the reason in the audit.
+convolution has groups. So this is done here: every weight that takes a BatchNorm in is a tensor of
+its own, and a BatchNorm that cannot be folded stays what it is, with the reason in the audit.
 
 For training the host's patterns keep BatchNorm apart; what it has no pattern for is folded here.
 """
@@ -69,7 +69,7 @@ class _Pair:
 
 
 def fuse(model: GraphModule, *, training: bool) -> None:
-    """Fold every BatchNorm that can be folded; what the others are not for stands in the audit.
+    """Fold every BatchNorm that can be folded; why the others are not stands in the audit.
 
     Args:
         model: An exported graph, rewritten by `zaq_pt2e.rewrites.rewrite`; changed in place.

@@ -253,7 +253,7 @@ def require_layers(model: GraphModule, found: list[Layer]) -> None:
     """Raise ValueError if the graph has no convolution and no linear layer."""
     if found:
         return
-    for operator, part in hidden_parts(model):
+    for operator, _, part in hidden_parts(model):
         if any(True for _ in layers(part)):
             raise ValueError(
                 f"nothing was quantized: the model's layers sit in a part that {operator} runs, "

@@ -17,6 +17,15 @@ from zaq_pt2e.graph import constant_value, layers
 
 ELSEWHERE = "its BatchNorm stays float: the layer's output is used elsewhere, too"
 
+slow = pytest.mark.slow  # the host exports a hundred patterns where BatchNorm is trained
+
+
+def both(kind: type[nn.Module], *marks: pytest.MarkDecorator) -> list[object]:
+    """A network without and with training."""
+    name = kind.__name__
+    training = pytest.param(kind, True, id=f"{name}-qat", marks=marks)
+    return [pytest.param(kind, False, id=f"{name}-ptq"), training]
+
 
 class Skip(nn.Module):
     """A convolution whose output is added to what its BatchNorm makes of it."""
@@ -67,8 +76,10 @@ class LinearSkip(nn.Module):
         return self.out(y - torch.relu(self.bn(y)))
 
 
-@pytest.mark.parametrize("qat", [False, True], ids=["ptq", "qat"])
-@pytest.mark.parametrize("kind", [Skip, Feature, TwoNorms, LinearSkip])
+@pytest.mark.parametrize(
+    ("kind", "qat"),
+    both(Skip) + both(Feature, slow) + both(TwoNorms, slow) + both(LinearSkip, slow),
+)
 def test_a_norm_whose_layer_is_used_elsewhere_stays(
     kind: type[nn.Module], qat: bool, images: Tensor, export: Callable[..., object]
 ) -> None:
@@ -150,8 +161,10 @@ class LinearHeads(nn.Module):
         return torch.relu(self.a(self.fc(left))) - self.b(self.fc(right))
 
 
-@pytest.mark.parametrize("qat", [False, True], ids=["ptq", "qat"])
-@pytest.mark.parametrize("kind", [Twice, Levels, Siamese, Chunks, LinearHeads])
+@pytest.mark.parametrize(
+    ("kind", "qat"),
+    both(Twice, slow) + both(Levels) + both(Siamese, slow) + both(Chunks, slow) + both(LinearHeads),
+)
 def test_a_weight_behind_several_norms_is_folded_for_each(
     kind: type[nn.Module], qat: bool, images: Tensor, export: Callable[..., object]
 ) -> None:
