@@ -15,12 +15,11 @@ from torchao.quantization.pt2e.quantizer import (
 
 from zaq_plugin.observers import TopKMedianObserver
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec
-from zaq_pt2e._compat import ANNOTATION, annotation_of, replace_fusion
+from zaq_pt2e._compat import ANNOTATION, annotation_of
 from zaq_pt2e.batch_norm import own_tensors, prepare_batch_norms
 from zaq_pt2e.bias import watch_inputs
 from zaq_pt2e.conversion import WeightModule
 from zaq_pt2e.foreign import NotForNNCF
-from zaq_pt2e.fusion import fuse
 from zaq_pt2e.graph import (
     Layer,
     add_note,
@@ -32,7 +31,7 @@ from zaq_pt2e.graph import (
     module_stack,
 )
 from zaq_pt2e.parts import hidden_parts
-from zaq_pt2e.rewrites import rewrite
+from zaq_pt2e.ready import make_ready
 from zaq_pt2e.settings import (
     Activations,
     Override,
@@ -225,21 +224,6 @@ def _bits(value: object, name: str) -> int:
 def is_weight_module(module: object) -> bool:
     """Whether a module is a weight observer or fake-quantizer of ours."""
     return isinstance(module, WeightModule)
-
-
-def make_ready(model: GraphModule, *, training: bool = False) -> None:
-    """Rewrite an exported graph, and fold its BatchNorms; its function stays the same.
-
-    Args:
-        model: ``ExportedProgram.module()``; changed in place.
-        training: Leave BatchNorms to the host's patterns for training, where it has them.
-    """
-    rewrite(model)
-    fuse(model, training=training)
-
-
-# prepare_pt2e folds BatchNorm before it asks us anything.
-replace_fusion(NotForNNCF, make_ready)
 
 
 def shared_grids(layer: Layer) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from networks import perturb
 from pt2e_routes import finish, float_check, prepare, sqnr
 from torch import Tensor, nn
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from zaq_plugin.pwlq import UniformSpec, quantize
 from zaq_pt2e import PWLQQuantizer, audit, freeze_ranges, set_training
@@ -355,3 +356,46 @@ def test_a_shared_convolution_trains_and_converts_to_what_was_trained(
         converted = convert_pt2e(prepared)
         for right, got in zip(expected, converted(images), strict=True):
             assert (right - got).abs().max() <= 1e-5
+
+
+class Sized(nn.Module):
+    """Reads the size of a convolution's output, which BatchNorm does not change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(400, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.fc(torch.relu(self.bn(y)).reshape(y.shape[0], -1))
+
+
+def test_who_reads_the_size_alone_is_no_reader(
+    images: Tensor, export: Callable[..., object]
+) -> None:
+    torch.manual_seed(0)
+    model = perturb(Sized())
+    prepared = prepare(model, images, export, False)
+    assert float_check(prepared, model, images) > 100
+    assert not [n for n in prepared.graph.nodes if "batch_norm" in str(n.target)]
+    assert sqnr(model(images[:3]), finish(prepared, images)(images[:3])) > 22
+
+
+def test_decomposed_batch_norm_is_folded_as_well(
+    images: Tensor, export: Callable[..., object]
+) -> None:
+    torch.manual_seed(0)
+    model = perturb(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))
+    graph = export(model, images)
+    (norm,) = [n for n in graph.graph.nodes if "batch_norm" in str(n.target)]
+    x, gamma, beta, mean, var, _, momentum, eps, _ = norm.args
+    with graph.graph.inserting_before(norm):
+        target = torch.ops.aten._native_batch_norm_legit_no_training.default
+        parts = graph.graph.call_function(target, (x, gamma, beta, mean, var, momentum, eps))
+        first = graph.graph.call_function(operator.getitem, (parts, 0))
+    norm.replace_all_uses_with(first)
+    graph.graph.erase_node(norm)
+    graph.recompile()
+    prepared = prepare_pt2e(graph, PWLQQuantizer(UniformSpec(7, "symmetric"), 7))
+    assert float_check(prepared, model, images) > 100
+    assert not [n for n in prepared.graph.nodes if "batch_norm" in str(n.target)]
