@@ -122,7 +122,8 @@ def _obstacle(pair: _Pair, training: bool) -> str | None:
 
 
 def _dims(layer: Node) -> int:
-    return int(WEIGHTED[layer.target][-2]) + 2  # Conv2d: (N, C, H, W)
+    operator: Any = layer.target
+    return int(WEIGHTED[operator][-2]) + 2  # Conv2d: (N, C, H, W)
 
 
 def _lacks_pattern(source: Node) -> bool:

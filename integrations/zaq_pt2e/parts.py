@@ -145,7 +145,7 @@ def _inline(model: GraphModule, node: Node) -> None:
         node.replace_all_uses_with(results)
     elif isinstance(results, tuple | list):
         for user in list(node.users):  # getitem
-            user.replace_all_uses_with(results[user.args[1]])  # type: ignore[arg-type, index]
+            user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]
             model.graph.erase_node(user)
     model.graph.erase_node(node)
     if not place.users:
