@@ -26,6 +26,7 @@ __all__ = [
     "is_watcher",
     "prepared_for_qat",
     "replace_fusion",
+    "spare_folding",
 ]
 
 QUANTIZED_LIBRARY = _decomposed.quantized_decomposed_lib
@@ -81,6 +82,30 @@ def _chosen(
         (ours if isinstance(quantizer, kind) else theirs)(m)
 
     return fuse
+
+
+def spare_folding(needless: Callable[[GraphModule], bool]) -> None:
+    """Let ``convert_pt2e`` look for BatchNorm to fold only where there may be some.
+
+    For one BatchNorm anywhere in the graph the host compares it with a hundred patterns, each of
+    which it exports anew: minutes for a model of three layers.
+
+    Args:
+        needless: Says whether none of the host's patterns can be found in a graph.
+    """
+    host = importlib.import_module("torchao.quantization.pt2e.quantize_pt2e")
+    theirs = host._fold_conv_bn_qat
+
+    @functools.wraps(theirs)
+    def fold(m: GraphModule) -> GraphModule:
+        if not needless(m):
+            found: GraphModule = theirs(m)
+            return found
+        m.graph.eliminate_dead_code()
+        m.recompile()
+        return m
+
+    host._fold_conv_bn_qat = fold  # type: ignore[attr-defined]
 
 
 def annotation_of(node: Node) -> Any:

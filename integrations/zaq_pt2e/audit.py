@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,8 +50,12 @@ def audit(model: GraphModule, lowered: GraphModule | None = None) -> Audit:
     kernels = None if lowered is None else lowered_kernels(lowered)
     records: dict[str, LayerRecord] = {}
     hidden = [
-        (part, layer, f"it sits in a part that {operator} runs, a graph of its own")
-        for operator, part in hidden_parts(model)
+        (
+            part,
+            layer if layer.path else replace(layer, name=f"{path}.{layer.name}"),
+            f"it sits in a part that {operator} runs, a graph of its own",
+        )
+        for operator, path, part in hidden_parts(model)
         for layer in layers(part)
     ]
     for graph, layer, why in [*((model, layer, None) for layer in found), *hidden]:

@@ -28,7 +28,7 @@ from zaq_plugin.observers import (
 from zaq_plugin.pwlq import PWLQTensor, quantize
 from zaq_pt2e._compat import QUANTIZED_LIBRARY, prepared_for_qat, register_int8_kernels
 from zaq_pt2e.bias import InputMean, add_to_bias, input_mean, mean_shift
-from zaq_pt2e.folding import fold, fold_rest, fused_norm
+from zaq_pt2e.folding import SNAPPED, fold, fold_rest, fused_norm
 from zaq_pt2e.graph import (
     WEIGHTED,
     add_note,
@@ -129,7 +129,7 @@ def _emit(model: GraphModule, node: Node, packed: PWLQTensor, name: str) -> None
     """Snapped weight, quantize and dequantize, in place of the observer's node."""
     graph, source = model.graph, node.args[0]
     # Without dots: constant folding removes float weights at the top only.
-    flat = f"{name.replace('.', '_')}_pwlq"
+    flat = f"{name.replace('.', '_')}{SNAPPED}"
     weight = new_tensor(model, flat, nn.Parameter(packed.dequantize()), node)
     weight.meta = dict(source.meta) if isinstance(source, Node) else {}
     grid: tuple[object, ...]

@@ -18,12 +18,12 @@ from zaq_pt2e.foreign import NotForNNCF
 from zaq_pt2e.graph import Layer, add_note, layers
 from zaq_pt2e.quantizer import (
     is_weight_module,
-    make_ready,
     require_any,
     require_layers,
     shared_grids,
     unfit,
 )
+from zaq_pt2e.ready import make_ready
 from zaq_pt2e.settings import Override, Settings, check_weights, weight_factory
 
 

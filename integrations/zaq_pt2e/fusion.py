@@ -1,9 +1,9 @@
 """Folding BatchNorm into the layer in front of it, before anything is quantized.
 
-The host folds whatever BatchNorm stands behind a convolution, and is wrong where others read the
-convolution's output, where one weight is followed by several BatchNorms, and in groups of transposed
-convolutions. So this is done here: every weight that takes a BatchNorm in is a tensor of its own,
-and a BatchNorm that cannot be folded stays what it is, with the reason in the audit.
+The host folds whatever BatchNorm stands behind a convolution. It is wrong where others read the
+convolution's output, where one weight is followed by several BatchNorms, and where a transposed
+convolution has groups. So this is done here: every weight that takes a BatchNorm in is a tensor of
+its own, and a BatchNorm that cannot be folded stays what it is, with the reason in the audit.
 
 For training the host's patterns keep BatchNorm apart; what it has no pattern for is folded here.
 """
@@ -26,7 +26,9 @@ from zaq_pt2e.graph import (
     WEIGHTED,
     add_note,
     argument,
+    class_named,
     layers,
+    module_stack,
     new_tensor,
     put_tensor,
     set_argument,
@@ -41,6 +43,7 @@ _NO_QAT_PATTERN = (
     _aten.linear.default,
 )
 _NO_QAT_PATTERN_IN_GROUPS = (_aten.conv_transpose1d.default, _aten.conv_transpose2d.input)
+_MODULES = (nn.modules.conv._ConvNd, nn.Linear)
 _SHAPE = (_aten.sym_size.int, _aten.sym_numel.default)
 
 
@@ -66,7 +69,7 @@ class _Pair:
 
 
 def fuse(model: GraphModule, *, training: bool) -> None:
-    """Fold every BatchNorm that can be folded; what the others are not for stands in the audit.
+    """Fold every BatchNorm that can be folded; why the others are not stands in the audit.
 
     Args:
         model: An exported graph, rewritten by `zaq_pt2e.rewrites.rewrite`; changed in place.
@@ -89,6 +92,7 @@ def fuse(model: GraphModule, *, training: bool) -> None:
     groups = _numbered(model, pairs)
     _name_apart([*groups, *_numbered(model, left)], names)
     _fold(model, groups, names)
+    _read_apart(model, left)
     model.graph.eliminate_dead_code()
     model.recompile()
 
@@ -118,7 +122,8 @@ def _obstacle(pair: _Pair, training: bool) -> str | None:
 
 
 def _dims(layer: Node) -> int:
-    return int(WEIGHTED[layer.target][-2]) + 2  # Conv2d: (N, C, H, W)
+    operator: Any = layer.target
+    return int(WEIGHTED[operator][-2]) + 2  # Conv2d: (N, C, H, W)
 
 
 def _lacks_pattern(source: Node) -> bool:
@@ -150,13 +155,47 @@ def _numbered(model: GraphModule, pairs: Iterable[_Pair]) -> list[tuple[list[_Pa
 
 
 def _name_apart(groups: list[tuple[list[_Pair], int]], names: dict[Node, str]) -> None:
-    """Names for the uses of one weight: each has levels of its own."""
+    """Names for the uses of one weight, which get levels of their own.
+
+    Uses by tied layers have these layers' names; further ones by the same layer are numbered.
+    """
+    several = {members[0].weight for members, number in groups if number > 1}
+    plain = several - {members[0].weight for members, number in groups if number == 1}
+    owners: dict[str, int] = {}
     for members, number in groups:
+        if members[0].weight not in several:
+            continue
         for pair in members:
             old = names[pair.layer]
-            if number > 1:
-                names[pair.layer] = f"{old}.call_{number}"
-                add_note(pair.layer, name=names[pair.layer], original=old)
+            name = _layer_path(pair.layer) or old
+            if members[0].weight in plain:
+                owners.setdefault(old, 1)  # who reads the weight without a BatchNorm
+            known = name
+            if owners.setdefault(name, number) != number:
+                name = f"{name}.call_{number}"
+            names[pair.layer] = name
+            add_note(pair.layer, name=name, original=known)
+
+
+def _layer_path(layer: Node) -> str | None:
+    """Path of the module that is the layer, if one is."""
+    path, kind = module_stack(layer)[-1] if module_stack(layer) else ("", "")
+    cls = class_named(kind)
+    return path if cls is not None and issubclass(cls, _MODULES) else None
+
+
+def _read_apart(model: GraphModule, pairs: list[_Pair]) -> None:
+    """A node of its own for every weight that the host replaces by ``raw * factor``.
+
+    It does so in the annotations of all that read the node, of other layers, too.
+    """
+    for pair in pairs:
+        weight = argument(pair.layer, 1)
+        if len(weight.users) > 1:
+            with model.graph.inserting_before(weight):
+                own = model.graph.get_attr(pair.weight)
+            own.meta = dict(weight.meta)
+            set_argument(pair.layer, 1, own)
 
 
 def _fold(

@@ -53,8 +53,8 @@ def inline_parts(model: GraphModule) -> int:
     return found
 
 
-def hidden_parts(model: GraphModule) -> Iterator[tuple[str, GraphModule]]:
-    """Graphs within a graph, nested ones too, each with the operator that runs it.
+def hidden_parts(model: GraphModule, path: str = "") -> Iterator[tuple[str, str, GraphModule]]:
+    """Graphs within a graph, nested ones too: the operator that runs it, its path, the graph.
 
     What is left of them after `inline_parts` are branches and loops: ``torch.cond`` and others.
     """
@@ -66,8 +66,8 @@ def hidden_parts(model: GraphModule) -> Iterator[tuple[str, GraphModule]]:
         for used in node.all_input_nodes:
             part = _part(model, used) if used.op == "get_attr" else None
             if part is not None:
-                yield node.target.name(), part
-                yield from hidden_parts(part)
+                yield node.target.name(), f"{path}{used.target}", part
+                yield from hidden_parts(part, f"{path}{used.target}.")
 
 
 def _kind(node: Node) -> str | None:
@@ -145,7 +145,7 @@ def _inline(model: GraphModule, node: Node) -> None:
         node.replace_all_uses_with(results)
     elif isinstance(results, tuple | list):
         for user in list(node.users):  # getitem
-            user.replace_all_uses_with(results[user.args[1]])  # type: ignore[arg-type, index]
+            user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]
             model.graph.erase_node(user)
     model.graph.erase_node(node)
     if not place.users:

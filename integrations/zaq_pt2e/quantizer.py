@@ -15,12 +15,11 @@ from torchao.quantization.pt2e.quantizer import (
 
 from zaq_plugin.observers import TopKMedianObserver
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec
-from zaq_pt2e._compat import ANNOTATION, annotation_of, replace_fusion
+from zaq_pt2e._compat import ANNOTATION, annotation_of
 from zaq_pt2e.batch_norm import own_tensors, prepare_batch_norms
 from zaq_pt2e.bias import give_biases, watch_inputs
 from zaq_pt2e.conversion import WeightModule
 from zaq_pt2e.foreign import NotForNNCF
-from zaq_pt2e.fusion import fuse
 from zaq_pt2e.graph import (
     Layer,
     add_note,
@@ -32,7 +31,7 @@ from zaq_pt2e.graph import (
     module_stack,
 )
 from zaq_pt2e.parts import hidden_parts
-from zaq_pt2e.rewrites import rewrite
+from zaq_pt2e.ready import make_ready
 from zaq_pt2e.settings import (
     Activations,
     Override,
@@ -227,21 +226,6 @@ def is_weight_module(module: object) -> bool:
     return isinstance(module, WeightModule)
 
 
-def make_ready(model: GraphModule, *, training: bool = False) -> None:
-    """Rewrite an exported graph, and fold its BatchNorms; its function stays the same.
-
-    Args:
-        model: ``ExportedProgram.module()``; changed in place.
-        training: Leave BatchNorms to the host's patterns for training, where it has them.
-    """
-    rewrite(model)
-    fuse(model, training=training)
-
-
-# prepare_pt2e folds BatchNorm before it asks us anything.
-replace_fusion(NotForNNCF, make_ready)
-
-
 def shared_grids(layer: Layer) -> str | None:
     """What the audit says about a weight in which output channels share a grid."""
     if not layer.shares_grids:
@@ -253,7 +237,7 @@ def require_layers(model: GraphModule, found: list[Layer]) -> None:
     """Raise ValueError if the graph has no convolution and no linear layer."""
     if found:
         return
-    for operator, part in hidden_parts(model):
+    for operator, _, part in hidden_parts(model):
         if any(True for _ in layers(part)):
             raise ValueError(
                 f"nothing was quantized: the model's layers sit in a part that {operator} runs, "

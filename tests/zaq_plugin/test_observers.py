@@ -344,3 +344,13 @@ def test_a_weight_is_solved_once_whatever_copy_is_asked_about(monkeypatch):
     weight_observer.solve_once(w, spec, 1)
     weight_observer.solve_once(w, PWLQSpec(bits=5), 0)
     assert len(calls) == 5
+
+
+@pytest.mark.parametrize("shape", [(6, 3, 1, 1), (6, 1, 3, 3), (1, 1, 1, 1), (6, 3, 2, 2)])
+def test_weights_in_any_memory_layout_have_the_same_edges(shape):
+    w = torch.randn(shape, generator=torch.Generator().manual_seed(5))
+    last = w.to(memory_format=torch.channels_last)
+    spec = PWLQSpec(bits=4)
+    assert torch.equal(weight_observer.solve_once(last, spec, 0), solve_edges(w, spec))
+    slices = torch.stack([w, w], -1)[..., 0]
+    assert torch.equal(weight_observer.solve_once(slices, spec, 0), solve_edges(w, spec))

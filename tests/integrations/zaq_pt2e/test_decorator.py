@@ -1,7 +1,10 @@
 import pytest
 import torch
+from networks import perturb
 from processor import KERNELS_ARE_EXACT
+from pt2e_routes import finish, float_check, prepare, sqnr
 from torch import nn
+from torch.nn.utils import parametrizations
 from torchao.quantization.pt2e.lowering import lower_pt2e_quantized_to_x86
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
@@ -9,7 +12,7 @@ from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
     get_default_x86_inductor_quantization_config,
 )
 
-from zaq_plugin.pwlq import PWLQSpec, quantize
+from zaq_plugin.pwlq import PWLQSpec, UniformSpec, quantize
 from zaq_pt2e import audit, set_training, with_pwlq
 from zaq_pt2e.graph import constant_value, layers
 
@@ -100,3 +103,33 @@ def test_snapped_weights_are_those_of_the_folded_layer(net, images, export):
     for layer in layers(converted):
         expected = quantize(folded[layer.name], PWLQSpec(bits=3)).dequantize()
         assert torch.equal(constant_value(converted, layer.node.args[1]), expected)
+
+
+class Awkward(nn.Module):
+    """A computed weight, a BatchNorm that cannot be folded, a head with two BatchNorms."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.bn = parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4)
+        self.head, self.a, self.b = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        with torch.no_grad():
+            y = self.stem(x)
+            y = torch.relu(y) + self.bn(y)
+        return torch.cat([self.a(self.head(y)), self.b(self.head(y.flip(-1)))], 1)
+
+
+@pytest.mark.parametrize("qat", [False, True], ids=["ptq", "qat"])
+def test_graphs_are_made_ready_for_any_base(images, export, qat):
+    torch.manual_seed(0)
+    model = perturb(Awkward())
+    quantizer = with_pwlq(x86(qat), UniformSpec(7, "symmetric"))
+    with torch.enable_grad():
+        prepared = prepare(model, images, lambda m, x: export(m, x, strict=True), qat, quantizer)
+    assert float_check(prepared, model, images) > 100
+    converted = finish(prepared, images)
+    assert sqnr(model(images), converted(images)) > 22
+    found = audit(converted)
+    assert {r.name for r in found.quantized} == {"stem", "head", "head.call_2"}
+    assert "the layer's output is used elsewhere" in found["stem"].reason

@@ -5,6 +5,7 @@ code that leans on it is named behind "Used by".
 """
 
 import copy
+import importlib
 import os
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from zaq_plugin._host_module import HostModule
 from zaq_plugin.fake_quantize import PWLQPerChannelFakeQuantize
 from zaq_plugin.observers import PWLQPerChannelObserver, TopKMedianObserver
 from zaq_plugin.pwlq import PWLQSpec
-from zaq_pt2e import _compat
+from zaq_pt2e import _compat, parts
 from zaq_pt2e.bias import InputMean
 
 aten = torch.ops.aten
@@ -237,7 +238,7 @@ def test_batch_norm_without_affine_breaks_the_host_s_training(images):
 
 @pytest.mark.parametrize("kind", ["conv3d", "linear"])
 def test_there_is_no_training_pattern_for(kind, images):
-    """Used by: batch_norm.fold_unpatterned."""
+    """Used by: fusion.fuse."""
     model, x = {
         "conv3d": (
             nn.Sequential(nn.Conv3d(3, 4, 3), nn.BatchNorm3d(4)),
@@ -252,7 +253,7 @@ def test_there_is_no_training_pattern_for(kind, images):
 
 
 def test_a_grouped_transposed_convolution_with_batch_norm_cannot_be_prepared():
-    """Known limit: fold it first with zaq_plugin.ptq.fold_batch_norm."""
+    """Used by: fusion.fuse, for our quantizers. For others: zaq_plugin.ptq.fold_batch_norm."""
     from zaq_plugin.ptq import fold_batch_norm
 
     model = nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2), nn.BatchNorm2d(6)).eval()
@@ -261,6 +262,122 @@ def test_a_grouped_transposed_convolution_with_batch_norm_cannot_be_prepared():
         prepare_pt2e(exported(model, x), One(None))
     prepared = prepare_pt2e(fold_batch_norm(exported(model, x)), One(None))
     assert (prepared(x) - model(x)).abs().max() < 1e-5
+
+
+class Skipped(nn.Module):
+    """A convolution whose output goes past its BatchNorm, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        nn.init.constant_(self.bn.running_mean, 2)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return y - self.bn(y)
+
+
+def test_the_host_folds_a_convolution_that_is_used_elsewhere(images):
+    """Used by: _compat.replace_fusion, fusion.fuse; for other quantizers it stays like this."""
+    model = Skipped().eval()
+    prepared = prepare_pt2e(exported(model, images), One(None))
+    assert (prepared(images) - model(images)).abs().max() > 1
+
+
+def test_the_host_fuses_before_it_asks_the_quantizer(conv_bn, images):
+    """Used by: _compat.replace_fusion: transform_for_annotation comes too late."""
+    seen = []
+
+    class Late(One):
+        def transform_for_annotation(self, model):
+            seen.extend(str(n.target) for n in model.graph.nodes)
+            return model
+
+    prepare_pt2e(exported(conv_bn, images), Late(None))
+    assert any("conv2d" in name for name in seen)
+    assert not any("batch_norm" in name for name in seen)
+
+
+def test_the_host_s_fusion_is_replaced_for_quantizers_of_a_kind_alone(conv_bn, images):
+    """Used by: _compat.replace_fusion, which reads prepare_pt2e's argument ``quantizer``."""
+    fused = []
+
+    class Ours(One):
+        pass
+
+    host = importlib.import_module("torchao.quantization.pt2e.quantize_pt2e")
+    before = {name: getattr(host, name) for name in _compat._FUSIONS}
+    try:
+        _compat.replace_fusion(Ours, fused.append)
+        prepare_pt2e(exported(conv_bn, images), One(None))
+        assert fused == []
+        prepare_pt2e(exported(conv_bn, images), quantizer=Ours(None))
+        assert len(fused) == 2
+    finally:
+        for name, function in before.items():
+            setattr(host, name, function)
+
+
+def test_the_host_moves_annotations_of_a_weight_that_two_layers_read(images):
+    """Used by: fusion._read_apart: in training the second one is not quantized otherwise."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            return self.bn(self.conv(x)) + self.conv(x)
+
+    weight = weight_spec(PWLQPerChannelFakeQuantize.with_args(spec=PWLQSpec()))
+    prepared = prepare_qat_pt2e(exported(Twice().eval(), images), One(weight))
+    convolutions = [n for n in prepared.graph.nodes if n.target is aten.conv2d.default]
+    assert sorted(n.args[1].op for n in convolutions) == ["call_module", "get_attr"]
+
+
+def test_the_host_looks_for_batch_norm_once_more_in_conversion(conv, images):
+    """Used by: _compat.spare_folding."""
+    host = importlib.import_module("torchao.quantization.pt2e.quantize_pt2e")
+    before, asked = host._fold_conv_bn_qat, []
+    try:
+        _compat.spare_folding(lambda model: bool(asked.append(model)) or True)
+        spec = weight_spec(PWLQPerChannelObserver.with_args(spec=PWLQSpec()))
+        prepared = prepare_pt2e(exported(conv, images), One(spec))
+        convert_pt2e(prepared)
+        assert len(asked) == 1
+    finally:
+        host._fold_conv_bn_qat = before
+
+
+@pytest.mark.parametrize(
+    ("switch", "name"),
+    [
+        (torch.no_grad, "wrap_with_set_grad_enabled"),
+        (lambda: torch.autocast("cpu", enabled=False), "wrap_with_autocast"),
+    ],
+)
+def test_parts_under_a_switch_are_graphs_of_their_own(switch, name):
+    """Used by: parts.inline_parts. The order of the arguments is no promise of torch's."""
+
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            with switch():
+                y = self.layer(x)
+                z = y * 2
+            return y + z
+
+    model, x = Wrapped(), torch.randn(3, 4)
+    graph = exported(model, x)
+    (node,) = [n for n in graph.graph.nodes if "wrap" in str(n.target)]
+    assert node.target.name() == name
+    part = graph.get_submodule(node.args[_compat.WRAPPERS[name]].target)
+    assert [n.target for n in part.graph.nodes if n.target is aten.linear.default]
+    assert parts.inline_parts(graph) == 1
+    torch.testing.assert_close(graph(x), model(x))
 
 
 def test_the_callback_may_add_impure_nodes_that_live_until_conversion(conv, images):
