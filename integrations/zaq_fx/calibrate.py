@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from zaq_fx._compat import is_watcher, preactivation
 from zaq_fx.backend import with_parameter
+from zaq_fx.followers import follow
 from zaq_fx.layers import Layer, layers_of
 from zaq_plugin.fake_quantize import PWLQPerChannelFakeQuantize
 
@@ -37,6 +38,7 @@ def calibrate(
     held = [_inputs(prepared, batch) for batch in batches]
     if not held:
         raise ValueError("calibrate got no batches; without data there are no ranges.")
+    follow(prepared)
     with evaluation(prepared):
         _switch(prepared, observe=True, quantize=False)
         for inputs in held:

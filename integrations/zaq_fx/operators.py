@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from zaq_fx.kept import Call, KeptFloat
+from zaq_fx.kept import Call, KeptCall, KeptFloat
 from zaq_fx.tracing import free_name
 
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -23,6 +23,29 @@ _PRODUCTS = (torch.mul, operator.mul)
 _RESIZING = ("nearest", "nearest-exact", "bilinear")
 _NUMBER_METHODS = {"size", "dim", "numel", "ndimension", "item", "__len__"}
 _NUMBER_MODULES = {"_operator", "math", "builtins"}
+_POOLS = (
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AvgPool3d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+)
+_JOINING_OR_AVERAGING = {
+    torch.cat,
+    torch.stack,
+    torch.mean,
+    torch.avg_pool1d,
+    torch.adaptive_avg_pool1d,
+    functional.avg_pool2d,
+    functional.avg_pool3d,
+    functional.adaptive_avg_pool2d,
+    functional.adaptive_avg_pool3d,
+}
+OWN_GRID = (
+    "torch.ao keeps one grid for the inputs and outputs of concatenations and averages, of which "
+    "the smaller ones use a few integers only"
+)
 _RUNNING = "torch.ao's int8 instance norm takes the input's statistics in place of the running ones"
 
 
@@ -39,7 +62,7 @@ def keep_layers_float(model: nn.Module) -> list[str]:
         reason = _reason(module)
         if reason is None:
             continue
-        kept = made.setdefault(id(module), KeptFloat(module, reason))
+        kept = made.setdefault(id(module), KeptFloat(module, reason, reason != OWN_GRID))
         model.set_submodule(name, kept)
         found.append(name)
     return found
@@ -59,6 +82,8 @@ def _reason(module: nn.Module) -> str | None:
             "it normalises by the batch's statistics (track_running_stats=False), which torch.ao "
             "neither folds nor has a kernel for"
         )
+    if kind in _POOLS:
+        return OWN_GRID
     if kind is nn.PReLU:
         return "torch.ao's int8 PReLU does not compute its slopes"
     return None
@@ -90,10 +115,12 @@ def keep_operators_float(traced: fx.GraphModule) -> int:
     """Turn operators that the host converts wrongly into float layers, in place; how many."""
     count = 0
     for node in list(traced.graph.nodes):
-        if node.op != "call_function":
-            continue
-        count += _positional(node)
-        reason = _operator_reason(node)
+        reason = None
+        if node.op == "call_function":
+            count += _positional(node)
+            reason = _operator_reason(node)
+        elif node.op == "call_method" and node.target == "mean":
+            node.op, node.target, reason = "call_function", torch.mean, OWN_GRID
         if reason is not None:
             _keep(traced, node, reason)
             count += 1
@@ -121,6 +148,8 @@ def _operator_reason(node: fx.Node) -> str | None:
         mode = _argument(node, "mode", 3, "nearest")
         if mode not in _RESIZING or _argument(node, "antialias", 6, False):
             return f"torch.ao has no int8 kernel for interpolation by {mode!r}"
+    if target in _JOINING_OR_AVERAGING:
+        return OWN_GRID
     if target is functional.instance_norm:
         by_input = _argument(node, "use_input_stats", 5, True) is True
         return None if by_input else _RUNNING
@@ -133,11 +162,8 @@ def _arithmetic_reason(node: fx.Node) -> str | None:
     if isinstance(alpha, fx.Node) or alpha != 1:
         return "torch.ao's int8 addition drops alpha"
     numbers = [v for v in node.args[:2] if not isinstance(v, fx.Node) or is_number(v)]
-    if not numbers or len(numbers) == 2:
+    if len(numbers) != 1:
         return None
-    number = numbers[0]
-    if node.target in _PRODUCTS and isinstance(number, int | float) and 0 < number <= 1:
-        return None  # its range lies in that of the tensor: the shared grid costs nothing
     kind = "sum" if node.target in _ADDITIONS else "product"
     return (
         f"torch.ao gives the {kind} of a tensor and a number the tensor's own grid, which one of "
@@ -168,7 +194,7 @@ def is_number(node: fx.Node) -> bool:
 def _keep(traced: fx.GraphModule, node: fx.Node, reason: str) -> None:
     """Put a float layer in the place of a function's call."""
     function: Callable[..., Any] = node.target  # type: ignore[assignment]
-    kept = KeptFloat(Call(function, function.__name__), reason)
+    kept = KeptCall(Call(function, function.__name__), reason, reason != OWN_GRID)
     kept.train(traced.training)
     name = free_name(traced, node.name)
     traced.add_submodule(name, kept)
