@@ -14,12 +14,25 @@ from torch import fx, nn
 from torch.nn import functional
 
 from zaq_fx.kept import Call, KeptCall, KeptFloat
+from zaq_fx.layers import WEIGHTED
 from zaq_fx.tracing import free_name
 
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _ADDITIONS = (torch.add, operator.add)
 _PRODUCTS = (torch.mul, operator.mul)
+_BOUNDED: dict[Any, Callable[..., Any]] = {
+    torch.sigmoid: torch.sigmoid,
+    torch.tanh: torch.tanh,
+    functional.hardsigmoid: functional.hardsigmoid,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+_BOUNDED_MODULES = (nn.Sigmoid, nn.Tanh, nn.Hardsigmoid, nn.Softmax)
+_OBSERVED = (*WEIGHTED, *_BATCH_NORMS, nn.LayerNorm, nn.ReLU, nn.Hardswish, nn.LeakyReLU, nn.ELU)
+_FIXED = (
+    "torch.ao puts an input that has no grid yet on the operator's fixed output grid, which cuts it"
+)
 _RESIZING = ("nearest", "nearest-exact", "bilinear")
 _NUMBER_METHODS = {"size", "dim", "numel", "ndimension", "item", "__len__"}
 _NUMBER_MODULES = {"_operator", "math", "builtins"}
@@ -114,6 +127,7 @@ def give_affine(model: nn.Module) -> list[str]:
 def keep_operators_float(traced: fx.GraphModule) -> int:
     """Turn operators that the host converts wrongly into float layers, in place; how many."""
     count = 0
+    modules = dict(traced.named_modules(remove_duplicate=False))
     for node in list(traced.graph.nodes):
         reason = None
         if node.op == "call_function":
@@ -124,7 +138,32 @@ def keep_operators_float(traced: fx.GraphModule) -> int:
         if reason is not None:
             _keep(traced, node, reason)
             count += 1
+        elif _is_bounded(node, modules) and not _has_a_grid(node, modules):
+            if node.op == "call_module":
+                name = str(node.target)
+                traced.set_submodule(name, KeptFloat(modules[name], _FIXED))
+                modules[name] = traced.get_submodule(name)
+            else:
+                node.op, node.target = "call_function", _BOUNDED[node.target]
+                _keep(traced, node, _FIXED)
+            count += 1
     return count
+
+
+def _is_bounded(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return type(modules[str(node.target)]) in _BOUNDED_MODULES
+    return node.op in ("call_function", "call_method") and node.target in _BOUNDED
+
+
+def _has_a_grid(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether the host observes a node's input where it is made."""
+    source = node.args[0] if node.args else node.kwargs.get("input")
+    if not isinstance(source, fx.Node):
+        return False
+    if source.op == "call_module":
+        return isinstance(modules.get(str(source.target)), _OBSERVED)
+    return source.target in (*_ADDITIONS, *_PRODUCTS)
 
 
 def _positional(node: fx.Node) -> int:
