@@ -59,7 +59,7 @@ def _concatenation(node: fx.Node, modules: dict[str, Any]) -> tuple[list[fx.Node
     dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
     if not isinstance(tensors, tuple | list) or not isinstance(dim, int):
         return None
-    return list(tensors), dim  # type: ignore[arg-type]
+    return list(tensors), dim
 
 
 def _dequantized(node: Any) -> bool:

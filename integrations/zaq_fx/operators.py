@@ -109,10 +109,10 @@ def give_affine(model: nn.Module) -> list[str]:
     """
     found = []
     for name, module in model.named_modules():
-        if type(module) not in _BATCH_NORMS or module.weight is not None:
+        if type(module) not in _BATCH_NORMS:
             continue
         mean: Any = module.running_mean
-        if mean is None:
+        if getattr(module, "weight", None) is not None or mean is None:
             continue
         module.weight = nn.Parameter(torch.ones_like(mean), requires_grad=False)
         module.bias = nn.Parameter(torch.zeros_like(mean), requires_grad=False)
@@ -232,7 +232,7 @@ def is_number(node: fx.Node) -> bool:
 
 def _keep(traced: fx.GraphModule, node: fx.Node, reason: str) -> None:
     """Put a float layer in the place of a function's call."""
-    function: Callable[..., Any] = node.target  # type: ignore[assignment]
+    function: Any = node.target
     kept = KeptCall(Call(function, function.__name__), reason, reason != OWN_GRID)
     kept.train(traced.training)
     name = free_name(traced, node.name)

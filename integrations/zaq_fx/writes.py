@@ -58,6 +58,7 @@ def with_item(x: Tensor, index: Any, value: Any) -> Tensor:
 
 
 fx.wrap("with_item")
+_WITH_ITEM: Any = with_item
 
 
 def without_writes(traced: fx.GraphModule) -> int:
@@ -145,7 +146,7 @@ def _rewrite(traced: fx.GraphModule, node: fx.Node, written: fx.Node) -> bool:
     if not whole and base_is_read:
         base: Any = written.args[0]
         with traced.graph.inserting_after(fresh):
-            made = traced.graph.call_function(with_item, (base, written.args[1], fresh))
+            made = traced.graph.call_function(_WITH_ITEM, (base, written.args[1], fresh))
             made.meta["is_wrapped"] = True
         for value in bases:
             _redirect(value, readers[value], made)

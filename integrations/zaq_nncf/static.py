@@ -87,8 +87,9 @@ class StaticWeight(nn.Module):
             return self.values().to(w.dtype)
         if self._numbers is not None:
             return torch.fake_quantize_per_tensor_affine(w, *self._numbers, self.low, self.high)
+        axis: Any = self.axis
         return torch.fake_quantize_per_channel_affine(
-            w, self.scale, self.zero_point, self.axis, self.low, self.high
+            w, self.scale, self.zero_point, axis, self.low, self.high
         )
 
     def extra_repr(self) -> str:
