@@ -90,7 +90,7 @@ def _reason(module: nn.Module) -> str | None:
     kind = type(module)
     if kind in _INSTANCE_NORMS and module.track_running_stats:
         return _RUNNING
-    if kind in _BATCH_NORMS and module.running_mean is None:
+    if kind in _BATCH_NORMS and getattr(module, "running_mean", None) is None:
         return (
             "it normalises by the batch's statistics (track_running_stats=False), which torch.ao "
             "neither folds nor has a kernel for"
@@ -116,7 +116,7 @@ def give_affine(model: nn.Module) -> list[str]:
             continue
         module.weight = nn.Parameter(torch.ones_like(mean), requires_grad=False)
         module.bias = nn.Parameter(torch.zeros_like(mean), requires_grad=False)
-        module.affine = True  # type: ignore[assignment]
+        module.affine = True
         found.append(name)
     return found
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -58,7 +58,6 @@ def with_item(x: Tensor, index: Any, value: Any) -> Tensor:
 
 
 fx.wrap("with_item")
-_WITH_ITEM: Any = with_item
 
 
 def without_writes(traced: fx.GraphModule) -> int:
@@ -146,7 +145,8 @@ def _rewrite(traced: fx.GraphModule, node: fx.Node, written: fx.Node) -> bool:
     if not whole and base_is_read:
         base: Any = written.args[0]
         with traced.graph.inserting_after(fresh):
-            made = traced.graph.call_function(_WITH_ITEM, (base, written.args[1], fresh))
+            item_set: Any = cast(Any, with_item)
+            made = traced.graph.call_function(item_set, (base, written.args[1], fresh))
             made.meta["is_wrapped"] = True
         for value in bases:
             _redirect(value, readers[value], made)
