@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -145,8 +145,7 @@ def _rewrite(traced: fx.GraphModule, node: fx.Node, written: fx.Node) -> bool:
     if not whole and base_is_read:
         base: Any = written.args[0]
         with traced.graph.inserting_after(fresh):
-            item_set: Any = cast(Any, with_item)
-            made = traced.graph.call_function(item_set, (base, written.args[1], fresh))
+            made = traced.graph.call_function(with_item, (base, written.args[1], fresh))
             made.meta["is_wrapped"] = True
         for value in bases:
             _redirect(value, readers[value], made)
@@ -168,7 +167,7 @@ def _fresh(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
         if node.op == "call_function":
             return graph.call_function(_plain_function(target), node.args, node.kwargs)
         plain = str(_plain_method(target))
-        function = _METHOD_FUNCTIONS.get(plain)
+        function: Any = _METHOD_FUNCTIONS.get(plain)
         if function is not None:
             return graph.call_function(function, node.args, node.kwargs)
         return graph.call_method(plain, node.args, node.kwargs)
