@@ -17,6 +17,7 @@ import torch
 from torch import fx, nn
 
 from zaq_fx._compat import is_watcher
+from zaq_fx.followers import follow
 from zaq_fx.layers import root_of
 from zaq_plugin.fake_quantize import ActivationFakeQuantize, PWLQActivationFakeQuantize
 from zaq_plugin.observers import MinMaxObserver
@@ -39,7 +40,7 @@ def keep_wide(prepared: fx.GraphModule, *, input_bits: int = 8, other_bits: int 
     The model's outputs get their whole range, too: clipped logits would tie for the top class.
 
     Call it on a freshly prepared model, before calibration. Watchers of other packages are left
-    alone.
+    alone. Outputs on their input's grid are followers afterwards, see `zaq_fx.followers`.
 
     Args:
         prepared: From prepare_fx or prepare_qat_fx; changed in place.
@@ -76,6 +77,7 @@ def keep_wide(prepared: fx.GraphModule, *, input_bits: int = 8, other_bits: int 
         for name in names[watcher]:
             prepared.set_submodule(name, made)
             changed.append(name)
+    follow(prepared)
     return changed
 
 

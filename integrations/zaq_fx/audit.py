@@ -11,6 +11,7 @@ import torch.ao.nn.quantized as nnq
 from torch import Tensor, fx, nn
 
 from zaq_fx._compat import is_prepared
+from zaq_fx.kept import KeptFloat
 from zaq_fx.layers import WEIGHTED, Layer, engine, input_watcher, layers_of, root_of
 from zaq_fx.surgery import FUNCTIONAL
 from zaq_plugin.fake_quantize import PWLQActivationFakeQuantize
@@ -33,7 +34,9 @@ def audit(model: nn.Module, planned: Audit | None = None) -> Audit:
         planned: The audit of the prepared model; by default what the model remembers.
 
     Returns:
-        One record per convolution, linear layer and other module with a weight matrix.
+        One record per convolution, linear layer and other module with a weight matrix, and per
+        layer or operator that `prepare_model` keeps float because the host would convert it to
+        something else.
 
     Raises:
         ValueError: nothing was quantized.
@@ -82,6 +85,7 @@ def _planned(prepared: fx.GraphModule, layer: Layer, measure: bool) -> LayerReco
         stored_bits=layer.spec.stored_bits,
         kernel="simulated (not converted yet)",
         activation=_activation_label(input_watcher(prepared, layer)),
+        reason=prepared.meta.get("zaq_remarks", {}).get(layer.name),
     )
     if not measure:
         return record
@@ -97,6 +101,7 @@ def _planned(prepared: fx.GraphModule, layer: Layer, measure: bool) -> LayerReco
 def _activation_label(watcher: Any) -> str | None:
     if watcher is None:
         return None
+    watcher = getattr(watcher, "leader", watcher)
     if isinstance(watcher, PWLQActivationFakeQuantize):
         return f"{watcher.spec.label} per tensor, simulated"
     low, high = getattr(watcher, "quant_min", None), getattr(watcher, "quant_max", None)
@@ -115,6 +120,11 @@ def _strangers(model: fx.GraphModule) -> list[LayerRecord]:
             or root_of(module) is not None
             or isinstance(module, tuple(_QUANTIZED))
         ):
+            continue
+        if isinstance(module, KeptFloat):
+            if module.listed:
+                numel = sum(p.numel() for p in module.parameters())
+                records.append(LayerRecord(name, module.kind, numel, False, reason=module.reason))
             continue
         weights = [p for p in module.parameters() if p.dim() >= 2]
         if weights and not type(module).__module__.startswith("torch.ao"):
@@ -173,6 +183,10 @@ def _converted(model: fx.GraphModule, planned: Audit | None) -> Audit:
             found.add(_from_integers(name, module, kernel))
     for record in _strangers(model):
         found.add(record)
+    present = {record.name for record in found}
+    for record in planned or ():  # what `prepare_model` kept float is plain modules and calls now
+        if not (record.quantized or {record.name, f"{record.name}.0"} & present):
+            found.add(record)
     return found
 
 

@@ -202,8 +202,6 @@ _WEIGHTED = (
     nnqr.ConvTranspose3d,
     nnqr.Linear,
 )
-_JOINING = (torch.cat, torch.stack)
-"""Operators that the host wants all inputs of on one grid; see `zaq_fx.joining`."""
 
 
 def pwlq_backend_config(base: BackendConfig | None = None) -> BackendConfig:
@@ -213,15 +211,12 @@ def pwlq_backend_config(base: BackendConfig | None = None) -> BackendConfig:
         base: The configuration to start from; torch's native one (fbgemm, x86, onednn, qnnpack).
 
     Returns:
-        A new configuration in which convolutions and linear layers go through `SnappedReference`,
-        Conv-BN survives a zero gamma in training, and every input of a concatenation keeps a grid
-        of its own.
+        A new configuration with the same patterns, in which convolutions and linear layers go
+        through `SnappedReference`, and Conv-BN survives a zero gamma in training.
     """
     note_host()
     made = BackendConfig("zaq_pwlq")
     for pattern in (base or get_native_backend_config()).configs:
-        if pattern.pattern in _JOINING:
-            continue
         ours = copy.copy(pattern)
         if ours.reference_quantized_module in _WEIGHTED:
             ours.reference_quantized_module = SnappedReference(ours.reference_quantized_module)  # type: ignore[assignment]

@@ -46,7 +46,7 @@ def pad_in_numbers(traced: fx.GraphModule) -> int:
         pads, mode = ends[name]
         if any(conv.padding) or not any(pads):
             continue
-        options = {} if mode == "zeros" else {"mode": mode}
+        options: dict[str, Any] = {} if mode == "zeros" else {"mode": mode}
         with traced.graph.inserting_before(node):
             padded = traced.graph.call_function(functional.pad, (node.args[0], pads), options)
         node.args = (padded, *node.args[1:])

@@ -18,6 +18,9 @@ from torch.ao.quantization.quantize_fx import (
 from zaq_fx.activations import clamp_narrow, keep_wide, narrow_ranges
 from zaq_fx.audit import audit, plan
 from zaq_fx.backend import pwlq_backend_config
+from zaq_fx.calls import for_every_call, share_weight_quantizers
+from zaq_fx.joining import lower_concatenations
+from zaq_fx.kept import unwrap
 from zaq_fx.qconfig import (
     Activations,
     Override,
@@ -25,7 +28,7 @@ from zaq_fx.qconfig import (
     pwlq_qconfig_mapping,
 )
 from zaq_fx.student import FXStudent
-from zaq_fx.surgery import FUNCTIONAL, prepare_model
+from zaq_fx.surgery import FUNCTIONAL, copies_of, prepare_model, remarks_of
 from zaq_plugin.pwlq import QuantSpec
 
 
@@ -66,6 +69,7 @@ def prepare(
     ready = prepare_model(model)
     ready.train(qat)
     make = pwlq_qat_qconfig_mapping if qat else pwlq_qconfig_mapping
+    overrides = for_every_call(overrides, copies_of(ready))
     mapping = make(spec, activations, overrides=overrides, model=ready, **options)
     for function in FUNCTIONAL:  # those left have weights computed from the input
         mapping.set_object_type(function, None)
@@ -80,6 +84,8 @@ def prepare(
             f"torch.fx cannot trace {type(model).__name__} ({error}). FX quantization needs a "
             "traceable model; zaq_pt2e takes models with control flow."
         ) from error
+    share_weight_quantizers(prepared, copies_of(ready))
+    prepared.meta["zaq_remarks"] = remarks_of(ready)
     keep_wide(prepared, input_bits=input_bits, other_bits=other_bits)
     FXStudent(prepared)
     plan(prepared, measure=False).require_any()
@@ -120,6 +126,9 @@ def convert(
     converted: fx.GraphModule = host(
         prepared, backend_config=backend_config or pwlq_backend_config()
     )
+    if not reference:
+        lower_concatenations(converted)
+    unwrap(converted)
     clamp_narrow(converted, ranges, reference=reference)
     object.__setattr__(converted, "zaq_audit", audit(converted, planned))
     return converted

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from zaq_fx._compat import LeafModule
 
@@ -21,11 +21,12 @@ class KeptFloat(LeafModule):
     Args:
         module: The module; it becomes the child ``"0"``.
         reason: Why it stays float, for the audit.
+        listed: Whether the audit lists it: not what only wants a grid of its own.
     """
 
-    def __init__(self, module: nn.Module, reason: str) -> None:
+    def __init__(self, module: nn.Module, reason: str, listed: bool = True) -> None:
         super().__init__(module)
-        self.reason = reason
+        self.reason, self.listed = reason, listed
         self.train(module.training)
 
     @property
@@ -34,8 +35,12 @@ class KeptFloat(LeafModule):
         inner = self[0]
         return inner.name if isinstance(inner, Call) else type(inner).__name__
 
+
+class KeptCall(KeptFloat):
+    """A function's call, computed in float; any arguments."""
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module inside computes."""
+        """The function's value."""
         return self[0](*args, **kwargs)
 
 
@@ -43,7 +48,7 @@ class Call(nn.Module):
     """A function as a module.
 
     Args:
-        function: A function, or the name of a tensor's method.
+        function: Any function that can be imported.
         name: What the audit calls it.
     """
 
@@ -58,3 +63,23 @@ class Call(nn.Module):
     def extra_repr(self) -> str:
         """The function's name."""
         return self.name
+
+
+def unwrap(converted: fx.GraphModule) -> None:
+    """Put the plain modules and functions back in place: after conversion nobody mistakes them."""
+    for node in list(converted.graph.nodes):
+        if node.op != "call_module":
+            continue
+        module = converted.get_submodule(str(node.target))
+        if not isinstance(module, KeptFloat):
+            continue
+        inner = module[0]
+        if not isinstance(inner, Call):
+            converted.set_submodule(str(node.target), inner)
+            continue
+        with converted.graph.inserting_before(node):
+            made = converted.graph.call_function(inner.function, node.args, node.kwargs)
+        node.replace_all_uses_with(made)
+        converted.graph.erase_node(node)
+    converted.delete_all_unused_submodules()
+    converted.recompile()

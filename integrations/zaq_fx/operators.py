@@ -13,16 +13,52 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from zaq_fx.kept import Call, KeptFloat
+from zaq_fx.kept import Call, KeptCall, KeptFloat
+from zaq_fx.layers import WEIGHTED
 from zaq_fx.tracing import free_name
 
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _ADDITIONS = (torch.add, operator.add)
 _PRODUCTS = (torch.mul, operator.mul)
+_BOUNDED: dict[Any, Callable[..., Any]] = {
+    torch.sigmoid: torch.sigmoid,
+    torch.tanh: torch.tanh,
+    functional.hardsigmoid: functional.hardsigmoid,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+_BOUNDED_MODULES = (nn.Sigmoid, nn.Tanh, nn.Hardsigmoid, nn.Softmax)
+_OBSERVED = (*WEIGHTED, *_BATCH_NORMS, nn.LayerNorm, nn.ReLU, nn.Hardswish, nn.LeakyReLU, nn.ELU)
+_FIXED = (
+    "torch.ao puts an input that has no grid yet on the operator's fixed output grid, which cuts it"
+)
 _RESIZING = ("nearest", "nearest-exact", "bilinear")
 _NUMBER_METHODS = {"size", "dim", "numel", "ndimension", "item", "__len__"}
 _NUMBER_MODULES = {"_operator", "math", "builtins"}
+_POOLS = (
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AvgPool3d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+)
+_JOINING_OR_AVERAGING = {
+    torch.cat,
+    torch.stack,
+    torch.mean,
+    torch.avg_pool1d,
+    torch.adaptive_avg_pool1d,
+    functional.avg_pool2d,
+    functional.avg_pool3d,
+    functional.adaptive_avg_pool2d,
+    functional.adaptive_avg_pool3d,
+}
+OWN_GRID = (
+    "torch.ao keeps one grid for the inputs and outputs of concatenations and averages, of which "
+    "the smaller ones use a few integers only"
+)
 _RUNNING = "torch.ao's int8 instance norm takes the input's statistics in place of the running ones"
 
 
@@ -39,7 +75,7 @@ def keep_layers_float(model: nn.Module) -> list[str]:
         reason = _reason(module)
         if reason is None:
             continue
-        kept = made.setdefault(id(module), KeptFloat(module, reason))
+        kept = made.setdefault(id(module), KeptFloat(module, reason, reason != OWN_GRID))
         model.set_submodule(name, kept)
         found.append(name)
     return found
@@ -54,11 +90,13 @@ def _reason(module: nn.Module) -> str | None:
     kind = type(module)
     if kind in _INSTANCE_NORMS and module.track_running_stats:
         return _RUNNING
-    if kind in _BATCH_NORMS and module.running_mean is None:
+    if kind in _BATCH_NORMS and getattr(module, "running_mean", None) is None:
         return (
             "it normalises by the batch's statistics (track_running_stats=False), which torch.ao "
             "neither folds nor has a kernel for"
         )
+    if kind in _POOLS:
+        return OWN_GRID
     if kind is nn.PReLU:
         return "torch.ao's int8 PReLU does not compute its slopes"
     return None
@@ -71,14 +109,14 @@ def give_affine(model: nn.Module) -> list[str]:
     """
     found = []
     for name, module in model.named_modules():
-        if type(module) not in _BATCH_NORMS or module.weight is not None:
+        if type(module) not in _BATCH_NORMS:
             continue
         mean: Any = module.running_mean
-        if mean is None:
+        if getattr(module, "weight", None) is not None or mean is None:
             continue
         module.weight = nn.Parameter(torch.ones_like(mean), requires_grad=False)
         module.bias = nn.Parameter(torch.zeros_like(mean), requires_grad=False)
-        module.affine = True  # type: ignore[assignment]
+        module.affine = True
         found.append(name)
     return found
 
@@ -89,15 +127,43 @@ def give_affine(model: nn.Module) -> list[str]:
 def keep_operators_float(traced: fx.GraphModule) -> int:
     """Turn operators that the host converts wrongly into float layers, in place; how many."""
     count = 0
+    modules = dict(traced.named_modules(remove_duplicate=False))
     for node in list(traced.graph.nodes):
-        if node.op != "call_function":
-            continue
-        count += _positional(node)
-        reason = _operator_reason(node)
+        reason = None
+        if node.op == "call_function":
+            count += _positional(node)
+            reason = _operator_reason(node)
+        elif node.op == "call_method" and node.target == "mean":
+            node.op, node.target, reason = "call_function", torch.mean, OWN_GRID
         if reason is not None:
             _keep(traced, node, reason)
             count += 1
+        elif _is_bounded(node, modules) and not _has_a_grid(node, modules):
+            if node.op == "call_module":
+                name = str(node.target)
+                traced.set_submodule(name, KeptFloat(modules[name], _FIXED))
+                modules[name] = traced.get_submodule(name)
+            else:
+                node.op, node.target = "call_function", _BOUNDED[node.target]
+                _keep(traced, node, _FIXED)
+            count += 1
     return count
+
+
+def _is_bounded(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return type(modules[str(node.target)]) in _BOUNDED_MODULES
+    return node.op in ("call_function", "call_method") and node.target in _BOUNDED
+
+
+def _has_a_grid(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether the host observes a node's input where it is made."""
+    source = node.args[0] if node.args else node.kwargs.get("input")
+    if not isinstance(source, fx.Node):
+        return False
+    if source.op == "call_module":
+        return isinstance(modules.get(str(source.target)), _OBSERVED)
+    return source.target in (*_ADDITIONS, *_PRODUCTS)
 
 
 def _positional(node: fx.Node) -> int:
@@ -121,6 +187,8 @@ def _operator_reason(node: fx.Node) -> str | None:
         mode = _argument(node, "mode", 3, "nearest")
         if mode not in _RESIZING or _argument(node, "antialias", 6, False):
             return f"torch.ao has no int8 kernel for interpolation by {mode!r}"
+    if target in _JOINING_OR_AVERAGING:
+        return OWN_GRID
     if target is functional.instance_norm:
         by_input = _argument(node, "use_input_stats", 5, True) is True
         return None if by_input else _RUNNING
@@ -133,11 +201,8 @@ def _arithmetic_reason(node: fx.Node) -> str | None:
     if isinstance(alpha, fx.Node) or alpha != 1:
         return "torch.ao's int8 addition drops alpha"
     numbers = [v for v in node.args[:2] if not isinstance(v, fx.Node) or is_number(v)]
-    if not numbers or len(numbers) == 2:
+    if len(numbers) != 1:
         return None
-    number = numbers[0]
-    if node.target in _PRODUCTS and isinstance(number, int | float) and 0 < number <= 1:
-        return None  # its range lies in that of the tensor: the shared grid costs nothing
     kind = "sum" if node.target in _ADDITIONS else "product"
     return (
         f"torch.ao gives the {kind} of a tensor and a number the tensor's own grid, which one of "
@@ -167,8 +232,8 @@ def is_number(node: fx.Node) -> bool:
 
 def _keep(traced: fx.GraphModule, node: fx.Node, reason: str) -> None:
     """Put a float layer in the place of a function's call."""
-    function: Callable[..., Any] = node.target  # type: ignore[assignment]
-    kept = KeptFloat(Call(function, function.__name__), reason)
+    function: Any = node.target
+    kept = KeptCall(Call(function, function.__name__), reason, reason != OWN_GRID)
     kept.train(traced.training)
     name = free_name(traced, node.name)
     traced.add_submodule(name, kept)

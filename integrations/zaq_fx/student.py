@@ -8,16 +8,20 @@ layers for training, which conversion takes as well.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
+import torch
 import torch.ao.nn.intrinsic as nni
 import torch.ao.nn.intrinsic.qat as nniqat
 import torch.ao.nn.qat as nnqat
 from torch import Tensor, fx, nn
 
 from zaq_fx._compat import is_prepared, is_watcher
+from zaq_fx.followers import follow
 from zaq_fx.layers import Layer, layers_of
 from zaq_fx.transposed import TRAINED
+from zaq_plugin._host_module import HostModule
 from zaq_plugin.fake_quantize import PWLQPerChannelFakeQuantize
 from zaq_plugin.layers import out_features
 from zaq_plugin.student import ModuleStudent, QuantLayer, register_student
@@ -82,6 +86,8 @@ class FXStudent(ModuleStudent):
         for layer in list(layers_of(model)):
             if layer.spec is not None:
                 _carry(model, layer, owned)
+        _untie_biases(self.layers().values())
+        follow(model)
 
     def layers(self) -> dict[str, QuantLayer]:
         """Layers in order of execution, by the name under which the graph calls them."""
@@ -143,6 +149,32 @@ def _carry(prepared: fx.GraphModule, layer: Layer, owned: dict[int, nn.Parameter
     made.weight_fake_quant = quantizer.to(weight.device).train(plain.training)
     made.qconfig = layer.qconfig
     prepared.set_submodule(layer.name, made)
+
+
+class BiasMemory(HostModule):
+    """What bias correction took out of a layer that shares its fake-quantizer with another one."""
+
+    resizable = optional = ("bias_shift",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("bias_shift", torch.empty(0))
+
+
+def _untie_biases(found: Iterable[QuantLayer]) -> None:
+    """A bias of its own, and a memory of it, for every call of a layer: each sees other inputs."""
+    biases: set[int] = set()
+    quantizers: set[int] = set()
+    for layer in found:
+        module: Any = layer.module if isinstance(layer, CarriedLayer) else None
+        if module is None or layer.bias is None:
+            continue
+        if id(layer.bias) in biases and not isinstance(layer, ConvBnLayer):
+            module.bias = nn.Parameter(layer.bias.detach().clone(), layer.bias.requires_grad)
+        if id(layer.quantizer) in quantizers and not hasattr(module, "bias_memory"):
+            module.bias_memory = BiasMemory().to(layer.bias.device)
+        biases.add(id(layer.bias))
+        quantizers.add(id(layer.quantizer))
 
 
 def student(prepared: nn.Module, who: str) -> FXStudent:

@@ -88,7 +88,7 @@ def _written(traced: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     if node.op == "call_module":
         return first if getattr(traced.get_submodule(target), "inplace", False) is True else None
     if node.op == "call_function":
-        if target is operator.setitem or _plain_function(target) is not None:
+        if _plain_function(target) is not None:
             return first
         if node.kwargs.get("inplace") is True:
             return first
@@ -164,14 +164,10 @@ def _fresh(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
     if node.op == "call_module" or node.kwargs.get("inplace") is True:
         return node  # its value is what was written; the host's kernels know the flag
     with graph.inserting_after(node):
-        if target is operator.setitem:
-            made = graph.call_function(with_item, node.args)
-            made.meta["is_wrapped"] = True
-            return made
         if node.op == "call_function":
             return graph.call_function(_plain_function(target), node.args, node.kwargs)
         plain = str(_plain_method(target))
-        function = _METHOD_FUNCTIONS.get(plain)
+        function: Any = _METHOD_FUNCTIONS.get(plain)
         if function is not None:
             return graph.call_function(function, node.args, node.kwargs)
         return graph.call_method(plain, node.args, node.kwargs)

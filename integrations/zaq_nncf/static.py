@@ -25,13 +25,14 @@ class StaticWeight(nn.Module):
     module, sees the int8 codes and their scale, which OpenVINO keeps as they are.
 
     Args:
-        codes: The weight's integers, int8.
+        codes: The weight's integers: -128..127, or 0..255 (NNCF's own, where none is negative).
         scale: (channels,) float32.
         axis: Axis of the channels; None for one scale per tensor.
         weight: Name of the parameter.
         source: Name of the hook on the layer's input, or None.
         facts: For the audit: label, widths, size, error.
         spec: The number format, or None for NNCF's own int8.
+        zero_point: The integer that stands for 0: (channels,) int32; all zeros if None.
     """
 
     codes: Tensor
@@ -47,30 +48,48 @@ class StaticWeight(nn.Module):
         source: str | None,
         facts: dict[str, Any],
         spec: Any = None,
+        zero_point: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.register_buffer("codes", codes.to(torch.int8))
+        unsigned = bool((codes > 127).any())
+        self.low, self.high = (0, 255) if unsigned else (-128, 127)
+        self.register_buffer("codes", codes.to(torch.uint8 if unsigned else torch.int8))
         self.register_buffer("scale", scale.detach().clone().reshape(-1))
-        self.register_buffer("zero_point", torch.zeros_like(self.scale, dtype=torch.int32))
+        if zero_point is None:
+            zero_point = torch.zeros_like(self.scale, dtype=torch.int32)
+        self.register_buffer("zero_point", zero_point.detach().clone().reshape(-1).int())
         self.axis, self.weight, self.source = axis, weight, source
         self.facts, self.spec = facts, spec
+        self._read_numbers()
+
+    def _read_numbers(self) -> None:
+        """A single grid in Python numbers: torch.export cannot follow a look into a buffer."""
+        single = self.axis is None
+        self._numbers = (float(self.scale), int(self.zero_point)) if single else None
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._read_numbers()
 
     def values(self) -> Tensor:
-        """``scale * codes``, float32."""
+        """``scale * (codes - zero_point)``, float32."""
         shape = [1] * self.codes.dim()
         if self.axis is not None:
             shape[self.axis] = -1
-        return self.codes.to(torch.float32) * self.scale.view(shape)
+        codes = self.codes.to(torch.float32)
+        if bool(self.zero_point.any()):
+            codes = codes - self.zero_point.view(shape)
+        return codes * self.scale.view(shape)
 
     def forward(self, w: Tensor) -> Tensor:
         """The weight; same shape."""
         if torch.jit.is_tracing() and not torch.onnx.is_in_onnx_export():
             return self.values().to(w.dtype)
-        if self.axis is None:
-            scale, zero_point = float(self.scale), int(self.zero_point)
-            return torch.fake_quantize_per_tensor_affine(w, scale, zero_point, -128, 127)
+        if self._numbers is not None:
+            return torch.fake_quantize_per_tensor_affine(w, *self._numbers, self.low, self.high)
+        axis: Any = self.axis
         return torch.fake_quantize_per_channel_affine(
-            w, self.scale, self.zero_point, self.axis, -128, 127
+            w, self.scale, self.zero_point, axis, self.low, self.high
         )
 
     def extra_repr(self) -> str:

@@ -76,7 +76,8 @@ def _static(
     axis = shape.index(max(shape)) if quantizer.per_channel else None
     weight = native_weight(model, hook)
     if weight is not None:
-        return _bake_native(model, weight, scale, axis)
+        ends = int(low), int(high)
+        return _bake_native(model, weight, scale, zero_point, axis, ends)
     if axis is None:
         return StaticActivation(float(scale), int(zero_point), int(low), int(high))
     return StaticChannels(scale, zero_point, axis, int(low), int(high))
@@ -96,13 +97,26 @@ def _bake(model: nn.Module, quantizer: PWLQWeightQuantizer, facts: dict[str, Any
     return made
 
 
-def _bake_native(model: nn.Module, name: str, scale: Tensor, axis: int | None) -> StaticWeight:
-    """A weight with a quantizer of NNCF's own: 8 bits, symmetric, narrow range."""
+def _bake_native(
+    model: nn.Module,
+    name: str,
+    scale: Tensor,
+    zero_point: Tensor,
+    axis: int | None,
+    ends: tuple[int, int],
+) -> StaticWeight:
+    """A weight with a quantizer of NNCF's own: 8 bits.
+
+    Those of convolutions and linear layers are symmetric, -127..127; those of normalisation layers
+    without a negative weight have 0..255.
+    """
     parameter = model.get_parameter(name)
     shape = [1] * parameter.dim()
     if axis is not None:
         shape[axis] = -1
-    codes = torch.round(parameter.float() / scale.view(shape)).clamp(-127, 127)
-    made = StaticWeight(codes, scale, axis, name, None, native_facts())
+    steps = torch.round(parameter.float() / scale.view(shape)) + zero_point.view(shape)
+    codes = steps.clamp(*ends)
+    facts = native_facts()
+    made = StaticWeight(codes, scale, axis, name, None, facts, zero_point=zero_point)
     parameter.copy_(made.values())
     return made

@@ -132,4 +132,4 @@ def correct_bias(
 
     order = walk_layers(view, batches, begin, what="correct_bias", memory=memory)
     layers = view.layers()
-    return {name: layers[name].quantizer.bias_shift.clone() for name in order}
+    return {name: layers[name].memory.bias_shift.clone() for name in order}

@@ -133,6 +133,11 @@ class QuantLayer(ABC):
     # ---- the bias --------------------------------------------------------------------------------
 
     @property
+    def memory(self) -> Any:
+        """The module that remembers corrections, as ``bias_shift``: the weight's fake-quantizer."""
+        return self.quantizer
+
+    @property
     @abstractmethod
     def bias(self) -> Tensor | None:
         """What is added to the product; a tensor of the student's own. None: it cannot have one."""
@@ -156,17 +161,17 @@ class QuantLayer(ABC):
                 "NaN or infinity"
             )
         bias.add_(shift.to(bias))
-        taken = self.quantizer.bias_shift
+        taken = self.memory.bias_shift
         before = taken.to(shift) if taken.numel() else torch.zeros_like(shift)
-        self.quantizer.bias_shift = (before - shift).to(bias.device, torch.float32)
+        self.memory.bias_shift = (before - shift).to(bias.device, torch.float32)
 
     @torch.no_grad()
     def restore_bias(self) -> None:
         """Take back what `add_to_bias` has added."""
-        taken, bias = self.quantizer.bias_shift, self.bias
+        taken, bias = self.memory.bias_shift, self.bias
         if bias is not None and taken.numel():
             bias.add_(taken.to(bias))
-            self.quantizer.bias_shift = torch.zeros_like(taken)
+            self.memory.bias_shift = torch.zeros_like(taken)
 
 
 def own_class(layer: nn.Module) -> type[nn.Module]:

@@ -73,6 +73,11 @@ class CarriedLayer(ModuleLayer):
         self.factor: Tensor | None = None
 
     @property
+    def memory(self) -> Any:
+        """Its own where it shares its fake-quantizer with another layer."""
+        return getattr(self.module, "bias_memory", self.quantizer)
+
+    @property
     def parameter(self) -> nn.Parameter:
         """The module's own weight."""
         weight = self.module.weight

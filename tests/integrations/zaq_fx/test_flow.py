@@ -107,7 +107,7 @@ def test_training_lowers_the_loss_and_converts(make_net, images, learnable):
     prepared = zaq_fx.prepare(model, (images,), PWLQSpec(bits=3), 4, qat=True, learnable=learnable)
     zaq_fx.calibrate(prepared, [images])
     prepared.eval()  # BatchNorm frozen
-    optimizer = torch.optim.Adam(prepared.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(prepared.parameters(), lr=2e-3)
     losses = []
     for _ in range(40):
         optimizer.zero_grad()

@@ -23,6 +23,8 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qa
 
 import zaq_fx
 from zaq_fx import _compat
+from zaq_fx.backend import UNLOWERED, kernel_is_right
+from zaq_fx.kept import KeptFloat
 from zaq_plugin.observers import MinMaxObserver, PWLQPerChannelObserver
 from zaq_plugin.pwlq import PWLQSpec
 
@@ -200,3 +202,75 @@ def test_quantized_clamp_cuts_at_the_integer():
     low, high = (80 - 91) * 0.0173, (120 - 91) * 0.0173
     integers = torch.ops.quantized.clamp(x, low, high).int_repr()
     assert torch.equal(integers, x.int_repr().clamp(80, 120))
+
+
+def test_the_host_does_not_look_into_its_fused_modules_of_other_packages():
+    """KeptFloat derives from their base, and has a type that no pattern knows."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), KeptFloat(nn.PReLU(), "a reason")).eval()
+    x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    prepared, backend = plain(model, x)
+    assert type(prepared.get_submodule("1")) is KeptFloat
+    converted = convert_fx(prepared, backend_config=backend)
+    assert type(converted.get_submodule("1")) is KeptFloat
+    assert type(converted.get_submodule("1.0")) is nn.PReLU
+
+
+class Sum(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        y = self.a(x)
+        return self.b(torch.add(y, torch.sigmoid(y), alpha=5))
+
+
+def test_stock_conversion_drops_alpha():
+    """Hence keep_operators_float."""
+    torch.manual_seed(0)
+    model, x = Sum().eval(), torch.randn(2, 3, 8, 8)
+    prepared, backend = plain(model, x)
+    stock = convert_fx(prepared, backend_config=backend)
+    assert (stock(x) - model(x)).norm() > 0.5 * model(x).norm()
+    prepared, backend = plain(zaq_fx.prepare_model(model), x)
+    ours = convert_fx(prepared, backend_config=backend)
+    assert (ours(x) - model(x)).norm() < 0.3 * model(x).norm()
+
+
+def test_one_observer_watches_a_tensor_and_what_is_made_of_it():
+    """Hence followers."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Hardtanh(-0.1, 0.1)).eval()
+    prepared, _ = plain(model, torch.randn(1, 3, 8, 8))
+    watchers = [m for n, m in prepared.named_modules(remove_duplicate=False) if "post_process" in n]
+    assert len(watchers) == 3
+    assert watchers[1] is watchers[2]
+    assert int(watchers[1].num_batches) == 2  # twice in one batch
+
+
+@pytest.mark.parametrize("right", [False, True])
+def test_transposed_convolutions_of_another_type_are_not_lowered(monkeypatch, right):
+    """Hence the classes of UNLOWERED, for kernels that do not compute what they should."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 4, 2, 2)).eval()
+    monkeypatch.setattr(zaq_fx.backend, "kernel_is_right", lambda reference: right)
+    x = torch.randn(2, 3, 6, 6)
+    prepared, backend = plain(model, x)
+    made = convert_fx(prepared, backend_config=backend).get_submodule("1")
+    lowered = torch.ao.nn.quantized.ConvTranspose2d
+    assert type(made) is (lowered if right else UNLOWERED[nnqr.ConvTranspose2d])
+
+
+def test_a_kernel_is_tried_against_the_float_operator(monkeypatch):
+    torch.manual_seed(0)
+    qparams = {
+        "qscheme": torch.per_tensor_affine,
+        "dtype": torch.qint8,
+        "scale": torch.tensor(0.01),
+        "zero_point": torch.tensor(0),
+    }
+    layer = nnqr.ConvTranspose2d.from_float(nn.ConvTranspose2d(4, 4, 2, 2), qparams)
+    assert kernel_is_right(layer)
+    kernel = torch.ao.nn.quantized.ConvTranspose2d
+    forward = kernel.forward
+    monkeypatch.setattr(kernel, "forward", lambda self, x: forward(self, x.flip(1)))
+    assert not kernel_is_right(layer)

@@ -19,9 +19,9 @@ class Mixed(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 3)
         self.body = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
-        self.up = nn.ConvTranspose2d(4, 5, 2, 2)
-        self.norm = nn.LayerNorm(5)
-        self.fc = nn.Linear(5, 3)
+        self.up = nn.ConvTranspose2d(4, 4, 2, 2)
+        self.norm = nn.LayerNorm(4)
+        self.fc = nn.Linear(4, 3)
         self.head = nn.Linear(3, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -5,12 +5,15 @@ import copy
 import pytest
 import timm
 import torch
+from fx_oracle import assert_right, prepared, sqnr
+from networks import perturb
 from torch import nn
 from torch.nn import functional
 
 import zaq_fx
+from zaq_fx.layers import layers_of
 from zaq_fx.surgery import functional_to_modules, unwrap_norm_activations
-from zaq_plugin.pwlq import PWLQSpec, quantize
+from zaq_plugin.pwlq import PWLQSpec, UniformSpec, quantize
 
 X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -164,3 +167,235 @@ def test_what_cannot_be_traced_says_so():
         zaq_fx.prepare(Control(), (X,))
     with pytest.raises(TypeError, match=r"must be a torch.nn.Module; got str"):
         zaq_fx.prepare("resnet18", (X,))
+
+
+class Chain(nn.Module):
+    """A layer under test between two convolutions."""
+
+    def __init__(self, *layers: nn.Module, channels: int = 8) -> None:
+        super().__init__()
+        self.stem, self.relu = nn.Conv2d(3, channels, 1), nn.ReLU()
+        self.layers = nn.Sequential(*layers)
+        self.out = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.layers(self.relu(self.stem(x))))
+
+
+MANY = torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+PADDINGS = [
+    ("same", "zeros", 3, 1),
+    ("same", "zeros", 2, 1),
+    ("same", "zeros", (4, 3), (1, 2)),
+    ("valid", "zeros", 3, 1),
+    ("same", "reflect", 3, 1),
+    ("same", "circular", 2, 1),
+    ((1, 2), "circular", 3, 1),
+    (1, "replicate", 3, 1),
+    (1, "reflect", 3, 1),
+]
+
+
+@pytest.mark.parametrize("qat", [False, True])
+@pytest.mark.parametrize(("padding", "mode", "kernel", "dilation"), PADDINGS)
+def test_padding_of_every_kind(padding, mode, kernel, dilation, qat):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(8, 8, kernel, padding=padding, padding_mode=mode, dilation=dilation)
+    model = perturb(Chain(conv, nn.BatchNorm2d(8), nn.ReLU())).eval()
+    made = assert_right(model, MANY, qat=qat)
+    assert [r.name for r in zaq_fx.audit(made).quantized] == ["stem", "layers.0", "out"]
+    assert (conv.padding, conv.padding_mode) == (
+        padding if isinstance(padding, str | tuple) else (1, 1),
+        mode,
+    )
+
+
+TRANSPOSED = {
+    "plain": (8, 8, 1),
+    "grouped": (8, 8, 2),
+    "depthwise": (8, 8, 8),
+    "fewer": (16, 8, 1),
+    "more": (4, 8, 1),
+    "more in groups": (4, 8, 2),
+}
+
+
+@pytest.mark.parametrize("qat", [False, True])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("name", TRANSPOSED)
+def test_transposed_convolutions_with_batch_norm(name, relu, qat):
+    inputs, outputs, groups = TRANSPOSED[name]
+    torch.manual_seed(0)
+    up = nn.ConvTranspose2d(inputs, outputs, 3, 2, 1, 1, groups=groups)
+    layers = [up, nn.BatchNorm2d(outputs), *([nn.ReLU()] if relu else [])]
+    model = perturb(Chain(*layers, channels=inputs)).eval()
+    made = assert_right(model, MANY, qat=qat)
+    assert not any("norm" in type(m).__name__.lower() for m in made.modules())
+    assert len(zaq_fx.audit(made).quantized) == 3
+
+
+def test_batch_norms_in_training_behind_transposed_convolutions_stay_float():
+    torch.manual_seed(0)
+    model = Chain(nn.ConvTranspose2d(8, 8, 2, 2), nn.BatchNorm2d(8)).train()
+    ready = prepared(model, MANY, qat=True)
+    before = ready.layers.get_submodule("1").get_submodule("0").running_mean.clone()
+    ready.train()
+    ready(MANY).square().mean().backward()
+    assert not torch.equal(ready.layers.get_submodule("1").get_submodule("0").running_mean, before)
+    assert "does not train a transposed convolution" in zaq_fx.audit(ready)["layers.1"].reason
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_batch_norm_without_parameters_trains(affine):
+    torch.manual_seed(0)
+    model = perturb(Chain(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))).eval()
+    if not affine:
+        model.layers[1] = nn.BatchNorm2d(8, affine=False).eval()
+    assert_right(model, MANY, qat=True)
+
+
+class Twice(nn.Module):
+    """One convolution and one BatchNorm, called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)
+        self.out = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.bn(self.conv(x)) - 0.5 * self.bn(self.conv(x.flip(-1))))
+
+
+class Levels(nn.Module):
+    """One convolution with a BatchNorm for each level of a pyramid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(3, 8, 3), nn.AvgPool2d(2)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(8), nn.BatchNorm2d(8)])
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.norms[0](self.conv(x)), self.norms[1](self.conv(self.pool(x))).relu()
+
+
+class Tied(nn.Module):
+    """Two convolutions on one weight; a BatchNorm behind each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+        self.b.weight = self.a.weight
+        self.norm_a, self.norm_b = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.norm_a(self.a(x))) + self.norm_b(self.b(x))
+
+
+class Read(nn.Module):
+    """A convolution read by its BatchNorm and by something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn, self.out = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.stem(x)
+        return self.out(y + torch.relu(self.bn(y)))
+
+
+class Sizes(nn.Module):
+    """One convolution, on a signal and on a fiftieth of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1)
+        self.act = nn.LeakyReLU(0.2)
+        nn.init.zeros_(self.conv.bias)
+        nn.init.zeros_(self.b.bias)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.a(self.act(self.conv(x))), self.b(self.act(self.conv(x * 0.02)))
+
+
+@pytest.mark.parametrize("qat", [False, True])
+@pytest.mark.parametrize("cls", [Twice, Levels, Tied, Read, Sizes])
+def test_layers_called_more_than_once(cls, qat):
+    torch.manual_seed(0)
+    model = perturb(cls()).eval()
+    before = copy.deepcopy(model.state_dict())
+    assert_right(model, MANY, qat=qat)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("qat", [False, True])
+def test_every_call_has_the_same_weight(qat):
+    torch.manual_seed(0)
+    ready = prepared(Sizes().eval(), MANY, qat=qat, **({"learnable": True} if qat else {}))
+    layers = {layer.name: layer for layer in layers_of(ready)}
+    assert list(layers) == ["conv", "a", "conv_call2", "b"]
+    assert layers["conv"].root.weight.data_ptr() == layers["conv_call2"].root.weight.data_ptr()
+    if qat:
+        assert ready.conv.weight is ready.conv_call2.weight
+        assert ready.conv.weight_fake_quant is ready.conv_call2.weight_fake_quant
+    zaq_fx.calibrate(ready, [MANY])
+    made = zaq_fx.convert(ready)
+    first, second = (zaq_fx.integer_weight(m) for m in (made.conv, made.conv_call2))
+    assert torch.equal(first.dequantize(), second.dequantize())
+    assert made.conv.scale > 10 * made.conv_call2.scale
+    assert "same weight as 'conv'" in zaq_fx.audit(made)["conv_call2"].reason
+
+
+@pytest.mark.parametrize("key", ["conv", "con?", nn.Conv2d])
+def test_overrides_mean_every_call(key):
+    overrides = {key: None, "a": UniformSpec(8)}
+    ready = prepared(Sizes().eval(), MANY, overrides=overrides)
+    found = {layer.name: layer.spec for layer in layers_of(ready)}
+    assert (found["conv"], found["conv_call2"]) == (None, None)
+    assert found["a"] == UniformSpec(8)
+    exact = {"conv": UniformSpec(8), "c*": None}
+    found = {la.name: la.spec for la in layers_of(prepared(Sizes(), MANY, overrides=exact))}
+    assert found["conv"] == found["conv_call2"] == UniformSpec(8)
+
+
+COMPUTED = {
+    "weight norm": nn.utils.parametrizations.weight_norm,
+    "spectral norm": nn.utils.parametrizations.spectral_norm,
+    "orthogonal": nn.utils.parametrizations.orthogonal,
+    "old weight norm": nn.utils.weight_norm,
+    "old spectral norm": nn.utils.spectral_norm,
+    "pruning": lambda conv: nn.utils.prune.l1_unstructured(conv, "weight", 0.5),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize("qat", [False, True])
+@pytest.mark.parametrize("name", COMPUTED)
+def test_computed_weights_become_constants(name, qat):
+    torch.manual_seed(0)
+    model = perturb(Chain(COMPUTED[name](nn.Conv2d(8, 8, 3)), nn.BatchNorm2d(8))).eval()
+    names = set(model.state_dict())
+    made = assert_right(model, MANY, qat=qat)
+    assert set(model.state_dict()) == names  # the user's model keeps its own
+    assert "is a constant" in zaq_fx.audit(made)["layers.0"].reason
+
+
+def test_models_that_need_nothing_keep_their_class():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+    assert type(zaq_fx.prepare_model(model)) is nn.Sequential
+
+
+def test_the_stock_functions_with_a_rewritten_model():
+    from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+    torch.manual_seed(0)
+    model = perturb(Chain(nn.ConvTranspose2d(8, 8, 2, 2, groups=2), nn.BatchNorm2d(8), nn.PReLU()))
+    ready = zaq_fx.prepare_model(model.eval())
+    backend = zaq_fx.pwlq_backend_config()
+    mapping = zaq_fx.pwlq_qconfig_mapping(UniformSpec(7, "symmetric"), 7)
+    made = prepare_fx(ready, mapping, (MANY,), backend_config=backend)
+    assert sqnr(model(MANY), made(MANY)) > 100
+    zaq_fx.calibrate(made, [MANY])
+    planned = zaq_fx.audit(made)
+    int8 = convert_fx(made, backend_config=backend)
+    assert sqnr(model(MANY), int8(MANY)) > 22
+    assert "PReLU" in zaq_fx.audit(int8, planned)["layers.2"].reason

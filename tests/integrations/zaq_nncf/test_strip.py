@@ -145,3 +145,85 @@ def test_openvino(stripped: nn.Module, images: Tensor) -> None:
     ]
     assert len(kinds) == 5
     assert set(kinds) <= {"u8", "i8"}
+
+
+class Embedded(nn.Module):
+    """An embedding, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm, self.fc = nn.Embedding(20, 8), nn.LayerNorm(8), nn.Linear(8, 4)
+        nn.init.uniform_(self.embed.weight, 0.1, 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.norm(self.embed(x)))
+
+
+class Scaled(nn.Module):
+    """A positive constant and a positive parameter that an activation is multiplied by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 4)
+        self.gamma = nn.Parameter(torch.linspace(0.1, 1, 8))
+        self.register_buffer("shift", torch.linspace(0.5, 2, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x)) * self.gamma + self.shift)
+
+
+def _positive(module: nn.Module) -> nn.Module:
+    for norm in module.modules():
+        if "Norm" in type(norm).__name__:
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+    return module
+
+
+POSITIVE = {
+    "layer norm": lambda: nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 4)),
+    "group norm": lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    ),
+    "batch norm": lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    ),
+    "instance norm": lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, affine=True), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    ),
+    "embedding": Embedded,
+    "scaled": Scaled,
+    "positive weights": lambda: nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)),
+}
+
+
+@pytest.mark.parametrize("name", POSITIVE)
+def test_weights_without_a_negative_value(name: str) -> None:
+    """NNCF gives them the integers 0 to 255."""
+    import onnxruntime
+
+    torch.manual_seed(0)
+    model = _positive(POSITIVE[name]()).eval()
+    if name == "positive weights":
+        for parameter in model.parameters():
+            parameter.data.abs_()
+    is_image = any(isinstance(m, nn.Conv2d) for m in model.modules())
+    x = torch.randn(8, 3, 12, 12) if is_image else torch.randn(8, 8)
+    if name == "embedding":
+        x = torch.randint(0, 20, (8, 5))
+    overrides = {"0": None} if name == "positive weights" else None
+    made = zaq_nncf.quantize(model, [x], UniformSpec(8, "symmetric"), overrides=overrides)
+    stripped = zaq_nncf.strip(made)
+    before, after = made(x).detach(), stripped(x).detach()
+    assert _db(before, after) > 60
+    program = torch.onnx.export(stripped, (x,), dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert _db(after, torch.from_numpy(out)) > 25
+    again = zaq_nncf.strip(made)
+    again.load_state_dict(stripped.state_dict())
+    assert torch.equal(again(x), after)
+
+
+def _db(expected: Tensor, found: Tensor) -> float:
+    noise = (expected - found).double().square().sum()
+    return float(10 * torch.log10(expected.double().square().sum() / noise))

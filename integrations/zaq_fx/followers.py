@@ -1,0 +1,115 @@
+"""Outputs that lie on their input's grid: they take its range and do not add to it.
+
+Pooling, reshaping and the like are followed by the very observer of their input. Ours average over
+batches, and an observer that sees a tensor and then its mean would average the two: a range far
+too small for the tensor. Such outputs lie within their input's range, so they need not be watched.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.ao.quantization import ObserverBase
+
+from zaq_fx._compat import is_watcher
+from zaq_plugin.observers import MinMaxObserver
+
+
+class Follower(nn.Module):
+    """Stands for an observer or fake-quantizer elsewhere in the model, and never observes.
+
+    Its state in a state dict is the leader's, as if the leader itself stood here.
+
+    Args:
+        leader: The observer or fake-quantizer of the tensor that came first.
+    """
+
+    def __init__(self, leader: nn.Module) -> None:
+        super().__init__()
+        self._leader = (leader,)  # in a tuple: it is no child of ours
+
+    @property
+    def leader(self) -> Any:
+        """The observer or fake-quantizer whose grid this is."""
+        return self._leader[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The leader's."""
+        found: torch.dtype = self.leader.dtype
+        return found
+
+    @property
+    def is_dynamic(self) -> bool:
+        """The leader's."""
+        return bool(getattr(self.leader, "is_dynamic", False))
+
+    @property
+    def qscheme(self) -> Any:
+        """The leader's."""
+        return self.leader.qscheme
+
+    @property
+    def quant_min(self) -> int | None:
+        """The leader's."""
+        return getattr(self.leader, "quant_min", None)
+
+    @property
+    def quant_max(self) -> int | None:
+        """The leader's."""
+        return getattr(self.leader, "quant_max", None)
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """The leader's scale and zero point."""
+        found: tuple[Tensor, Tensor] = self.leader.calculate_qparams()
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The tensor, on the leader's grid if the leader fake-quantizes; same shape."""
+        leader = self.leader
+        if not hasattr(leader, "fake_quant_enabled"):
+            return x
+        observing = bool(leader.observer_enabled[0])
+        if not observing:
+            out: Tensor = leader(x)
+            return out
+        leader.disable_observer()
+        try:
+            out = leader(x)
+        finally:
+            leader.enable_observer()
+        return out
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self.leader.state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
+
+    def _load_from_state_dict(self, *_: Any, **__: Any) -> None:
+        """Nothing: the leader loads its own entries, and these are the same."""
+
+
+ObserverBase.register(Follower)
+
+
+def follow(prepared: fx.GraphModule) -> list[str]:
+    """Put followers where an observer of averages stands a second time, in place; their names.
+
+    Args:
+        prepared: From prepare_fx or prepare_qat_fx. Doing it twice changes nothing more.
+    """
+    modules = dict(prepared.named_modules(remove_duplicate=False))
+    seen: set[int] = set()
+    found = []
+    for node in prepared.graph.nodes:
+        if node.op != "call_module" or not is_watcher(modules[str(node.target)]):
+            continue
+        watcher = modules[str(node.target)]
+        inner: Any = getattr(watcher, "activation_post_process", watcher)
+        if not hasattr(inner, "batch_range") or isinstance(inner, MinMaxObserver):
+            continue  # another package's, or the range of all it saw: nothing is averaged
+        if id(watcher) in seen:
+            prepared.set_submodule(str(node.target), Follower(watcher))
+            found.append(str(node.target))
+        seen.add(id(watcher))
+    return found
