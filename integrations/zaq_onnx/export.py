@@ -16,6 +16,7 @@ from onnx import ModelProto
 from torch import nn
 from torch.export import ExportedProgram
 
+from zaq_onnx.apart import keep_grids_apart
 from zaq_onnx.completing import complete
 from zaq_onnx.describing import describe, float_bytes, records_of
 from zaq_onnx.files import MINIMUM_OPSET, Path_, check, write
@@ -160,6 +161,7 @@ def graph_of(
     if calibration is not None:
         graph.completed = len(complete(graph, calibration))
         tidy(graph)
+    keep_grids_apart(graph)
     name_weights(graph, _named_by_weight(graph, layers, notes.weights))
     return graph, source, notes.records
 
