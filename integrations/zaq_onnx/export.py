@@ -25,6 +25,7 @@ from zaq_onnx.naming import LAYERS, name_weights, scopes, shorten
 from zaq_onnx.notes import Note, notes_of
 from zaq_onnx.packing import pack_model
 from zaq_onnx.reducing import reduce_weights
+from zaq_onnx.refusals import refuse_operators, refuse_program
 from zaq_onnx.sources import batch_shapes, exportable, program_of
 from zaq_onnx.tidy import tidy
 from zaq_plugin.report import Audit
@@ -87,7 +88,7 @@ def export(
         opset: Version of ONNX's operators, 21 or newer.
         dynamic_batch: Let the first dimension of the inputs vary. Give at least two samples.
         dynamic_shapes: Instead, as in ``torch.export``.
-        calibration: Batches (a tensor, or a tuple of inputs) that give 8-bit ranges to tensors
+        calibration: Batches (a tensor, a tuple of inputs, or inputs by name) that give 8-bit ranges to tensors
             between layers that the model leaves in float, so that all of it runs in integers. The
             model then rounds where it did not before; None exports it as it is.
         reduce_range: Make weights smaller where processors without VNNI would saturate, silently:
@@ -115,9 +116,9 @@ def export(
         audit=audit,
     )
     _refuse_float_weights(graph)
+    records = records_of(graph, known)
     shorten(graph)
     made = graph.to_model()
-    records = records_of(graph, known)
     packed, done = pack_model(made)
     changes = {"completed": graph.completed, "reduced": graph.reduced}
     describe(made, source, records, opset, changes)
@@ -153,7 +154,9 @@ def graph_of(
     notes = notes_of(model, audit)
     ready, source = exportable(model)
     program = program_of(ready, example_inputs, dynamic_shapes)
+    refuse_program(program)
     graph = Graph(_to_onnx(program, opset))
+    refuse_operators(graph)
     layers = scopes(graph)
     tidy(graph)
     if reduce_range:
@@ -162,7 +165,8 @@ def graph_of(
         graph.completed = len(complete(graph, calibration))
         tidy(graph)
     keep_grids_apart(graph)
-    name_weights(graph, _named_by_weight(graph, layers, notes.weights))
+    graph.layers = _named_by_weight(graph, layers, notes.weights)
+    name_weights(graph, graph.layers)
     return graph, source, notes.records
 
 

@@ -53,7 +53,7 @@ def _pads_of_integers(graph: Graph) -> None:
         after = make("DequantizeLinear", [codes, *values.input[1:]], pad.output[0])
         rest = [name, *list(pad.input)[3:]]
         pad.input[:] = [values.input[0], pad.input[1], *rest]
-        pad.output[0] = codes
+        pad.output[0] = pad.name = codes
         graph.insert_after(pad, after)
         producers[after.output[0]] = after
 
