@@ -95,7 +95,7 @@ def _raise(graph: Graph, weight: NodeProto, floors: Array, best: Array) -> bool:
     old = np.broadcast_to(scale.astype(np.float64).reshape(-1), floors.shape)
     levels = np.moveaxis(integers, axis, 0).reshape(len(floors), -1)
     dead = ~levels.any(1)
-    # A scale for all channels is not worth giving up for dead ones: their bias is as fine as others'.
+    # One scale for all channels is not given up for dead ones.
     freed = dead & (best > 0) & (scale.size > 1)
     wanted = np.where(freed, np.maximum(best, floors), np.maximum(old, floors))
     made = wanted.astype(np.float32)

@@ -88,9 +88,9 @@ def export(
         opset: Version of ONNX's operators, 21 or newer.
         dynamic_batch: Let the first dimension of the inputs vary. Give at least two samples.
         dynamic_shapes: Instead, as in ``torch.export``.
-        calibration: Batches (a tensor, a tuple of inputs, or inputs by name) that give 8-bit ranges to tensors
-            between layers that the model leaves in float, so that all of it runs in integers. The
-            model then rounds where it did not before; None exports it as it is.
+        calibration: Batches (a tensor, a tuple of inputs, or inputs by name) that give 8-bit
+            ranges to tensors between layers that the model leaves in float, so that all of it runs
+            in integers. The model then rounds where it did not before; None exports it as it is.
         reduce_range: Make weights smaller where processors without VNNI would saturate, silently:
             their int8 kernels add two products in 16 bits, in ONNX Runtime and in OpenVINO. The
             levels of such a channel are rounded anew, to the coarser grid that changes it least;

@@ -29,7 +29,9 @@ def refuse_program(program: ExportedProgram) -> None:
         place = _DIVISORS.get(node.target)
         if place is None:
             continue
-        divisor = node.args[place] if len(node.args) > place else node.kwargs.get("divisor_override")
+        divisor = (
+            node.args[place] if len(node.args) > place else node.kwargs.get("divisor_override")
+        )
         if divisor is not None:
             stack = list((node.meta.get("nn_module_stack") or {}).values())
             name = str(stack[-1][0]) if stack else node.name
