@@ -6,7 +6,7 @@ quantized, too: a convolution in front of a float addition or of SiLU would run 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ def complete(graph: Graph, batches: Iterable[Any]) -> list[str]:
 
     Args:
         graph: Changed in place.
-        batches: Tensors, or tuples of the model's inputs.
+        batches: Tensors, tuples of the model's inputs, or inputs by name.
 
     Returns:
         Names of the tensors that were given a grid.
@@ -130,7 +130,7 @@ def _ranges(
     count = 0
     for batch in batches:
         count += 1
-        inputs = batch if isinstance(batch, tuple | list) else (batch,)
+        inputs = batch if isinstance(batch, tuple | list | Mapping) else (batch,)
         values: list[Array] = session.run(names, feeds_of(session, inputs)) if names else []
         for name, value in zip(names, values, strict=True):
             low, high = found[name]
@@ -146,12 +146,14 @@ def _insert(graph: Graph, name: str, low: float, high: float) -> None:
     if values is not None:
         _read(graph, name, values)
         return
-    scale = max((high - low) / 255, 1e-8)
-    zero = round(-low / scale)
-    grid = [
-        graph.add_constant(f"{name}.step", np.array(scale, np.float32)),
-        graph.add_constant(f"{name}.zero", np.array(min(max(zero, 0), 255), np.uint8)),
-    ]
+    grid = _behind(graph, name)
+    if grid is None:
+        scale = max((high - low) / 255, 1e-8)
+        zero = round(-low / scale)
+        grid = [
+            graph.add_constant(f"{name}.step", np.array(scale, np.float32)),
+            graph.add_constant(f"{name}.zero", np.array(min(max(zero, 0), 255), np.uint8)),
+        ]
     codes, values = graph.free(f"{name}.codes"), graph.free(f"{name}.values")
     _read(graph, name, values)
     graph.nodes += [
@@ -159,6 +161,37 @@ def _insert(graph: Graph, name: str, low: float, high: float) -> None:
         make("DequantizeLinear", [codes, *grid], values),
     ]
     graph.sort()
+
+
+def _behind(graph: Graph, name: str) -> list[str] | None:
+    """The one grid on which a tensor lies behind pooling and reshaping, whatever reads it.
+
+    Rounding is monotone, so it may change places with a maximum: on that grid the tensor may lie
+    before it, too, and nothing is rounded that was not.
+    """
+    consumers = graph.consumers()
+    waiting, grids = [name], set()
+    while waiting:
+        current = waiting.pop()
+        if current in graph.outputs or not consumers[current]:
+            return None
+        for node in consumers[current]:
+            if node.op_type in KEEPS and node.input[0] == current and len(node.output) == 1:
+                waiting.append(node.output[0])
+            elif node.op_type == "QuantizeLinear" and len(node.input) > 2:
+                grids.add(tuple(node.input[1:3]))
+            else:
+                return None
+    if len({tuple(_bytes(graph, n) for n in grid) for grid in grids}) != 1:
+        return None
+    scale, zero = min(grids)
+    step = graph.array(scale)
+    return [scale, zero] if step is not None and step.size == 1 else None
+
+
+def _bytes(graph: Graph, name: str) -> tuple[str, bytes] | str:
+    value = graph.array(name)
+    return name if value is None else (value.dtype.name, value.tobytes())
 
 
 def _read(graph: Graph, name: str, values: str) -> None:

@@ -15,24 +15,30 @@ from zaq_onnx.graph import Graph
 from zaq_onnx.naming import LAYERS
 from zaq_onnx.notes import Note, note_for
 from zaq_onnx.packing import weights_of
+from zaq_onnx.refusals import computed_weights
 from zaq_plugin import __version__
 from zaq_plugin.report import LayerRecord
 
 
 def records_of(graph: Graph, notes: dict[str, Note]) -> list[LayerRecord]:
     """One record per convolution, linear layer and matrix product, with what is known of it."""
-    producers = graph.producers()
+    producers, computed = graph.producers(), computed_weights(graph)
     known = {weight.name: weight for weight in weights_of(graph)}
     records: dict[str, LayerRecord] = {}
     for node in graph.of_type(*LAYERS):
         source = producers.get(node.input[1])
         stored = known.get(source.input[0]) if source is not None else None
         if stored is None:
-            value = graph.array(node.input[1])
+            value, read = graph.array(node.input[1]), node.input[1]
+            name = read.removesuffix(".weight")
             if value is not None and value.ndim >= 2:
                 reason = "its weight is float"
-                name = node.input[1].removesuffix(".weight")
                 records.setdefault(name, LayerRecord(name, node.op_type, value.size, False, reason))
+            elif read in computed:
+                name = graph.layers.get(node.output[0], name)
+                reason = "its weight is computed from constants, in float"
+                size = math.prod(computed[read])
+                records.setdefault(name, LayerRecord(name, node.op_type, size, False, reason))
             continue
         name = stored.name.removesuffix(".weight")
         coded = encode(stored.rows)

@@ -16,6 +16,7 @@ from onnx import ModelProto
 from torch import nn
 from torch.export import ExportedProgram
 
+from zaq_onnx.apart import keep_grids_apart
 from zaq_onnx.completing import complete
 from zaq_onnx.describing import describe, float_bytes, records_of
 from zaq_onnx.files import MINIMUM_OPSET, Path_, check, write
@@ -24,6 +25,7 @@ from zaq_onnx.naming import LAYERS, name_weights, scopes, shorten
 from zaq_onnx.notes import Note, notes_of
 from zaq_onnx.packing import pack_model
 from zaq_onnx.reducing import reduce_weights
+from zaq_onnx.refusals import refuse_operators, refuse_program
 from zaq_onnx.sources import batch_shapes, exportable, program_of
 from zaq_onnx.tidy import tidy
 from zaq_plugin.report import Audit
@@ -86,9 +88,9 @@ def export(
         opset: Version of ONNX's operators, 21 or newer.
         dynamic_batch: Let the first dimension of the inputs vary. Give at least two samples.
         dynamic_shapes: Instead, as in ``torch.export``.
-        calibration: Batches (a tensor, or a tuple of inputs) that give 8-bit ranges to tensors
-            between layers that the model leaves in float, so that all of it runs in integers. The
-            model then rounds where it did not before; None exports it as it is.
+        calibration: Batches (a tensor, a tuple of inputs, or inputs by name) that give 8-bit
+            ranges to tensors between layers that the model leaves in float, so that all of it runs
+            in integers. The model then rounds where it did not before; None exports it as it is.
         reduce_range: Make weights smaller where processors without VNNI would saturate, silently:
             their int8 kernels add two products in 16 bits, in ONNX Runtime and in OpenVINO. The
             levels of such a channel are rounded anew, to the coarser grid that changes it least;
@@ -114,9 +116,9 @@ def export(
         audit=audit,
     )
     _refuse_float_weights(graph)
+    records = records_of(graph, known)
     shorten(graph)
     made = graph.to_model()
-    records = records_of(graph, known)
     packed, done = pack_model(made)
     changes = {"completed": graph.completed, "reduced": graph.reduced}
     describe(made, source, records, opset, changes)
@@ -152,7 +154,9 @@ def graph_of(
     notes = notes_of(model, audit)
     ready, source = exportable(model)
     program = program_of(ready, example_inputs, dynamic_shapes)
+    refuse_program(program)
     graph = Graph(_to_onnx(program, opset))
+    refuse_operators(graph)
     layers = scopes(graph)
     tidy(graph)
     if reduce_range:
@@ -160,7 +164,9 @@ def graph_of(
     if calibration is not None:
         graph.completed = len(complete(graph, calibration))
         tidy(graph)
-    name_weights(graph, _named_by_weight(graph, layers, notes.weights))
+    keep_grids_apart(graph)
+    graph.layers = _named_by_weight(graph, layers, notes.weights)
+    name_weights(graph, graph.layers)
     return graph, source, notes.records
 
 

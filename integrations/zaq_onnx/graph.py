@@ -26,6 +26,7 @@ class Graph:
         outputs: Names of its outputs.
         completed: How many tensors were given a grid that the model did not have.
         reduced: How many weights were put on a coarser grid.
+        layers: Names of layers by their outputs, as far as they are known.
     """
 
     def __init__(self, model: ModelProto) -> None:
@@ -38,6 +39,7 @@ class Graph:
         self._number = 0
         self.completed = 0
         self.reduced = 0
+        self.layers: dict[str, str] = {}
         for node in model.graph.node:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
                 tensor = TensorProto()

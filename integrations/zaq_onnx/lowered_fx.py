@@ -23,10 +23,9 @@ from zaq_onnx._compat import (
     LINEAR,
     RELU,
 )
-from zaq_onnx.grids import ActivationGrid, Applied
+from zaq_onnx.grids import ActivationGrid, Applied, Weighted
 from zaq_onnx.lowered_layers import arguments, weighted
-
-Grid = tuple[float, int]
+from zaq_onnx.lowered_scalars import Grid, product_grid, sum_grid
 
 _quantized = torch.ops.quantized
 _BINARY: dict[Any, tuple[Callable[..., Any], bool]] = {
@@ -121,6 +120,8 @@ class _Rewriter:
             _quantized.clamp
         ):
             self._clamp(node)
+        elif target in _BINARY and len(node.args) == 2:
+            self._scalar(node)
         elif target in _BINARY:
             function, relu = _BINARY[target]
             *operands, scale, zero_point = node.args
@@ -146,9 +147,13 @@ class _Rewriter:
         kind = type(module)
         if isinstance(module, (*CONVOLUTIONS, *LINEAR)):
             self._layer(node, module)
-        elif isinstance(module, nn.Sequential) and isinstance(module[0], (*CONVOLUTIONS, *LINEAR)):
-            # A fused reference layer: its parts are float modules but for the first.
-            self.model.set_submodule(f"{node.target}.0", weighted(str(node.target), module[0]))
+        elif isinstance(module, nn.Sequential) and isinstance(
+            module[0], (*CONVOLUTIONS, *LINEAR, Weighted)
+        ):
+            # A fused reference layer: its parts are float modules but for the first, which is
+            # replaced at the first of its calls.
+            if not isinstance(module[0], Weighted):
+                self.model.set_submodule(f"{node.target}.0", weighted(str(node.target), module[0]))
         elif kind in ACTIVATIONS:
             self._activation(node, module)
         elif kind in FIXED_GRIDS:
@@ -205,6 +210,29 @@ class _Rewriter:
         with self.model.graph.inserting_before(node):
             made = self.model.graph.call_function(_UNARY[target], (node.args[0], *rest))
         self._replace(node, made, (self._number(found[0]), int(self._number(found[1]))))
+
+    def _scalar(self, node: fx.Node) -> None:
+        """A sum or a product of a quantized tensor and a number, which has no grid of its own."""
+        function, relu = _BINARY[node.target]
+        tensor: Any = next(a for a in node.args if isinstance(a, fx.Node))
+        number = next((a for a in node.args if isinstance(a, int | float)), None)
+        grid = self._grid_of(node)
+        if number is None or grid is None or function not in (operator.add, operator.mul):
+            raise ValueError(
+                f"{node.name}: torch.ao's operator {node.target} of {node.args} cannot be "
+                "exported: expected a quantized tensor and a number. Leave it out of the "
+                "quantization (qconfig mapping), or quantize with zaq_pt2e."
+            )
+        value = float(number)
+        if function is operator.mul:
+            grid = product_grid(grid, value)
+        else:
+            value, grid = sum_grid(grid, value)
+        with self.model.graph.inserting_before(node):
+            made = self.model.graph.call_function(function, (tensor, value))
+            if relu:
+                made = self.model.graph.call_function(torch.relu, (made,))
+        self._replace(node, made, grid)
 
     def _keep(self, node: fx.Node, rounds: bool) -> None:
         """A node that stays; its output has its input's grid, if that is quantized."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +67,19 @@ def ort_session(
         raise ValueError(f"ONNX Runtime refuses the model: {text}") from error
 
 
-def feeds_of(session: Any, inputs: Sequence[Any]) -> dict[str, Array]:
+def feeds_of(session: Any, inputs: Sequence[Any] | Mapping[str, Any]) -> dict[str, Array]:
     """Inputs by name.
 
     Raises:
-        ValueError: their number is wrong.
+        ValueError: their number or their names are wrong.
     """
     names = [i.name for i in session.get_inputs()]
+    if isinstance(inputs, Mapping):
+        if set(names) != set(inputs):
+            raise ValueError(
+                f"the model takes inputs called {', '.join(names)}; got {', '.join(inputs)}."
+            )
+        return {name: as_array(inputs[name]) for name in names}
     if len(names) != len(inputs):
         raise ValueError(
             f"the model takes {len(names)} inputs ({', '.join(names)}); got {len(inputs)}."

@@ -150,5 +150,15 @@ def batch_shapes(inputs: tuple[Any, ...], dynamic_batch: bool) -> Any:
     """``dynamic_shapes`` for inputs whose first dimension is the batch."""
     if not dynamic_batch:
         return None
-    batch = torch.export.Dim.AUTO
-    return tuple({0: batch} if isinstance(x, Tensor) and x.dim() else None for x in inputs)
+    return tuple(_batched(x) for x in inputs)
+
+
+def _batched(value: Any) -> Any:
+    """A shape whose first dimension may vary, for every tensor in lists and dictionaries."""
+    if isinstance(value, Tensor):
+        return {0: torch.export.Dim.AUTO} if value.dim() else None
+    if isinstance(value, dict):
+        return {key: _batched(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_batched(v) for v in value]
+    return None

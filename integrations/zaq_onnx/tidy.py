@@ -11,8 +11,10 @@ from __future__ import annotations
 import numpy as np
 from onnx import NodeProto
 
+from zaq_onnx.bias_room import room_for_biases
 from zaq_onnx.graph import Array, Graph, attribute, make, set_attribute
 from zaq_onnx.padding import pads_into_convolutions
+from zaq_onnx.pooling import pools_without_padding
 
 MOVES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
@@ -22,10 +24,12 @@ def tidy(graph: Graph) -> None:
     drop_identities(graph)
     fold_weights(graph)
     pads_into_convolutions(graph)
+    pools_without_padding(graph)
     limits_behind_quantize(graph)
     means_to_pools(graph)
     reshapes_behind_quantize(graph)
     share_quantizers(graph)
+    room_for_biases(graph)
     bias_of_outputs(graph)
     graph.prune()
     graph.sort()

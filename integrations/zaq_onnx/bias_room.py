@@ -1,0 +1,127 @@
+"""Weight scales beside which a layer's bias fits: runtimes round biases to int32.
+
+The integer of a bias counts steps of the input's scale times the channel's weight scale. A channel
+that is nearly dead (a BatchNorm gain of 1e-9) has so small a scale that its bias overflows, and the
+runtime saturates it, silently; a channel whose weights are all zero may have any scale, and one
+that is too coarse rounds the bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from onnx import NodeProto
+
+from zaq_onnx.graph import Array, Graph, attribute, set_attribute
+
+LARGEST = 2.0**30
+"""Of a bias; as much again is left for the sum of the products."""
+
+_SMALLEST = 2.0**-120
+"""Of the product of two scales; float32 loses digits below 2^-126."""
+
+_MOVES = ("MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Pad")
+"""Operators behind which a tensor still is on its grid."""
+
+
+def room_for_biases(graph: Graph) -> list[str]:
+    """Raise the scales of channels whose bias would overflow; the graph is changed in place.
+
+    A channel's levels are rounded anew on the raised scale: mostly all become zero, as products so
+    small vanish beside the bias. Channels whose bias fits, and levels in them, are as they were.
+
+    Returns:
+        Names of the weights that were changed.
+    """
+    changed = []
+    for weight in _weights(graph):
+        floors, exact = _floors(graph, weight)
+        name = weight.input[0]
+        if floors is not None and exact is not None and _raise(graph, weight, floors, exact):
+            changed.append(name)
+    return changed
+
+
+def _weights(graph: Graph) -> Iterator[NodeProto]:
+    for node in graph.of_type("DequantizeLinear"):
+        integers = graph.array(node.input[0])
+        if integers is not None and integers.dtype == np.int8 and integers.ndim >= 2:
+            yield node
+
+
+def _floors(graph: Graph, weight: NodeProto) -> tuple[Array | None, Array | None]:
+    """(channels,) float64: the smallest scales that every layer's bias allows, and the best scale.
+
+    The second holds the scale on which the largest bias is finest; both are None for a weight
+    without such a layer.
+    """
+    producers = graph.producers()
+    found: list[tuple[Array, Array]] = []
+    for layer in graph.of_type("Conv", "Gemm"):
+        if len(layer.input) < 3 or layer.input[1] != weight.output[0]:
+            continue
+        step, bias = _step(graph, producers, layer.input[0]), graph.array(layer.input[2])
+        if step is None or bias is None or bias.dtype.kind != "f":
+            continue
+        size = np.abs(bias.astype(np.float64).reshape(-1)) / (step * LARGEST)
+        found.append((np.maximum(size, _SMALLEST / step), size))
+    if not found:
+        return None, None
+    return np.max([f for f, _ in found], 0), np.max([s for _, s in found], 0)
+
+
+def _step(graph: Graph, producers: dict[str, NodeProto], name: str) -> float | None:
+    """Scale of a tensor that lies on one grid, seen through what only moves numbers."""
+    node = producers.get(name)
+    while node is not None and node.op_type in _MOVES:
+        node = producers.get(node.input[0])
+    if node is None or node.op_type != "DequantizeLinear":
+        return None
+    scale = graph.array(node.input[1])
+    return float(scale.reshape(-1)[0]) if scale is not None and scale.size == 1 else None
+
+
+def _raise(graph: Graph, weight: NodeProto, floors: Array, best: Array) -> bool:
+    """Put a weight's channels on scales of at least these; whether any was below."""
+    integers, scale = (graph.array(name) for name in weight.input[:2])
+    assert integers is not None
+    if scale is None:
+        return False
+    axis = _axis(graph, weight) if scale.size == 1 else int(attribute(weight, "axis", 1))
+    axis %= integers.ndim
+    if integers.shape[axis] != floors.size:
+        return False
+    old = np.broadcast_to(scale.astype(np.float64).reshape(-1), floors.shape)
+    levels = np.moveaxis(integers, axis, 0).reshape(len(floors), -1)
+    dead = ~levels.any(1)
+    # One scale for all channels is not given up for dead ones.
+    freed = dead & (best > 0) & (scale.size > 1)
+    wanted = np.where(freed, np.maximum(best, floors), np.maximum(old, floors))
+    made = wanted.astype(np.float32)
+    low = (made < wanted) & (wanted != old)
+    made[low] = np.nextafter(made[low], np.float32(np.inf))
+    if np.array_equal(made, old.astype(np.float32)):
+        return False
+    moved = made != old.astype(np.float32)
+    levels = levels.copy()
+    levels[moved] = np.rint(levels[moved] * (old / made)[moved, None]).astype(np.int8)
+    shape = np.moveaxis(integers, axis, 0).shape
+    weight.input[0] = graph.add_constant(
+        weight.input[0], np.ascontiguousarray(np.moveaxis(levels.reshape(shape), 0, axis))
+    )
+    weight.input[1] = graph.add_constant(weight.input[1], made)
+    if scale.size == 1:
+        set_attribute(weight, "axis", axis)
+        if len(weight.input) > 2 and weight.input[2]:
+            zeros = np.zeros(len(floors), np.int8)
+            weight.input[2] = graph.add_constant(weight.input[2], zeros)
+    return True
+
+
+def _axis(graph: Graph, weight: NodeProto) -> int:
+    """Axis of the output channels of the layers behind a weight."""
+    for layer in graph.of_type("Gemm"):
+        if layer.input[1] == weight.output[0]:
+            return 0 if attribute(layer, "transB", 0) else 1
+    return 0

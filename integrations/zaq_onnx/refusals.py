@@ -1,0 +1,109 @@
+"""Models that would be exported wrongly, refused by name before anything is written."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+import torch
+from onnx import NodeProto
+from torch.export import ExportedProgram
+
+from zaq_onnx._compat import SCOPES
+from zaq_onnx.graph import Graph, attribute, make
+from zaq_onnx.naming import LAYERS
+from zaq_onnx.runtimes import ort_session
+
+_aten = torch.ops.aten
+_DIVISORS = {_aten.avg_pool2d.default: 6, _aten.avg_pool3d.default: 6}
+"""Operators that may divide by another number than a window's size, and which argument says so."""
+
+
+def refuse_program(program: ExportedProgram) -> None:
+    """Raise for operators that the ONNX exporter writes as others.
+
+    Raises:
+        ValueError: average pooling with ``divisor_override``, which it leaves out.
+    """
+    for node in program.graph.nodes:
+        place = _DIVISORS.get(node.target)
+        if place is None:
+            continue
+        divisor = (
+            node.args[place] if len(node.args) > place else node.kwargs.get("divisor_override")
+        )
+        if divisor is not None:
+            stack = list((node.meta.get("nn_module_stack") or {}).values())
+            name = str(stack[-1][0]) if stack else node.name
+            raise ValueError(
+                f"{name!r}: average pooling with divisor_override={divisor} has no counterpart in "
+                "ONNX. Leave divisor_override out, and multiply the pooled tensor by the quotient."
+            )
+
+
+def refuse_operators(graph: Graph) -> None:
+    """Raise for operators that a runtime computes wrongly; names are read from the metadata.
+
+    Raises:
+        ValueError: resizing with antialiasing, which OpenVINO leaves out.
+    """
+    for node in graph.of_type("Resize"):
+        if attribute(node, "antialias", 0):
+            raise ValueError(
+                f"{_scope(node)!r}: OpenVINO resizes without antialiasing, silently, where the "
+                "model asks for antialias=True. Resize with antialias=False, or outside of the "
+                "model."
+            )
+
+
+def _scope(node: NodeProto) -> str:
+    """The innermost module around a node that the exporter wrote; else the node's output."""
+    for entry in node.metadata_props:
+        if entry.key == SCOPES:
+            names = [n for n in ast.literal_eval(entry.value)[:-1] if n]
+            if names:
+                return str(names[-1])
+    return str(node.output[0])
+
+
+def computed_weights(graph: Graph) -> dict[str, tuple[int, ...]]:
+    """Weights of layers that are computed from constants whenever a model runs, and their shapes.
+
+    Runtimes compute these once, in float: an integer weight behind which something is computed
+    (standardised, normalised) is no integer weight.
+    """
+    producers = graph.producers()
+    known: dict[str, bool] = {}
+
+    def constant(name: str) -> bool:
+        if name not in known:
+            known[name] = False
+            node = producers.get(name)
+            known[name] = name in graph.constants or (
+                node is not None and all(constant(n) for n in node.input if n)
+            )
+        return known[name]
+
+    found = []
+    for layer in graph.of_type(*LAYERS):
+        name = layer.input[1]
+        source = producers.get(name)
+        if source is not None and source.op_type != "DequantizeLinear" and constant(name):
+            found.append(name)
+    if not found:
+        return {}
+    values: list[Any] = _run(graph, list(dict.fromkeys(found)))
+    return dict(zip(dict.fromkeys(found), (v.shape for v in values), strict=True))
+
+
+def _run(graph: Graph, names: list[str]) -> list[Any]:
+    """Values of tensors that need no input."""
+    alone = Graph(graph.to_model())
+    alone.outputs = [f"{name}.value" for name in names]
+    alone.nodes += [make("Identity", [n], o) for n, o in zip(names, alone.outputs, strict=True)]
+    model = alone.to_model()
+    del model.graph.input[:], model.graph.output[:]
+    for name in alone.outputs:
+        model.graph.output.add().name = name
+    values: list[Any] = ort_session(model, optimize=False).run(None, {})
+    return values

@@ -1,0 +1,323 @@
+"""Networks that runtimes got wrong: each is run by ONNX Runtime and OpenVINO against the model."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+import zaq_onnx
+from zaq_onnx.grids import ActivationGrid
+from zaq_onnx.runtimes import (
+    openvino_compiled,
+    optimized,
+    ort_session,
+    run_openvino,
+    run_ort,
+)
+from zaq_plugin.ptq import calibrate, simulate
+from zaq_plugin.pwlq import UniformSpec
+
+SPEC = UniformSpec(7, "symmetric")
+
+
+def sqnr(expected: Tensor, found: Any) -> float:
+    """In dB."""
+    error = (torch.as_tensor(found) - expected).pow(2).sum()
+    return float(10 * torch.log10(expected.pow(2).sum() / error.clamp(min=1e-30)))
+
+
+def student_of(model: nn.Module, *batches: Any, **options: Any) -> nn.Module:
+    student = simulate(model.eval(), SPEC, 8, **options)
+    calibrate(student, list(batches))
+    return student
+
+
+@torch.no_grad()
+def outputs(
+    model: nn.Module, inputs: tuple[Any, ...], path: Path, calibration: Any = None
+) -> list[np.ndarray]:
+    """The first output of an exported model, by ONNX Runtime and by OpenVINO."""
+    zaq_onnx.export(model, inputs, path, calibration=calibration, reduce_range=True)
+    first = run_ort(ort_session(path), inputs)[0]
+    return [first, run_openvino(openvino_compiled(path), inputs)[0]]
+
+
+# ---- biases beside small scales ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gain", [1e-9, 1e-41, 0.0])
+@pytest.mark.parametrize("dead", [0, 2], ids=["first", "last"])
+def test_dead_channels_keep_their_bias(gain: float, dead: int, tmp_path: Path) -> None:
+    """Also where the weights are denormal or zero, and where the output stays float."""
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)),
+        torch.rand(4, 3, 8, 8),
+    )
+    with torch.no_grad():
+        model[dead].weight[2] *= gain
+        model[dead].bias[2] = 0.5123
+    student = student_of(model, x)
+    for found in outputs(student, (x,), tmp_path / "a.onnx"):
+        assert sqnr(model(x).detach(), found) > 35
+
+
+def test_one_scale_for_all_channels_leaves_room_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)),
+        torch.rand(4, 3, 8, 8),
+    )
+    with torch.no_grad():
+        model[0].weight *= 1e-9
+    student = student_of(model, x, per_tensor=True)
+    for found in outputs(student, (x,), tmp_path / "a.onnx"):
+        assert sqnr(model(x).detach(), found) > 35
+
+
+def test_channels_with_room_are_as_they_were(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)),
+        torch.rand(4, 3, 8, 8),
+    )
+    paths = [tmp_path / "alive.onnx", tmp_path / "dead.onnx"]
+    values = []
+    for path, gain in zip(paths, (1.0, 1e-9), strict=True):
+        with torch.no_grad():
+            model[0].weight[2] *= gain
+            model[0].bias[2] = 0.5
+        zaq_onnx.export(student_of(model, x), (x,), path, pack=False)
+        tensors = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+        values.append((tensors["0.weight"], tensors["0.scale"]))
+    others = np.arange(8) != 2
+    np.testing.assert_array_equal(values[0][0][others], values[1][0][others])
+    np.testing.assert_array_equal(values[0][1][others], values[1][1][others])
+    assert not values[1][0][2].any()
+
+
+# ---- pooling -------------------------------------------------------------------------------------
+
+
+class Pooled(nn.Module):
+    """Average pooling behind a signed tensor, between convolutions."""
+
+    def __init__(self, pool: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.pool(self.first(x)))
+
+
+@pytest.mark.parametrize("counts", [True, False])
+@pytest.mark.parametrize("ceil", [True, False])
+@pytest.mark.parametrize("padding", [0, 1])
+def test_averages_divide_by_the_right_number(
+    counts: bool, ceil: bool, padding: int, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    pool = nn.AvgPool2d(3, 2, padding, ceil_mode=ceil, count_include_pad=counts)
+    model, x = Pooled(pool).eval(), torch.randn(4, 3, 8, 8)
+    student = student_of(model, x)
+    for found in outputs(student, (x,), tmp_path / "a.onnx", [x]):
+        assert found.shape == model(x).shape
+        assert sqnr(model(x).detach(), found) > 25
+
+
+def test_padding_in_front_of_an_average_is_of_integers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    pool = nn.Sequential(nn.ZeroPad2d((1, 0, 2, 1)), nn.AvgPool2d(3, 1))
+    model, x = Pooled(pool).eval(), torch.randn(4, 3, 8, 8)
+    path = tmp_path / "a.onnx"
+    for found in outputs(student_of(model, x), (x,), path, [x]):
+        assert sqnr(model(x).detach(), found) > 25
+    assert "QLinearAveragePool" in [n.op_type for n in optimized(path).graph.node]
+
+
+def test_a_divisor_of_its_own_is_refused_by_name(tmp_path: Path) -> None:
+    model, x = Pooled(nn.AvgPool2d(2, divisor_override=3)), torch.randn(2, 3, 8, 8)
+    with pytest.raises(ValueError, match="'pool': average pooling with divisor_override=3"):
+        zaq_onnx.export(student_of(model, x), (x,), tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+class Resized(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.interpolate(x, size=(3, 5), mode="bilinear", antialias=True)
+
+
+def test_antialiased_resizing_is_refused_by_name(tmp_path: Path) -> None:
+    model, x = Pooled(Resized()), torch.randn(2, 3, 8, 8)
+    with pytest.raises(ValueError, match="'pool': OpenVINO resizes without antialiasing"):
+        zaq_onnx.export(student_of(model, x), (x,), tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_maxima_of_a_stem_are_integers(bits: int, tmp_path: Path) -> None:
+    """The tensor in front of the pool takes the grid behind it, which rounds no second time."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(8, 4, 1)]
+    model, x = nn.Sequential(*layers).eval(), torch.randn(4, 3, 9, 9)
+    student = simulate(model, SPEC, bits)
+    calibrate(student, [x])
+    path = tmp_path / "a.onnx"
+    for found in outputs(student, (x,), path, [x]):
+        assert sqnr(student(x).detach(), found) > 40
+    kinds = [n.op_type for n in optimized(path).graph.node]
+    assert "NhwcMaxPool" in kinds
+    assert kinds.count("QuantizeLinear") == 1
+
+
+# ---- grids ---------------------------------------------------------------------------------------
+
+
+class Coarse(nn.Module):
+    """A coarse grid behind a fine one; 1.7 and 0.1 have no ties."""
+
+    def __init__(self, between: nn.Module) -> None:
+        super().__init__()
+        self.fine, self.coarse = ActivationGrid(0.1, 128), ActivationGrid(1.7, 8)
+        self.between = between
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.coarse(self.between(self.fine(x)))
+        return x, self.conv(x)
+
+
+@pytest.mark.parametrize("between", [nn.Identity(), nn.MaxPool2d(2), nn.ZeroPad2d(1)])
+def test_a_coarse_grid_behind_a_fine_one_survives(between: nn.Module, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Coarse(between), torch.randn(4, 3, 6, 6) * 8
+    student = student_of(model, x)
+    for found in outputs(student, (x,), tmp_path / "a.onnx"):
+        np.testing.assert_allclose(found, student(x)[0].detach(), atol=1e-5)
+
+
+# ---- inputs, weights, calls ----------------------------------------------------------------------
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.weight.mean((1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(x, (self.weight - mean) * 1.5, self.bias)
+
+
+def test_computed_weights_are_told_and_stay_float(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Standardised(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    x, path = torch.randn(4, 3, 8, 8), tmp_path / "a.onnx"
+    student = student_of(model, x)
+    told = zaq_onnx.export(student, (x,), path, reduce_range=True)
+    record = told.layers["0"]
+    assert not record.quantized
+    assert record.reason == "its weight is computed from constants, in float"
+    assert record.numel == model[0].weight.numel()
+    found = [
+        run_ort(ort_session(path), (x,))[0],
+        run_openvino(openvino_compiled(path), (x,))[0],
+    ]
+    assert all(sqnr(student(x).detach(), y) > 35 for y in found)
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.grid = nn.Conv2d(3, 8, 1), nn.Linear(2, 8)
+
+    def forward(self, x: Tensor, grid: Tensor) -> Tensor:
+        return self.conv(x) + self.grid(grid).permute(2, 0, 1)
+
+
+def test_several_inputs_calibrate_by_name(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x, grid = Named().eval(), torch.randn(4, 3, 6, 5), torch.rand(6, 5, 2)
+    batch = {"x": x, "grid": grid}
+    student = student_of(model, batch)
+    for found in outputs(student, (x, grid), tmp_path / "a.onnx", [batch]):
+        assert sqnr(model(x, grid).detach(), found) > 25
+    wrong = [{"image": x, "grid": grid}]
+    with pytest.raises(ValueError, match="takes inputs called x, grid; got image, grid"):
+        zaq_onnx.export(student, (x, grid), tmp_path / "b.onnx", calibration=wrong)
+
+
+def test_images_without_a_batch_and_nested_inputs(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)),
+        torch.randn(3, 8, 8),
+    )
+    for found in outputs(student_of(model, x), (x,), tmp_path / "a.onnx", [x]):
+        assert sqnr(model(x).detach(), found) > 22
+
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, images: dict[str, Any]) -> Tensor:
+            return self.conv(images["a"]) + self.conv(images["b"][0])
+
+    nested, a, b = Nested().eval(), torch.randn(4, 3, 5, 5), torch.randn(4, 3, 5, 5)
+    student = student_of(nested, {"images": {"a": a, "b": [b]}})
+    path = tmp_path / "b.onnx"
+    zaq_onnx.export(student, ({"a": a, "b": [b]},), path, reduce_range=True)
+    expected = student({"a": a, "b": [b]}).detach()
+    assert sqnr(expected, run_ort(ort_session(path), (a, b))[0]) > 40
+
+
+class Calls(nn.Module):
+    """One convolution, called on different ranges, and sums and products with numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU())
+        self.head = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(self.conv(x) * 0.02)
+        return self.head(self.conv(x * -3 + 0.5) + 9)
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_fx_models_may_call_a_module_often(reference: bool, tmp_path: Path) -> None:
+    import zaq_fx
+
+    torch.manual_seed(0)
+    model, x = Calls().eval(), torch.randn(4, 3, 6, 6)
+    prepared = zaq_fx.prepare(model, (x,), SPEC, 8)
+    converted = zaq_fx.convert(zaq_fx.calibrate(prepared, [x]), reference=reference)
+    path = tmp_path / "a.onnx"
+    zaq_onnx.export(converted, (x,), path, reduce_range=True)
+    report = zaq_onnx.verify(path, converted, x)
+    assert report.ok, str(report)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("factor", [0.02, -0.5, 3.0, 0.0])
+def test_products_with_numbers_have_torchs_grid(factor: float) -> None:
+    from zaq_onnx.lowered_scalars import product_grid
+
+    x = torch.quantize_per_tensor(torch.randn(50), 0.02, 120, torch.quint8)
+    y = torch.ops.quantized.mul(x, factor)
+    assert product_grid((0.02, 120), factor) == pytest.approx((y.q_scale(), y.q_zero_point()))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("term", [0.0, 0.5, -0.013, 10.0, -10.0])
+def test_sums_with_numbers_have_torchs_grid(term: float) -> None:
+    from zaq_onnx.lowered_scalars import sum_grid
+
+    x = torch.quantize_per_tensor(torch.randn(50), 0.02, 120, torch.quint8)
+    y = torch.ops.quantized.add(x, term)
+    added, grid = sum_grid((0.02, 120), term)
+    assert grid == pytest.approx((y.q_scale(), y.q_zero_point()))
+    again = torch.quantize_per_tensor(x.dequantize() + added, *grid, torch.quint8)
+    assert (again.dequantize() - y.dequantize()).abs().max() <= 1.001 * grid[0]
