@@ -222,6 +222,7 @@ def pwlq_backend_config(base: BackendConfig | None = None) -> BackendConfig:
             ours.reference_quantized_module = SnappedReference(ours.reference_quantized_module)  # type: ignore[assignment]
         if ours.pattern in TRAINED:
             ours.qat_module = TRAINED[ours.pattern]
+            made.set_backend_pattern_config(_as_pattern(ours, ours.qat_module))
         if ours.qat_module in _EXACT:
             ours.qat_module = _EXACT[ours.qat_module]
         made.set_backend_pattern_config(ours)

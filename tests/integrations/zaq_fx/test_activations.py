@@ -233,7 +233,7 @@ def test_outputs_on_their_inputs_grid_add_nothing_to_its_range() -> None:
     assert all(f.leader is followers[0].leader for f in followers)
     zaq_fx.calibrate(ready, [X])
     largest = model.a(X).abs().max()
-    leader = followers[0].leader
+    leader = followers[0].leader.activation_post_process
     assert max(-float(leader.min_val), float(leader.max_val)) > 0.7 * float(largest)
     fresh = prepared(model, X)
     fresh.load_state_dict(ready.state_dict())

@@ -41,7 +41,8 @@ def test_every_engine_runs_the_same_levels(make_net, images, engine, qat):
                 assert torch.equal(stored, weight), name
         if KERNELS_ARE_EXACT or engine == "qnnpack":
             difference = (converted(images) - reference(images)).abs().max()
-            assert difference <= 1.001 * step_of(prepared)
+            steps = 2 if engine == "fbgemm" else 1  # it rounds a mean's output once more
+            assert difference <= 1.001 * steps * step_of(prepared)
         assert all(engine in record.kernel for record in zaq_fx.audit(converted).quantized)
     finally:
         torch.backends.quantized.engine = before

@@ -23,6 +23,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qa
 
 import zaq_fx
 from zaq_fx import _compat
+from zaq_fx.activations import watcher_nodes
 from zaq_fx.backend import UNLOWERED, kernel_is_right
 from zaq_fx.kept import KeptFloat
 from zaq_plugin.observers import MinMaxObserver, PWLQPerChannelObserver
@@ -241,10 +242,10 @@ def test_one_observer_watches_a_tensor_and_what_is_made_of_it():
     """Hence followers."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Hardtanh(-0.1, 0.1)).eval()
     prepared, _ = plain(model, torch.randn(1, 3, 8, 8))
-    watchers = [m for n, m in prepared.named_modules(remove_duplicate=False) if "post_process" in n]
+    watchers = [m for _, m in watcher_nodes(prepared)]
     assert len(watchers) == 3
     assert watchers[1] is watchers[2]
-    assert int(watchers[1].num_batches) == 2  # twice in one batch
+    assert int(watchers[1].activation_post_process.num_batches) == 2  # twice in one batch
 
 
 @pytest.mark.parametrize("right", [False, True])
