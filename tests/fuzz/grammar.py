@@ -55,6 +55,7 @@ class Network(nn.Module):
         self.steps = nn.ModuleList()
         self.head: nn.Module = nn.Identity()
         self.second: nn.Module = nn.Identity()
+        self.axis = 1 if len(recipe.shape) == IMAGE else -1  # of the channels
 
     def forward(self, x: Tensor) -> Any:
         """The outputs, as the exit says."""
@@ -84,7 +85,7 @@ class PairNetwork(Network):
     def forward(self, x: Tensor, second: Tensor) -> Any:
         """The outputs, as the exit says."""
         if self.entry == "two_inputs":
-            return self._run(torch.cat([x, second], 1 if x.dim() == 4 else -1))
+            return self._run(torch.cat([x, second], self.axis))
         return self._run(x + self.second(second))
 
 
