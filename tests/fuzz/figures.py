@@ -114,18 +114,18 @@ class _Quantized(TorchFunctionMode):
 
 @torch.no_grad()
 def reference_sqnr(
-    model: nn.Module, inputs: tuple[Tensor, ...], weight_bits: int, bits: int
+    model: nn.Module, inputs: tuple[Tensor, ...], weight_bits: int, bits: int, trials: int = 3
 ) -> float:
     """SQNR of the network with every weight and every result quantized, by this file alone.
 
-    The least of three trials: as it is; with inputs moved by the step of an 8-bit grid, which
+    The least of the trials: as it is; with inputs moved by the step of an 8-bit grid, which
     tells how far a network spreads small differences; with ranges that clip, see `on_grid`.
     """
     model = copy.deepcopy(model)
     worst = EQUAL
     generator = torch.Generator().manual_seed(0)
     right = model(*(x.clone() for x in inputs))
-    for trial in range(3):
+    for trial in range(trials):
         moved = [
             x
             + (trial == 1)
