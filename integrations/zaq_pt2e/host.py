@@ -34,7 +34,7 @@ class PT2E:
         train: bool = False,
     ) -> Prepared:
         """See `zaq_plugin.student.Host`. Batches may have any size, if torch.export can do that."""
-        graph, fixed, notes = export(model, example_inputs)
+        graph, fixed, notes = export(model, tuple(map(_two, example_inputs)))
         activations: Any = assignment.activations
         names = {layer.original for layer in layers(graph)}
         quantizer = PWLQQuantizer(
@@ -94,7 +94,13 @@ def export(
     except Exception as error:
         raise ValueError(f"torch.export cannot follow it: {_short(error)}") from error
     size = next((x.shape[0] for x in example_inputs if _batched(x)), None)
-    return program.module(), size, [f"exported for batches of {size} only; any size failed: {first}"]
+    note = f"exported for batches of {size} only; any size failed: {first}"
+    return program.module(), size, [note]
+
+
+def _two(x: Any) -> Any:
+    """At least two samples: torch.export takes a batch of one for a constant."""
+    return torch.cat([x, x]) if _batched(x) and x.shape[0] == 1 else x
 
 
 def _batched(x: object) -> bool:
