@@ -8,6 +8,7 @@
 * Functional ``F.conv2d`` and ``F.linear`` on a parameter bypass the host's weight handling: they
   become modules, see `zaq_fx.functional`.
 * A layer called several times becomes a layer a call, see `zaq_fx.calls`.
+* Identities between a layer and its activation go, so that the host fuses the two.
 * Padding becomes numbers, transposed convolutions take their BatchNorm, see
   `zaq_fx.convolutions`.
 """
@@ -15,7 +16,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from zaq_fx.calls import split_calls
 from zaq_fx.convolutions import fold_transposed, pad_in_numbers
@@ -23,6 +24,7 @@ from zaq_fx.functional import FUNCTIONAL, functional_to_modules, has_functional_
 from zaq_fx.operators import give_affine, keep_layers_float, keep_operators_float
 from zaq_fx.tracing import trace
 from zaq_fx.writes import without_writes
+from zaq_plugin.layers import LAYERS
 from zaq_plugin.ptq.bake import bake_parametrizations, copied
 from zaq_plugin.ptq.wrappers import unwrapped
 
@@ -76,6 +78,7 @@ def _rewrite_graph(model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
     changed = without_writes(traced)
     if functional:
         traced = functional_to_modules(traced)
+    changed += drop_identities(traced)
     copies = split_calls(traced)
     changed += len(copies) + keep_operators_float(traced)
     changed += pad_in_numbers(traced) + len(fold_transposed(traced))
@@ -84,6 +87,26 @@ def _rewrite_graph(model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
     traced.graph.lint()
     traced.recompile()
     return traced, copies
+
+
+def drop_identities(traced: fx.GraphModule) -> int:
+    """Take identities behind layers out of a graph: the host fuses neighbours only.
+
+    A BatchNorm that was folded leaves one between its convolution and the activation.
+    """
+    modules = dict(traced.named_modules())
+    count = 0
+    for node in list(traced.graph.nodes):
+        source = node.args[0] if node.args else None
+        if node.op != "call_module" or not isinstance(source, fx.Node):
+            continue
+        if source.op != "call_module" or type(modules[str(node.target)]) is not nn.Identity:
+            continue
+        if isinstance(modules[str(source.target)], LAYERS):
+            node.replace_all_uses_with(source)
+            traced.graph.erase_node(node)
+            count += 1
+    return count
 
 
 def copies_of(ready: nn.Module) -> dict[str, str]:

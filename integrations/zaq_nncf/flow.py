@@ -25,6 +25,7 @@ from zaq_plugin.layers import LAYERS
 from zaq_plugin.ptq import correct_bias
 from zaq_plugin.ptq.wrappers import unwrapped
 from zaq_plugin.pwlq import QuantSpec
+from zaq_plugin.strategies.prepared import Method, quantize_prepared
 from zaq_plugin.zero_shot import ZeroShotConfig, ZeroShotLoader
 
 CORRECTION_IMAGES = 128
@@ -45,6 +46,8 @@ def quantize(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     config: ZeroShotConfig | None = None,
+    method: Method | None = None,
+    method_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> nn.Module:
     """``nncf.quantize`` with PWLQ weights; the result trains, strips and exports as NNCF's does.
@@ -72,6 +75,9 @@ def quantize(
         image_shape, mean, std: (channels, height, width) and normalisation of images made from the
             model; a timm model says its own.
         config: Seed and settings of image making.
+        method: In place of bias correction alone, a published method on the PWLQ weights and the
+            images that calibrate: ``pwlq+gptq``, ``adaround``, ``brecq``, ``zaq``, ...
+        method_options: Of `zaq_plugin.strategies.quantize_prepared`: ``effort``, ``seed``, ...
         **options: Of ``nncf.quantize``: ``preset``, ``target_device``, ``subset_size``,
             ``model_type``, ``ignored_scope``, ``advanced_parameters`` ... NNCF's overflow fix is
             switched off (PWLQ's levels use the whole int8 grid), and activations have one grid per
@@ -125,7 +131,11 @@ def quantize(
     if bits < 8:
         batches = itertools.islice(dataset.get_inference_data(), subset_size)
         narrow_activations(quantized, placement.multiplied(), batches, bits, observer)
-    if bias_correction == "activations":
+    if method is not None:
+        held = itertools.islice(dataset.get_inference_data(), subset_size)
+        kinds = {"image_shape": image_shape, "mean": mean, "std": std, **(method_options or {})}
+        quantize_prepared(quantized, list(held), method, **kinds)
+    elif bias_correction == "activations":
         held = itertools.islice(dataset.get_inference_data(), subset_size)
         correct_bias(quantized, first_images(held, CORRECTION_IMAGES))
     elif by_nncf:

@@ -138,7 +138,7 @@ class Work:
     @property
     def int8(self) -> bool:
         """Whether int8 kernels are to run the student."""
-        return self.host.kernels == "int8"
+        return self.request.int8 or self.host.kernels == "int8"
 
     def refuse_after_training(self, what: str) -> None:
         """Refuse a stage that would undo or spoil what a stage before has trained.

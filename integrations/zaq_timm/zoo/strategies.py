@@ -1,24 +1,24 @@
-"""A model quantized by one of `zaq_plugin.strategies`, in the place of a host."""
+"""A model quantized by one of `zaq_plugin.strategies`, in whatever host."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from zaq_plugin.pwlq import PWLQSpec
 from zaq_plugin.report import Audit
 from zaq_plugin.strategies import Request, Strategy, apply, compose
+from zaq_plugin.student.host import find_host
 from zaq_timm.zoo.errors import LeftOut
-from zaq_timm.zoo.hosts import Converted
-from zaq_timm.zoo.settings import Settings, weight_spec
+from zaq_timm.zoo.hosts import AUTO, Converted
+from zaq_timm.zoo.settings import Settings
 
 if TYPE_CHECKING:
     from zaq_timm.zoo.job import Job
 
-HOST = "simulated"
+SIMULATED = "simulated"
 SHARED_RECIPE = "leaves"
 """Strategies with this recipe take the images that the run has made already."""
-SEVERAL_TENSORS = ("second-tensor", "bit-allocation")
-"""Stages that put a weight together from several tensors, which no int8 kernel multiplies by."""
 TRAINING_IMAGES = 384
 """So many images are made for strategies that learn something."""
 
@@ -37,29 +37,45 @@ def check_strategy(settings: Settings) -> Strategy:
             "images only ever measure); use zaq_plugin.strategies.apply in Python, or a strategy "
             "without real images, such as zaq."
         )
-    if settings.export != "none":
-        _check_export(settings, strategy)
+    _check_host(settings, strategy)
     return strategy
 
 
-def _check_export(settings: Settings, strategy: Strategy) -> None:
-    if settings.export != "onnx":
+def hosts_for(settings: Settings) -> tuple[str, ...]:
+    """The hosts that a strategy is tried in, in order.
+
+    ``auto`` simulates, whose student exports to ONNX as integers, unless the export needs a host's
+    converted model.
+    """
+    if settings.host != "auto":
+        return (settings.host,)
+    return AUTO if settings.export == "pt2" else (SIMULATED,)
+
+
+def _check_host(settings: Settings, strategy: Strategy) -> None:
+    """Refuse what cannot be done, before anything runs.
+
+    Raises:
+        ValueError: The text says why, and what to use.
+    """
+    integers = settings.export != "none" or settings.host not in ("auto", SIMULATED)
+    if settings.host == SIMULATED and settings.export == "pt2":
         raise ValueError(
-            f"strategy does not go with export={settings.export}, which needs a host's converted "
-            "model; use export=onnx."
+            "export=pt2 needs a host's converted model, and host=simulated converts nothing; use "
+            "host=pt2e, or export=onnx."
         )
-    for stage in strategy.stages:
-        if stage.name in SEVERAL_TENSORS:
+    for stage in strategy.stages if integers else ():
+        if stage.several_tensors:
             raise ValueError(
-                f"strategy {settings.strategy!r} does not go with export: {stage.name} puts "
-                "weights together from several tensors, which no int8 kernel multiplies by; leave "
-                "export away, or use a strategy of one grid per channel, such as pwlq+gptq."
+                f"strategy {settings.strategy!r} does not go with a host's kernels or an export: "
+                f"{stage.name} puts weights together from several tensors, which no int8 kernel "
+                "multiplies by; leave host and export away, or use a strategy of one grid per "
+                "channel, such as pwlq+gptq."
             )
-    if weight_spec(settings.weights).stored_bits > 7:
+    if settings.budget and any(stage.name == "mixed-precision" for stage in strategy.stages):
         raise ValueError(
-            f"weights={settings.weights} does not go with strategy and export: a strategy's 8-bit "
-            "grids are asymmetric and do not fit int8; use uniform7 or fewer bits, or leave the "
-            "strategy away: hosts have symmetric ones."
+            f"strategy {settings.strategy!r} chooses widths itself, and so does budget="
+            f"{settings.budget}; leave one away."
         )
 
 
@@ -72,13 +88,27 @@ def images_wanted(settings: Settings) -> int:
 
 
 def convert_by_strategy(job: Job) -> tuple[str, Converted]:
-    """The simulated student, with the audit of its layers.
+    """What a strategy makes of the model, with the audit of its layers.
 
     Raises:
-        LeftOut: The strategy cannot do this model; the text says why.
+        LeftOut: The strategy cannot do this model in any host asked for; the text says why.
     """
-    settings, inputs, images = job.settings, job.loaded.inputs, job.images.calibration
+    settings = job.settings
     strategy = check_strategy(settings)
+    reasons: list[str] = []
+    for name in hosts_for(settings):
+        try:
+            made = _in_host(job, strategy, name)
+        except (ValueError, ImportError) as error:
+            reasons.append(f"{name}: {error}" if name != SIMULATED else str(error))
+            continue
+        made.notes = made.notes[:1] + reasons + made.notes[1:]
+        return name, made
+    raise LeftOut(f"strategy {settings.strategy}: {'; '.join(reasons)}")
+
+
+def _in_host(job: Job, strategy: Strategy, name: str) -> Converted:
+    settings, inputs, images = job.settings, job.loaded.inputs, job.images.calibration
     shared = images if strategy.recipe == SHARED_RECIPE else None
     own: dict[str, Any] = {} if shared is None else {"synthetic": shared}
     request = Request(
@@ -92,13 +122,33 @@ def convert_by_strategy(job: Job) -> tuple[str, Converted]:
         depthwise="as-told" if settings.depthwise == "as-told" else "int8",
         batch_size=max(2, settings.batch),
         synthetic_count=TRAINING_IMAGES if strategy.trains else max(2, settings.calibration_images),
+        host=name,
+        int8=settings.export != "none",
+        overrides=dict(job.overrides) if settings.budget else {},
         **own,
     )
-    try:
-        applied = apply(strategy, job.loaded.model, request)
-    except ValueError as error:
-        raise LeftOut(f"strategy {settings.strategy}: {error}") from error
+    applied = apply(strategy, job.loaded.model, request)
     notes = [f"strategy {applied.strategy}, ranges from {applied.data} images", *applied.notes]
     if applied.data == "none":
         notes[0] = f"strategy {applied.strategy}, without images"
-    return HOST, Converted(applied.model, Audit(applied.layers), notes=notes, ranges=images)
+    layers = Audit(applied.layers)
+    if name == SIMULATED:
+        return Converted(applied.model, layers, notes=notes, ranges=images)
+    host = find_host(name)
+    converted = host.convert(applied.model)
+    layers = with_noise(host.audit(converted), layers)
+    return Converted(converted, layers, applied.fixed_batch, notes=notes)
+
+
+def with_noise(converted: Audit, planned: Audit) -> Audit:
+    """A converted model's audit with the noise that the student's has, measured by float weights.
+
+    A converted model knows its weights before rounding only as the strategy has left them.
+    """
+    known = {record.name: record for record in planned.quantized}
+    return Audit(
+        [
+            replace(r, sqnr_db=known[r.name].sqnr_db) if r.quantized and r.name in known else r
+            for r in converted.records
+        ]
+    )
