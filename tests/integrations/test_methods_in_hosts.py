@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from networks import perturb
 from torch import Tensor, nn
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
@@ -15,36 +14,26 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 import zaq_fx
 import zaq_pt2e
 from zaq_plugin.pwlq import PWLQSpec
+from zaq_timm.digits import digits_model, load_digits_split
 
 SPEC = PWLQSpec(bits=2)
 METHODS = ("pwlq", "pwlq+gptq", "adaround", "brecq", "zaq")
 
 
-class Net(nn.Module):
-    """Convolutions of every kind that matters, a residual sum, BatchNorm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
-        self.wide = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
-        self.last = nn.Conv2d(8, 6, 3, 2)
-        self.head = nn.Linear(6 * 16, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        x = self.last(self.wide(x) + x)
-        return self.head(x.relu().flatten(1))
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model() -> nn.Module:
-    torch.manual_seed(3)
-    return perturb(Net()).eval()
+    """A residual network that has learned something: noise is no test of methods that learn."""
+    return digits_model()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def images() -> Tensor:
-    return torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    return load_digits_split().train_images[:128]
+
+
+@pytest.fixture(scope="module")
+def fresh() -> Tensor:
+    return load_digits_split().test_images[:200]
 
 
 def through_fx(model: nn.Module, x: Tensor, method: str | None, **options: Any) -> nn.Module:
@@ -62,7 +51,8 @@ def through_fx(model: nn.Module, x: Tensor, method: str | None, **options: Any) 
 def through_pt2e(model: nn.Module, x: Tensor, method: str | None, **options: Any) -> nn.Module:
     shapes = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(model, (x[:4],), dynamic_shapes=shapes)
-    prepared = prepare_pt2e(program.module(), zaq_pt2e.PWLQQuantizer(SPEC, 7, bias_correction=False))
+    quantizer = zaq_pt2e.PWLQQuantizer(SPEC, 7, bias_correction=False)
+    prepared = prepare_pt2e(program.module(), quantizer)
     if method is None:
         zaq_pt2e.calibrate(prepared, list(x.split(16)), bias_correction=False)
     else:
@@ -76,9 +66,8 @@ ROUTES = {"fx": through_fx, "pt2e": through_pt2e}
 @pytest.mark.parametrize("route", ROUTES.values(), ids=ROUTES)
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_lower_the_error_of_the_converted_model(
-    model: nn.Module, images: Tensor, route: Callable[..., nn.Module], method: str
+    model: nn.Module, images: Tensor, fresh: Tensor, route: Callable[..., nn.Module], method: str
 ) -> None:
-    fresh = torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         expected = model(fresh)
 
@@ -88,7 +77,8 @@ def test_methods_lower_the_error_of_the_converted_model(
             return float((made(fresh) - expected).square().mean())
 
     effort = 0.1 if method == "zaq" else 0.5
-    assert error(method, effort=effort, batch_size=16) < 0.9 * error(None)
+    most = 0.97 if method == "pwlq" else 0.9  # of which only the bias correction counts here
+    assert error(method, effort=effort, batch_size=16) < most * error(None)
 
 
 @pytest.mark.parametrize("route", ROUTES.values(), ids=ROUTES)
@@ -102,19 +92,19 @@ def test_the_users_model_is_not_touched(
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
-def test_without_batches_images_come_from_the_float_model(model: nn.Module) -> None:
-    prepared = zaq_fx.prepare(model, (torch.randn(4, 3, 12, 12),), SPEC, 7)
+def test_without_batches_images_come_from_the_float_model(
+    model: nn.Module, images: Tensor, fresh: Tensor
+) -> None:
+    prepared = zaq_fx.prepare(model, (images[:4],), SPEC, 7)
     with pytest.raises(ValueError, match="pass float_model=, the model that was prepared, and"):
         zaq_fx.quantize(prepared)
     notes = zaq_fx.quantize(
-        prepared, float_model=model, image_shape=(3, 12, 12), count=32, effort=0.2
+        prepared, float_model=model, image_shape=(1, 8, 8), count=64, effort=0.5
     )
-    assert notes == ["gptq: error feedback in 4 of 4 layers"]
-    x = torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(2))
+    assert notes == ["gptq: error feedback in 10 of 10 layers"]
     with torch.no_grad():
-        expected = model(x)
-        noise = (zaq_fx.convert(prepared)(x) - expected).square().sum()
-    assert 10 * torch.log10(expected.square().sum() / noise) > 5
+        agree = zaq_fx.convert(prepared)(fresh).argmax(1) == model(fresh).argmax(1)
+    assert agree.float().mean() > 0.95
 
 
 @pytest.mark.parametrize(
