@@ -20,13 +20,13 @@ from zaq_fx.audit import audit, plan
 from zaq_fx.backend import pwlq_backend_config
 from zaq_fx.qconfig import (
     Activations,
-    Override,
     pwlq_qat_qconfig_mapping,
     pwlq_qconfig_mapping,
 )
 from zaq_fx.student import FXStudent
 from zaq_fx.surgery import FUNCTIONAL, prepare_model
 from zaq_plugin.pwlq import QuantSpec
+from zaq_plugin.student.assign import Override
 
 
 def prepare(

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from zaq_plugin.observers import MinMaxObserver
-from zaq_plugin.ptq.plan import Override
 from zaq_plugin.pwlq import QuantSpec, UniformSpec
 from zaq_plugin.strategies.request import Request
 from zaq_plugin.student import twin
+from zaq_plugin.student.assign import Override
 
 Slot = Literal["before", "images", "weights", "activations", "after"]
 Data = Literal["none", "synthetic", "real"]
