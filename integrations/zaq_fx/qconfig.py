@@ -136,8 +136,9 @@ def pwlq_qconfig_mapping(
         spec, activations, **options: See `pwlq_qconfig`.
         overrides: What differs, by layer name, name of a module around it, pattern (``"*.conv1"``),
             module class, or function. A value is a weight format, a pair (weight format,
-            activations), or None to leave the layer float. See `zaq_plugin.student.assign` for
-            which one wins; functions are the host's own business.
+            activations), or None to leave the layer float. The activations are those that the
+            layer makes: the host's grids belong to outputs. See `zaq_plugin.student.assign` for
+            which override wins; functions are the host's own business.
         model: The model, in which every override is resolved and written down by name. Without it,
             names (of layers and modules around) and patterns are the host's to resolve: the nearest
             name wins, then the most specific pattern; and there are no overrides by module class,
@@ -242,11 +243,8 @@ class _QConfigs:
         if key not in self._made:
             axis = {"ch_axis": None} if per_tensor else {}
             try:
-                usual = pwlq_qconfig(
-                    choice.weights,
-                    choice.activations,
-                    **{**self.options, **axis},  # type: ignore[arg-type]
-                )
+                activations: Any = choice.activations  # which it checks
+                usual = pwlq_qconfig(choice.weights, activations, **{**self.options, **axis})
             except (TypeError, ValueError) as error:
                 raise type(error)(f"overrides[{label(choice.key)}]: {error}") from error
             if norm is not None:

@@ -136,7 +136,7 @@ def quantize(
     return quantized
 
 
-def _classes(model: nn.Module) -> dict[str, Classes]:
+def _classes(model: object) -> dict[str, Classes]:
     """The classes of the model's modules, as overrides see them, with and without a root."""
     if not isinstance(model, nn.Module):
         return {}  # `prepare_model` refuses it

@@ -88,13 +88,10 @@ def make_plan(
         told = False
         if name in inputs and activations is not None and input_bits is not None:
             layer_activations = input_bits
-        choices = (
-            (outer if name in ends else None, "first or last layer"),
-            (override := differing.find(name, classes[name]), override and override.reason),
-        )
-        for choice, why in choices:  # the second wins
-            if choice is not None:
-                layer_weights, told, reason = choice.weights, True, why
+        for choice in (outer if name in ends else None, differing.find(name, classes[name])):
+            if choice is not None:  # the second wins
+                layer_weights, told = choice.weights, True
+                reason = "first or last layer" if choice is outer else choice.reason
                 if choice.own_activations:
                     layer_activations = choice.activations
         blocked = _blocked(layer)

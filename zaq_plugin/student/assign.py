@@ -96,11 +96,10 @@ class Overrides:
         for key, value in given.items():
             where = f"overrides[{label(key)}]"
             checked[check_key(key)] = check_value(value, default, where, key)
-        texts = [key for key in checked if isinstance(key, str)]
-        texts.sort(key=_specificity, reverse=True)
-        types = [key for key in checked if not isinstance(key, str)]
-        self.choices: dict[Key, Choice] = {key: checked[key] for key in (*texts, *types)}
-        self._texts = texts
+        self._texts = [key for key in checked if isinstance(key, str)]
+        self._texts.sort(key=_specificity, reverse=True)
+        self.choices: dict[Key, Choice] = {key: checked[key] for key in self._texts}
+        self.choices.update(checked)
 
     def __bool__(self) -> bool:
         return bool(self.choices)
