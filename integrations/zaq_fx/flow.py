@@ -23,13 +23,13 @@ from zaq_fx.joining import lower_concatenations
 from zaq_fx.kept import unwrap
 from zaq_fx.qconfig import (
     Activations,
-    Override,
     pwlq_qat_qconfig_mapping,
     pwlq_qconfig_mapping,
 )
 from zaq_fx.student import FXStudent
 from zaq_fx.surgery import FUNCTIONAL, copies_of, prepare_model, remarks_of
 from zaq_plugin.pwlq import QuantSpec
+from zaq_plugin.student.assign import Override
 
 
 def prepare(

@@ -27,10 +27,12 @@ from zaq_fx.writes import without_writes
 from zaq_plugin.layers import LAYERS
 from zaq_plugin.ptq.bake import bake_parametrizations, copied
 from zaq_plugin.ptq.wrappers import unwrapped
+from zaq_plugin.student.assign import module_classes
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _COPIES = "zaq_copies"
 _REMARKS = "zaq_remarks"
+_CLASSES = "zaq_classes"
 
 
 def prepare_model(model: nn.Module, *, inplace: bool = False) -> nn.Module:
@@ -53,6 +55,7 @@ def prepare_model(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     model = unwrapped(model)
     check_float32(model)
     model = model if inplace else copied(model)
+    classes = module_classes(model)
     baked = bake_parametrizations(model)
     unwrap_norm_activations(model)
     keep_layers_float(model)
@@ -61,6 +64,7 @@ def prepare_model(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     remarks = dict.fromkeys(baked, "its computed weight (weight norm, pruning, ...) is a constant")
     for made, original in copies.items():
         remarks[made] = f"the same weight as '{original}', which is called more than once"
+    object.__setattr__(model, _CLASSES, classes)
     object.__setattr__(model, _COPIES, copies)
     object.__setattr__(model, _REMARKS, remarks)
     return model
@@ -112,6 +116,12 @@ def drop_identities(traced: fx.GraphModule) -> int:
 def copies_of(ready: nn.Module) -> dict[str, str]:
     """Layers that `prepare_model` added for further calls: name -> the layer they copy."""
     found: dict[str, str] = getattr(ready, _COPIES, {})
+    return found
+
+
+def classes_before(ready: nn.Module) -> dict[str, tuple[type, ...]]:
+    """The classes that modules had before `prepare_model`; see `module_classes`."""
+    found: dict[str, tuple[type, ...]] = getattr(ready, _CLASSES, {})
     return found
 
 
@@ -171,6 +181,7 @@ def unwrap_norm_activations(model: nn.Module) -> list[str]:
 __all__ = [
     "FUNCTIONAL",
     "check_float32",
+    "classes_before",
     "copies_of",
     "functional_to_modules",
     "prepare_model",

@@ -26,6 +26,7 @@ from zaq_plugin.ptq import correct_bias
 from zaq_plugin.ptq.wrappers import unwrapped
 from zaq_plugin.pwlq import QuantSpec
 from zaq_plugin.strategies.prepared import Method, quantize_prepared
+from zaq_plugin.student.assign import Classes, module_classes
 from zaq_plugin.zero_shot import ZeroShotConfig, ZeroShotLoader
 
 CORRECTION_IMAGES = 128
@@ -38,7 +39,7 @@ def quantize(
     spec: QuantSpec | None = None,
     *,
     activations: int = 8,
-    overrides: Mapping[str, Override] | None = None,
+    overrides: Mapping[Any, Override] | None = None,
     bias_correction: str | None = "activations",
     learnable: bool = False,
     observer: Callable[..., Any] | None = None,
@@ -64,8 +65,10 @@ def quantize(
         spec: The weights' format; ``PWLQSpec()`` (4 MAC bits, 5 stored) if None.
         activations: Width of the inputs of convolutions and matrix products, 2 to 8 bits. The
             model's input, and what is only added or pooled, keeps 8.
-        overrides: ``{layer name or pattern: format}``, or None for a layer that is left to NNCF's
-            own int8. To leave a layer float, name it in ``ignored_scope``.
+        overrides: What differs, by layer name, name of a module around it, pattern (``*.conv1``)
+            or module class: a weight format, or None for a layer that is left to NNCF's own int8
+            (to leave it float, name it in ``ignored_scope``). See `zaq_plugin.student.assign` for
+            which one wins.
         bias_correction: ``activations`` takes the mean error on the calibration images out of each
             bias; ``nncf`` is NNCF's fast bias correction, on channel means, as plain
             ``nncf.quantize`` does it; None leaves biases alone.
@@ -93,7 +96,7 @@ def quantize(
         TypeError: a format, calibration or model of an unknown kind.
     """
     model = unwrapped(model)
-    settings = Settings(spec, overrides, learnable)
+    settings = Settings(spec, overrides, learnable, _classes(model))
     bits = check_bits(activations)
     if bias_correction not in ("activations", "nncf", None):
         raise ValueError(
@@ -141,6 +144,15 @@ def quantize(
     elif by_nncf:
         _remember_shifts(quantized, placement, before)
     return quantized
+
+
+def _classes(model: object) -> dict[str, Classes]:
+    """The classes of the model's modules, as overrides see them, with and without a root."""
+    if not isinstance(model, nn.Module):
+        return {}  # `prepare_model` refuses it
+    classes = module_classes(model)
+    rooted = {f"model.{name}" if name else "model": around for name, around in classes.items()}
+    return {**rooted, **classes}
 
 
 def _advanced(given: Any, bias_correction: bool) -> Any:

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.ptq.plan import Depthwise, Override
+from zaq_plugin.ptq.plan import Depthwise
 from zaq_plugin.report import LayerRecord
+from zaq_plugin.student.assign import Override
 from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs
 
 Levels = Literal["auto", "uniform", "pwlq"]

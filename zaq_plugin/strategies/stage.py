@@ -17,6 +17,7 @@ from zaq_plugin.ptq.plan import Override
 from zaq_plugin.pwlq import QuantSpec, UniformSpec
 from zaq_plugin.strategies.request import Request
 from zaq_plugin.student import twin
+from zaq_plugin.student.assign import Override
 from zaq_plugin.student.host import Host
 
 Slot = Literal["before", "images", "weights", "activations", "after"]
