@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # torch is loaded when a format is asked for, not to read a command line
     from zaq_plugin.pwlq import QuantSpec
+    from zaq_plugin.strategies import Strategy
 
 PRESETS = ("fast", "default", "paper")
 HOSTS = ("auto", "pt2e", "fx", "nncf")
@@ -197,9 +198,18 @@ class Settings:
         ):
             if getattr(self, name) != plain:
                 raise ValueError(f"strategy does not go with {name}: {way_out}; leave one away.")
-        from zaq_timm.zoo.strategies import check_strategy
+        self.checked_strategy()
 
-        check_strategy(self)
+    def checked_strategy(self) -> Strategy:
+        """The strategy that is named.
+
+        Raises:
+            ValueError: there is none of that name, or a run cannot do it.
+        """
+        from zaq_timm.zoo.strategy_checks import check_strategy
+
+        bits = weight_spec(self.weights).stored_bits
+        return check_strategy(self.strategy, self.export, self.weights, bits)
 
     @property
     def shared(self) -> dict[str, Any]:
