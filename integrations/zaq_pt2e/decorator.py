@@ -25,7 +25,7 @@ from zaq_pt2e.quantizer import (
     unfit,
 )
 from zaq_pt2e.ready import make_ready
-from zaq_pt2e.settings import Override, Settings, check_weights, weight_factory
+from zaq_pt2e.settings import Settings, check_weights, weight_factory
 
 
 class PWLQDecorated(NotForNNCF, Quantizer):

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from zaq_plugin.observers import MinMaxObserver
 from zaq_plugin.ptq.host import SIMULATION
-from zaq_plugin.ptq.plan import Override
 from zaq_plugin.pwlq import QuantSpec, UniformSpec
 from zaq_plugin.strategies.request import Request
 from zaq_plugin.student import twin

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # torch is loaded when a format is asked for, not to read a command line
     from zaq_plugin.pwlq import QuantSpec
+    from zaq_plugin.strategies import Strategy
 
 PRESETS = ("fast", "default", "paper")
 HOSTS = ("auto", *sorted({point.name for point in entry_points(group="zaq.hosts")}))
@@ -196,9 +197,17 @@ class Settings:
             raise ValueError(
                 "strategy does not go with zero_shot: strategy=zaq does that; leave one away."
             )
-        from zaq_timm.zoo.strategies import check_strategy
+        self.checked_strategy()
 
-        check_strategy(self)
+    def checked_strategy(self) -> Strategy:
+        """The strategy that is named.
+
+        Raises:
+            ValueError: there is none of that name, or a run cannot do it.
+        """
+        from zaq_timm.zoo.strategy_checks import check_strategy
+
+        return check_strategy(self.strategy, self.host, self.export, self.budget)
 
     @property
     def shared(self) -> dict[str, Any]:

@@ -3,42 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zaq_plugin.pwlq import PWLQSpec
 from zaq_plugin.report import Audit
-from zaq_plugin.strategies import Request, Strategy, apply, compose
+from zaq_plugin.strategies import Request, Strategy, apply
 from zaq_plugin.student.host import find_host
 from zaq_timm.zoo.errors import LeftOut
 from zaq_timm.zoo.hosts import AUTO, Converted
+from zaq_timm.zoo.model_job import Job
 from zaq_timm.zoo.settings import Settings
+from zaq_timm.zoo.strategy_checks import SIMULATED
 
-if TYPE_CHECKING:
-    from zaq_timm.zoo.job import Job
-
-SIMULATED = "simulated"
 SHARED_RECIPE = "leaves"
 """Strategies with this recipe take the images that the run has made already."""
 TRAINING_IMAGES = 384
 """So many images are made for strategies that learn something."""
-
-
-def check_strategy(settings: Settings) -> Strategy:
-    """The strategy that the settings name.
-
-    Raises:
-        ValueError: It does not exist, needs real images, of which a run has none to give, or makes
-            weights that the export asked for cannot hold.
-    """
-    strategy = compose(settings.strategy)
-    if strategy.data == "real":
-        raise ValueError(
-            f"strategy {settings.strategy!r} needs real images, and a run makes its own (--eval "
-            "images only ever measure); use zaq_plugin.strategies.apply in Python, or a strategy "
-            "without real images, such as zaq."
-        )
-    _check_host(settings, strategy)
-    return strategy
 
 
 def hosts_for(settings: Settings) -> tuple[str, ...]:
@@ -52,36 +32,9 @@ def hosts_for(settings: Settings) -> tuple[str, ...]:
     return AUTO if settings.export == "pt2" else (SIMULATED,)
 
 
-def _check_host(settings: Settings, strategy: Strategy) -> None:
-    """Refuse what cannot be done, before anything runs.
-
-    Raises:
-        ValueError: The text says why, and what to use.
-    """
-    integers = settings.export != "none" or settings.host not in ("auto", SIMULATED)
-    if settings.host == SIMULATED and settings.export == "pt2":
-        raise ValueError(
-            "export=pt2 needs a host's converted model, and host=simulated converts nothing; use "
-            "host=pt2e, or export=onnx."
-        )
-    for stage in strategy.stages if integers else ():
-        if stage.several_tensors:
-            raise ValueError(
-                f"strategy {settings.strategy!r} does not go with a host's kernels or an export: "
-                f"{stage.name} puts weights together from several tensors, which no int8 kernel "
-                "multiplies by; leave host and export away, or use a strategy of one grid per "
-                "channel, such as pwlq+gptq."
-            )
-    if settings.budget and any(stage.name == "mixed-precision" for stage in strategy.stages):
-        raise ValueError(
-            f"strategy {settings.strategy!r} chooses widths itself, and so does budget="
-            f"{settings.budget}; leave one away."
-        )
-
-
 def images_wanted(settings: Settings) -> int:
     """How many calibration images the run should make for the strategy."""
-    strategy = check_strategy(settings)
+    strategy = settings.checked_strategy()
     if strategy.trains and strategy.recipe == SHARED_RECIPE:
         return max(settings.calibration_images, TRAINING_IMAGES)
     return settings.calibration_images
@@ -94,7 +47,7 @@ def convert_by_strategy(job: Job) -> tuple[str, Converted]:
         LeftOut: The strategy cannot do this model in any host asked for; the text says why.
     """
     settings = job.settings
-    strategy = check_strategy(settings)
+    strategy = settings.checked_strategy()
     reasons: list[str] = []
     for name in hosts_for(settings):
         try:
