@@ -12,13 +12,13 @@ from torch.nn.utils import parametrize
 from zaq_onnx.grids import ActivationGrid, IntegerWeight
 from zaq_plugin.fake_quantize import ActivationFakeQuantize, PWLQActivationFakeQuantize
 from zaq_plugin.ptq import quantized_tensors
-from zaq_plugin.ptq.student import quantized_layers
 from zaq_plugin.pwlq import PWLQTensor
+from zaq_plugin.student.module_student import parametrized_layer
 
 
 def is_simulated(model: nn.Module) -> bool:
     """Whether some layer of a model has a weight that a parametrization fake-quantizes."""
-    return any(True for _ in quantized_layers(model))
+    return any(parametrized_layer(n, m) is not None for n, m in model.named_modules())
 
 
 def from_simulated(model: nn.Module) -> nn.Module:

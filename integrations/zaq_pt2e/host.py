@@ -33,14 +33,15 @@ class PT2E:
         *,
         train: bool = False,
     ) -> Prepared:
-        """See `zaq_plugin.student.Host`. Batches may have any size, if torch.export can do that."""
+        """See `zaq_plugin.student.host.Host`; any batch size, if torch.export can do that."""
         graph, fixed, notes = export(model, example_inputs)
         activations: Any = assignment.activations
         names = {layer.original for layer in layers(graph)}
+        own: dict[Any, Any] = {n: value for n, value in assignment.layers.items() if n in names}
         quantizer = PWLQQuantizer(
             assignment.weights,
             activations,
-            overrides={n: value for n, value in assignment.layers.items() if n in names},
+            overrides=own,
             qat=train,
             observer=assignment.observer,
             input_bits=assignment.input_bits or activations or 8,
@@ -94,7 +95,8 @@ def export(
     except Exception as error:
         raise ValueError(f"torch.export cannot follow it: {_short(error)}") from error
     size = next((x.shape[0] for x in example_inputs if _batched(x)), None)
-    return program.module(), size, [f"exported for batches of {size} only; any size failed: {first}"]
+    note = f"exported for batches of {size} only; any size failed: {first}"
+    return program.module(), size, [note]
 
 
 def _batched(x: object) -> bool:
