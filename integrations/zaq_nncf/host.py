@@ -28,7 +28,7 @@ class NNCF:
         *,
         train: bool = False,
     ) -> Prepared:
-        """See `zaq_plugin.student.host.Host`; NNCF places quantizers, the example gives ranges."""
+        """See `zaq_plugin.student.Host`; ranges are those of the example."""
         activations: Any = assignment.activations
         names = {name for name, _ in model.named_modules()}
         own = {

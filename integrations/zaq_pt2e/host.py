@@ -33,8 +33,8 @@ class PT2E:
         *,
         train: bool = False,
     ) -> Prepared:
-        """See `zaq_plugin.student.host.Host`; any batch size, if torch.export can do that."""
-        graph, fixed, notes = export(model, example_inputs)
+        """See `zaq_plugin.student.Host`. Batches have any size, if torch.export can do that."""
+        graph, fixed, notes = export(model, tuple(map(_two, example_inputs)))
         activations: Any = assignment.activations
         names = {layer.original for layer in layers(graph)}
         own: dict[Any, Any] = {n: value for n, value in assignment.layers.items() if n in names}
@@ -97,6 +97,11 @@ def export(
     size = next((x.shape[0] for x in example_inputs if _batched(x)), None)
     note = f"exported for batches of {size} only; any size failed: {first}"
     return program.module(), size, [note]
+
+
+def _two(x: Any) -> Any:
+    """At least two samples: torch.export takes a batch of one for a constant."""
+    return torch.cat([x, x]) if _batched(x) and x.shape[0] == 1 else x
 
 
 def _batched(x: object) -> bool:

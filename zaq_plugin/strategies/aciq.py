@@ -24,6 +24,7 @@ class AllocatedWeights(Stage):
 
     slot = "weights"
     name = "bit-allocation"
+    several_tensors = True
 
     def prepare(self, work: Work) -> None:
         """Choose the grid at the mean width."""

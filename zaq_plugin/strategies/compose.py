@@ -5,17 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, fx, nn
 
 from zaq_plugin.observers import MinMaxObserver
 from zaq_plugin.ptq import audit, fold_batch_norm, simulate
 from zaq_plugin.ptq.bake import copied
+from zaq_plugin.ptq.host import SIMULATION
+from zaq_plugin.ptq.plan import make_plan
 from zaq_plugin.ptq.wrappers import unwrapped
+from zaq_plugin.pwlq import sqnr_db
+from zaq_plugin.report import Audit
 from zaq_plugin.strategies.images import Real
 from zaq_plugin.strategies.registry import find
 from zaq_plugin.strategies.request import Applied, Request
 from zaq_plugin.strategies.stage import SINGLE, SLOTS, ImageStage, Stage, Strategy, Work
+from zaq_plugin.student import FloatWeights, student_of
+from zaq_plugin.student.host import Assignment, Host, find_host
 from zaq_plugin.student.modes import to_evaluation
 
 
@@ -94,25 +101,18 @@ def apply(
     for stage in chosen.stages:
         with work.timed(stage.name):
             stage.prepare(work)
-    with work.timed("simulate"):
-        work.student = simulate(
-            work.folded,
-            work.spec,
-            request.activation_bits,
-            overrides=work.overrides or None,
-            input_bits=request.input_bits,
-            first_last=request.first_last,
-            depthwise=request.depthwise,
-            observer=work.observer,
-            example_inputs=request.example_inputs,
-            per_tensor=request.granularity == "tensor",
+    with work.timed("prepare"):
+        work.student = _prepared(work)
+    if work.fixed_batch is not None and chosen.trains:
+        raise ValueError(
+            f"strategy {chosen.name!r} needs batches of any size, and {work.host.name} takes "
+            f"{work.fixed_batch} only: {'; '.join(work.notes)}"
         )
     for stage in chosen.stages:
         with work.timed(stage.name):
             stage.finish(work)
     to_evaluation(work.student)
-    found = audit(work.student, reference=work.folded).require_any()
-    work.student.zaq_audit = found  # type: ignore[assignment]
+    found = _audited(work).require_any()
     return Applied(
         model=work.student,
         strategy=chosen.name,
@@ -123,7 +123,72 @@ def apply(
         levels=work.levels,
         images=work.images_made if work.data == "synthetic" else None,
         stages=work.stages,
+        host=work.host.name,
+        fixed_batch=work.fixed_batch,
     )
+
+
+def _prepared(work: Work) -> nn.Module:
+    """The student, prepared in the work's host."""
+    request = work.request
+    options: dict[str, Any] = {
+        "overrides": work.overrides or None,
+        "input_bits": request.input_bits,
+        "first_last": request.first_last,
+        "depthwise": request.depthwise,
+        "example_inputs": request.example_inputs,
+    }
+    if work.host is SIMULATION:  # which remembers the reason for every exception
+        return simulate(
+            work.folded,
+            work.spec,
+            request.activation_bits,
+            observer=work.observer,
+            per_tensor=request.granularity == "tensor",
+            **options,
+        )
+    plans = make_plan(work.folded, work.spec, request.activation_bits, **options)
+    usual = (work.spec, request.activation_bits)
+    layers: dict[str, Any] = {}
+    for plan in plans:
+        own = (plan.weights, request.activation_bits if plan.is_input else plan.activations)
+        if plan.weights is None:
+            layers[plan.name] = None
+        elif own != usual:
+            layers[plan.name] = own
+    assignment = replace(_wanted(work), weights=work.spec, layers=layers, observer=work.observer)
+    made = work.host.prepare(work.folded, request.example_inputs, assignment)
+    work.fixed_batch = made.fixed_batch
+    work.notes += made.notes
+    return made.model
+
+
+def _wanted(work: Work) -> Assignment:
+    """What can be said of the formats before any stage has run."""
+    request = work.request
+    return Assignment(
+        work.spec,
+        request.activation_bits,
+        input_bits=request.input_bits,
+        per_tensor=request.granularity == "tensor",
+    )
+
+
+def _audited(work: Work) -> Audit:
+    """The audit, with the noise of each weight measured against the float model's."""
+    if work.host is SIMULATION:
+        found = audit(work.student, reference=work.folded)
+        work.student.zaq_audit = found  # type: ignore[assignment]
+        return found
+    layers, weights = student_of(work.student).layers(), FloatWeights(work.teacher)
+    records = []
+    for record in work.host.audit(work.student).records:
+        layer = layers.get(record.name)
+        if record.quantized and layer is not None:
+            noise = sqnr_db(weights.of(layer), layer.quantized())
+            record = replace(record, sqnr_db=noise)
+        records.append(record)
+    return Audit(records)
 
 
 def synthetic_images(
@@ -154,11 +219,32 @@ def _begin(chosen: Strategy, model: nn.Module, request: Request) -> Work:
     if isinstance(model, fx.GraphModule):
         model = copied(model)  # statistics are read through probes in a graph
     work = Work(request, model, model, levels, observer=MinMaxObserver)
+    work.host = SIMULATION if request.host == SIMULATION.name else find_host(request.host)
+    work.overrides = dict(request.overrides)
+    check_host(chosen, work.host, _wanted(work))
     _check_images(chosen, request)
     if levels != request.levels and chosen.levels != levels:
         work.notes.append("uniform levels: PWLQ needs at least 3 stored bits")
     work.folded = fold_batch_norm(model, request.example_inputs)
     return work
+
+
+def check_host(chosen: Strategy, host: Host, assignment: Assignment) -> None:
+    """Refuse what a host cannot do, before anything runs.
+
+    Raises:
+        ValueError: If the strategy or the formats do not go with the host; the text says why.
+    """
+    for stage in chosen.stages if host.kernels == "int8" else ():
+        if stage.several_tensors:
+            raise ValueError(
+                f"strategy {chosen.name!r} does not go with host {host.name!r}: {stage.name} puts "
+                "weights together from several tensors, which no int8 kernel multiplies by; use "
+                "host 'simulated', or a strategy of one grid per channel, such as pwlq+gptq"
+            )
+    reason = host.why_not(assignment)
+    if reason is not None:
+        raise ValueError(reason)
 
 
 def _check_images(chosen: Strategy, request: Request) -> None:

@@ -82,15 +82,22 @@ class BatchNormRanges(Stage):
             return
         known = moments_of(work, self.sigmas)
         layers = student_of(work.student).layers()
+        own = {n: getattr(x.plain, "input_fake_quant", None) for n, x in layers.items()}
         unknown = [n for n in layers if known.get(n) is None]
-        if unknown:
+        if all(watcher is None for watcher in own.values()):
+            calibrate(work.student, work.batches())
+            work.notes.append(
+                f"ranges from distilled images: {work.host.name} has grids for tensors, and "
+                "BatchNorm statistics are known for layers"
+            )
+        elif unknown:
             calibrate(work.student, work.batches())
             work.notes.append(
                 f"ranges of {len(unknown)} layers from distilled images: BatchNorm statistics do "
                 f"not reach {', '.join(unknown[:3])}"
             )
-        for name, layer in layers.items():
-            moments, watcher = known.get(name), getattr(layer.plain, "input_fake_quant", None)
+        for name, watcher in own.items():
+            moments = known.get(name)
             if moments is not None and watcher is not None:
                 _set_range(watcher, moments)
         work.calibrated = True
@@ -105,7 +112,7 @@ class CorrectBiasByMoments(Stage):
     def finish(self, work: Work) -> None:
         """Correct every layer whose mean input is known."""
         work.refuse_after_training(self.name)
-        taken = correct_bias_by_moments(work.student, moments_of(work), reference=work.folded)
+        taken = correct_bias_by_moments(work.student, moments_of(work), reference=work.teacher)
         count = len(student_of(work.student).layers())
         if not taken:
             raise ValueError(

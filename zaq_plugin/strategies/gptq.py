@@ -37,7 +37,7 @@ class FeedbackRounding(Stage):
                 f"learned; name it first: 'gptq+{work.moved}'"
             )
         results = compensate_rounding(
-            work.student, work.batches(), work.folded, seed=work.request.seed
+            work.student, work.batches(), work.teacher, seed=work.request.seed
         )
         work.moved = self.name
         left = {name: result.reason for name, result in results.items() if result.reason}

@@ -32,6 +32,7 @@ class SecondTensor(LeastSquaresWeights):
     """
 
     name = "second-tensor"
+    several_tensors = True
 
     threshold: float | None = None
     share: float = 0.1

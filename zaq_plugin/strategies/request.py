@@ -34,6 +34,10 @@ class Request:
         depthwise: ``int8`` leaves depthwise layers at 8 bits where narrow codes with their levels
             take more room; ``as-told`` does not.
         first_last: ``(weights, activations)`` of the first and the last layer.
+        host: Where the student is prepared: ``simulated``, or another one of
+            `zaq_plugin.student.host.host_names`, whose ``convert`` makes of it what kernels run.
+        overrides: Layer name or pattern to its own ``(weights, activations)``, as a budget
+            chooses them; None leaves a layer float.
         example_inputs: What the model is called with; the first is its image batch.
         mean, std: The model's input normalisation, pixels in 0..1.
         seed: Fixes everything that is drawn.
@@ -64,6 +68,8 @@ class Request:
     granularity: Granularity = "channel"
     depthwise: Depthwise = "as-told"
     first_last: Override = None
+    host: str = "simulated"
+    overrides: Mapping[str, Override] = field(default_factory=dict)
     synthetic_count: int = 384
     batch_size: int = 64
     adapter: OutputAdapter = all_outputs
@@ -132,8 +138,8 @@ class Applied:
     """What a strategy did.
 
     Attributes:
-        model: The simulated student: BatchNorm folded, weights and activations fake-quantized,
-            calibrated, in evaluation mode.
+        model: The student: BatchNorm folded, weights and activations fake-quantized, calibrated, in
+            evaluation mode; the host's ``convert`` takes it.
         strategy: Its name, as asked for.
         seconds: Wall time of everything, images included.
         notes: What a reader of a table should know.
@@ -142,6 +148,8 @@ class Applied:
         levels: ``uniform`` or ``pwlq``: what was used.
         images: The synthetic images that were made or used, or None.
         stages: Wall time of each stage.
+        host: Where the student was prepared.
+        fixed_batch: The only batch size that it takes, where the host could not do better.
     """
 
     model: nn.Module
@@ -153,6 +161,8 @@ class Applied:
     levels: str = "uniform"
     images: Tensor | None = None
     stages: Mapping[str, float] = field(default_factory=dict)
+    host: str = "simulated"
+    fixed_batch: int | None = None
 
 
 def _check_bits(name: str, bits: object) -> None:

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from zaq_plugin.observers import MinMaxObserver
+from zaq_plugin.ptq.host import SIMULATION
 from zaq_plugin.ptq.plan import Override
 from zaq_plugin.pwlq import QuantSpec, UniformSpec
 from zaq_plugin.strategies.request import Request
 from zaq_plugin.student import twin
+from zaq_plugin.student.host import Host
 
 Slot = Literal["before", "images", "weights", "activations", "after"]
 Data = Literal["none", "synthetic", "real"]
@@ -33,10 +35,13 @@ class Stage:
 
     Attributes:
         slot: When it runs.
+        several_tensors: Whether it puts a weight together from several tensors, which no int8
+            kernel multiplies by.
         name: What it is called in a composition and in errors.
     """
 
     slot: ClassVar[Slot]
+    several_tensors: ClassVar[bool] = False
     name: str
 
     def prepare(self, work: Work) -> None:
@@ -81,7 +86,9 @@ class Work:
         observer: Of activation ranges.
         calibrated: Set by a stage that knows the ranges without any images.
         source: Where images come from.
-        student: The simulated model, once it exists.
+        host: Where the student is prepared.
+        student: The student's model, once it exists.
+        fixed_batch: The only batch size that the student takes, if there is one.
         notes: What a reader should know.
         stages: Wall time by stage.
         facts: What stages tell one another.
@@ -103,12 +110,15 @@ class Work:
     facts: dict[str, Any] = field(default_factory=dict)
     moved: str = ""
     trained: str = ""
+    host: Host = SIMULATION
+    fixed_batch: int | None = None
     _student: nn.Module | None = None
+    _teacher: nn.Module | None = None
     _images: Tensor | None = None
 
     @property
     def student(self) -> nn.Module:
-        """The simulated model."""
+        """The student's model."""
         if self._student is None:
             raise ValueError("the student does not exist before all stages have prepared it")
         return self._student
@@ -116,23 +126,19 @@ class Work:
     @student.setter
     def student(self, student: nn.Module) -> None:
         self._student = student
+        self._teacher = twin(student)  # now, before anything moves its weights
 
     @property
     def teacher(self) -> nn.Module:
-        """The student's twin with the float model's parameters, whatever became of the student's.
+        """The student's twin: the float model's function, whatever became of the student."""
+        if self._teacher is None:
+            raise ValueError("the teacher does not exist before all stages have prepared it")
+        return self._teacher
 
-        A bias that a correction has added is zero.
-        """
-        teacher = twin(self.student)
-        kept = {**dict(self.folded.named_parameters()), **dict(self.folded.named_buffers())}
-        with torch.no_grad():
-            for name, tensor in (*teacher.named_parameters(), *teacher.named_buffers()):
-                plain = name.replace("parametrizations.weight.original", "weight")
-                if plain in kept:
-                    tensor.copy_(kept[plain])
-                elif plain.endswith(".bias"):
-                    tensor.zero_()
-        return teacher
+    @property
+    def int8(self) -> bool:
+        """Whether int8 kernels are to run the student."""
+        return self.host.kernels == "int8"
 
     def refuse_after_training(self, what: str) -> None:
         """Refuse a stage that would undo or spoil what a stage before has trained.
@@ -176,8 +182,11 @@ class Work:
         return self.source.data
 
     def batches(self) -> Iterator[Tensor]:
-        """The calibration images, ``batch_size`` at a time."""
-        yield from self.images.split(self.request.batch_size)
+        """The calibration images, ``batch_size`` at a time, or as many as the student takes."""
+        size = self.fixed_batch or self.request.batch_size
+        for batch in self.images.split(size):
+            if self.fixed_batch is None or len(batch) == size:
+                yield batch
 
     def rng(self, purpose: int) -> torch.Generator:
         """A CPU source of its own for each purpose, from the request's seed."""

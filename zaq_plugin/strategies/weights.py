@@ -47,8 +47,10 @@ def spec_for(work: Work, *, clip: str, policy: str) -> QuantSpec:
         ValueError: If PWLQ does not exist at these bits.
     """
     bits = work.request.weight_bits
+    # int8 kernels hold -127 to 127: an asymmetric grid of 8 bits has levels beyond.
+    symmetry = "symmetric" if bits == 8 and work.int8 else "asymmetric"
     if work.levels == "uniform":
-        return UniformSpec(bits, "asymmetric", clip)  # type: ignore[arg-type]
+        return UniformSpec(bits, symmetry, clip)  # type: ignore[arg-type]
     if bits < 3:
         raise ValueError(
             f"levels='pwlq' needs at least 3 stored bits (2 MAC bits and one for the region); got "
@@ -59,7 +61,7 @@ def spec_for(work: Work, *, clip: str, policy: str) -> QuantSpec:
             "weights at 8 stored bits are uniform: a PWLQ codebook of 255 int8 levels holds every "
             "level there is"
         )
-        return UniformSpec(8, "asymmetric", clip)  # type: ignore[arg-type]
+        return UniformSpec(8, symmetry, clip)  # type: ignore[arg-type]
     return PWLQSpec(bits - 1, policy=policy)  # type: ignore[arg-type]
 
 
