@@ -29,7 +29,7 @@ class FX:
         *,
         train: bool = False,
     ) -> Prepared:
-        """See `zaq_plugin.student.Host`."""
+        """See `zaq_plugin.student.host.Host`."""
         activations: Any = assignment.activations
         with warnings.catch_warnings():
             # That FX is on its way out is for those who choose it in their own code.

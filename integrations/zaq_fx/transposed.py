@@ -28,7 +28,7 @@ class _Carrier:
 
     def forward(self: Any, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """The layer with its weight on the levels."""
-        float_class = type(self).__mro__[2]
+        float_class: Any = type(self).__mro__[2]
         seen = _With(self, self.weight_fake_quant(self.weight))
         out: Tensor = float_class.forward(seen, x, output_size)
         return out
@@ -47,7 +47,7 @@ class _Carrier:
         made._parameters.update(mod._parameters)
         made.qconfig, made.weight_fake_quant = mod.qconfig, mod.qconfig.weight()
         made.weight_fake_quant.to(mod.weight.device)
-        return made  # type: ignore[no-any-return]
+        return made
 
 
 class ConvTranspose1d(_Carrier, nn.ConvTranspose1d):

@@ -69,8 +69,9 @@ def prepare_model(model: nn.Module, example_input: Any = None) -> nn.Module:
         folded = fold_batch_norm(model, examples)
     folded.eval()
     for layer in folded.modules():
-        if type(layer) in LAYERS and layer.bias is None:  # what correction changes is there already
-            weight: Any = layer.weight
+        own: Any = layer
+        if type(layer) in LAYERS and own.bias is None:  # what correction changes is there already
+            weight: Any = own.weight
             zeros = weight.detach().new_zeros(out_features(layer))
             layer.bias = nn.Parameter(zeros, requires_grad=weight.requires_grad)
     if isinstance(folded, nn.Sequential | nn.ModuleList | nn.ModuleDict | fx.GraphModule):

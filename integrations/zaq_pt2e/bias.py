@@ -188,4 +188,5 @@ def _channels(node: Node) -> int | None:
 
 
 def _spatial(node: Node) -> int:
-    return int(WEIGHTED[node.target][-2])
+    kind: Any = node.target
+    return int(WEIGHTED[kind][-2])

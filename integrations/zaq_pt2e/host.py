@@ -33,14 +33,15 @@ class PT2E:
         *,
         train: bool = False,
     ) -> Prepared:
-        """See `zaq_plugin.student.Host`. Batches may have any size, if torch.export can do that."""
+        """See `zaq_plugin.student.Host`. Batches have any size, if torch.export can do that."""
         graph, fixed, notes = export(model, tuple(map(_two, example_inputs)))
         activations: Any = assignment.activations
         names = {layer.original for layer in layers(graph)}
+        own: dict[Any, Any] = {n: value for n, value in assignment.layers.items() if n in names}
         quantizer = PWLQQuantizer(
             assignment.weights,
             activations,
-            overrides={n: value for n, value in assignment.layers.items() if n in names},
+            overrides=own,
             qat=train,
             observer=assignment.observer,
             input_bits=assignment.input_bits or activations or 8,

@@ -95,7 +95,8 @@ class GraphLayer(QuantLayer):
 
 def plain_layer(node: Node, weight: Tensor) -> nn.Module:
     """The module of torch that computes what an operator does; its tensors hold nothing."""
-    name = {**CONVOLUTIONS, **LINEAR}.get(node.target)
+    kinds: dict[Any, str] = {**CONVOLUTIONS, **LINEAR}
+    name = kinds.get(node.target)
     if name == "Linear":
         return nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     rank = weight.dim() - 2

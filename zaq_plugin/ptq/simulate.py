@@ -128,10 +128,12 @@ def attach(
     per_tensor: bool = False,
 ) -> None:
     """Put one layer's weight, and its input if ``activations`` is given, behind fake-quantizers."""
-    device: Any = layer.weight.device
-    if layer.bias is None:  # what bias correction changes is there from the start
-        bias = torch.zeros(out_features(layer), dtype=layer.weight.dtype, device=device)  # type: ignore[arg-type]
-        layer.bias = nn.Parameter(bias, requires_grad=bool(layer.weight.requires_grad))
+    own: Any = layer
+    weight: Any = own.weight
+    device = weight.device
+    if own.bias is None:  # what bias correction changes is there from the start
+        bias = torch.zeros(out_features(layer), dtype=weight.dtype, device=device)
+        layer.bias = nn.Parameter(bias, requires_grad=bool(weight.requires_grad))
     axis = None if per_tensor else channel_axis(layer)
     fake_quant = PWLQPerChannelFakeQuantize(weights, axis)
     fake_quant.to(device=device).train(layer.training)

@@ -168,4 +168,3 @@ def timed(seconds: dict[str, float], stage: str, action: Callable[[], Any]) -> A
     value = action()
     seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
     return value
-
