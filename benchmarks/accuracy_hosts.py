@@ -49,8 +49,10 @@ from benchmarks.accuracy_hosts_tables import (
 from benchmarks.accuracy_tables import append_line, read_pairs
 from benchmarks.data import LOADERS, accuracy, load_task, logits_of
 from zaq_plugin.layers import is_depthwise
+from zaq_plugin.ptq import calibrate, correct_bias
 from zaq_plugin.pwlq import QuantSpec, UniformSpec
 from zaq_plugin.report import Audit
+from zaq_plugin.student.host import Assignment, find_host
 
 UNIFORM = ("uniform min-max, symmetric", "uniform clipped, symmetric")
 PWLQ = "PWLQ joint, asymmetric"  # PWLQSpec()
@@ -126,6 +128,17 @@ def observe(prepared: nn.Module, batches: Sequence[Tensor]) -> None:
         prepared(batch)
 
 
+def through_host(name: str, bed: Bed, case: Case) -> tuple[nn.Module, Audit]:
+    """This package's way through a host: ranges and biases from the calibration images."""
+    assert case.spec is not None
+    bits, host = case.activation_bits, find_host(name)
+    made = host.prepare(bed.model, (bed.example,), Assignment(case.spec, bits, bed.overrides(bits)))
+    calibrate(made.model, bed.calibration())
+    correct_bias(made.model, bed.calibration())
+    converted = host.convert(made.model)
+    return converted, host.audit(converted)
+
+
 def convert_fx(bed: Bed, case: Case) -> Converted:
     """Through torch.ao FX.
 
@@ -138,36 +151,30 @@ def convert_fx(bed: Bed, case: Case) -> Converted:
         prepared: Any = quantize_fx.prepare_fx(copy.deepcopy(bed.model), mapping, inputs)
         observe(prepared, bed.calibration())
         converted: Any = quantize_fx.convert_fx(prepared)
+        found = zaq_fx.audit(converted)
     else:
-        bits = case.activation_bits
-        over = bed.overrides(bits)
-        prepared = zaq_fx.prepare(bed.model, inputs, case.spec, bits, overrides=over)
-        zaq_fx.calibrate(prepared, bed.calibration())
-        converted = zaq_fx.convert(prepared)
-    found = zaq_fx.audit(converted)
+        converted, found = through_host("fx", bed, case)
     kernels = sum(str(record.kernel).startswith("int8") for record in found)
     return Converted(converted, found, kernels)
 
 
 def convert_pt2e_model(bed: Bed, case: Case) -> Converted:
     """Through torchao PT2E and down to Inductor's int8 kernels, for batches of ``bed.batch``."""
-    stock = case.spec is None
-    shapes = ({0: torch.export.Dim.DYNAMIC},)
-    # The X86 quantizer finds layers in strict exports only.
-    program = torch.export.export(bed.model, (bed.example,), dynamic_shapes=shapes, strict=stock)
-    if stock:
+    converted: Any
+    if case.spec is None:
+        shapes = ({0: torch.export.Dim.DYNAMIC},)
+        # The X86 quantizer finds layers in strict exports only.
+        program = torch.export.export(
+            bed.model, (bed.example,), dynamic_shapes=shapes, strict=True
+        )
         quantizer: Any = X86InductorQuantizer()
         quantizer.set_global(get_default_x86_inductor_quantization_config())
         prepared = prepare_pt2e(program.module(), quantizer)
         observe(prepared, bed.calibration())
+        converted = convert_pt2e(prepared)
+        found = zaq_pt2e.audit(converted)
     else:
-        bits = case.activation_bits
-        over = bed.overrides(bits)
-        quantizer = zaq_pt2e.PWLQQuantizer(case.spec, bits, overrides=over)
-        prepared = prepare_pt2e(program.module(), quantizer)
-        zaq_pt2e.calibrate(prepared, bed.calibration())
-    converted = convert_pt2e(prepared)
-    found = zaq_pt2e.audit(converted)
+        converted, found = through_host("pt2e", bed, case)
     shape = (bed.batch, *bed.example.shape[1:])
     lowered = zaq_pt2e.lower(converted, (torch.zeros(shape),))
     # Counted in the graph: kernels of the stock model do not tell their layers' names.

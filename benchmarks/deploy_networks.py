@@ -11,12 +11,12 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-import zaq_pt2e
 from benchmarks.data import load_task
 from zaq_onnx.runtimes import openvino_compiled, ort_session, run_openvino, run_ort
 from zaq_plugin import PWLQSpec
+from zaq_plugin.ptq import calibrate, correct_bias
+from zaq_plugin.student.host import Assignment, find_host
 
 TIMM = ("resnet18", "resnet50", "mobilenetv2_100", "efficientnet_b0", "vit_tiny_patch16_224")
 DATA = ("cifar10", "imagenet")
@@ -72,11 +72,11 @@ def network(name: str, data: Path | None) -> Network:
 
 def convert(net: Network, mac_bits: int) -> nn.Module:
     """By torchao, with PWLQ weights and 8-bit activations."""
-    batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(net.model, (net.batches[0],), dynamic_shapes=({0: batch},))
-    prepared = prepare_pt2e(program.module(), zaq_pt2e.PWLQQuantizer(PWLQSpec(bits=mac_bits)))
-    converted: nn.Module = convert_pt2e(zaq_pt2e.calibrate(prepared, net.batches))
-    return converted
+    host = find_host("pt2e")
+    student = host.prepare(net.model, (net.batches[0],), Assignment(PWLQSpec(bits=mac_bits))).model
+    calibrate(student, net.batches)
+    correct_bias(student, net.batches)
+    return host.convert(student)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from zaq_plugin.strategies.stage import SINGLE, SLOTS, ImageStage, Stage, Strate
 from zaq_plugin.student import FloatWeights, student_of
 from zaq_plugin.student.host import Assignment, Host, find_host
 from zaq_plugin.student.modes import to_evaluation
+from zaq_plugin.student.proof import require_float_function
 
 
 def compose(what: str | Strategy | Sequence[str | Strategy | Stage]) -> Strategy:
@@ -158,6 +159,8 @@ def _prepared(work: Work) -> nn.Module:
             layers[plan.name] = own
     assignment = replace(_wanted(work), weights=work.spec, layers=layers, observer=work.observer)
     made = work.host.prepare(work.folded, request.example_inputs, assignment)
+    if request.check and made.fixed_batch is None:
+        require_float_function(made.model, work.folded, request.example_inputs)
     work.fixed_batch = made.fixed_batch
     work.notes += made.notes
     return made.model

@@ -20,6 +20,7 @@ from zaq_plugin.strategies.stage import ImageStage, Stage, Strategy, Work
 from zaq_plugin.student import student_of
 from zaq_plugin.student.batches import as_calls, inputs_of
 from zaq_plugin.student.modes import to_quantized_evaluation
+from zaq_plugin.student.proof import require_float_function
 from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs
 
 Method = str | Strategy | Sequence[str | Strategy | Stage]
@@ -40,6 +41,7 @@ def quantize_prepared(
     effort: float = 1.0,
     seed: int = 0,
     progress: bool = False,
+    check: bool = True,
 ) -> list[str]:
     """Calibrate a prepared model and quantize it by a method, in place.
 
@@ -58,6 +60,8 @@ def quantize_prepared(
         effort: Multiplies the steps of distillation, reconstruction and training.
         seed: Fixes everything that is drawn.
         progress: Show a progress bar where something is trained.
+        check: Whether the prepared model, quantizers off, is compared with ``float_model`` on the
+            first batch, where both are given.
 
     Returns:
         What a reader should know, a line each.
@@ -82,6 +86,10 @@ def quantize_prepared(
                 "zaq_plugin.strategies.apply, which prepares in a host itself"
             )
     student_of(prepared)  # an error if nothing is quantized
+    if check and float_model is not None and batches is not None:
+        batches = list(batches)
+        first = as_calls(batches, "quantize", inputs_of(prepared))[0][0]
+        require_float_function(prepared, float_model, first)
     images = None if batches is None else _images(prepared, batches)
     source: ImageStage = Real()
     if images is None:

@@ -52,6 +52,7 @@ class Request:
         adapter: From the model's output to a list of tensors, for models with several outputs.
         effort: Multiplies the steps of distillation, reconstruction and training.
         progress: Show a progress bar where something is trained.
+        check: Whether a host's prepared model is compared with the float one on the example inputs.
 
     Raises:
         ValueError: For a value that makes no sense.
@@ -79,6 +80,7 @@ class Request:
     adapter: OutputAdapter = all_outputs
     effort: float = 1.0
     progress: bool = False
+    check: bool = True
 
     def __post_init__(self) -> None:
         _check_bits("weight_bits", self.weight_bits)

@@ -14,6 +14,7 @@ from zaq_plugin.ptq.plan import stored_size
 from zaq_plugin.pwlq import QuantSpec, UniformSpec
 from zaq_plugin.report import Audit
 from zaq_plugin.student.host import Assignment, find_host
+from zaq_plugin.student.proof import require_float_function
 from zaq_plugin.zero_shot import FinetuneResult
 from zaq_timm.zoo.errors import LeftOut, is_out_of_memory
 
@@ -96,6 +97,8 @@ def on_host(name: str, request: Request) -> Converted:
         raise LeftOut(reason)
     train = request.finetune is not None
     made = host.prepare(request.model, (request.example,), assignment, train=train)
+    if made.fixed_batch is None:
+        require_float_function(made.model, request.model, (request.example,))
     batches, result = request.batches, None
     if made.fixed_batch:
         size = made.fixed_batch
