@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -168,6 +169,60 @@ def test_parts_of_the_core_do_not_import_in_circles() -> None:
     except CycleError as error:
         pytest.fail(f"parts of zaq_plugin import each other: {error.args[1]}")
     assert "zaq_plugin.pwlq" in order
+
+
+def files_that_import_each_other(graph: dict[str, set[str]]) -> list[str] | None:
+    """The modules of one circle, each importing the next; None if there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(reversed(error.args[1]))  # graphlib names a module before what imports it
+    return None
+
+
+def imports_between(files: dict[str, Path]) -> dict[str, set[str]]:
+    """Which modules each module imports, at whatever depth; packages' faces are left out."""
+    modules = {name: path for name, path in files.items() if path.name != "__init__.py"}
+    graph: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        # `from package.module import thing` and `from package import module` name the same file.
+        dotted = {part for full in imports(path) for part in (full, full.rpartition(".")[0])}
+        graph[name] = (dotted & modules.keys()) - {name}
+    return graph
+
+
+def test_no_file_imports_itself_through_others() -> None:
+    """Lazy imports and those for type checkers count: a circle of ideas is one all the same."""
+    files = {module_name(path): path for top in packages() for path in sources(top)}
+    graph = imports_between(files)
+    circle = files_that_import_each_other(graph)
+    assert circle is None, f"these files import each other: {' -> '.join(circle or [])}"
+    assert "zaq_plugin.student.view" in graph["zaq_plugin.student.walk"]
+    assert "zaq_plugin.student.layer" in graph["zaq_fx.student"] | graph["zaq_plugin.student.view"]
+
+
+def test_a_circle_of_lazy_and_typing_imports_is_seen(tmp_path: Path) -> None:
+    base = INTEGRATIONS / "imaginary"
+    code = {
+        "a": "def f():\n    from imaginary.b import g\n",
+        "b": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from imaginary import c\n",
+        "c": "import imaginary.a\n",
+        "d": "from . import a\n",
+    }
+
+    class Text(type(base)):
+        def read_text(self, *_: object, **__: object) -> str:
+            return code[self.stem]
+
+    files = {f"imaginary.{name}": Text(base / f"{name}.py") for name in code}
+    graph = imports_between(files)
+    assert graph["imaginary.d"] == {"imaginary.a"}
+    circle = files_that_import_each_other(graph)
+    assert circle is not None
+    assert set(circle) == {"imaginary.a", "imaginary.b", "imaginary.c"}
+    assert all(after in graph[name] for name, after in pairwise(circle))
+    del graph["imaginary.c"]
+    assert files_that_import_each_other(graph) is None
 
 
 def python(code: str, **kwargs: object) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from zaq_fx._compat import is_prepared
 from zaq_fx.student import FXStudent, student
 from zaq_plugin import ptq
+from zaq_plugin.strategies.prepared import Method, quantize_prepared
 
 
 def calibrate(
@@ -38,6 +39,34 @@ def calibrate(
     if bias_correction:
         correct_bias(prepared, held)
     return prepared
+
+
+def quantize(
+    prepared: fx.GraphModule,
+    batches: Iterable[Any] | None = None,
+    method: Method = "pwlq+gptq",
+    **options: Any,
+) -> list[str]:
+    """Calibrate a prepared model and quantize it by a published method, in place; then convert it.
+
+    Rounding with error feedback, AdaRound, BRECQ, zero-shot fine-tuning, ...: see
+    `zaq_plugin.strategies.quantize_prepared` for the methods and options. Without batches it is
+    data-free, and needs ``float_model=`` and ``image_shape=``.
+
+    Args:
+        prepared: From prepare_fx or prepare_qat_fx, with weights of this package.
+        batches: Calibration images, as in `calibrate`.
+        method: ``pwlq+gptq``, ``adaround``, ``brecq``, ``zaq``, ...
+
+    Returns:
+        What a reader should know, a line each.
+
+    Raises:
+        ValueError: a model that was not prepared, or of which nothing is quantized; a method that
+            does not exist or does not go with it.
+    """
+    student(prepared, "quantize")
+    return quantize_prepared(prepared, batches, method, **options)
 
 
 def correct_bias(prepared: fx.GraphModule, batches: Iterable[Any]) -> dict[str, Tensor]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -28,8 +27,6 @@ _WITH_A_GRID = (
     nn.Hardswish,
 )
 """Modules that the host folds, or that hold their output's grid after conversion."""
-
-ValueT = TypeVar("ValueT")
 
 
 def split_calls(traced: fx.GraphModule) -> dict[str, str]:
@@ -67,21 +64,6 @@ def _shallow(module: nn.Module) -> nn.Module:
     twin._buffers = dict(module._buffers)
     twin._modules = dict(module._modules)
     return twin
-
-
-def for_every_call(
-    overrides: Mapping[Any, ValueT] | None, copies: Mapping[str, str]
-) -> dict[Any, ValueT] | None:
-    """Overrides by name or pattern, extended to the copies of the layers that they mean."""
-    if overrides is None or not copies:
-        return None if overrides is None else dict(overrides)
-    extended = dict(overrides)
-    for made, original in copies.items():
-        meant = [k for k in overrides if isinstance(k, str) and fnmatchcase(original, k)]
-        if made in overrides or not meant:
-            continue
-        extended[made] = overrides[original if original in overrides else meant[-1]]
-    return extended
 
 
 def share_weight_quantizers(prepared: nn.Module, copies: Mapping[str, str]) -> list[str]:

@@ -18,18 +18,18 @@ from torch.ao.quantization.quantize_fx import (
 from zaq_fx.activations import clamp_narrow, keep_wide, narrow_ranges
 from zaq_fx.audit import audit, plan
 from zaq_fx.backend import pwlq_backend_config
-from zaq_fx.calls import for_every_call, share_weight_quantizers
+from zaq_fx.calls import share_weight_quantizers
 from zaq_fx.joining import lower_concatenations
 from zaq_fx.kept import unwrap
 from zaq_fx.qconfig import (
     Activations,
-    Override,
     pwlq_qat_qconfig_mapping,
     pwlq_qconfig_mapping,
 )
 from zaq_fx.student import FXStudent
 from zaq_fx.surgery import FUNCTIONAL, copies_of, prepare_model, remarks_of
 from zaq_plugin.pwlq import QuantSpec
+from zaq_plugin.student.assign import Override
 
 
 def prepare(
@@ -69,7 +69,6 @@ def prepare(
     ready = prepare_model(model)
     ready.train(qat)
     make = pwlq_qat_qconfig_mapping if qat else pwlq_qconfig_mapping
-    overrides = for_every_call(overrides, copies_of(ready))
     mapping = make(spec, activations, overrides=overrides, model=ready, **options)
     for function in FUNCTIONAL:  # those left have weights computed from the input
         mapping.set_object_type(function, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from fnmatch import fnmatchcase, translate
+from fnmatch import translate
 from typing import Any
 
 import torch
@@ -15,16 +15,27 @@ from torch.ao.quantization import (
 )
 
 from zaq_fx.notes import note_host
+from zaq_fx.surgery import classes_before, copies_of
 from zaq_plugin.fake_quantize import (
     ActivationFakeQuantize,
     PWLQActivationFakeQuantize,
     PWLQPerChannelFakeQuantize,
 )
+from zaq_plugin.layers import LAYERS
 from zaq_plugin.observers import PWLQPerChannelObserver, TopKMedianObserver
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
+from zaq_plugin.student.assign import (
+    Choice,
+    Override,
+    Overrides,
+    check_value,
+    classes_at,
+    is_pattern,
+    label,
+    module_classes,
+)
 
 Activations = int | PWLQSpec
-Override = QuantSpec | tuple[QuantSpec, Activations] | None
 
 _TRANSPOSED = (
     nn.ConvTranspose1d,
@@ -123,18 +134,22 @@ def pwlq_qconfig_mapping(
 
     Args:
         spec, activations, **options: See `pwlq_qconfig`.
-        overrides: What differs, by module name (``"layer1.0.conv1"``, or a pattern such as
-            ``"layer1.*"``), module type or function. A value is a weight format, a pair (weight
-            format, activations), or None to leave the layer float. Names win over patterns,
-            patterns over types.
-        model: The model, needed for overrides by module type: they are written as names, because
-            the host drops a type's entry, or refuses it, where the layer is fused with a ReLU.
+        overrides: What differs, by layer name, name of a module around it, pattern (``"*.conv1"``),
+            module class, or function. A value is a weight format, a pair (weight format,
+            activations), or None to leave the layer float. The activations are those that the
+            layer makes: the host's grids belong to outputs. See `zaq_plugin.student.assign` for
+            which override wins; functions are the host's own business.
+        model: The model, in which every override is resolved and written down by name. Without it,
+            names (of layers and modules around) and patterns are the host's to resolve: the nearest
+            name wins, then the most specific pattern; and there are no overrides by module class,
+            because the host drops or refuses them where the layer is fused with a ReLU.
 
     Returns:
         A mapping that can be changed further with its own ``set_...`` methods.
 
     Raises:
-        ValueError: an override that no layer of the model matches, or a type without a model.
+        ValueError: an override that nothing in the model matches, or a class without a model.
+        TypeError: an override of another kind.
     """
     return _mapping(spec, activations, overrides, model, options)
 
@@ -167,80 +182,113 @@ def _mapping(
     for norm in _NORMS:
         stock: Any = mapping.object_type_qconfigs[norm]
         mapping.set_object_type(norm, QConfig(activation=usual.activation, weight=stock.weight))
-    ranked = sorted((overrides or {}).items(), key=lambda item: _rank(item[0]))
-    for key, value in ranked:
-        if isinstance(key, str):
-            _check_name(key, model)
-        if isinstance(key, str) and not _is_pattern(key):
-            per_tensor = model is not None and isinstance(model.get_submodule(key), _TRANSPOSED[:3])
-            chosen = _override(key, value, spec, activations, options, per_tensor)
-            mapping.set_module_name(key, chosen)
-        elif isinstance(key, type) and issubclass(key, nn.Module):
-            chosen = _override(key, value, spec, activations, options, key in _TRANSPOSED)
-            for name in _names_of(key, model):
-                mapping.set_module_name(name, chosen)
-        elif isinstance(key, str):
-            chosen = _override(key, value, spec, activations, options, False)
-            # Written as names where possible, so that patterns win over types.
-            names = [n for n, _ in model.named_modules() if fnmatchcase(n, key)] if model else []
-            for name in names:
-                mapping.set_module_name(name, chosen)
-            mapping.set_module_name_regex(translate(key), chosen)
-        else:
-            chosen = _override(key, value, spec, activations, options, key in _TRANSPOSED)
-            mapping.set_object_type(key, chosen)
+    functions, differing = _split(overrides, activations)
+    made = _QConfigs(spec, activations, options, mapping)
+    for function, choice in functions.items():
+        mapping.set_object_type(function, made.of(choice, per_tensor=function in _TRANSPOSED))
+    if model is None:
+        _by_the_host(mapping, differing, made)
+    else:
+        _by_name(mapping, differing, made, model)
     return mapping
 
 
-def _is_pattern(key: str) -> bool:
-    return any(c in key for c in "*?[")
+def _split(
+    overrides: Mapping[Any, Override] | None, activations: Activations
+) -> tuple[dict[Any, Choice], Overrides]:
+    """Overrides of functions, which only the host knows, and those of modules."""
+    if not isinstance(overrides, Mapping):
+        return {}, Overrides(overrides, activations)
+    functions = {k: v for k, v in overrides.items() if callable(k) and not isinstance(k, type)}
+    modules = {k: v for k, v in overrides.items() if k not in functions}
+    checked = {
+        function: check_value(value, activations, f"overrides[{label(function)}]", function)
+        for function, value in functions.items()
+    }
+    return checked, Overrides(modules, activations)
 
 
-def _rank(key: Any) -> int:
-    """Later wins: types, then patterns, then names."""
-    if not isinstance(key, str):
-        return 0
-    return 1 if _is_pattern(key) else 2
+class _QConfigs:
+    """The QConfigs of overrides, each made once.
+
+    Args:
+        spec, activations, options: See `pwlq_qconfig`.
+        mapping: Knows what the host wants of norms.
+    """
+
+    def __init__(
+        self,
+        spec: QuantSpec | None,
+        activations: Activations,
+        options: dict[str, Any],
+        mapping: QConfigMapping,
+    ) -> None:
+        self.spec, self.activations, self.options = spec, activations, options
+        self.mapping = mapping
+        self._made: dict[Any, QConfig] = {}
+
+    def of(
+        self, choice: Choice, module: nn.Module | None = None, *, per_tensor: bool = False
+    ) -> QConfig | None:
+        """The QConfig of an override, as a module needs it; None: float.
+
+        Raises:
+            TypeError, ValueError: the host has no such activations.
+        """
+        if choice.weights is None:
+            return None
+        per_tensor = per_tensor or isinstance(module, _TRANSPOSED[:3])
+        norm = next((kind for kind in _NORMS[:1] if isinstance(module, kind)), None)
+        key = (id(choice), per_tensor, norm)
+        if key not in self._made:
+            axis = {"ch_axis": None} if per_tensor else {}
+            try:
+                activations: Any = choice.activations  # which it checks
+                usual = pwlq_qconfig(choice.weights, activations, **{**self.options, **axis})
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"overrides[{label(choice.key)}]: {error}") from error
+            if norm is not None:
+                stock: Any = self.mapping.object_type_qconfigs[norm]
+                usual = QConfig(activation=usual.activation, weight=stock.weight)
+            self._made[key] = usual
+        return self._made[key]
 
 
-def _check_name(key: str, model: nn.Module | None) -> None:
-    if model is None:
-        return
-    if not any(fnmatchcase(name, key) for name, _ in model.named_modules()):
-        raise ValueError(
-            f"overrides[{key!r}]: the model has no such module. Names are those of "
-            "model.named_modules(); patterns use *, ? and [...]."
-        )
+def _by_name(
+    mapping: QConfigMapping, differing: Overrides, made: _QConfigs, model: nn.Module
+) -> None:
+    """Write down, for every module by its name, the override that decides on it.
+
+    Raises:
+        ValueError: an override that no module matches.
+    """
+    classes = {**module_classes(model), **classes_before(model)}
+    copies = copies_of(model)
+    modules = {n: m for n, m in model.named_modules(remove_duplicate=False) if n}
+    known = {name: classes_at(copies.get(name, name), classes) for name in modules}
+    layers = {n: known[n] for n, m in modules.items() if isinstance(m, LAYERS)}
+    differing.require_used(layers, {n: c for n, c in known.items() if n not in layers})
+    for name, module in modules.items():
+        aliases = (copies[name],) if name in copies else ()
+        choice = differing.find(name, known[name], aliases)
+        if choice is not None:
+            mapping.set_module_name(name, made.of(choice, module))
 
 
-def _names_of(kind: type[nn.Module], model: nn.Module | None) -> list[str]:
-    if model is None:
-        raise ValueError(
-            f"overrides[{kind.__name__}]: overrides by module type need model=, so that layers "
-            "fused with a ReLU are reached, too."
-        )
-    names = [name for name, module in model.named_modules() if type(module) is kind]
-    if not names:
-        raise ValueError(f"overrides[{kind.__name__}]: the model has no module of this type.")
-    return names
+def _by_the_host(mapping: QConfigMapping, differing: Overrides, made: _QConfigs) -> None:
+    """Without the model: names as names, patterns as patterns, the most specific one first.
 
-
-def _override(
-    key: Any,
-    value: Override,
-    spec: QuantSpec | None,
-    activations: Activations,
-    options: dict[str, Any],
-    per_tensor: bool,
-) -> QConfig | None:
-    if value is None:
-        return None
-    if not isinstance(value, tuple):
-        value = (value, activations)
-    if len(value) != 2 or not isinstance(value[0], PWLQSpec | UniformSpec):
-        raise TypeError(
-            f"overrides[{key!r}] must be a weight format, a pair (weight format, activations), or "
-            f"None; got {value!r}."
-        )
-    axis = {"ch_axis": None} if per_tensor else {}
-    return pwlq_qconfig(value[0], value[1], **{**options, **axis})
+    Raises:
+        ValueError: an override by module type.
+    """
+    for key, choice in differing.choices.items():
+        if not isinstance(key, str):
+            raise ValueError(
+                f"overrides[{label(key)}]: overrides by module type need model=, so that layers "
+                "fused with a ReLU are reached, too."
+            )
+        if is_pattern(key):  # of a layer, or of a module around it
+            pattern = f"{translate(key)}|{translate(key + '.*')}"
+            mapping.set_module_name_regex(pattern, made.of(choice))
+        else:
+            mapping.set_module_name(key, made.of(choice))

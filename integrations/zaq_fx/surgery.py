@@ -8,6 +8,7 @@
 * Functional ``F.conv2d`` and ``F.linear`` on a parameter bypass the host's weight handling: they
   become modules, see `zaq_fx.functional`.
 * A layer called several times becomes a layer a call, see `zaq_fx.calls`.
+* Identities between a layer and its activation go, so that the host fuses the two.
 * Padding becomes numbers, transposed convolutions take their BatchNorm, see
   `zaq_fx.convolutions`.
 """
@@ -15,7 +16,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from zaq_fx.calls import split_calls
 from zaq_fx.convolutions import fold_transposed, pad_in_numbers
@@ -23,12 +24,15 @@ from zaq_fx.functional import FUNCTIONAL, functional_to_modules, has_functional_
 from zaq_fx.operators import give_affine, keep_layers_float, keep_operators_float
 from zaq_fx.tracing import trace
 from zaq_fx.writes import without_writes
+from zaq_plugin.layers import LAYERS
 from zaq_plugin.ptq.bake import bake_parametrizations, copied
 from zaq_plugin.ptq.wrappers import unwrapped
+from zaq_plugin.student.assign import module_classes
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _COPIES = "zaq_copies"
 _REMARKS = "zaq_remarks"
+_CLASSES = "zaq_classes"
 
 
 def prepare_model(model: nn.Module, *, inplace: bool = False) -> nn.Module:
@@ -51,6 +55,7 @@ def prepare_model(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     model = unwrapped(model)
     check_float32(model)
     model = model if inplace else copied(model)
+    classes = module_classes(model)
     baked = bake_parametrizations(model)
     unwrap_norm_activations(model)
     keep_layers_float(model)
@@ -59,6 +64,7 @@ def prepare_model(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     remarks = dict.fromkeys(baked, "its computed weight (weight norm, pruning, ...) is a constant")
     for made, original in copies.items():
         remarks[made] = f"the same weight as '{original}', which is called more than once"
+    object.__setattr__(model, _CLASSES, classes)
     object.__setattr__(model, _COPIES, copies)
     object.__setattr__(model, _REMARKS, remarks)
     return model
@@ -76,6 +82,7 @@ def _rewrite_graph(model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
     changed = without_writes(traced)
     if functional:
         traced = functional_to_modules(traced)
+    changed += drop_identities(traced)
     copies = split_calls(traced)
     changed += len(copies) + keep_operators_float(traced)
     changed += pad_in_numbers(traced) + len(fold_transposed(traced))
@@ -86,9 +93,35 @@ def _rewrite_graph(model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
     return traced, copies
 
 
+def drop_identities(traced: fx.GraphModule) -> int:
+    """Take identities behind layers out of a graph: the host fuses neighbours only.
+
+    A BatchNorm that was folded leaves one between its convolution and the activation.
+    """
+    modules = dict(traced.named_modules())
+    count = 0
+    for node in list(traced.graph.nodes):
+        source = node.args[0] if node.args else None
+        if node.op != "call_module" or not isinstance(source, fx.Node):
+            continue
+        if source.op != "call_module" or type(modules[str(node.target)]) is not nn.Identity:
+            continue
+        if isinstance(modules[str(source.target)], LAYERS):
+            node.replace_all_uses_with(source)
+            traced.graph.erase_node(node)
+            count += 1
+    return count
+
+
 def copies_of(ready: nn.Module) -> dict[str, str]:
     """Layers that `prepare_model` added for further calls: name -> the layer they copy."""
     found: dict[str, str] = getattr(ready, _COPIES, {})
+    return found
+
+
+def classes_before(ready: nn.Module) -> dict[str, tuple[type, ...]]:
+    """The classes that modules had before `prepare_model`; see `module_classes`."""
+    found: dict[str, tuple[type, ...]] = getattr(ready, _CLASSES, {})
     return found
 
 
@@ -148,6 +181,7 @@ def unwrap_norm_activations(model: nn.Module) -> list[str]:
 __all__ = [
     "FUNCTIONAL",
     "check_float32",
+    "classes_before",
     "copies_of",
     "functional_to_modules",
     "prepare_model",

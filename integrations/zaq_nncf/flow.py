@@ -25,6 +25,8 @@ from zaq_plugin.layers import LAYERS
 from zaq_plugin.ptq import correct_bias
 from zaq_plugin.ptq.wrappers import unwrapped
 from zaq_plugin.pwlq import QuantSpec
+from zaq_plugin.strategies.prepared import Method, quantize_prepared
+from zaq_plugin.student.assign import Classes, module_classes
 from zaq_plugin.zero_shot import ZeroShotConfig, ZeroShotLoader
 
 CORRECTION_IMAGES = 128
@@ -37,7 +39,7 @@ def quantize(
     spec: QuantSpec | None = None,
     *,
     activations: int = 8,
-    overrides: Mapping[str, Override] | None = None,
+    overrides: Mapping[Any, Override] | None = None,
     bias_correction: str | None = "activations",
     learnable: bool = False,
     observer: Callable[..., Any] | None = None,
@@ -45,6 +47,8 @@ def quantize(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     config: ZeroShotConfig | None = None,
+    method: Method | None = None,
+    method_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> nn.Module:
     """``nncf.quantize`` with PWLQ weights; the result trains, strips and exports as NNCF's does.
@@ -61,8 +65,10 @@ def quantize(
         spec: The weights' format; ``PWLQSpec()`` (4 MAC bits, 5 stored) if None.
         activations: Width of the inputs of convolutions and matrix products, 2 to 8 bits. The
             model's input, and what is only added or pooled, keeps 8.
-        overrides: ``{layer name or pattern: format}``, or None for a layer that is left to NNCF's
-            own int8. To leave a layer float, name it in ``ignored_scope``.
+        overrides: What differs, by layer name, name of a module around it, pattern (``*.conv1``)
+            or module class: a weight format, or None for a layer that is left to NNCF's own int8
+            (to leave it float, name it in ``ignored_scope``). See `zaq_plugin.student.assign` for
+            which one wins.
         bias_correction: ``activations`` takes the mean error on the calibration images out of each
             bias; ``nncf`` is NNCF's fast bias correction, on channel means, as plain
             ``nncf.quantize`` does it; None leaves biases alone.
@@ -72,6 +78,9 @@ def quantize(
         image_shape, mean, std: (channels, height, width) and normalisation of images made from the
             model; a timm model says its own.
         config: Seed and settings of image making.
+        method: In place of bias correction alone, a published method on the PWLQ weights and the
+            images that calibrate: ``pwlq+gptq``, ``adaround``, ``brecq``, ``zaq``, ...
+        method_options: Of `zaq_plugin.strategies.quantize_prepared`: ``effort``, ``seed``, ...
         **options: Of ``nncf.quantize``: ``preset``, ``target_device``, ``subset_size``,
             ``model_type``, ``ignored_scope``, ``advanced_parameters`` ... NNCF's overflow fix is
             switched off (PWLQ's levels use the whole int8 grid), and activations have one grid per
@@ -87,7 +96,7 @@ def quantize(
         TypeError: a format, calibration or model of an unknown kind.
     """
     model = unwrapped(model)
-    settings = Settings(spec, overrides, learnable)
+    settings = Settings(spec, overrides, learnable, _classes(model))
     bits = check_bits(activations)
     if bias_correction not in ("activations", "nncf", None):
         raise ValueError(
@@ -125,12 +134,25 @@ def quantize(
     if bits < 8:
         batches = itertools.islice(dataset.get_inference_data(), subset_size)
         narrow_activations(quantized, placement.multiplied(), batches, bits, observer)
-    if bias_correction == "activations":
+    if method is not None:
+        held = itertools.islice(dataset.get_inference_data(), subset_size)
+        kinds = {"image_shape": image_shape, "mean": mean, "std": std, **(method_options or {})}
+        quantize_prepared(quantized, list(held), method, **kinds)
+    elif bias_correction == "activations":
         held = itertools.islice(dataset.get_inference_data(), subset_size)
         correct_bias(quantized, first_images(held, CORRECTION_IMAGES))
     elif by_nncf:
         _remember_shifts(quantized, placement, before)
     return quantized
+
+
+def _classes(model: object) -> dict[str, Classes]:
+    """The classes of the model's modules, as overrides see them, with and without a root."""
+    if not isinstance(model, nn.Module):
+        return {}  # `prepare_model` refuses it
+    classes = module_classes(model)
+    rooted = {f"model.{name}" if name else "model": around for name, around in classes.items()}
+    return {**rooted, **classes}
 
 
 def _advanced(given: Any, bias_correction: bool) -> Any:

@@ -70,11 +70,13 @@ def register(
 
     Args:
         spec: The weights' format; ``PWLQSpec()`` (4 MAC bits, 5 stored) if None.
-        overrides: Formats by layer name or pattern; None leaves a layer to NNCF's own int8.
+        overrides: Formats by layer name, name of a module around, or pattern; None leaves a layer
+            to NNCF's own int8.
         learnable: Train the activations' steps, too.
 
     Raises:
         TypeError: a format that is none.
+        ValueError: an override by module class, which needs the model.
     """
     with _lock:
         before = list(_registered)
@@ -155,7 +157,7 @@ def _ours(settings: Settings, graph: Any, points: list[Any], native: BaseQuantiz
         found = _weight_of(graph, points[0])
         if found is not None:
             weight, axis = found
-            spec, _ = settings.format_of(layer_name(weight))
+            spec = settings.format_of(layer_name(weight))
             if spec is not None:
                 return pwlq_weight(native, spec, axis, weight)
     elif not native.per_channel:

@@ -1,11 +1,12 @@
-"""Which weight gets which format: a default, and overrides by name or pattern."""
+"""Which weight gets which format: a default, and overrides."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
+from typing import Any
 
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
+from zaq_plugin.student.assign import Classes, Overrides, classes_at, label
 
 Override = QuantSpec | None
 """A weight format, or None: the layer is left to NNCF's own int8."""
@@ -16,60 +17,66 @@ class Settings:
 
     Args:
         spec: The format of layers that no override matches; ``PWLQSpec()`` if None.
-        overrides: ``{name or pattern: format or None}``. A name stands for a layer, for all layers
-            inside a module, or for all that match it as in ``fnmatch``; exact names win.
+        overrides: ``{key: format or None}``; `zaq_plugin.student.assign` says what keys there are,
+            and which one wins.
         learnable: Train the activations' steps, too.
+        classes: The classes of the model's modules, see `module_classes`; None if the model is not
+            known yet, and there can be no overrides by class.
 
     Raises:
-        TypeError: a format that is none, or a key that is no text.
+        TypeError: a format that is none, or a key or value of another kind.
+        ValueError: an override by class of a model that is not known.
     """
 
     def __init__(
         self,
         spec: QuantSpec | None = None,
-        overrides: Mapping[str, Override] | None = None,
+        overrides: Mapping[Any, Override] | None = None,
         learnable: bool = False,
+        classes: Mapping[str, Classes] | None = None,
     ) -> None:
         self.spec = _checked(PWLQSpec() if spec is None else spec, "spec")
-        self.overrides: dict[str, Override] = {}
         self.learnable = learnable
-        for key, value in (overrides or {}).items():
-            if not isinstance(key, str):
-                raise TypeError(
-                    f"overrides: a key is a layer's name or a pattern like '*.conv1'; got {key!r}"
+        self.classes = classes or {}
+        for key, value in overrides.items() if isinstance(overrides, Mapping) else ():
+            _check_value(value, f"overrides[{label(key)}]")
+        self.overrides = Overrides(overrides, None)
+        for key in self.overrides.choices:
+            if classes is None and isinstance(key, type):
+                raise ValueError(
+                    f"overrides[{label(key)}]: overrides by module class need the model, which "
+                    "register() does not see. Use zaq_nncf.quantize, or name the layers."
                 )
-            where = f"overrides[{key!r}]"
-            self.overrides[key] = None if value is None else _checked(value, where)
 
-    def format_of(self, layer: str) -> tuple[Override, str | None]:
-        """The layer's format, and the override that gave it."""
-        found = [key for key in self.overrides if matches(key, layer)]
-        if not found:
-            return self.spec, None
-        key = min(found, key=lambda k: k != layer)
-        return self.overrides[key], key
+    def format_of(self, layer: str) -> Override:
+        """The layer's format; None leaves it to NNCF's own int8."""
+        choice = self.overrides.find(layer, self._classes(layer), _aliases(layer))
+        return self.spec if choice is None else choice.weights
 
     def require_used(self, layers: Iterable[str]) -> None:
         """Raise ValueError if an override matches no layer."""
-        names = list(layers)
-        idle = [key for key in self.overrides if not any(matches(key, name) for name in names)]
-        if idle:
-            shown = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
-            raise ValueError(
-                f"overrides: no layer matches {', '.join(map(repr, idle))}. The layers that NNCF "
-                f"quantizes are: {shown}."
-            )
+        found = {name: self._classes(name) for name in layers}
+        others = {alias: found[name] for name in found for alias in _aliases(name)}
+        self.overrides.require_used(found, others)
+
+    def _classes(self, layer: str) -> Classes:
+        return classes_at(layer, self.classes)
 
 
-def matches(pattern: str, name: str) -> bool:
-    """Whether a pattern names a layer: exactly, as a module around it, or by * ? [].
+def _aliases(layer: str) -> list[str]:
+    """Without the root that `prepare_model` puts around some models."""
+    return [layer.removeprefix("model.")] if layer.startswith("model.") else []
 
-    The root that `prepare_model` puts around some models may be left out.
-    """
-    return any(
-        found == pattern or found.startswith(pattern + ".") or fnmatchcase(found, pattern)
-        for found in {name, name.removeprefix("model.")}
-    )
+
+def _check_value(value: object, where: str) -> None:
+    if isinstance(value, tuple):
+        raise TypeError(
+            f"{where}: expected a PWLQSpec or a UniformSpec, or None for NNCF's own int8; got the "
+            f"pair {value!r}. NNCF places activations' quantizers itself; their width is the "
+            "argument activations, one for all layers."
+        )
+    if value is not None:
+        _checked(value, where)
 
 
 def layer_name(weight: str) -> str:

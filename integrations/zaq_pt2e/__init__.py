@@ -11,6 +11,7 @@ from zaq_pt2e.calibrate import (  # noqa: E402
     calibrate,
     correct_bias,
     freeze_ranges,
+    quantize,
     twin,
 )
 from zaq_pt2e.decorator import PWLQDecorated, with_pwlq  # noqa: E402
@@ -27,6 +28,7 @@ __all__ = [
     "freeze_ranges",
     "lower",
     "pack",
+    "quantize",
     "set_training",
     "twin",
     "unpack",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from zaq_plugin import ptq
+from zaq_plugin.strategies.prepared import Method, quantize_prepared
 from zaq_plugin.student import twin as float_twin
 from zaq_pt2e._compat import is_watcher
 from zaq_pt2e.batch_norm import set_training
@@ -49,6 +50,37 @@ def calibrate(
     if bias_correction:
         correct_bias(prepared, held)
     return prepared
+
+
+def quantize(
+    prepared: GraphModule,
+    batches: Iterable[Any] | None = None,
+    method: Method = "pwlq+gptq",
+    **options: Any,
+) -> list[str]:
+    """Calibrate a prepared model and quantize it by a published method, in place; then convert it.
+
+    Rounding with error feedback, AdaRound, BRECQ, zero-shot fine-tuning, ...: see
+    `zaq_plugin.strategies.quantize_prepared` for the methods and options. Without batches it is
+    data-free, and needs ``float_model=`` and ``image_shape=``.
+
+    Args:
+        prepared: From prepare_pt2e or prepare_qat_pt2e, with weights of this package.
+        batches: Calibration images, as in `calibrate`.
+        method: ``pwlq+gptq``, ``adaround``, ``brecq``, ``zaq``, ...
+
+    Returns:
+        What a reader should know, a line each.
+
+    Raises:
+        ValueError: a model that was not prepared, or of which nothing is quantized; a method that
+            does not exist or does not go with it.
+    """
+    view = student(prepared, "quantize")
+    set_training(prepared, False)
+    notes = quantize_prepared(prepared, batches, method, **options)
+    forget_means(view, set(view.layers()))
+    return notes
 
 
 def correct_bias(prepared: GraphModule, batches: Iterable[Any]) -> dict[str, Tensor]:

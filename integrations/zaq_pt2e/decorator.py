@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantizer import QuantizationSpec, Quantizer
 
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec
+from zaq_plugin.student.assign import Override
 from zaq_pt2e._compat import annotation_of, is_fake_quantize
 from zaq_pt2e.batch_norm import own_tensors, prepare_batch_norms
 from zaq_pt2e.bias import give_biases, watch_inputs
@@ -24,7 +25,7 @@ from zaq_pt2e.quantizer import (
     unfit,
 )
 from zaq_pt2e.ready import make_ready
-from zaq_pt2e.settings import Override, Settings, check_weights, weight_factory
+from zaq_pt2e.settings import Settings, check_weights, weight_factory
 
 
 class PWLQDecorated(NotForNNCF, Quantizer):
@@ -63,7 +64,7 @@ class PWLQDecorated(NotForNNCF, Quantizer):
         found = list(layers(model))
         self.qat = False
         quantized = [self._replace(model, layer) for layer in found]
-        self.settings.require_used([layer.original for layer in found])
+        self.settings.require_used({layer.original: layer.modules for layer in found})
         require_any(found, quantized)
         if self.qat:
             prepare_batch_norms(model)

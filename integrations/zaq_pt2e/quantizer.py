@@ -15,6 +15,7 @@ from torchao.quantization.pt2e.quantizer import (
 
 from zaq_plugin.observers import TopKMedianObserver
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec
+from zaq_plugin.student.assign import Override
 from zaq_pt2e._compat import ANNOTATION, annotation_of
 from zaq_pt2e.batch_norm import own_tensors, prepare_batch_norms
 from zaq_pt2e.bias import give_biases, watch_inputs
@@ -34,7 +35,6 @@ from zaq_pt2e.parts import hidden_parts
 from zaq_pt2e.ready import make_ready
 from zaq_pt2e.settings import (
     Activations,
-    Override,
     Settings,
     activation_qspec,
     check_activations,
@@ -76,9 +76,9 @@ class PWLQQuantizer(NotForNNCF, Quantizer):
         spec: The weights' format; ``PWLQSpec()`` (4 MAC bits, 5 stored) if None.
         activations: Bits of the uniform grid (exact on int8 kernels), 2 to 8; a `PWLQSpec` for
             PWLQ activations, which are simulated and cannot be converted; None for weight-only.
-        overrides: What differs, by module name, name of a module around it, pattern (``*.conv1``)
+        overrides: What differs, by layer name, name of a module around it, pattern (``*.conv1``)
             or module class. A value is a weight format, a pair (weight format, activations), or
-            None to leave the layer float. Exact names win over patterns, these over classes.
+            None to leave the layer float. See `zaq_plugin.student.assign` for which one wins.
         include: Names or patterns; if given, all other layers stay float.
         exclude: Names or patterns of layers that stay float.
         qat: Fake-quantizers, for ``prepare_qat_pt2e``, in place of observers.
@@ -140,7 +140,7 @@ class PWLQQuantizer(NotForNNCF, Quantizer):
         found = list(layers(model))
         require_layers(model, found)
         quantized = [self._annotate_layer(model, layer) for layer in found]
-        self.settings.require_used([layer.original for layer in found])
+        self.settings.require_used({layer.original: layer.modules for layer in found})
         require_any(found, quantized)
         for node in model.graph.nodes:
             if node.op == "call_function" and annotation_of(node) is None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import nn
 from torchao.quantization.pt2e.quantizer import QuantizationSpec
 
 from zaq_plugin.fake_quantize import (
@@ -17,13 +15,15 @@ from zaq_plugin.fake_quantize import (
 )
 from zaq_plugin.observers import TopKMedianObserver
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
+from zaq_plugin.student import assign
+from zaq_plugin.student.assign import Override, Overrides, label, matches, unmatched
 from zaq_pt2e.graph import class_named
 
 Activations = int | PWLQSpec | None
 """Bits of a uniform grid; a `PWLQSpec` (simulated); None for float activations (weight-only)."""
 
-Override = QuantSpec | tuple[QuantSpec, Activations] | None
-"""A weight format, a pair (weight format, activations), or None: leave the layer float."""
+ModuleStack = tuple[tuple[str, str], ...]
+"""(path, qualified class name) of the modules around a layer, from the outside in."""
 
 SOLVE_EVERY = 64
 """Training steps between two searches for breakpoints, as long as observers are on."""
@@ -48,26 +48,26 @@ def check_activations(activations: object, where: str) -> Activations:
     Raises:
         TypeError, ValueError: they are something else, or a width that does not exist.
     """
-    if activations is None or isinstance(activations, PWLQSpec):
-        return activations
-    if isinstance(activations, bool) or not isinstance(activations, int):
+    if isinstance(activations, UniformSpec):
         raise TypeError(
             f"{where}: activations must be a number of bits (2 to 8), a PWLQSpec (simulated), or "
-            f"None (float activations); got {activations!r}."
+            f"None (float activations); got {activations!r}. Give a uniform grid by its bits."
         )
-    if not 2 <= activations <= 8:
-        raise ValueError(f"{where}: activations must have 2 to 8 bits; got {activations}.")
-    return activations
+    assign.check_activations(activations, where)
+    return _ours(activations)
 
 
 class Settings:
-    """Resolves a layer's formats, and remembers which overrides and patterns were of use.
+    """Resolves a layer's formats: filters first, then `zaq_plugin.student.assign.Overrides`.
 
     Args:
         default: The formats of layers that nothing else matches.
         overrides: See `PWLQQuantizer`.
         include: Patterns; if any are given, other layers stay float.
         exclude: Patterns of layers that stay float.
+
+    Raises:
+        TypeError, ValueError: as in `Overrides`; activations that this host has not.
     """
 
     def __init__(
@@ -78,86 +78,59 @@ class Settings:
         exclude: Iterable[str] = (),
     ) -> None:
         self.default = default
-        self.names: dict[str, Formats | None] = {}
-        self.types: dict[type, Formats | None] = {}
-        for key, value in (overrides or {}).items():
-            self._add(key, value)
+        self.overrides = Overrides(overrides, default[1])
+        for key, choice in self.overrides.choices.items():
+            check_activations(choice.activations, f"overrides[{label(key)}]")
         self.include, self.exclude = _patterns(include, "include"), _patterns(exclude, "exclude")
-        self.used: set[Any] = set()
 
-    def _add(self, key: Any, value: Override) -> None:
-        where = f"overrides[{key!r}]"
-        formats: Formats | None
-        if value is None:
-            formats = None
-        elif isinstance(value, tuple):
-            if len(value) != 2:
-                raise TypeError(f"{where}: expected (weight format, activations); got {value!r}.")
-            formats = (check_weights(value[0], where), check_activations(value[1], where))
-        else:
-            formats = (check_weights(value, where), self.default[1])
-        if isinstance(key, str):
-            self.names[key] = formats
-        elif isinstance(key, type) and issubclass(key, nn.Module):
-            self.types[key] = formats
-        else:
-            raise TypeError(
-                f"overrides: a key is a module's name, a pattern or a module class; got {key!r}."
-            )
-
-    def formats(
-        self, name: str, modules: tuple[tuple[str, str], ...]
-    ) -> tuple[Formats | None, str | None]:
-        """The formats of a layer, or None and the reason why it stays float.
-
-        An exact name wins over patterns and outer modules' names, these over types.
-        """
+    def formats(self, name: str, modules: ModuleStack) -> tuple[Formats | None, str | None]:
+        """The formats of a layer, or None and the reason why it stays float."""
         for pattern in self.exclude:
             if matches(pattern, name):
-                self.used.add(pattern)
                 return None, f"excluded by '{pattern}'"
-        if self.include:
-            found = [p for p in self.include if matches(p, name)]
-            if not found:
-                return None, "no include pattern matches it"
-            self.used.update(found)
-        types = self._types(modules)
-        self.used.update(types)
-        for key in sorted((k for k in self.names if matches(k, name)), key=lambda k: k != name):
-            self.used.add(key)
-            return self.names[key], f"override '{key}' is None"
-        for cls in types:
-            return self.types[cls], f"override {cls.__name__} is None"
-        return self.default, None
+        if self.include and not any(matches(p, name) for p in self.include):
+            return None, "no include pattern matches it"
+        choice = self.overrides.find(name, self._classes(modules))
+        if choice is None:
+            return self.default, None
+        if choice.weights is None:
+            return None, choice.reason
+        return (choice.weights, _ours(choice.activations)), None
 
-    def _types(self, modules: tuple[tuple[str, str], ...]) -> list[type]:
-        """The overrides' classes that fit a layer's modules, the innermost module's first."""
-        around = [class_named(name) for _, name in reversed(modules)]
-        return [key for cls in around if cls for key in self.types if issubclass(cls, key)]
+    def _classes(self, modules: ModuleStack) -> list[type]:
+        """The classes of a layer's modules, the innermost one's first."""
+        # Classes that a function defines cannot be looked up by their name.
+        keys = [key for key in self.overrides.choices if isinstance(key, type)]
+        known = {f"{key.__module__}.{key.__qualname__}": key for key in keys}
+        found = [known.get(name) or class_named(name) for _, name in reversed(modules)]
+        return [cls for cls in found if cls is not None]
 
-    def require_used(self, names: list[str]) -> None:
-        """Raise ValueError if an override or pattern matched no layer at all."""
-        wanted = [*self.names, *self.types, *self.include, *self.exclude]
-        idle = [k for k in wanted if k not in self.used]
-        # A name may be hidden behind a filter that came first.
-        idle = [k for k in idle if not (isinstance(k, str) and any(matches(k, n) for n in names))]
-        if idle:
-            shown = ", ".join(getattr(k, "__name__", repr(k)) for k in idle)
-            raise ValueError(
-                f"no layer matches {shown}. The model's layers are: {', '.join(names[:20])}"
-                f"{' ...' if len(names) > 20 else ''}."
-            )
+    def require_used(self, layers: Mapping[str, ModuleStack]) -> None:
+        """Check that every override and pattern matches a layer, be it that another one wins.
+
+        Args:
+            layers: The modules around each layer, by the layer's name.
+
+        Raises:
+            ValueError: one matches no layer at all.
+        """
+        found = {name: self._classes(modules) for name, modules in layers.items()}
+        self.overrides.require_used(found)
+        for where, patterns in (("include", self.include), ("exclude", self.exclude)):
+            idle = [p for p in patterns if not any(matches(p, name) for name in found)]
+            if idle:
+                raise unmatched(where, idle, found)
+
+
+def _ours(activations: object) -> Activations:
+    """Activations that were checked, as this host's type."""
+    return activations if isinstance(activations, int | PWLQSpec) else None
 
 
 def _patterns(given: Iterable[str], where: str) -> tuple[str, ...]:
     if isinstance(given, str):
         raise TypeError(f"{where} must be a list of patterns; got the text {given!r}.")
     return tuple(given)
-
-
-def matches(pattern: str, name: str) -> bool:
-    """Whether a pattern names a layer: exactly, as a module around it, or by * ? []."""
-    return name == pattern or name.startswith(pattern + ".") or fnmatchcase(name, pattern)
 
 
 def weight_factory(spec: QuantSpec, qat: bool, learnable: bool = False) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
@@ -14,10 +13,15 @@ from torch.nn.utils import parametrize
 from zaq_plugin.layers import LAYERS, channel_axis, is_depthwise
 from zaq_plugin.ptq.computed_weights import why_not_plain
 from zaq_plugin.pwlq import QuantSpec, UniformSpec, packed_size
+from zaq_plugin.student.assign import (
+    Activations,
+    Classes,
+    Override,
+    Overrides,
+    check_value,
+)
 from zaq_plugin.student.layer import own_class
 
-Activations = QuantSpec | int | None
-Override = tuple[QuantSpec | None, Activations] | None
 Depthwise = Literal["int8", "as-told"]
 
 
@@ -55,40 +59,41 @@ def make_plan(
     weights: QuantSpec | None,
     activations: Activations,
     *,
-    overrides: Mapping[str, Override] | None,
+    overrides: Mapping[Any, Override] | None,
     input_bits: int | None,
     first_last: Override,
     depthwise: Depthwise,
     example_inputs: Sequence[Any] | None,
+    classes: Mapping[str, Classes],
 ) -> list[LayerPlan]:
     """One entry per weight of at least two dimensions, in the model's order.
 
+    Args:
+        classes: Of each layer, as overrides by class see it; the rest is `simulate`'s.
+
     Raises:
-        ValueError: If an override's pattern matches no layer.
+        TypeError, ValueError: As in `Overrides`; an override that matches no layer.
     """
     layers, other = _layers(model)
     order, inputs = _execution(model, layers, example_inputs)
-    overrides = dict(overrides or {})
-    for pattern in overrides:
-        if not any(fnmatchcase(name, pattern) for name in layers):
-            shown = ", ".join(list(layers)[:6]) + (", ..." if len(layers) > 6 else "")
-            raise ValueError(f"override {pattern!r} matches no layer; the layers are {shown}")
+    differing = Overrides(overrides, activations)
+    differing.require_used({name: classes[name] for name in layers})
+    outer = None if first_last is None else check_value(first_last, activations, "first_last")
     ends = {order[0], order[-1]} if order else set()
     plans = []
     for name, layer in layers.items():
         kind, weight = own_class(layer).__name__, _weight(layer)
-        wanted: Override = (weights, activations)
+        layer_weights, layer_activations = weights, activations
         reason: str | None = None
         told = False
-        matches = [p for p in overrides if fnmatchcase(name, p)]
-        if matches:
-            wanted, told = overrides[matches[0]], True
-            reason = f"override {matches[0]!r}"
-        elif first_last is not None and name in ends:
-            wanted, told, reason = first_last, True, "first or last layer"
-        elif name in inputs and activations is not None and input_bits is not None:
-            wanted = (weights, input_bits)
-        layer_weights, layer_activations = wanted if wanted is not None else (None, None)
+        if name in inputs and activations is not None and input_bits is not None:
+            layer_activations = input_bits
+        for choice in (outer if name in ends else None, differing.find(name, classes[name])):
+            if choice is not None:  # the second wins
+                layer_weights, told = choice.weights, True
+                reason = "first or last layer" if choice is outer else choice.reason
+                if choice.own_activations:
+                    layer_activations = choice.activations
         blocked = _blocked(layer)
         if blocked or layer_weights is None:
             reason = blocked or reason or "no weight grid was asked for"

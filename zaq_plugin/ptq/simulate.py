@@ -22,9 +22,10 @@ from zaq_plugin.layers import channel_axis, out_features
 from zaq_plugin.observers import MinMaxObserver, TopKMedianObserver
 from zaq_plugin.ptq.auditing import audit
 from zaq_plugin.ptq.bake import bake_parametrizations, copied
-from zaq_plugin.ptq.plan import Activations, Depthwise, Override, make_plan
+from zaq_plugin.ptq.plan import Depthwise, make_plan
 from zaq_plugin.ptq.wrappers import unwrap_parts, unwrapped
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
+from zaq_plugin.student.assign import Activations, Override, module_classes
 
 
 def simulate(
@@ -32,7 +33,7 @@ def simulate(
     weights: QuantSpec | None,
     activations: Activations = 8,
     *,
-    overrides: Mapping[str, Override] | None = None,
+    overrides: Mapping[Any, Override] | None = None,
     input_bits: int | None = 8,
     first_last: Override = None,
     depthwise: Depthwise = "int8",
@@ -52,8 +53,9 @@ def simulate(
         activations: Grid of the layers' inputs, per tensor: a width of 2 to 8 bits for a uniform
             asymmetric grid with ranges by ``observer``, a `UniformSpec` (clip ``minmax``), a
             `PWLQSpec`, or None for float.
-        overrides: ``{pattern: (weights, activations)}``, or None for a layer that stays float;
-            patterns as in ``fnmatch``, the first that matches a layer's name wins.
+        overrides: What differs, by layer name, name of a module around it, pattern (``*.conv1``)
+            or module class. A value is a weight format, a pair (weight format, activations), or
+            None to leave the layer float. See `zaq_plugin.student.assign` for which one wins.
         input_bits: Width of the network's own input, which the published protocols leave at 8 bits;
             None treats it like any other activation.
         first_last: ``(weights, activations)`` of the first and the last layer.
@@ -70,13 +72,14 @@ def simulate(
         The student, in the model's mode, with the attribute ``zaq_audit``.
 
     Raises:
-        ValueError: If nothing was quantized, a pattern matches nothing, or a weight cannot be
+        ValueError: If nothing was quantized, an override matches nothing, or a weight cannot be
             quantized.
-        TypeError: If a grid is neither a spec nor a width.
+        TypeError: If a grid is neither a spec nor a width, or an override is none.
     """
     _check(model, weights, activations)
     student = copied(unwrapped(model))
     unwrap_parts(student)
+    classes = module_classes(student)  # of computed weights only plain layers are left
     bake_parametrizations(student)
     plans = make_plan(
         student,
@@ -87,6 +90,7 @@ def simulate(
         first_last=first_last,
         depthwise=depthwise,
         example_inputs=example_inputs,
+        classes=classes,
     )
     for plan in plans:
         if plan.weights is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -195,9 +195,16 @@ class Audit:
         return cls.from_dict(loads_object(text, "Audit"))
 
     def __str__(self) -> str:
-        from zaq_plugin.report.tables import audit_text
+        return _told_by[-1](self) if _told_by else repr(self)
 
-        return audit_text(self)
+
+_told_by: list[Callable[[Audit], str]] = []
+
+
+def tells_audits(told: Callable[[Audit], str]) -> Callable[[Audit], str]:
+    """Decorator of the function that makes the text of ``str(audit)``."""
+    _told_by.append(told)
+    return told
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from zaq_plugin.report.columns import (
     notes,
     result_columns,
 )
-from zaq_plugin.report.records import Audit, ResultRow
+from zaq_plugin.report.records import Audit, ResultRow, tells_audits
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,6 +39,7 @@ def audit_markdown(audit: Audit) -> str:
     return _markdown_table(audit_columns(audit.records)) + f"\n{audit_summary(audit)}\n"
 
 
+@tells_audits
 def audit_text(audit: Audit) -> str:
     """The audit as plain aligned text, what ``print(audit)`` shows."""
     columns = audit_columns(audit.records)

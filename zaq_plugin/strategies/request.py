@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.ptq.plan import Depthwise, Override
+from zaq_plugin.ptq.plan import Depthwise
 from zaq_plugin.report import LayerRecord
+from zaq_plugin.student.assign import Override
 from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs
 
 Levels = Literal["auto", "uniform", "pwlq"]
@@ -36,6 +37,8 @@ class Request:
         first_last: ``(weights, activations)`` of the first and the last layer.
         host: Where the student is prepared: ``simulated``, or another one of
             `zaq_plugin.student.host.host_names`, whose ``convert`` makes of it what kernels run.
+        int8: Whether int8 kernels are to multiply by the weights though the host has none, as in a
+            file exported from a simulated student: 8-bit weights are symmetric then.
         overrides: Layer name or pattern to its own ``(weights, activations)``, as a budget
             chooses them; None leaves a layer float.
         example_inputs: What the model is called with; the first is its image batch.
@@ -69,6 +72,7 @@ class Request:
     depthwise: Depthwise = "as-told"
     first_last: Override = None
     host: str = "simulated"
+    int8: bool = False
     overrides: Mapping[str, Override] = field(default_factory=dict)
     synthetic_count: int = 384
     batch_size: int = 64

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from zaq_plugin.observers import MinMaxObserver
 from zaq_plugin.ptq.host import SIMULATION
-from zaq_plugin.ptq.plan import Override
 from zaq_plugin.pwlq import QuantSpec, UniformSpec
 from zaq_plugin.strategies.request import Request
 from zaq_plugin.student import twin
+from zaq_plugin.student.assign import Override
 from zaq_plugin.student.host import Host
 
 Slot = Literal["before", "images", "weights", "activations", "after"]
@@ -138,7 +138,7 @@ class Work:
     @property
     def int8(self) -> bool:
         """Whether int8 kernels are to run the student."""
-        return self.host.kernels == "int8"
+        return self.request.int8 or self.host.kernels == "int8"
 
     def refuse_after_training(self, what: str) -> None:
         """Refuse a stage that would undo or spoil what a stage before has trained.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,7 @@ from zaq_plugin.pwlq import QuantSpec, quantize
 from zaq_plugin.report import Audit
 from zaq_plugin.report.images import png_bytes, tile
 from zaq_timm.zoo.files import write_json, write_whole
-
-if TYPE_CHECKING:
-    from zaq_timm.zoo.job import Job
+from zaq_timm.zoo.model_job import Job
 
 DETAILS, PICTURES = "details.json", "images.png"
 HISTOGRAMS = 4

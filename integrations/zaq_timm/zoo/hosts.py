@@ -1,22 +1,19 @@
-"""Each host's whole way from a float model to a converted one, behind one signature.
-
-A new host is a function here and a line in `CONVERTERS`.
-"""
+"""From a float model to a converted one, in whatever host."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from zaq_plugin.layers import channel_axis, is_depthwise
+from zaq_plugin.ptq import calibrate, correct_bias
 from zaq_plugin.ptq.plan import stored_size
 from zaq_plugin.pwlq import QuantSpec, UniformSpec
 from zaq_plugin.report import Audit
+from zaq_plugin.student.host import Assignment, find_host
 from zaq_plugin.zero_shot import FinetuneResult
 from zaq_timm.zoo.errors import LeftOut, is_out_of_memory
 
@@ -50,8 +47,8 @@ class Request:
 
     @property
     def example(self) -> Tensor:
-        """Two images."""
-        return self.calibration[:2].clone()
+        """A batch of images."""
+        return self.calibration[: self.batch].clone()
 
     @property
     def batches(self) -> list[Tensor]:
@@ -85,139 +82,32 @@ class Converted:
     ranges: Tensor | None = None
 
 
-def on_pt2e(request: Request) -> Converted:
-    """torch.export and torchao's PT2E.
+def on_host(name: str, request: Request) -> Converted:
+    """The whole way through one host.
 
     Raises:
-        LeftOut: torch.export cannot follow the model, or it has nothing to quantize.
+        LeftOut: the host cannot do it; the text says why.
+        ValueError: the host cannot follow the model, or has nothing to quantize.
     """
-    from torchao.quantization.pt2e.quantize_pt2e import (
-        convert_pt2e,
-        prepare_pt2e,
-        prepare_qat_pt2e,
-    )
-
-    import zaq_pt2e
-    from zaq_pt2e.rewrites import rewrite
-
-    graph, fixed, notes = _export(request)
-    notes += rewrite(graph)
+    host = find_host(name)
+    assignment = Assignment(request.weights, request.activations, request.pairs())
+    reason = host.why_not(assignment)
+    if reason is not None:
+        raise LeftOut(reason)
     train = request.finetune is not None
-    quantizer = zaq_pt2e.PWLQQuantizer(
-        request.weights,
-        request.activations,
-        overrides=_existing(request.pairs(), _layer_names(graph)),
-        qat=train,
-        bias_correction=not train,
-    )
+    made = host.prepare(request.model, (request.example,), assignment, train=train)
+    batches, result = request.batches, None
+    if made.fixed_batch:
+        size = made.fixed_batch
+        batches = [b for b in request.calibration.split(size) if len(b) == size]
     if request.finetune is None:
-        prepared = prepare_pt2e(graph, quantizer)
-        batches = request.batches
-        if fixed:
-            batches = [b for b in request.calibration.split(fixed) if len(b) == fixed]
-        elif len(batches) > 1 and len(batches[-1]) != len(batches[0]):
-            batches.pop()  # bias correction wants batches of one shape
-        zaq_pt2e.calibrate(prepared, batches)
-        result = None
+        calibrate(made.model, batches)
+        correct_bias(made.model, batches)
     else:
-        prepared = prepare_qat_pt2e(graph, quantizer)
-        zaq_pt2e.set_training(prepared, False)
-        result = request.finetune(prepared, zaq_pt2e.correct_bias)
-    converted = convert_pt2e(prepared)
-    return Converted(converted, zaq_pt2e.audit(converted), fixed, result, notes)
+        result = request.finetune(made.model, correct_bias)
+    converted = host.convert(made.model)
+    return Converted(converted, host.audit(converted), made.fixed_batch, result, made.notes)
 
-
-def _export(request: Request) -> tuple[Any, int | None, list[str]]:
-    """The exported graph; the one batch size that it takes, if it takes one only; remarks."""
-    shapes = ({0: torch.export.Dim("batch", min=1)},)
-    try:
-        program = torch.export.export(request.model, (request.example,), dynamic_shapes=shapes)
-        return program.module(), None, []
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        first = _short(error)
-    size = min(request.batch, len(request.calibration))
-    try:
-        example = request.calibration[:size].clone()
-        program = torch.export.export(request.model, (example,))
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise LeftOut(f"torch.export cannot follow it: {_short(error)}") from error
-    note = f"exported for batches of {size} only; any size failed: {first}"
-    return program.module(), size, [note]
-
-
-def _layer_names(graph: Any) -> set[str]:
-    from zaq_pt2e.graph import layers
-
-    return {layer.name for layer in layers(graph)}
-
-
-def _existing(overrides: dict[Any, Any], names: set[str]) -> dict[Any, Any]:
-    """Overrides of layers that the host sees; modules that never run have none."""
-    return {name: value for name, value in overrides.items() if name in names}
-
-
-def on_fx(request: Request) -> Converted:
-    """torch.ao's FX graph mode.
-
-    Raises:
-        LeftOut: torch.fx cannot trace the model, or it has nothing to quantize.
-    """
-    import zaq_fx
-
-    train = request.finetune is not None
-    names = {name for name, _ in request.model.named_modules()}
-    with warnings.catch_warnings():
-        # That FX is on its way out is for those who choose it in their own code.
-        warnings.simplefilter("ignore", zaq_fx.HostNote)
-        warnings.simplefilter("ignore", DeprecationWarning)
-        prepared = zaq_fx.prepare(
-            request.model,
-            (request.example,),
-            request.weights,
-            request.activations,
-            qat=train,
-            overrides=_existing(request.pairs(), names),
-        )
-        result = None
-        if request.finetune is None:
-            zaq_fx.calibrate(prepared, request.batches)
-        else:
-            result = request.finetune(prepared.eval(), zaq_fx.correct_bias)
-        converted = zaq_fx.convert(prepared)
-    return Converted(converted, zaq_fx.audit(converted), None, result)
-
-
-def on_nncf(request: Request) -> Converted:
-    """NNCF: ``nncf.quantize`` with PWLQ weights, stripped of what only training needs.
-
-    Raises:
-        LeftOut: NNCF cannot follow the model, or it has nothing to quantize.
-    """
-    import zaq_nncf
-
-    names = {name for name, _ in request.model.named_modules()}
-    quantized = zaq_nncf.quantize(
-        request.model,
-        request.batches,
-        request.weights,
-        activations=request.activations,
-        overrides=_existing(dict(request.overrides), names),
-    )
-    result = None if request.finetune is None else request.finetune(quantized, None)
-    layers = zaq_nncf.audit(quantized)
-    return Converted(zaq_nncf.strip(quantized), layers, None, result)
-
-
-CONVERTERS: dict[str, Callable[[Request], Converted]] = {
-    "pt2e": on_pt2e,
-    "fx": on_fx,
-    "nncf": on_nncf,
-}
-"""Name to way; what ``host`` may say, but for ``auto``."""
 
 AUTO = ("pt2e", "fx")
 """What ``auto`` tries, in order."""
@@ -234,9 +124,10 @@ def convert(host: str, request: Request) -> tuple[str, Converted]:
     """
     names = AUTO if host == "auto" else (host,)
     reasons: list[str] = []
+    last: Exception | None = None
     for name in names:
         try:
-            made = CONVERTERS[name](request)
+            made = on_host(name, request)
         except ImportError as error:
             reasons.append(f"{name}: {_short(error)}")
             continue
@@ -248,7 +139,7 @@ def convert(host: str, request: Request) -> tuple[str, Converted]:
             continue
         made.notes = [f"{reason}" for reason in reasons] + made.notes
         return name, made
-    raise LeftOut("; ".join(reasons)) from locals().get("last")
+    raise LeftOut("; ".join(reasons)) from last
 
 
 def _short(error: BaseException) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,65 +16,24 @@ from zaq_timm.zoo import details
 from zaq_timm.zoo.errors import FAILED, LeftOut, is_out_of_memory
 from zaq_timm.zoo.exporting import export_model
 from zaq_timm.zoo.hosts import Converted, Correct, Request, convert, depthwise_overrides
-from zaq_timm.zoo.models import Loaded, load
-from zaq_timm.zoo.pareto import Point, best_within, code_bits, code_bytes, frontier
+from zaq_timm.zoo.model_job import Job, Report
+from zaq_timm.zoo.models import load
+from zaq_timm.zoo.pareto import best_within, code_bits, code_bytes, frontier
 from zaq_timm.zoo.ranks import averaged_gradients, rank_and_size
 from zaq_timm.zoo.references import Reference
 from zaq_timm.zoo.row import measure
 from zaq_timm.zoo.sensitivity import (
     Place,
-    Sensitivity,
     find_places,
     measure_sensitivities,
     widths_of,
 )
-from zaq_timm.zoo.settings import Settings, parse_budget, weight_spec
+from zaq_timm.zoo.settings import Settings, parse_budget
 from zaq_timm.zoo.strategies import convert_by_strategy, images_wanted
-from zaq_timm.zoo.synthetic import Synthetic, make_images
-
-Report = Callable[[str, int, int], None]
+from zaq_timm.zoo.synthetic import make_images
 
 SENSITIVITY_IMAGES = 16
 MANIFEST = "manifest.json"
-
-
-@dataclass
-class Job:
-    """One model on its way through the stages.
-
-    Attributes:
-        settings: the run's; ``batch`` may have been halved.
-        folder: where its files go.
-        report: told stage, step and steps.
-        loaded: the float model.
-        images: synthetic ones.
-        manifest: what happened.
-        places: layers whose weights can be tried, in `folded`.
-        sensitivities: what was measured on them.
-        points: the Pareto frontier.
-        chosen: the point on it that the budget chose.
-        finetuned: how zero-shot training went.
-        overrides: layer name to format, where it is another than asked for.
-    """
-
-    settings: Settings
-    folder: Path
-    report: Report
-    loaded: Loaded
-    images: Synthetic
-    manifest: Manifest
-    folded: nn.Module | None = None
-    places: list[Place] = field(default_factory=list)
-    sensitivities: list[Sensitivity] = field(default_factory=list)
-    points: list[Point] = field(default_factory=list)
-    chosen: Point | None = None
-    finetuned: FinetuneResult | None = None
-    overrides: dict[str, QuantSpec] = field(default_factory=dict)
-
-    @property
-    def spec(self) -> QuantSpec:
-        """The format that was asked for."""
-        return weight_spec(self.settings.weights)
 
 
 def run_job(payload: dict[str, Any], folder: Path, report: Report) -> dict[str, Any]:

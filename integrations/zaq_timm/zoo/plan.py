@@ -62,7 +62,7 @@ class Plan:
             "synthetic images",
             f"host         {'PT2E, or FX where that fails' if told.host == 'auto' else told.host}",
             f"zero-shot    {told.zero_shot}",
-            *([f"strategy     {told.strategy}, simulated: no host"] if told.strategy else []),
+            *([f"strategy     {told.strategy}"] if told.strategy else []),
             f"measured on  {told.eval or f'{told.test_images} synthetic images'}",
             f"export       {told.export}",
             f"workers      {told.jobs}, {told.threads} thread(s) each, memory "

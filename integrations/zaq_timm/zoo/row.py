@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,9 +14,7 @@ from zaq_plugin.zero_shot import FinetuneResult
 from zaq_timm.zoo.evaluation_images import read_set
 from zaq_timm.zoo.hosts import Converted
 from zaq_timm.zoo.measure import accuracy, distance, outputs, padded
-
-if TYPE_CHECKING:
-    from zaq_timm.zoo.job import Job
+from zaq_timm.zoo.model_job import Job
 
 
 def measure(job: Job, host: str, made: Converted) -> dict[str, Any]:

@@ -7,13 +7,15 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # torch is loaded when a format is asked for, not to read a command line
     from zaq_plugin.pwlq import QuantSpec
+    from zaq_plugin.strategies import Strategy
 
 PRESETS = ("fast", "default", "paper")
-HOSTS = ("auto", "pt2e", "fx", "nncf")
+HOSTS = ("auto", *sorted({point.name for point in entry_points(group="zaq.hosts")}))
 EXPORTS = ("none", "onnx", "pt2")
 RETRIES = ("killed", "failed", "none")
 _SIZES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -70,13 +72,14 @@ class Settings:
     )
     host: str = option(
         "auto",
-        "who quantizes and converts; auto is PT2E, or FX where that fails",
+        "who quantizes and converts; auto is PT2E, or FX where that fails; with a strategy it "
+        "simulates, or, for export=pt2, PT2E or FX",
         choices=HOSTS,
         same=True,
     )
     strategy: str = option(
         "",
-        "quantize by a published method, simulated, in place of a host: rq, omse, lbq, aciq, dfq, "
+        "quantize by a published method, in the host (auto: simulated): rq, omse, lbq, aciq, dfq, "
         "zeroq, pwlq, gptq, adaround, brecq, qdrop, gdfq, zaq, ..., or several (pwlq+gptq); "
         "weights says levels and bits",
         "NAME",
@@ -190,16 +193,21 @@ class Settings:
             )
 
     def _check_strategy(self) -> None:
-        for name, plain, way_out in (
-            ("zero_shot", "none", "strategy=zaq does that"),
-            ("budget", "", "strategy=zeroq-mp chooses widths"),
-            ("host", "auto", "a strategy simulates and uses no host"),
-        ):
-            if getattr(self, name) != plain:
-                raise ValueError(f"strategy does not go with {name}: {way_out}; leave one away.")
-        from zaq_timm.zoo.strategies import check_strategy
+        if self.zero_shot != "none":
+            raise ValueError(
+                "strategy does not go with zero_shot: strategy=zaq does that; leave one away."
+            )
+        self.checked_strategy()
 
-        check_strategy(self)
+    def checked_strategy(self) -> Strategy:
+        """The strategy that is named.
+
+        Raises:
+            ValueError: there is none of that name, or a run cannot do it.
+        """
+        from zaq_timm.zoo.strategy_checks import check_strategy
+
+        return check_strategy(self.strategy, self.host, self.export, self.budget)
 
     @property
     def shared(self) -> dict[str, Any]:

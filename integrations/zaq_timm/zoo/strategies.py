@@ -1,84 +1,67 @@
-"""A model quantized by one of `zaq_plugin.strategies`, in the place of a host."""
+"""A model quantized by one of `zaq_plugin.strategies`, in whatever host."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 from zaq_plugin.pwlq import PWLQSpec
 from zaq_plugin.report import Audit
-from zaq_plugin.strategies import Request, Strategy, apply, compose
+from zaq_plugin.strategies import Request, Strategy, apply
+from zaq_plugin.student.host import find_host
 from zaq_timm.zoo.errors import LeftOut
-from zaq_timm.zoo.hosts import Converted
-from zaq_timm.zoo.settings import Settings, weight_spec
+from zaq_timm.zoo.hosts import AUTO, Converted
+from zaq_timm.zoo.model_job import Job
+from zaq_timm.zoo.settings import Settings
+from zaq_timm.zoo.strategy_checks import SIMULATED
 
-if TYPE_CHECKING:
-    from zaq_timm.zoo.job import Job
-
-HOST = "simulated"
 SHARED_RECIPE = "leaves"
 """Strategies with this recipe take the images that the run has made already."""
-SEVERAL_TENSORS = ("second-tensor", "bit-allocation")
-"""Stages that put a weight together from several tensors, which no int8 kernel multiplies by."""
 TRAINING_IMAGES = 384
 """So many images are made for strategies that learn something."""
 
 
-def check_strategy(settings: Settings) -> Strategy:
-    """The strategy that the settings name.
+def hosts_for(settings: Settings) -> tuple[str, ...]:
+    """The hosts that a strategy is tried in, in order.
 
-    Raises:
-        ValueError: It does not exist, needs real images, of which a run has none to give, or makes
-            weights that the export asked for cannot hold.
+    ``auto`` simulates, whose student exports to ONNX as integers, unless the export needs a host's
+    converted model.
     """
-    strategy = compose(settings.strategy)
-    if strategy.data == "real":
-        raise ValueError(
-            f"strategy {settings.strategy!r} needs real images, and a run makes its own (--eval "
-            "images only ever measure); use zaq_plugin.strategies.apply in Python, or a strategy "
-            "without real images, such as zaq."
-        )
-    if settings.export != "none":
-        _check_export(settings, strategy)
-    return strategy
-
-
-def _check_export(settings: Settings, strategy: Strategy) -> None:
-    if settings.export != "onnx":
-        raise ValueError(
-            f"strategy does not go with export={settings.export}, which needs a host's converted "
-            "model; use export=onnx."
-        )
-    for stage in strategy.stages:
-        if stage.name in SEVERAL_TENSORS:
-            raise ValueError(
-                f"strategy {settings.strategy!r} does not go with export: {stage.name} puts "
-                "weights together from several tensors, which no int8 kernel multiplies by; leave "
-                "export away, or use a strategy of one grid per channel, such as pwlq+gptq."
-            )
-    if weight_spec(settings.weights).stored_bits > 7:
-        raise ValueError(
-            f"weights={settings.weights} does not go with strategy and export: a strategy's 8-bit "
-            "grids are asymmetric and do not fit int8; use uniform7 or fewer bits, or leave the "
-            "strategy away: hosts have symmetric ones."
-        )
+    if settings.host != "auto":
+        return (settings.host,)
+    return AUTO if settings.export == "pt2" else (SIMULATED,)
 
 
 def images_wanted(settings: Settings) -> int:
     """How many calibration images the run should make for the strategy."""
-    strategy = check_strategy(settings)
+    strategy = settings.checked_strategy()
     if strategy.trains and strategy.recipe == SHARED_RECIPE:
         return max(settings.calibration_images, TRAINING_IMAGES)
     return settings.calibration_images
 
 
 def convert_by_strategy(job: Job) -> tuple[str, Converted]:
-    """The simulated student, with the audit of its layers.
+    """What a strategy makes of the model, with the audit of its layers.
 
     Raises:
-        LeftOut: The strategy cannot do this model; the text says why.
+        LeftOut: The strategy cannot do this model in any host asked for; the text says why.
     """
+    settings = job.settings
+    strategy = settings.checked_strategy()
+    reasons: list[str] = []
+    for name in hosts_for(settings):
+        try:
+            made = _in_host(job, strategy, name)
+        except (ValueError, ImportError) as error:
+            reasons.append(f"{name}: {error}" if name != SIMULATED else str(error))
+            continue
+        made.notes = made.notes[:1] + reasons + made.notes[1:]
+        return name, made
+    raise LeftOut(f"strategy {settings.strategy}: {'; '.join(reasons)}")
+
+
+def _in_host(job: Job, strategy: Strategy, name: str) -> Converted:
     settings, inputs, images = job.settings, job.loaded.inputs, job.images.calibration
-    strategy = check_strategy(settings)
     shared = images if strategy.recipe == SHARED_RECIPE else None
     own: dict[str, Any] = {} if shared is None else {"synthetic": shared}
     request = Request(
@@ -92,13 +75,33 @@ def convert_by_strategy(job: Job) -> tuple[str, Converted]:
         depthwise="as-told" if settings.depthwise == "as-told" else "int8",
         batch_size=max(2, settings.batch),
         synthetic_count=TRAINING_IMAGES if strategy.trains else max(2, settings.calibration_images),
+        host=name,
+        int8=settings.export != "none",
+        overrides=dict(job.overrides) if settings.budget else {},
         **own,
     )
-    try:
-        applied = apply(strategy, job.loaded.model, request)
-    except ValueError as error:
-        raise LeftOut(f"strategy {settings.strategy}: {error}") from error
+    applied = apply(strategy, job.loaded.model, request)
     notes = [f"strategy {applied.strategy}, ranges from {applied.data} images", *applied.notes]
     if applied.data == "none":
         notes[0] = f"strategy {applied.strategy}, without images"
-    return HOST, Converted(applied.model, Audit(applied.layers), notes=notes, ranges=images)
+    layers = Audit(applied.layers)
+    if name == SIMULATED:
+        return Converted(applied.model, layers, notes=notes, ranges=images)
+    host = find_host(name)
+    converted = host.convert(applied.model)
+    layers = with_noise(host.audit(converted), layers)
+    return Converted(converted, layers, applied.fixed_batch, notes=notes)
+
+
+def with_noise(converted: Audit, planned: Audit) -> Audit:
+    """A converted model's audit with the noise that the student's has, measured by float weights.
+
+    A converted model knows its weights before rounding only as the strategy has left them.
+    """
+    known = {record.name: record for record in planned.quantized}
+    return Audit(
+        [
+            replace(r, sqnr_db=known[r.name].sqnr_db) if r.quantized and r.name in known else r
+            for r in converted.records
+        ]
+    )

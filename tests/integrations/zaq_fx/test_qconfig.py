@@ -138,11 +138,11 @@ def test_observer_partials_keep_their_arguments():
         (lambda: zaq_fx.pwlq_qconfig(4), TypeError, "spec must be a PWLQSpec or a UniformSpec"),
         (lambda: zaq_fx.pwlq_qconfig(FOUR, None), TypeError, "no weight-only kernels"),
         (lambda: zaq_fx.pwlq_qconfig(FOUR, 16), ValueError, "2 to 8 bits; got 16"),
-        (lambda: formats({"nowhere": SIX}), ValueError, r"overrides\['nowhere'\].*no such module"),
-        (lambda: formats({"zz*": None}), ValueError, r"overrides\['zz\*'\].*no such module"),
-        (lambda: formats({nn.Conv1d: None}), ValueError, "no module of this type"),
+        (lambda: formats({"nowhere": SIX}), ValueError, r"no layer matches 'nowhere'\. .* conv, b"),
+        (lambda: formats({"zz*": None}), ValueError, r"no layer matches 'zz\*'\. .* conv, b"),
+        (lambda: formats({nn.Conv1d: None}), ValueError, "overrides: no layer matches Conv1d"),
         (lambda: formats({nn.Conv2d: None}, give_model=False), ValueError, "need model="),
-        (lambda: formats({"conv": 6}), TypeError, r"overrides\['conv'\] must be a weight format"),
+        (lambda: formats({"conv": 6}), TypeError, r"overrides\['conv'\]: expected a weight f"),
     ],
 )
 def test_nonsense_is_refused(call, error, text):

@@ -13,6 +13,7 @@ from torch.nn import functional
 import zaq_fx
 from zaq_fx.layers import layers_of
 from zaq_fx.surgery import functional_to_modules, unwrap_norm_activations
+from zaq_plugin.ptq import fold_batch_norm
 from zaq_plugin.pwlq import PWLQSpec, UniformSpec, quantize
 
 X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -399,3 +400,18 @@ def test_the_stock_functions_with_a_rewritten_model():
     int8 = convert_fx(made, backend_config=backend)
     assert sqnr(model(MANY), int8(MANY)) > 22
     assert "PReLU" in zaq_fx.audit(int8, planned)["layers.2"].reason
+
+
+def test_a_folded_model_fuses_as_the_host_folds_it():
+    """Folding leaves an identity in BatchNorm's place; nothing may run in float for that."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    folded = fold_batch_norm(perturb(model).eval())
+    x = torch.randn(8, 3, 8, 8)
+    kinds = []
+    for ready in (model, folded):
+        prepared = zaq_fx.prepare(ready, (x,), PWLQSpec(bits=4), 7, input_bits=7)
+        zaq_fx.calibrate(prepared, [x])
+        made = zaq_fx.convert(prepared)
+        kinds.append([type(m).__name__ for m in made.modules() if hasattr(m, "zero_point")])
+    assert kinds[0] == kinds[1] == ["ConvReLU2d", "Conv2d"]

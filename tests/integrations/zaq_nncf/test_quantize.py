@@ -218,6 +218,7 @@ def test_formats_by_name_and_pattern(net: nn.Module, images: Tensor) -> None:
     assert found["block.conv1"] == (6, 7)
     assert found["block.short.0"] == (3, 4)
     assert found["fc"] == (8, 8)
+    assert found["block.conv2"] == (8, 8)  # the pattern is more specific than the module's name
     assert zaq_nncf.audit(made)["fc"].spec == "uniform 8b MAC/8b stored (NNCF's own)"
     close(made, net, images)
 
@@ -232,7 +233,12 @@ def test_an_override_for_no_layer(net: nn.Module, images: Tensor) -> None:
     [
         ({"spec": 4}, TypeError, "spec: expected a PWLQSpec or a UniformSpec; got 4"),
         ({"overrides": {"fc": 4}}, TypeError, r"overrides\['fc'\]: expected a PWLQSpec"),
-        ({"overrides": {nn.Conv2d: None}}, TypeError, "a key is a layer's name or a pattern"),
+        ({"overrides": {3: None}}, TypeError, "a key is a layer's name, a pattern"),
+        (
+            {"overrides": {nn.Conv2d: (FAST, 8)}},
+            TypeError,
+            r"overrides\[Conv2d\]: expected a PWLQSpec .* got the pair .*NNCF places activations'",
+        ),
         ({"activations": 9}, ValueError, "activations must have 2 to 8 bits; got 9"),
         ({"activations": None}, TypeError, "activations must be a number of bits"),
     ],

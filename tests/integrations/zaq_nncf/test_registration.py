@@ -120,3 +120,9 @@ def test_another_thread_is_not_affected_by_quantize(
     made = zaq_nncf.quantize(net, [images], FAST)
     assert ours(hooks(made))
     assert found == [False]
+
+
+def test_overrides_by_class_need_the_model() -> None:
+    with pytest.raises(ValueError, match=r"overrides\[Linear\].* need the model, which register"):
+        zaq_nncf.register(FAST, overrides={nn.Linear: None})
+    assert not zaq_nncf.is_registered()

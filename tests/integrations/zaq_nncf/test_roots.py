@@ -30,6 +30,13 @@ def test_a_sequential_gets_a_root(sequence: nn.Module, images: Tensor) -> None:
     assert torch.allclose(zaq_nncf.twin(made)(images), sequence(images), atol=1e-5)
 
 
+def test_overrides_reach_into_the_root(sequence: nn.Module, images: Tensor) -> None:
+    six, three = PWLQSpec(bits=6, policy="gaussian"), PWLQSpec(bits=3, policy="gaussian")
+    for overrides in ({nn.Linear: six, nn.Sequential: three}, {"model.4": six, "*": three}):
+        made = zaq_nncf.quantize(sequence, [images], FAST, overrides=overrides)
+        assert {r.name: r.mac_bits for r in zaq_nncf.audit(made)} == {"model.0": 3, "model.4": 6}
+
+
 def test_a_traced_graph_gets_a_root(net: nn.Module, images: Tensor) -> None:
     made = zaq_nncf.quantize(torch.fx.symbolic_trace(net), [images], FAST)
     assert torch.equal(made(images), zaq_nncf.quantize(net, [images], FAST)(images))

@@ -116,12 +116,12 @@ def test_overrides_and_their_reasons() -> None:
     )
     found = student.zaq_audit
     assert not found["stem"].quantized
-    assert found["stem"].reason == "override 'ste*'"
+    assert found["stem"].reason == "override 'ste*' is None"
     assert (found["head"].mac_bits, found["head"].activation) == (8, "float")
     assert (found["up"].mac_bits, found["up"].stored_bits) == (3, 4)
     assert found["depthwise"].mac_bits == 3  # told otherwise, so not kept at int8
     with pytest.raises(
-        ValueError, match=r"override 'layer9\.\*' matches no layer; the layers are head"
+        ValueError, match=r"no layer matches 'layer9\.\*'\. The model's layers are: head"
     ):
         simulate(small(), eight, 8, overrides={"layer9.*": None})
 

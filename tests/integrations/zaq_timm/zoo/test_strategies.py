@@ -88,18 +88,15 @@ def test_what_a_strategy_made_is_exported_as_integers(tmp_path: Path) -> None:
         ({"strategy": "ft"}, "strategy 'ft' needs real images, and a run makes its own"),
         ({"strategy": "rq+real"}, "needs real images"),
         (
-            {"strategy": "rq", "export": "pt2"},
-            "strategy does not go with export=pt2, .* use .*onnx",
+            {"strategy": "rq", "export": "pt2", "host": "simulated"},
+            "export=pt2 needs a host's converted model, .* use .*host=pt2e, or export=onnx",
         ),
         ({"strategy": "lbq", "export": "onnx"}, "second-tensor puts weights together"),
         ({"strategy": "aciq", "export": "onnx"}, "bit-allocation puts weights together"),
-        (
-            {"strategy": "omse", "weights": "uniform8", "export": "onnx"},
-            "weights=uniform8 does not go with strategy and export: .* use uniform7",
-        ),
+        ({"strategy": "lbq", "host": "fx"}, "second-tensor puts weights together"),
+        ({"strategy": "aciq", "export": "pt2"}, "bit-allocation puts weights together"),
         ({"strategy": "rq", "zero_shot": "fast"}, "strategy does not go with zero_shot"),
-        ({"strategy": "rq", "host": "fx"}, "strategy does not go with host"),
-        ({"strategy": "rq", "budget": "4bits"}, "strategy=zeroq-mp chooses widths"),
+        ({"strategy": "zeroq-mp", "budget": "4bits"}, "zeroq-mp' chooses widths itself, and so"),
         ({"strategy": "equalise"}, "does not say which grid weights get"),
     ],
 )
@@ -118,10 +115,39 @@ def test_the_command_line_and_the_settings_file_know_it(
     file.write_text('models = ["zoo_own_models:tiny"]\nstrategy = "lbq"\nweights = "uniform4"\n')
     out = ["--out", str(tmp_path / "zoo"), "--dry-run"]
     assert main(["run", "--settings", str(file), *out]) == 0
-    assert "strategy     lbq, simulated: no host" in capsys.readouterr().out
+    assert "strategy     lbq" in capsys.readouterr().out
     yaml = tmp_path / "zoo.yaml"
     yaml.write_text("models: [zoo_own_models:tiny]\nstrategy: dfq+adaround\n")
     assert main(["run", "--settings", str(yaml), *out]) == 0
     assert "strategy     dfq+adaround" in capsys.readouterr().out
     assert main(["run", "--settings", str(file), "--strategy", "aciqq", *out]) == 2
     assert "no strategy 'aciqq'. Did you mean 'aciq'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["fx", "pt2e"])
+@pytest.mark.parametrize("strategy", ["omse", "pwlq+gptq", "adaround"])
+def test_a_strategy_in_a_host_is_converted_and_exported(
+    tmp_path: Path, strategy: str, host: str
+) -> None:
+    pytest.importorskip("onnxruntime", reason="the file is run under ONNX Runtime")
+    weights = "pwlq3" if strategy == "pwlq+gptq" else "uniform4"
+    row = do(tmp_path, strategy=strategy, weights=weights, host=host, export="onnx")
+    assert row["host"] == host
+    assert row["exported"]["float_layers"] == 0
+    assert row["exported"]["integer_layers"] == 3
+    assert row["stored_bits"] == 4
+    simulated = do(tmp_path, strategy=strategy, weights=weights)
+    # A host has an 8-bit grid for the answer, too: 8 bits are about 30 dB of noise here.
+    assert row["output_sqnr_db"] > min(simulated["output_sqnr_db"], 30) - 4
+
+
+def test_a_strategys_eight_bits_fit_int8_kernels(tmp_path: Path) -> None:
+    row = do(tmp_path, strategy="omse", weights="uniform8", export="onnx")
+    assert row["exported"]["float_layers"] == 0
+    assert row["stored_bits"] == 8
+
+
+def test_a_strategy_keeps_to_a_budget(tmp_path: Path) -> None:
+    row = do(tmp_path, strategy="omse+gptq", weights="uniform4", budget="5bits", host="pt2e")
+    assert row["host"] == "pt2e"
+    assert 4 < row["stored_bits"] <= 5

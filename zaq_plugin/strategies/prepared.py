@@ -1,0 +1,148 @@
+"""A published method on a model that a host's stock call has prepared.
+
+Formats and observers are in the model already; what a method does after that (bias correction,
+rounding with error feedback, reconstruction, zero-shot training) is done on it, in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zaq_plugin.ptq import calibrate
+from zaq_plugin.strategies.compose import compose
+from zaq_plugin.strategies.images import Distilled, Real
+from zaq_plugin.strategies.request import Request
+from zaq_plugin.strategies.stage import ImageStage, Stage, Strategy, Work
+from zaq_plugin.student import student_of
+from zaq_plugin.student.batches import as_calls, inputs_of
+from zaq_plugin.student.modes import to_quantized_evaluation
+from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs
+
+Method = str | Strategy | Sequence[str | Strategy | Stage]
+
+
+def quantize_prepared(
+    prepared: nn.Module,
+    batches: Iterable[Any] | None = None,
+    method: Method = "pwlq+gptq",
+    *,
+    float_model: nn.Module | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    adapter: OutputAdapter = all_outputs,
+    count: int = 256,
+    batch_size: int = 32,
+    effort: float = 1.0,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[str]:
+    """Calibrate a prepared model and quantize it by a method, in place.
+
+    Args:
+        prepared: In any host, not converted yet.
+        batches: Calibration images: tensors (n, C, H, W), or tuples that begin with one. None makes
+            images from ``float_model``'s BatchNorm statistics, or dead leaves where it has none.
+        method: A name of `STRATEGIES` or a composition. What it says of weights' grids and
+            observers is not used: the prepared model has its own.
+        float_model: The model that was prepared, with its BatchNorms; needed without batches.
+        image_shape: (channels, height, width) of the images that are made.
+        mean, std: The model's input normalisation, pixels in 0..1.
+        adapter: From the model's output to a list of tensors, for models with several outputs.
+        count: How many images are made.
+        batch_size: Images at a time.
+        effort: Multiplies the steps of distillation, reconstruction and training.
+        seed: Fixes everything that is drawn.
+        progress: Show a progress bar where something is trained.
+
+    Returns:
+        What a reader should know, a line each.
+
+    Raises:
+        ValueError: If nothing is quantized, the method is unknown or puts weights together from
+            several tensors, there are neither batches nor a float model, or batches hold no images.
+        TypeError: If a batch is of an unknown kind.
+    """
+    chosen = compose(method)
+    for stage in chosen.stages:
+        if stage.several_tensors:
+            raise ValueError(
+                f"method {chosen.name!r} does not go with a prepared model: {stage.name} puts "
+                "weights together from several tensors; use one of one grid per channel, such as "
+                "'pwlq+gptq'"
+            )
+        if stage.slot == "before":
+            raise ValueError(
+                f"method {chosen.name!r} does not go with a prepared model: {stage.name} changes "
+                "the float model, which has been prepared already; use "
+                "zaq_plugin.strategies.apply, which prepares in a host itself"
+            )
+    student_of(prepared)  # an error if nothing is quantized
+    images = None if batches is None else _images(prepared, batches)
+    source: ImageStage = Real()
+    if images is None:
+        source = _image_stage(chosen)
+        if float_model is None or image_shape is None:
+            raise ValueError(
+                "without batches images are made from the float model: pass float_model=, the "
+                "model that was prepared, and image_shape=(channels, height, width); or give "
+                "batches"
+            )
+        example = torch.zeros(2, *image_shape)
+    else:
+        example = images[:2]
+    model = prepared if float_model is None else float_model
+    request = Request(
+        8,
+        8,
+        example_inputs=(example.to(_device(prepared)),),
+        mean=mean,
+        std=std,
+        seed=seed,
+        images=images,
+        synthetic_count=count,
+        batch_size=batch_size,
+        adapter=adapter,
+        effort=effort,
+        progress=progress,
+    )
+    work = Work(request, model, model)
+    work.source = source
+    work.student = prepared
+    calibrate(prepared, work.batches())
+    work.calibrated = True
+    for stage in chosen.stages:
+        if stage.slot == "after":
+            stage.finish(work)
+    to_quantized_evaluation(prepared)
+    return work.notes
+
+
+def _image_stage(chosen: Strategy) -> ImageStage:
+    """Where the method's images come from."""
+    found = next((s for s in chosen.stages if isinstance(s, ImageStage)), None)
+    return Distilled() if found is None or found.data == "real" else found
+
+
+def _images(prepared: nn.Module, batches: Iterable[Any]) -> Tensor:
+    calls = as_calls(batches, "quantize", inputs_of(prepared))
+    tensors = [args[0] for args, kwargs in calls if len(args) == 1 and not kwargs]
+    if len(tensors) < len(calls) or any(x.dim() != 4 for x in tensors):
+        raise ValueError(
+            "quantize: methods work on images (n, C, H, W); for inputs of other kinds calibrate "
+            "and correct_bias take batches of any shape"
+        )
+    shapes = {tuple(x.shape[1:]) for x in tensors}
+    if len(shapes) > 1:
+        raise ValueError(f"quantize: batches must have one shape of images; got {sorted(shapes)}")
+    return torch.cat(tensors)
+
+
+def _device(model: nn.Module) -> torch.device:
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
+
