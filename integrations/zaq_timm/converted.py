@@ -3,45 +3,35 @@
 Their levels are the simulation's, bit for bit; only activations between layers round differently.
 """
 
-import warnings
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
+from zaq_plugin.ptq import calibrate, correct_bias
 from zaq_plugin.pwlq import QuantSpec, quantize
 from zaq_plugin.report import Audit
+from zaq_plugin.student.host import Assignment, find_host
 from zaq_timm.hosts import Host, Quantized
 
 
-def on_fx(
-    model: nn.Module, weights: QuantSpec, activations: int, batches: Sequence[Tensor]
-) -> Quantized:
-    """Through torch.ao's FX graph mode: the stock int8 kernels of the machine's engine."""
-    import zaq_fx
+def through(name: str) -> Host:
+    """The way through a host: prepared, calibrated, biases corrected, converted.
 
-    with warnings.catch_warnings():
-        # That FX is on its way out is for those who choose it in their own code.
-        warnings.simplefilter("ignore", zaq_fx.HostNote)
-        prepared = zaq_fx.prepare(model, (batches[0],), weights, activations)
-    converted = zaq_fx.convert(zaq_fx.calibrate(prepared, batches))
-    return _quantized(model, weights, converted, zaq_fx.audit(converted))
+    Args:
+        name: Of a host that is installed, see `zaq_plugin.student.host.host_names`.
+    """
 
+    def convert(
+        model: nn.Module, weights: QuantSpec, activations: int, batches: Sequence[Tensor]
+    ) -> Quantized:
+        host = find_host(name)
+        made = host.prepare(model, (batches[0],), Assignment(weights, activations)).model
+        calibrate(made, batches)
+        correct_bias(made, batches)
+        converted = host.convert(made)
+        return _quantized(model, weights, converted, host.audit(converted))
 
-def on_pt2e(
-    model: nn.Module, weights: QuantSpec, activations: int, batches: Sequence[Tensor]
-) -> Quantized:
-    """Through torchao's PT2E: the converted graph, ready to be lowered to a compiler's kernels."""
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-
-    import zaq_pt2e
-
-    shapes = ({0: torch.export.Dim("batch", min=1)},)
-    program = torch.export.export(model, (batches[0],), dynamic_shapes=shapes)
-    quantizer = zaq_pt2e.PWLQQuantizer(weights, activations)
-    prepared = zaq_pt2e.calibrate(prepare_pt2e(program.module(), quantizer), batches)
-    converted = convert_pt2e(prepared)
-    return _quantized(model, weights, converted, zaq_pt2e.audit(converted))
+    return convert
 
 
 def _quantized(model: nn.Module, spec: QuantSpec, converted: nn.Module, layers: Audit) -> Quantized:
@@ -53,5 +43,5 @@ def _quantized(model: nn.Module, spec: QuantSpec, converted: nn.Module, layers: 
     return Quantized(converted, tensors, layers, {})
 
 
-CONVERTED: dict[str, Host] = {"fx": on_fx, "pt2e": on_pt2e}
+CONVERTED: dict[str, Host] = {name: through(name) for name in ("fx", "pt2e")}
 """Name to function; the command's `--host` offers what is here."""

@@ -1,0 +1,205 @@
+"""Published methods in every host, data-free: what converted models do, beside the simulated ones.
+
+    python benchmarks/methods_in_hosts.py --data DIR [--model cifar10 imagenet]
+        [--method pwlq pwlq+gptq brecq zaq] [--host simulated fx pt2e nncf onnx]
+
+Every host gets the same synthetic images, and the same formats: PWLQ weights per output channel,
+uniform activations per tensor, input 8 bits, depthwise layers int8 (``depthwise="int8"``). What is
+measured is what the host makes: modules of ``convert_fx``, Inductor's int8 kernels (PT2E), OpenVINO
+(NNCF), ONNX Runtime on the exported simulated student (onnx). Each row becomes a JSON line the
+moment it is there; a second run goes on where the first one ended. The table is written beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.accuracy import RESULTS
+from benchmarks.field_images import request_for, shared_images
+from benchmarks.field_tasks import BATCH, TITLES, Subject, load_subject, traceable
+from zaq_plugin.strategies import apply
+from zaq_plugin.student.host import find_host
+
+METHODS = ("pwlq", "pwlq+gptq", "brecq", "zaq")
+HOSTS = ("simulated", "fx", "pt2e", "nncf", "onnx")
+BITS = ("4/8", "4/4", "3/3")
+EFFORT = {"pwlq": 1.0, "pwlq+gptq": 1.0, "brecq": 0.25, "zaq": 0.25}
+"""Share of a method's steps: learned rounding and training at full length take minutes a row."""
+KEY = ("model", "method", "host", "bits", "seed", "effort")
+
+
+def running(host: str, student: nn.Module, subject: Subject) -> tuple[nn.Module, int]:
+    """What a host runs, and the batch that it runs on."""
+    batch = BATCH[subject.name]
+    if host in ("simulated", "onnx"):
+        return (student, batch) if host == "simulated" else (OnOnnxRuntime(student, subject), batch)
+    converted = find_host(host).convert(student)
+    shape = torch.zeros(batch, *subject.images.shape[1:])
+    if host == "pt2e":
+        import zaq_pt2e
+
+        return zaq_pt2e.lower(converted, (shape,)), batch
+    if host == "nncf":
+        from benchmarks.accuracy_hosts_nncf import OnOpenVINO
+
+        return OnOpenVINO(converted, shape), batch
+    return converted, batch
+
+
+class OnOnnxRuntime(nn.Module):
+    """A simulated student's file on ONNX Runtime."""
+
+    def __init__(self, student: nn.Module, subject: Subject) -> None:
+        super().__init__()
+        import onnxruntime
+
+        import zaq_onnx
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            zaq_onnx.export(student, (subject.images[:2],), path, reduce_range=False)
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = torch.get_num_threads()
+            self.session: Any = onnxruntime.InferenceSession(path.read_bytes(), options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, C, H, W) to (n, classes)."""
+        name = self.session.get_inputs()[0].name
+        return torch.from_numpy(self.session.run(None, {name: x.numpy()})[0])
+
+
+def measure(job: dict[str, Any], subject: Subject, cache: Path) -> dict[str, Any]:
+    """One row."""
+    # All methods and hosts learn from the very same images.
+    images, _ = shared_images({**job, "effort": 1.0}, subject, cache, "pwlq")
+    host = "simulated" if job["host"] == "onnx" else job["host"]
+    request = replace(request_for(job, subject, images), host=host, depthwise="int8", int8=True)
+    model = traceable(subject) if host == "fx" else subject.model
+    started = time.process_time()
+    applied = apply(job["method"], model, request)
+    spent = time.process_time() - started
+    made, batch = running(job["host"], applied.model, subject)
+    with torch.no_grad():
+        answers = torch.cat([made(x) for x in subject.images.split(batch)])
+        expected = subject.outputs(subject.model)
+    return {
+        **job,
+        "score": subject.score(answers),
+        "float": subject.score(expected),
+        "agreement": subject.agreement(expected, answers),
+        "seconds": round(spent, 1),
+        "images": 0 if images is None else len(images),
+        "quantized": sum(layer.quantized for layer in applied.layers),
+        "layers": len(applied.layers),
+        "notes": applied.notes,
+        "processor": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All rows that are there."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The table."""
+    lines = [
+        "# Published methods in every host",
+        "",
+        "`python benchmarks/methods_in_hosts.py --data DIR`. Data-free: all hosts and methods",
+        "learn from the same distilled images. W/A are stored bits of weights (PWLQ multiplies in one",
+        "less) / bits of activations; 8-bit input; int8 for depthwise layers. Cells: top-1 /",
+        "agreement with the float network's decisions, in percent, and processor seconds of the",
+        "method (images aside). One seed. `simulated` computes in float with grid values;",
+        "`fx`: modules of convert_fx; `pt2e`: Inductor's int8 kernels; `nncf`: OpenVINO; `onnx`:",
+        "ONNX Runtime on the simulated student's file.",
+    ]
+    known = {tuple(row[k] for k in KEY): row for row in rows}
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in known.values() if row["model"] == model]
+        lines += ["", f"## {TITLES[model]} ({own[0]['float']:.2f} % in float)", ""]
+        lines += ["| method | effort | W/A | " + " | ".join(HOSTS) + " |"]
+        lines += ["|---|---:|---|" + "---:|" * len(HOSTS)]
+        for method in METHODS:
+            for bits in BITS:
+                chosen = {r["host"]: r for r in own if (r["method"], r["bits"]) == (method, bits)}
+                if not chosen:
+                    continue
+                effort = next(iter(chosen.values()))["effort"]
+                cells = [_cell(chosen.get(host)) for host in HOSTS]
+                lines.append(f"| `{method}` | {effort:g} | {bits} | " + " | ".join(cells) + " |")
+    errors = [row for row in known.values() if row.get("error")]
+    if errors:
+        lines += ["", "What could not be measured:", ""]
+        lines += [f"- {r['model']}, {r['method']}, {r['host']}, {r['bits']}: {r['error']}"
+                  for r in errors]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    if row.get("error"):
+        return "(see below)"
+    return f"{row['score']:.2f} / {row['agreement']:.2f}, {row['seconds']:.0f} s"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure what is missing, then write the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of models and images")
+    parser.add_argument("--model", choices=("cifar10", "imagenet"), nargs="+", default=["cifar10"])
+    parser.add_argument("--method", nargs="+", default=list(METHODS))
+    parser.add_argument("--host", choices=HOSTS, nargs="+", default=list(HOSTS))
+    parser.add_argument("--bits", choices=BITS, nargs="+", default=list(BITS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "zaq-images")
+    parser.add_argument("--out", type=Path, default=RESULTS / "methods_in_hosts.jsonl")
+    args = parser.parse_args(argv)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(args.threads)
+    args.cache.mkdir(parents=True, exist_ok=True)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    done = {tuple(row[k] for k in KEY) for row in read(args.out)}
+    for model in args.model:
+        subject = load_subject(model, args.data)
+        for method in args.method:
+            for bits in args.bits:
+                for host in args.host:
+                    job = {"model": model, "method": method, "host": host, "bits": bits,
+                           "seed": args.seed, "effort": EFFORT.get(method, 1.0),
+                           "levels": "pwlq", "images": "synthetic"}  # fmt: skip
+                    if tuple(job[k] for k in KEY) in done:
+                        continue
+                    try:
+                        row = measure(job, subject, args.cache)
+                    except (ValueError, RuntimeError) as error:
+                        row = {**job, "float": subject.published, "error": str(error)[:300]}
+                    with args.out.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(row) + "\n")
+                    print(*(f"{row[k]}" for k in KEY), _cell(row), file=sys.stderr, flush=True)
+                    args.out.with_suffix(".md").write_text(markdown(read(args.out)))
+    args.out.with_suffix(".md").write_text(markdown(read(args.out)))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
