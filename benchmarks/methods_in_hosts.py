@@ -46,7 +46,7 @@ def running(host: str, student: nn.Module, subject: Subject) -> tuple[nn.Module,
     batch = BATCH[subject.name]
     if host in ("simulated", "onnx"):
         return (student, batch) if host == "simulated" else (OnOnnxRuntime(student, subject), batch)
-    converted = find_host(host).convert(student)
+    converted: Any = find_host(host).convert(student)
     shape = torch.zeros(batch, *subject.images.shape[1:])
     if host == "pt2e":
         import zaq_pt2e
@@ -122,8 +122,8 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         "# Published methods in every host",
         "",
         "`python benchmarks/methods_in_hosts.py --data DIR`. Data-free: all hosts and methods",
-        "learn from the same distilled images. W/A are stored bits of weights (PWLQ multiplies in one",
-        "less) / bits of activations; 8-bit input; int8 for depthwise layers. Cells: top-1 /",
+        "learn from the same distilled images. W/A are stored bits of weights (PWLQ multiplies in",
+        "one less) / bits of activations; 8-bit input; int8 for depthwise layers. Cells: top-1 /",
         "agreement with the float network's decisions, in percent, and processor seconds of the",
         "method (images aside). One seed. `simulated` computes in float with grid values;",
         "`fx`: modules of convert_fx; `pt2e`: Inductor's int8 kernels; `nncf`: OpenVINO; `onnx`:",
