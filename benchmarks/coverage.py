@@ -115,9 +115,9 @@ Made = tuple[Callable[[Tensor], object], int, int, list[str]]
 
 def by_zaq(model: nn.Module, images: Tensor) -> Made:
     """This project's way."""
-    from zaq_timm.zoo.hosts import Request, on_pt2e
+    from zaq_timm.zoo.hosts import Request, on_host
 
-    made = on_pt2e(Request(model, PWLQSpec(bits=4), 8, {}, images[:BATCH], BATCH))
+    made = on_host("pt2e", Request(model, PWLQSpec(bits=4), 8, {}, images[:BATCH], BATCH))
     call: Any = made.model if made.fixed_batch is None else padded(made.model, made.fixed_batch)
     skipped = [f"{r.name}: {r.reason}" for r in made.layers.skipped]
     return call, len(made.layers), len(made.layers.quantized), made.notes + skipped

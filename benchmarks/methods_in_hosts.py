@@ -46,7 +46,7 @@ def running(host: str, student: nn.Module, subject: Subject) -> tuple[nn.Module,
     batch = BATCH[subject.name]
     if host in ("simulated", "onnx"):
         return (student, batch) if host == "simulated" else (OnOnnxRuntime(student, subject), batch)
-    converted = find_host(host).convert(student)
+    converted: Any = find_host(host).convert(student)
     shape = torch.zeros(batch, *subject.images.shape[1:])
     if host == "pt2e":
         import zaq_pt2e

@@ -325,7 +325,8 @@ def test_the_sdist_installs_and_works_from_any_folder(tmp_path: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in names)
     with tarfile.open(sdist) as archive:
         inside = {name.split("/", 1)[-1] for name in archive.getnames()}
-    assert {"README.md", "LICENSE", "CHANGELOG.md", "tests/test_package.py"} <= inside
+    assert {"README.md", "LICENSE", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"} <= inside
+    assert "tests/test_package.py" in inside
 
     for source in (sdist, wheel):
         target = tmp_path / f"from-{source.suffix[1:]}"

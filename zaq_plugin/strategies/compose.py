@@ -22,6 +22,7 @@ from zaq_plugin.strategies.registry import find
 from zaq_plugin.strategies.request import Applied, Request
 from zaq_plugin.strategies.stage import SINGLE, SLOTS, ImageStage, Stage, Strategy, Work
 from zaq_plugin.student import FloatWeights, student_of
+from zaq_plugin.student.assign import module_classes
 from zaq_plugin.student.host import Assignment, Host, find_host
 from zaq_plugin.student.modes import to_evaluation
 from zaq_plugin.student.proof import require_float_function
@@ -148,7 +149,8 @@ def _prepared(work: Work) -> nn.Module:
             per_tensor=request.granularity == "tensor",
             **options,
         )
-    plans = make_plan(work.folded, work.spec, request.activation_bits, **options)
+    classes = module_classes(work.folded)
+    plans = make_plan(work.folded, work.spec, request.activation_bits, classes=classes, **options)
     usual = (work.spec, request.activation_bits)
     layers: dict[str, Any] = {}
     for plan in plans:

@@ -153,4 +153,3 @@ def _images(prepared: nn.Module, batches: Iterable[Any]) -> Tensor:
 def _device(model: nn.Module) -> torch.device:
     first = next(model.parameters(), None)
     return torch.device("cpu") if first is None else first.device
-

@@ -11,7 +11,7 @@ from zoo_own_models import Odd, odd
 from zaq_plugin.pwlq import PWLQSpec, fake_quantize
 from zaq_pt2e.graph import layers
 from zaq_pt2e.rewrites import rewrite
-from zaq_timm.zoo.hosts import Request, on_pt2e
+from zaq_timm.zoo.hosts import Request, on_host
 from zaq_timm.zoo.measure import distance, outputs
 
 
@@ -50,7 +50,7 @@ def test_a_computed_weight_is_what_gets_quantized(images: torch.Tensor) -> None:
     torch.manual_seed(0)
     model = odd().eval()
     assert isinstance(model, Odd)
-    made = on_pt2e(Request(model, PWLQSpec(bits=4), 8, {}, images, 4))
+    made = on_host("pt2e", Request(model, PWLQSpec(bits=4), 8, {}, images, 4))
     assert {r.name for r in made.layers.quantized} == {"conv", "head"}
     assert made.layers.skipped == []
     apart = distance(outputs(model, images, 4), outputs(made.model, images, 4))

@@ -11,7 +11,7 @@ from zoo_own_models import odd, tiny
 
 from zaq_plugin.ptq import fold_batch_norm
 from zaq_plugin.pwlq import PWLQSpec, UniformSpec, quantize
-from zaq_timm.zoo.hosts import Request, on_fx, on_pt2e
+from zaq_timm.zoo.hosts import Request, on_host
 from zaq_timm.zoo.pareto import best_within, code_bits, code_bytes, frontier
 from zaq_timm.zoo.sensitivity import (
     Sensitivity,
@@ -58,17 +58,18 @@ def test_places_are_the_layers_that_the_hosts_quantize() -> None:
     for model, images in ((tiny().eval(), IMAGES), (odd().eval(), torch.randn(4, 3, 16, 16))):
         _, places = find_places(model, images[:2].clone())
         request = Request(model, PWLQSpec(bits=4), 8, {}, images, 4)
-        assert {p.name for p in places} == {r.name for r in on_pt2e(request).layers}
+        assert {p.name for p in places} == {r.name for r in on_host("pt2e", request).layers}
     _, places = find_places(tiny().eval(), IMAGES)
     assert {p.name for p in places} == {
-        r.name for r in on_fx(Request(tiny().eval(), PWLQSpec(bits=4), 8, {}, IMAGES, 4)).layers
+        r.name
+        for r in on_host("fx", Request(tiny().eval(), PWLQSpec(bits=4), 8, {}, IMAGES, 4)).layers
     }
 
 
 def test_hosts_store_what_sizes_say() -> None:
     _, places = find_places(tiny().eval(), IMAGES)
     overrides = {"3": PWLQSpec(bits=2), "8": UniformSpec(8)}
-    made = on_pt2e(Request(tiny().eval(), PWLQSpec(bits=3), 8, overrides, IMAGES, 4))
+    made = on_host("pt2e", Request(tiny().eval(), PWLQSpec(bits=3), 8, overrides, IMAGES, 4))
     sizes = {p.name: p.size(overrides.get(p.name, PWLQSpec(bits=3))) for p in places}
     assert {r.name: r.stored_bytes for r in made.layers} == sizes
 
