@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from zaq_nncf._compat import (
+    HOOKS,
     BaseQuantizer,
     build_nncf_graph,
     constant_at,
@@ -73,7 +74,7 @@ class Placement:
             elif not before:
                 return []
             stack.extend(before)
-        return sorted(found)
+        return sorted(name for name in found if HOOKS not in name)  # a quantizer has a scale
 
     def _reaches_layer(self, node: Any) -> bool:
         """Whether a weighted operator reads this node's value before another quantizer does."""
@@ -141,7 +142,7 @@ class Placement:
         found: dict[str, str] = {}
         for identity, name in self.hooks.items():
             for before in self.graph.get_previous_nodes(self.graph.get_node_by_id(identity)):
-                if is_parameter(before):
+                if is_parameter(before) and HOOKS not in before.layer_attributes.name:
                     found[name] = str(before.layer_attributes.name)
         return found
 
