@@ -101,7 +101,7 @@ def prepare_model(model: nn.Module, example_input: Any = None) -> nn.Module:
         folded = fold_batch_norm(model, examples)
     folded.eval()
     for layer in folded.modules():
-        if type(layer) in LAYERS and layer.bias is None:  # what correction changes is there already
+        if type(layer) in LAYERS and getattr(layer, "bias", None) is None:  # for correction
             weight: Any = layer.weight
             zeros = weight.detach().new_zeros(out_features(layer))
             layer.bias = nn.Parameter(zeros, requires_grad=weight.requires_grad)
