@@ -11,6 +11,7 @@ from typing import Any
 
 import torch.ao.nn.intrinsic as nni
 from torch import nn
+from torch._ops import OpOverload
 from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 from torch.fx import GraphModule
 
@@ -55,8 +56,14 @@ def qconfigs_of(prepared: GraphModule) -> dict[str, Any]:
 
 
 def is_prepared(model: nn.Module) -> bool:
-    """Whether a model came from prepare_fx or prepare_qat_fx and is not converted yet."""
-    return _ATTRS in getattr(model, "meta", {})
+    """Whether a model came from prepare_fx or prepare_qat_fx and is not converted yet.
+
+    PT2E leaves the same attribute on its graphs, which hold operators of aten where these hold
+    modules and functions.
+    """
+    if not isinstance(model, GraphModule) or _ATTRS not in getattr(model, "meta", {}):
+        return False
+    return not any(isinstance(node.target, OpOverload) for node in model.graph.nodes)
 
 
 def use_exact_batch_norm(module: nn.Module) -> None:

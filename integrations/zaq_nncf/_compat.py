@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import nncf
 from nncf.common.quantization.structs import QuantizationScheme
 from nncf.quantization.algorithms.min_max.torch_backend import PTMinMaxAlgoBackend
 from nncf.torch.extensions import EXTENSION_LOAD_TIMEOUT_ENV_VAR
@@ -50,11 +51,11 @@ __all__ = [
     "QuantizationScheme",
     "SymmetricQuantizer",
     "build_nncf_graph",
+    "constant_at",
     "decode_hook_name",
     "extension_folder",
     "extension_is_loaded",
     "fell_back",
-    "get_const_node",
     "handle_torch_function",
     "has_torch_function_unary",
     "hooks_of",
@@ -102,6 +103,17 @@ def is_weighted(node: Any) -> bool:
 def is_quantize_node(node: Any) -> bool:
     """Whether a node of NNCF's graph is a quantizer: it is known by its function's name."""
     return node.node_type in QUANTIZE_NODE_TYPES
+
+
+def constant_at(node: Any, port: int, graph: Any) -> Any:
+    """The constant that an operator reads at a port, through quantizers; None if it is no constant.
+
+    NNCF raises where a value was computed.
+    """
+    try:
+        return get_const_node(node, port, graph)
+    except nncf.InternalError:
+        return None
 
 
 def weight_axis(node: Any, rank: int, port: int) -> int | None:

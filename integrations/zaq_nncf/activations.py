@@ -6,13 +6,15 @@ convolutions and matrix products; the model's own input and what is only added o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 from torch import nn
 
 from zaq_nncf._compat import hooks_of
 from zaq_nncf.activation_quantizers import ActivationQuantizer
+from zaq_nncf.calibration import own
+from zaq_plugin.layers import LAYERS
 from zaq_plugin.student.fake_quantizers import set_switches
 from zaq_plugin.student.modes import evaluating
 
@@ -54,8 +56,40 @@ def narrow_activations(
         set_switches(model, observe=False, quantize=True)
 
 
+def called_later(model: nn.Module, read: Container[str], batches: Iterable[Any]) -> set[str]:
+    """The weights of layers that only some batches call; NNCF looks at the first one alone.
+
+    Args:
+        model: Float, with the modules that NNCF saw.
+        read: Names of the parameters that the first batch reads.
+        batches: See `narrow_activations`; none is run if the first one calls every layer.
+    """
+    first_names = {id(p): name for name, p in model.named_parameters()}
+    unread: dict[str, str] = {}
+    for name, module in model.named_modules():
+        known = first_names.get(id(module.weight)) if isinstance(module, LAYERS) else None
+        if known is not None and known not in read:
+            unread[name] = known
+    found: set[str] = set()
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda module, args, weight=weight: found.add(weight)
+        )
+        for name, weight in unread.items()
+    ]
+    try:
+        with evaluating(model):
+            for batch in batches if unread else ():
+                call(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
 def call(model: nn.Module, batch: Any) -> Any:
-    """Run a model on an input as NNCF's data set gives it."""
+    """Run a model on a copy of an input as NNCF's data set gives it."""
+    batch = own(batch)
     if isinstance(batch, dict):
         return model(**batch)
     return model(*batch) if isinstance(batch, tuple) else model(batch)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from zaq_nncf._compat import BaseQuantizer, HookStorage, decode_hook_name, hooks_of
+from zaq_nncf._compat import BaseQuantizer, HookStorage, hooks_of
 from zaq_nncf.activation_quantizers import ActivationQuantizer
+from zaq_nncf.native_weight import native_weight
 from zaq_nncf.placement import Placement
 from zaq_nncf.settings import layer_name
 from zaq_nncf.static import StaticActivation, StaticWeight
@@ -27,28 +28,35 @@ def audit(model: nn.Module, example_input: Any = None) -> Audit:
     Args:
         model: From `zaq_nncf.quantize`, ``nncf.quantize`` or `zaq_nncf.strip`.
         example_input: A tensor, tuple or mapping that the model is called with; only needed to see
-            the activations of a model that plain ``nncf.quantize`` made while PWLQ was registered.
+            the activations of a model that plain ``nncf.quantize`` made while PWLQ was registered,
+            and to tell the weights of a ModuleList apart if it was not.
 
     Returns:
         One record per convolution, linear layer and other weight that NNCF quantized.
 
     Raises:
-        ValueError: nothing was quantized, or the model is not NNCF's.
+        ValueError: nothing was quantized, the model is not NNCF's, or a weight cannot be told
+            without an example.
     """
     storage = hooks_of(model)
+    placed: dict[str, str] = {}
     if example_input is not None:
-        sources = Placement(model, example_input).sources()
+        placement = Placement(model, example_input)
+        sources, placed = placement.sources(), placement.parameters()
         for _, module in storage.named_hooks():
             if isinstance(module, PWLQWeightQuantizer):
                 module.source = sources.get(module.weight)
-    quantizers = dict(weight_quantizers(model))
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    parameters |= dict(model.named_buffers(remove_duplicate=False))
+    quantizers = _by_parameter(weight_quantizers(model, placed), parameters)
     owners = {
         f"{name}.weight" if name else "weight": module
         for name, module in model.named_modules()
         if isinstance(module, LAYERS)
     }
-    names = list(owners) + [name for name in quantizers if name not in owners]
+    notes = getattr(model, NOTES, {})
+    known = [name for name in (*quantizers, *notes.get("computed", ())) if name in parameters]
+    names = list(dict.fromkeys([*owners, *known]))
     found = Audit()
     seen: dict[int, str] = {}
     for name in names:
@@ -58,37 +66,58 @@ def audit(model: nn.Module, example_input: Any = None) -> Audit:
         first = seen.setdefault(id(value), name)
         if first != name:
             reason = f"shares its weight with {layer_name(first)!r}, where it is counted"
-            found.add(_shared(name, kind, quantizers.get(first), reason))
+            found.add(_shared(name, kind, _of(quantizers, parameters, first), reason))
             continue
-        quantizer = quantizers.get(name)
+        quantizer = _of(quantizers, parameters, name)
         if quantizer is None:
-            label = layer_name(name)
-            found.add(LayerRecord(label, kind, value.numel(), False, _why_not(model, name)))
+            label, reason = layer_name(name), _why_not(notes, _aliases(parameters, name))
+            found.add(LayerRecord(label, kind, value.numel(), False, reason))
         else:
             found.add(_record(storage, name, kind, value, quantizer, _remark(model, name)))
     return found.require_any()
 
 
-def weight_quantizers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every quantizer of a weight with the parameter's name: ours, NNCF's own, stripped ones."""
+def weight_quantizers(
+    model: nn.Module, placed: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, nn.Module]]:
+    """Every quantizer of a weight with the parameter's name: ours, NNCF's own, stripped ones.
+
+    Args:
+        model: From NNCF.
+        placed: What is known of hooks on parameters, from `Placement.parameters`.
+    """
     for hook, module in hooks_of(model).named_hooks():
         if isinstance(module, PWLQWeightQuantizer | StaticWeight):
             yield module.weight, module
         elif isinstance(module, BaseQuantizer) and not isinstance(module, ActivationQuantizer):
-            name = native_weight(model, hook)
+            name = (placed or {}).get(hook) or native_weight(model, hook, module)
             if name is not None:
                 yield name, module
 
 
-def native_weight(model: nn.Module, hook: str) -> str | None:
-    """The parameter that a weight quantizer of NNCF's own sits on; None for activations."""
-    kind, operator, port = decode_hook_name(hook)
-    if kind != "pre_hooks" or port == 0:
-        return None
-    place = ".".join(operator.split("/")[:-2])
-    owner = model.get_submodule(place)
-    own = isinstance(owner._parameters.get("weight"), Tensor)
-    return (f"{place}.weight" if place else "weight") if own else None
+def _by_parameter(
+    found: Iterable[tuple[str, nn.Module]], parameters: Mapping[str, Tensor]
+) -> dict[str, nn.Module]:
+    """A quantizer for each parameter's name; of several that of a layer, which has a format."""
+    chosen: dict[str, nn.Module] = {}
+    for name, module in found:
+        before = chosen.get(name)
+        if name in parameters and (before is None or getattr(before, "spec", None) is None):
+            chosen[name] = module
+    return chosen
+
+
+def _aliases(parameters: Mapping[str, Tensor], name: str) -> list[str]:
+    """All names of a parameter: NNCF knows a shared one by the first."""
+    value = parameters.get(name)
+    return [name] + [n for n, other in parameters.items() if other is value and n != name]
+
+
+def _of(
+    quantizers: Mapping[str, nn.Module], parameters: Mapping[str, Tensor], name: str
+) -> nn.Module | None:
+    """The quantizer of a parameter, whichever of its names that is known by."""
+    return next((quantizers[n] for n in _aliases(parameters, name) if n in quantizers), None)
 
 
 def _kind(model: nn.Module, name: str) -> str:
@@ -98,18 +127,29 @@ def _kind(model: nn.Module, name: str) -> str:
     return type(model.get_submodule(owner)).__name__ if named else "parameter"
 
 
-def _why_not(model: nn.Module, name: str) -> str:
-    notes = getattr(model, NOTES, {})
-    called = notes.get("called")
-    if called is not None and name not in called:
-        return "never called on the calibration data"
+def _why_not(notes: Mapping[str, Any], names: Iterable[str]) -> str:
+    """Why a parameter, known by any of these names, has no quantizer."""
+    names = list(names)
     own = "a pattern of NNCF's own list, such as squeeze-and-excitation"
+    if not notes:
+        return f"NNCF left it float: never called, ignored, or {own}"
+    computed = [notes["computed"][n] for n in names if n in notes["computed"]]
+    readers = [kind for n in names for kind in notes["readers"].get(n, ())]
+    if not any(n in notes["called"] for n in names):
+        if computed:
+            return (
+                f"what is multiplied is computed from it at every call ({computed[0]}), and NNCF "
+                "has weight quantizers for parameters only"
+            )
+        if any(n in notes["later"] for n in names):
+            return "not called by the first calibration batch, in which NNCF looks for its layers"
+        if not readers:
+            return "never called on the calibration data"
+        return f"read by {', '.join(readers)}, where NNCF quantizes no weight"
     scope = notes.get("ignored")
     if scope:
         return f"NNCF left it float: ignored_scope is {scope}, or {own}"
-    if called is not None:
-        return f"NNCF left it float: {own}, or an operator that the target device has not"
-    return f"NNCF left it float: never called, ignored, or {own}"
+    return f"NNCF left it float: {own}, or an operator that the target device has not"
 
 
 def _remark(model: nn.Module, name: str) -> str | None:

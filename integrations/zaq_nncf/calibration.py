@@ -10,7 +10,7 @@ import nncf
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.student.batches import Arguments, as_call
+from zaq_plugin.student.batches import Arguments, as_call, inputs_of
 from zaq_plugin.zero_shot import (
     DistillOptions,
     ImageStatistics,
@@ -27,6 +27,45 @@ class Batches(list[Any]):
     """Batches that tell NNCF their size, which it otherwise takes to be one."""
 
     batch_size: int = 1
+
+
+class Copies(nncf.Dataset):
+    """A data set whose items are copies: a model may change its inputs in place.
+
+    Args:
+        source: The data set.
+    """
+
+    def __init__(self, source: nncf.Dataset) -> None:
+        super().__init__(source)
+        self.source = source
+
+    def get_data(self, indices: list[int] | None = None) -> Iterable[Any]:
+        """The source's items as they are."""
+        return self.source.get_data(indices)
+
+    def get_inference_data(self, indices: list[int] | None = None) -> Iterable[Any]:
+        """Copies of the source's inputs."""
+        return map(own, self.source.get_inference_data(indices))
+
+    def get_length(self) -> int | None:
+        """The source's length, None where it has none."""
+        return self.source.get_length()
+
+    def get_batch_size(self) -> int | None:
+        """The source's batch size, None where it says none."""
+        return self.source.get_batch_size()
+
+
+def own(batch: Any) -> Any:
+    """A copy of a batch: its tensors' values, in the same tuples, lists and mappings."""
+    if isinstance(batch, Tensor):
+        return batch.clone()
+    if isinstance(batch, Mapping):
+        return {key: own(value) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*map(own, batch))
+    return type(batch)(map(own, batch)) if isinstance(batch, tuple | list) else batch
 
 
 def as_dataset(
@@ -52,7 +91,8 @@ def as_dataset(
         TypeError: a batch is of an unknown kind, or the calibration cannot be iterated.
     """
     if isinstance(calibration, nncf.Dataset):
-        return calibration, _first(calibration.get_inference_data(), "the nncf.Dataset")
+        copies = Copies(calibration)
+        return copies, _first(copies.get_inference_data(), "the nncf.Dataset")
     if calibration is None:
         images = generate(model, min(subset_size, GENERATED), image_shape, mean, std, config)
         batches = list(images.split(32))
@@ -64,7 +104,7 @@ def as_dataset(
             "images.split(32) for batches of 32."
         )
     elif isinstance(calibration, Iterable):
-        batches = _from_iterable(calibration, subset_size)
+        batches = _from_iterable(calibration, subset_size, inputs_of(model))
     else:
         raise TypeError(
             "calibration must be an nncf.Dataset, an iterable of batches, a ZeroShotLoader, or "
@@ -74,11 +114,11 @@ def as_dataset(
         raise ValueError("calibration: there is no batch in it; give at least one.")
     kept = Batches(batches)
     kept.batch_size = _size(batches[0])
-    return nncf.Dataset(kept), batches[0]
+    return Copies(nncf.Dataset(kept)), own(batches[0])
 
 
 def first_images(batches: Iterable[Any], count: int) -> list[Any]:
-    """The first images, as batches; the last one is cut.
+    """The first images, as batches; a first batch of more images is cut, others are whole.
 
     Args:
         batches: As NNCF's data set gives them: tensors, tuples of all inputs, or mappings.
@@ -87,8 +127,8 @@ def first_images(batches: Iterable[Any], count: int) -> list[Any]:
     kept: list[Any] = []
     for batch in batches:
         size = _size(batch)
-        if isinstance(batch, Tensor) and size > count:
-            batch = batch[:count]
+        if isinstance(batch, Tensor) and batch.dim() == 4 and not kept and size > count:
+            batch = batch[:count]  # of fewer dimensions it may be one sample
         kept.append(Arguments(batch) if isinstance(batch, tuple) else batch)
         count -= size
         if count <= 0:
@@ -103,18 +143,22 @@ def _first(items: Iterable[Any], what: str) -> Any:
 
 
 def _size(batch: Any) -> int:
-    values = batch.values() if isinstance(batch, Mapping) else [batch]
+    values: Iterable[Any] = batch.values() if isinstance(batch, Mapping) else [batch]
+    values = batch if isinstance(batch, tuple) else values
     sizes = [v.shape[0] for v in values if isinstance(v, Tensor) and v.dim()]
     return sizes[0] if sizes else 1
 
 
-def _from_iterable(calibration: Iterable[Any], subset_size: int) -> list[Any]:
-    """The first batches, until there are enough images: an endless iterable is welcome."""
+def _from_iterable(calibration: Iterable[Any], subset_size: int, inputs: int) -> list[Any]:
+    """The first batches, until there are enough images: an endless iterable is welcome.
+
+    Of a tuple or list the first ``inputs`` entries are the model's, the rest are labels.
+    """
     batches: list[Any] = []
     count = 0
     for item in calibration:
-        args, kwargs = as_call(item)
-        batch = args[0] if args else kwargs
+        args, kwargs = as_call(item, inputs)
+        batch = kwargs if kwargs else args[0] if len(args) == 1 else args
         batches.append(batch)
         count += _size(batch)
         if count >= subset_size:

@@ -10,13 +10,15 @@ from typing import Any
 import nncf
 import torch
 from nncf.quantization.advanced_parameters import OverflowFix, QuantizationParameters
+from nncf.quantization.range_estimator import RangeEstimatorParameters, RangeEstimatorParametersSet
 from torch import Tensor, nn
 
 from zaq_nncf import registration
 from zaq_nncf._compat import hooks_of
-from zaq_nncf.activations import narrow_activations
+from zaq_nncf.activations import called_later, narrow_activations
 from zaq_nncf.audit import NOTES, audit
 from zaq_nncf.calibration import as_dataset, first_images
+from zaq_nncf.native_weight import NativeWeight
 from zaq_nncf.placement import Placement
 from zaq_nncf.preparation import baked_layers, prepare_model
 from zaq_nncf.settings import Override, Settings, check_bits
@@ -74,7 +76,7 @@ def quantize(
             ``nncf.quantize`` does it; None leaves biases alone.
         learnable: Train the activations' steps, too.
         observer: Range observer of zaq_plugin for activations of fewer than 8 bits; the 99.9th
-            percentile by default. At 8 bits the ranges are NNCF's.
+            percentile by default. At 8 bits NNCF measures the ranges.
         image_shape, mean, std: (channels, height, width) and normalisation of images made from the
             model; a timm model says its own.
         config: Seed and settings of image making.
@@ -85,7 +87,10 @@ def quantize(
             ``model_type``, ``ignored_scope``, ``advanced_parameters`` ... NNCF's overflow fix is
             switched off (PWLQ's levels use the whole int8 grid), and activations have one grid per
             tensor, where NNCF would give depthwise convolutions one per channel, unless
-            ``activations_quantization_params`` says otherwise.
+            ``activations_quantization_params`` says otherwise. Activation ranges are the smallest
+            and the largest value seen (NNCF's ``MINMAX``), unless
+            ``activations_range_estimator_params`` says otherwise: NNCF's default is the mean of
+            each sample's extremes, which clips where a sample is small, such as a vector.
 
     Returns:
         The model wrapped by NNCF, in evaluation mode; `audit` says what became of each layer.
@@ -122,13 +127,21 @@ def quantize(
         quantized: nn.Module = nncf.quantize(prepared, dataset, **options)
     placed = _placed(quantized)
     placement = Placement(quantized.eval(), example)
+    readers = placement.readers()
+    held = itertools.islice(dataset.get_inference_data(), subset_size)
     quantized.__dict__[NOTES] = {
         "ignored": str(options.get("ignored_scope") or ""),
         "called": placement.weights(),
+        "computed": placement.computed(),
+        "readers": readers,
+        "later": called_later(prepared, readers, held),
         "baked": baked_layers(prepared),
     }
     _require_any(quantized, placed, settings)
-    sources = placement.sources()
+    bare, sources = placement.read_bare(), placement.sources()
+    for _, quantizer in hooks_of(quantized).named_hooks():
+        if isinstance(quantizer, PWLQWeightQuantizer | NativeWeight):
+            quantizer.read_elsewhere = quantizer.weight in bare
     for quantizer in placed:
         quantizer.source = sources.get(quantizer.weight)
     if bits < 8:
@@ -138,7 +151,7 @@ def quantize(
         held = itertools.islice(dataset.get_inference_data(), subset_size)
         kinds = {"image_shape": image_shape, "mean": mean, "std": std, **(method_options or {})}
         quantize_prepared(quantized, list(held), method, **kinds)
-    elif bias_correction == "activations":
+    elif bias_correction == "activations" and placed:
         held = itertools.islice(dataset.get_inference_data(), subset_size)
         correct_bias(quantized, first_images(held, CORRECTION_IMAGES))
     elif by_nncf:
@@ -168,6 +181,11 @@ def _advanced(given: Any, bias_correction: bool) -> Any:
     chosen.disable_bias_correction = chosen.disable_bias_correction or not bias_correction
     if chosen.activations_quantization_params is None:
         chosen.activations_quantization_params = QuantizationParameters(per_channel=False)
+    if chosen.activations_range_estimator_params == RangeEstimatorParameters():
+        # By default NNCF takes the mean of every sample's extremes: of small samples that clips
+        # much of what is largest.
+        whole = copy.deepcopy(RangeEstimatorParametersSet.MINMAX)
+        chosen.activations_range_estimator_params = whole
     return chosen
 
 

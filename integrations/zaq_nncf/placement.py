@@ -7,14 +7,16 @@ from typing import Any
 from torch import nn
 
 from zaq_nncf._compat import (
+    HOOKS,
     BaseQuantizer,
     build_nncf_graph,
+    constant_at,
     decode_hook_name,
-    get_const_node,
     hooks_of,
     is_quantize_node,
     is_weighted,
 )
+from zaq_nncf.calibration import own
 
 
 class Placement:
@@ -26,7 +28,7 @@ class Placement:
     """
 
     def __init__(self, model: nn.Module, example_input: Any) -> None:
-        self.graph = build_nncf_graph(model, example_input)
+        self.graph = build_nncf_graph(model, own(example_input))
         self.inputs = {node.node_name for node in self.graph.get_input_nodes()}
         self.hooks: dict[int, str] = {}
         for name, module in hooks_of(model).named_hooks(remove_duplicate=False):
@@ -51,18 +53,28 @@ class Placement:
         for identity, name in self.hooks.items():
             node = self.graph.get_node_by_id(identity)
             fed = self.graph.get_previous_nodes(node)
-            if any(n.node_name in self.inputs for n in fed) or self._is_constant(node):
+            if any(n.node_name in self.inputs for n in fed) or self._parameters_of(node):
                 continue
             if self._reaches_layer(node):
                 found.append(name)
         return found
 
-    def _is_constant(self, node: Any) -> bool:
-        return all(self._is_parameter(n) for n in self.graph.get_previous_nodes(node))
-
-    @staticmethod
-    def _is_parameter(node: Any) -> bool:
-        return hasattr(node.layer_attributes, "name") and hasattr(node.layer_attributes, "shape")
+    def _parameters_of(self, node: Any) -> list[str]:
+        """The parameters that a value is computed from, and nothing else; empty for activations."""
+        found: list[str] = []
+        seen, stack = set(), [node]
+        while stack:
+            source = stack.pop()
+            if source.node_id in seen:
+                continue
+            seen.add(source.node_id)
+            before = self.graph.get_previous_nodes(source)
+            if is_parameter(source):
+                found.append(str(source.layer_attributes.name))
+            elif not before:
+                return []
+            stack.extend(before)
+        return sorted(name for name in found if HOOKS not in name)  # a quantizer has a scale
 
     def _reaches_layer(self, node: Any) -> bool:
         """Whether a weighted operator reads this node's value before another quantizer does."""
@@ -88,6 +100,52 @@ class Placement:
                         found.append(name)
         return found
 
+    def computed(self) -> dict[str, str]:
+        """Parameters that a multiplied weight was computed from, with the operator that did it."""
+        found: dict[str, str] = {}
+        for node in self.graph.get_all_nodes():
+            for edge in self.graph.get_input_edges(node) if is_weighted(node) else ():
+                if edge.input_port_id not in node.metatype.weight_port_ids:
+                    continue
+                source = edge.from_node
+                if self._constant_behind(node, edge.input_port_id) is None:
+                    while is_quantize_node(source):
+                        source = self.graph.get_previous_nodes(source)[0]
+                    for name in self._parameters_of(source):
+                        found.setdefault(name, source.node_type)
+        return found
+
+    def readers(self) -> dict[str, list[str]]:
+        """The operators that read each parameter, quantizers left out; parameter name to types."""
+        found: dict[str, list[str]] = {}
+        for node in filter(is_parameter, self.graph.get_all_nodes()):
+            stack, kinds = list(self.graph.get_next_nodes(node)), set()
+            while stack:
+                reader = stack.pop()
+                if is_quantize_node(reader):
+                    stack.extend(self.graph.get_next_nodes(reader))
+                else:
+                    kinds.add(reader.node_type)
+            found[str(node.layer_attributes.name)] = sorted(kinds)
+        return found
+
+    def read_bare(self) -> set[str]:
+        """The parameters that some operator reads without a quantizer of NNCF's hooks."""
+        return {
+            str(node.layer_attributes.name)
+            for node in filter(is_parameter, self.graph.get_all_nodes())
+            if any(n.node_id not in self.hooks for n in self.graph.get_next_nodes(node))
+        }
+
+    def parameters(self) -> dict[str, str]:
+        """For each hook on a parameter the parameter's name."""
+        found: dict[str, str] = {}
+        for identity, name in self.hooks.items():
+            for before in self.graph.get_previous_nodes(self.graph.get_node_by_id(identity)):
+                if is_parameter(before) and HOOKS not in before.layer_attributes.name:
+                    found[name] = str(before.layer_attributes.name)
+        return found
+
     def biases(self) -> dict[str, str]:
         """For each hook on a layer's weight the name of the layer's bias, if it has one."""
         found: dict[str, str] = {}
@@ -101,7 +159,7 @@ class Placement:
             bias = edges.get(port)
             for weight_port in node.metatype.weight_port_ids:
                 hook = self.hooks.get(getattr(edges.get(weight_port), "node_id", -1))
-                if hook is not None and bias is not None and self._is_parameter(bias):
+                if hook is not None and bias is not None and is_parameter(bias):
                     found[hook] = str(bias.layer_attributes.name)
         return found
 
@@ -129,9 +187,9 @@ class Placement:
         source = next(
             e.from_node for e in self.graph.get_input_edges(node) if e.input_port_id == port
         )
-        if not self._is_parameter(source) and not self._is_constant(source):
+        if not is_parameter(source) and not is_quantize_node(source):
             return None
-        constant = get_const_node(node, port, self.graph)
+        constant = constant_at(node, port, self.graph)
         return None if constant is None else str(constant.layer_attributes.name)
 
     def _hook_behind(self, node: Any) -> str | None:
@@ -142,3 +200,21 @@ class Placement:
                 return None
             node = before[0]
         return self.hooks[node.node_id]
+
+
+def is_parameter(node: Any) -> bool:
+    """Whether a node of NNCF's graph is a parameter or a buffer."""
+    return hasattr(node.layer_attributes, "name") and hasattr(node.layer_attributes, "shape")
+
+
+def read_elsewhere(graph: Any, constant: Any) -> bool:
+    """Whether a parameter is read by anything but operators whose weight it is.
+
+    Args:
+        graph: NNCF's, before quantizers are placed.
+        constant: The parameter's node.
+    """
+    return any(
+        edge.input_port_id not in getattr(edge.to_node.metatype, "weight_port_ids", ())
+        for edge in graph.get_output_edges(constant)
+    )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from zaq_nncf._compat import is_wrapped
+from zaq_nncf.calibration import own
 from zaq_plugin.layers import LAYERS, out_features
 from zaq_plugin.ptq import fold_batch_norm
 from zaq_plugin.ptq.fold import Folding
 from zaq_plugin.ptq.wrappers import unwrapped
+from zaq_plugin.student.batches import inputs_of
 from zaq_plugin.student.modes import evaluating
 
 
@@ -25,6 +28,34 @@ class Root(nn.Module):
     def forward(self, x: Tensor) -> Any:
         """What the model computes."""
         return self.model(x)
+
+
+class GraphRoot(nn.Module):
+    """A root around a traced graph of several inputs, which it takes by the graph's names.
+
+    NNCF places quantizers on inputs by their names in the signature.
+    """
+
+    def __init__(self, model: fx.GraphModule) -> None:
+        super().__init__()
+        self.model = model
+        self.forward = _Forward(self)
+
+
+class _Forward:
+    """What a `GraphRoot` computes, with the signature of its graph."""
+
+    def __init__(self, root: GraphRoot) -> None:
+        self.root = root
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.root.model(*args, **kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.root.model.forward)
+
+    __name__ = "forward"
 
 
 def prepare_model(model: nn.Module, example_input: Any = None) -> nn.Module:
@@ -61,6 +92,7 @@ def prepare_model(model: nn.Module, example_input: Any = None) -> nn.Module:
         )
     check_weights(model)
     examples = None
+    example_input = own(example_input)
     if isinstance(example_input, Tensor):
         examples = (example_input,)
     elif isinstance(example_input, tuple):
@@ -70,10 +102,13 @@ def prepare_model(model: nn.Module, example_input: Any = None) -> nn.Module:
     folded.eval()
     for layer in folded.modules():
         own: Any = layer
-        if type(layer) in LAYERS and own.bias is None:  # what correction changes is there already
+        if type(layer) in LAYERS and getattr(own, "bias", None) is None:  # for correction
             weight: Any = own.weight
             zeros = weight.detach().new_zeros(out_features(layer))
             layer.bias = nn.Parameter(zeros, requires_grad=weight.requires_grad)
+    made: object = folded
+    if isinstance(made, fx.GraphModule) and inputs_of(made) > 1:
+        return GraphRoot(made).eval()
     if isinstance(folded, nn.Sequential | nn.ModuleList | nn.ModuleDict | fx.GraphModule):
         return Root(folded).eval()
     return folded
@@ -81,7 +116,7 @@ def prepare_model(model: nn.Module, example_input: Any = None) -> nn.Module:
 
 def baked_layers(prepared: nn.Module) -> set[str]:
     """Layers of a prepared model whose weight was computed at every call, and is no longer."""
-    rooted = isinstance(prepared, Root)
+    rooted = isinstance(prepared, Root | GraphRoot)
     folding = getattr(prepared.model if rooted else prepared, "zaq_folding", None)
     names = folding.baked if isinstance(folding, Folding) else ()
     return {f"model.{name}" if rooted else name for name in names}

@@ -16,12 +16,14 @@ from zaq_nncf._compat import (
     PLACING,
     BaseQuantizer,
     PTMinMaxAlgoBackend,
-    get_const_node,
+    constant_at,
     is_weighted,
     weight_axis,
 )
 from zaq_nncf.activation_quantizers import uniform_activation
 from zaq_nncf.extension import compile_extension
+from zaq_nncf.native_weight import named
+from zaq_nncf.placement import read_elsewhere
 from zaq_nncf.settings import Override, Settings, layer_name
 from zaq_nncf.weight_quantizer import pwlq_weight
 from zaq_plugin.pwlq import QuantSpec
@@ -66,7 +68,7 @@ def register(
             quantized = nncf.quantize(model, dataset)
 
     NNCF then does what it does by itself: fold BatchNorm first (`zaq_nncf.prepare_model`), and see
-    `zaq_nncf.quantize` for the options that suit PWLQ.
+    `zaq_nncf.quantize` for the options that suit PWLQ, and for what NNCF's default ranges clip.
 
     Args:
         spec: The weights' format; ``PWLQSpec()`` (4 MAC bits, 5 stored) if None.
@@ -154,25 +156,25 @@ def _placing(original: Any) -> Callable[..., Any]:
 def _ours(settings: Settings, graph: Any, points: list[Any], native: BaseQuantizer) -> Any:
     """Our quantizer for these places, or NNCF's own where it stays."""
     if points[0].is_weight_target_point():
-        found = _weight_of(graph, points[0])
-        if found is not None:
-            weight, axis = found
+        constant = constant_at(_node(graph, points[0]), points[0].input_port_id, graph)
+        if constant is not None:
+            weight, shared = constant.layer_attributes.name, read_elsewhere(graph, constant)
             spec = settings.format_of(layer_name(weight))
-            if spec is not None:
-                return pwlq_weight(native, spec, axis, weight)
+            if spec is not None and is_weighted(_node(graph, points[0])):
+                axis = _axis(graph, points[0])
+                return pwlq_weight(native, spec, axis, weight, shared)
+            native = named(native, weight, shared)
     elif not native.per_channel:
         return uniform_activation(native, learnable=settings.learnable)
     compile_extension()  # a quantizer of NNCF's own will need it
     return native
 
 
-def _weight_of(graph: Any, point: Any) -> tuple[str, int | None] | None:
-    """Name of the parameter at a weight's place and its channel axis; None if it is no layer's."""
-    node = graph.get_node_by_name(point.target_node_name)
-    if not is_weighted(node):
-        return None
-    constant = get_const_node(node, point.input_port_id, graph)
-    if constant is None:
-        return None
+def _node(graph: Any, point: Any) -> Any:
+    return graph.get_node_by_name(point.target_node_name)
+
+
+def _axis(graph: Any, point: Any) -> int | None:
+    """The channel axis of the weight at a place."""
     rank = len(graph.get_input_shape_for_insertion_point(point))
-    return constant.layer_attributes.name, weight_axis(node, rank, point.input_port_id)
+    return weight_axis(_node(graph, point), rank, point.input_port_id)

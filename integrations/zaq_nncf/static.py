@@ -35,6 +35,8 @@ class StaticWeight(nn.Module):
         zero_point: The integer that stands for 0: (channels,) int32; all zeros if None.
     """
 
+    own: Tensor | None
+
     codes: Tensor
     scale: Tensor
     zero_point: Tensor
@@ -60,7 +62,12 @@ class StaticWeight(nn.Module):
         self.register_buffer("zero_point", zero_point.detach().clone().reshape(-1).int())
         self.axis, self.weight, self.source = axis, weight, source
         self.facts, self.spec = facts, spec
+        self.register_buffer("own", None)
         self._read_numbers()
+
+    def keep_values(self, like: Tensor) -> None:
+        """Hold the values here: the parameter keeps its own, because others read it, too."""
+        self.register_buffer("own", self.values().to(like))
 
     def _read_numbers(self) -> None:
         """A single grid in Python numbers: torch.export cannot follow a look into a buffer."""
@@ -85,6 +92,7 @@ class StaticWeight(nn.Module):
         """The weight; same shape."""
         if torch.jit.is_tracing() and not torch.onnx.is_in_onnx_export():
             return self.values().to(w.dtype)
+        w = w if self.own is None else self.own
         if self._numbers is not None:
             return torch.fake_quantize_per_tensor_affine(w, *self._numbers, self.low, self.high)
         axis: Any = self.axis

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from zaq_nncf._compat import BaseQuantizer, hooks_of
-from zaq_nncf.audit import native_facts, native_weight, pwlq_facts
+from zaq_nncf.audit import native_facts, pwlq_facts
+from zaq_nncf.native_weight import NativeWeight, native_weight, tensor_of
 from zaq_nncf.static import StaticActivation, StaticChannels, StaticWeight
 from zaq_nncf.weight_quantizer import PWLQWeightQuantizer
 from zaq_plugin.pwlq import quantize
@@ -20,8 +21,9 @@ def strip(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     """The model for deployment: it exports to ONNX (dynamo) and OpenVINO, and computes the same.
 
     Weights are written as the floats ``scale * k`` of their levels, and every quantizer becomes one
-    of torch's fake-quantize operators in plain numbers. ``nncf.strip`` gives the same values, but
-    modules that ``torch.export`` cannot follow.
+    of torch's fake-quantize operators in plain numbers. A weight that is shared by layers with
+    other levels, or read without a quantizer, stays float, and each layer gets its levels apart.
+    ``nncf.strip`` gives the same values, but modules that ``torch.export`` cannot follow.
 
         torch.onnx.export(zaq_nncf.strip(model), (images,), "model.onnx", dynamo=True)
         openvino.convert_model(zaq_nncf.strip(model), example_input=images)
@@ -44,60 +46,63 @@ def strip(model: nn.Module, *, inplace: bool = False) -> nn.Module:
         storage = hooks_of(model)
     model.eval()
     made: dict[int, nn.Module] = {}
-    described = _describe(model)
+    bare: set[str] = set()
     for hook, module in list(storage.named_hooks(remove_duplicate=False)):
         if not isinstance(module, BaseQuantizer):
             continue
         if id(module) not in made:
-            made[id(module)] = _static(model, hook, module, described)
+            made[id(module)] = _static(model, hook, module)
+            if isinstance(module, PWLQWeightQuantizer | NativeWeight) and module.read_elsewhere:
+                bare.add(module.weight)
         storage.set_submodule(hook, made[id(module)])
+    _write(model, [m for m in made.values() if isinstance(m, StaticWeight)], bare)
     return model
 
 
-def _describe(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """What the audit says of each weight, while the float weights are still there."""
-    found: dict[str, dict[str, Any]] = {}
-    for _, quantizer in hooks_of(model).named_hooks():
-        if isinstance(quantizer, PWLQWeightQuantizer):
-            parameter = model.get_parameter(quantizer.weight)
-            if quantizer.grid.edges.numel() == 0:
-                quantizer.quantize(parameter)  # never ran: its levels are chosen now
-            found[quantizer.weight] = pwlq_facts(quantizer, parameter)
-    return found
+def _write(model: nn.Module, statics: Sequence[StaticWeight], bare: set[str]) -> None:
+    """Write weights into their parameters, where all that read one see the same levels."""
+    for name in dict.fromkeys(static.weight for static in statics):
+        parameter = tensor_of(model, name)
+        here = [static for static in statics if static.weight == name]
+        values = [static.values() for static in here]
+        if name in bare or not all(torch.equal(v, values[0]) for v in values):
+            for static in here:
+                static.keep_values(parameter)
+        else:
+            parameter.copy_(values[0])
 
 
-def _static(
-    model: nn.Module, hook: str, quantizer: BaseQuantizer, described: dict[str, dict[str, Any]]
-) -> nn.Module:
+def _static(model: nn.Module, hook: str, quantizer: BaseQuantizer) -> nn.Module:
     if isinstance(quantizer, PWLQWeightQuantizer):
-        return _bake(model, quantizer, described[quantizer.weight])
+        return _levels(model, quantizer)
     low, high, scale, zero_point = quantizer.get_parameters_for_torch_fq()
     shape = list(quantizer.scale_shape)
     axis = shape.index(max(shape)) if quantizer.per_channel else None
-    weight = native_weight(model, hook)
+    weight = native_weight(model, hook, quantizer)
     if weight is not None:
         ends = int(low), int(high)
-        return _bake_native(model, weight, scale, zero_point, axis, ends)
+        return _native_levels(model, weight, scale, zero_point, axis, ends)
     if axis is None:
         return StaticActivation(float(scale), int(zero_point), int(low), int(high))
     return StaticChannels(scale, zero_point, axis, int(low), int(high))
 
 
-def _bake(model: nn.Module, quantizer: PWLQWeightQuantizer, facts: dict[str, Any]) -> StaticWeight:
-    name, grid = quantizer.weight, quantizer.grid
-    parameter = model.get_parameter(name)
+def _levels(model: nn.Module, quantizer: PWLQWeightQuantizer) -> StaticWeight:
+    """The levels of a weight; they are chosen now if the quantizer never ran."""
+    name, parameter = quantizer.weight, tensor_of(model, quantizer.weight)
+    if quantizer.grid.edges.numel() == 0:
+        quantizer.quantize(parameter)
+    grid, facts = quantizer.grid, pwlq_facts(quantizer, parameter)
     try:
         scale, _ = quantizer.calculate_qparams()
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     stored = quantize(parameter, grid.spec, grid.ch_axis, edges=grid.edges)
     codes = stored.integer_weight()
-    made = StaticWeight(codes, scale, grid.ch_axis, name, quantizer.source, facts, grid.spec)
-    parameter.copy_(made.values())
-    return made
+    return StaticWeight(codes, scale, grid.ch_axis, name, quantizer.source, facts, grid.spec)
 
 
-def _bake_native(
+def _native_levels(
     model: nn.Module,
     name: str,
     scale: Tensor,
@@ -110,13 +115,11 @@ def _bake_native(
     Those of convolutions and linear layers are symmetric, -127..127; those of normalisation layers
     without a negative weight have 0..255.
     """
-    parameter = model.get_parameter(name)
+    parameter = tensor_of(model, name)
     shape = [1] * parameter.dim()
     if axis is not None:
         shape[axis] = -1
     steps = torch.round(parameter.float() / scale.view(shape)) + zero_point.view(shape)
     codes = steps.clamp(*ends)
     facts = native_facts()
-    made = StaticWeight(codes, scale, axis, name, None, facts, zero_point=zero_point)
-    parameter.copy_(made.values())
-    return made
+    return StaticWeight(codes, scale, axis, name, None, facts, zero_point=zero_point)

@@ -14,6 +14,7 @@ from zaq_nncf._compat import (
     run_inside,
 )
 from zaq_nncf.activation_quantizers import ActivationQuantizer
+from zaq_nncf.native_weight import tensor_of
 from zaq_nncf.settings import layer_name
 from zaq_nncf.weight_quantizer import PWLQWeightQuantizer
 from zaq_plugin.layers import LAYERS
@@ -42,7 +43,8 @@ class HookLayer(QuantLayer):
     @property
     def parameter(self) -> nn.Parameter:
         """The weight's."""
-        return self.model.get_parameter(self.target)
+        found: Any = tensor_of(self.model, self.target)
+        return found
 
     @property
     def bias(self) -> Tensor | None:

@@ -32,16 +32,22 @@ class PWLQWeightQuantizer(SymmetricQuantizer):
         spec: The number format.
         ch_axis: Axis of the output channels; None for one grid per tensor.
         weight: Name of the parameter in the model, such as ``layer1.0.conv1.weight``.
+        read_elsewhere: Whether the parameter is also read without a quantizer.
     """
 
     def __init__(
-        self, qspec: PTQuantizerSpec, spec: QuantSpec, ch_axis: int | None, weight: str
+        self,
+        qspec: PTQuantizerSpec,
+        spec: QuantSpec,
+        ch_axis: int | None,
+        weight: str,
+        read_elsewhere: bool = False,
     ) -> None:
         super().__init__(qspec)
         self.signed = True
         self.grid = PWLQPerChannelFakeQuantize(spec, ch_axis)
         self.grid.disable_observer()  # edges are solved once, at the first forward
-        self.weight = weight
+        self.weight, self.read_elsewhere = weight, read_elsewhere
         self.source: str | None = None  # the hook on the layer's input, once that is known
         freeze_own_ranges(self)
 
@@ -103,6 +109,7 @@ class PWLQWeightQuantizer(SymmetricQuantizer):
             "ch_axis": self.grid.ch_axis,
             "weight": self.weight,
             "source": self.source,
+            "read_elsewhere": self.read_elsewhere,
         }
 
     @classmethod
@@ -110,6 +117,7 @@ class PWLQWeightQuantizer(SymmetricQuantizer):
         """Undo `get_config`."""
         spec = spec_from_json(state["spec"])
         made = cls(nncf_spec(state["qspec"]), spec, state["ch_axis"], state["weight"])
+        made.read_elsewhere = state.get("read_elsewhere", False)
         made.source = state.get("source")
         return made
 
@@ -123,7 +131,11 @@ class PWLQWeightQuantizer(SymmetricQuantizer):
 
 
 def pwlq_weight(
-    native: BaseQuantizer, spec: QuantSpec, ch_axis: int | None, weight: str
+    native: BaseQuantizer,
+    spec: QuantSpec,
+    ch_axis: int | None,
+    weight: str,
+    read_elsewhere: bool = False,
 ) -> PWLQWeightQuantizer:
     """Our quantizer in the place of one that NNCF made for a weight."""
     qspec = native._qspec
@@ -137,4 +149,5 @@ def pwlq_weight(
         logarithm_scale=False,
         is_quantized_on_export=False,
     )
-    return PWLQWeightQuantizer(described, spec, ch_axis if native.per_channel else None, weight)
+    axis = ch_axis if native.per_channel else None
+    return PWLQWeightQuantizer(described, spec, axis, weight, read_elsewhere)

@@ -150,11 +150,14 @@ def add_to_bias(model: GraphModule, node: Node, shift: Tensor) -> None:
     set_argument(node, 2, new_tensor(model, name, nn.Parameter(value), node))
 
 
-def give_biases(model: GraphModule) -> None:
+def give_biases(model: GraphModule, *, training: bool) -> None:
     """A bias of zero for every layer that has none, and one of its own for every other.
 
-    So bias correction changes no shapes, and a calibrated state loads into a fresh model. A layer
-    that BatchNorm follows has BatchNorm's.
+    So bias correction changes no shapes, and a calibrated state loads into a fresh model.
+
+    Args:
+        model: Before the host prepares it; changed in place.
+        training: The host keeps BatchNorm apart: the layer in front of it has BatchNorm's shift.
     """
     owners: dict[str, str] = {}
     for layer in list(layers(model)):
@@ -164,7 +167,7 @@ def give_biases(model: GraphModule) -> None:
             if owners.setdefault(str(bias.target), layer.name) == layer.name:
                 continue
             value = tensor_at(model, str(bias.target)).detach().clone()
-        elif bias is not None or _is_normalised(node):
+        elif bias is not None or (training and _is_normalised(node)):
             continue
         else:
             weight = constant_value(model, argument(node, 1))
@@ -177,7 +180,8 @@ def give_biases(model: GraphModule) -> None:
 
 
 def _is_normalised(node: Node) -> bool:
-    return any(user.target is torch.ops.aten.batch_norm.default for user in node.users)
+    users = list(node.users)
+    return len(users) == 1 and users[0].target is torch.ops.aten.batch_norm.default
 
 
 def _channels(node: Node) -> int | None:

@@ -49,7 +49,7 @@ class PWLQDecorated(NotForNNCF, Quantizer):
         # In prepare_pt2e it is done already, and nothing is left to be done for training.
         own_tensors(model)
         make_ready(model, training=True)
-        give_biases(model)
+        give_biases(model, training=True)
         return self.base.transform_for_annotation(model)
 
     def annotate(self, model: GraphModule) -> GraphModule:

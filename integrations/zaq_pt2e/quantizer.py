@@ -132,7 +132,7 @@ class PWLQQuantizer(NotForNNCF, Quantizer):
         make_ready(model, training=self.qat)
         if self.qat:
             prepare_batch_norms(model)
-        give_biases(model)
+        give_biases(model, training=self.qat)
         return model
 
     def annotate(self, model: GraphModule) -> GraphModule:

@@ -285,8 +285,10 @@ def test_same_levels_everywhere(host: Host, qat: bool, spec: PWLQSpec) -> None:
         assert (layer.converted - layer.floating).abs().max() > 0, layer.name
     assert outcome.converted_output.std() > 0
     if KERNELS_ARE_EXACT or host is not fx:  # of the three, only fx computes with int8 kernels
-        difference = (outcome.converted_output - outcome.prepared_output).abs().max()
-        assert difference <= 1.001 * outcome.output_step
+        difference = (outcome.converted_output - outcome.prepared_output).abs()
+        # A tie that an inner grid rounds the other way moves few answers, by a step or two.
+        assert difference.max() <= 2.001 * outcome.output_step
+        assert (difference > 0.5 * outcome.output_step).float().mean() <= 0.1
 
 
 @pytest.mark.parametrize("qat", [False, True], ids=["ptq", "qat"])

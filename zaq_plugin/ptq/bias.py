@@ -90,7 +90,8 @@ class _Correction:
         self.add = self.inputs.add
 
     def finish(self) -> None:
-        self.layer.add_to_bias(-mean_output_error(self.layer, self.inputs, self.reference))
+        if self.layer.bias is not None:
+            self.layer.add_to_bias(-mean_output_error(self.layer, self.inputs, self.reference))
 
 
 def correct_bias(
@@ -104,8 +105,8 @@ def correct_bias(
 
     Layer after layer in order of execution, on the student's own stream: inputs quantized, layers
     before already corrected. Earlier corrections are taken back first, so that a second call with
-    the same batches changes nothing. The result does not depend on labels; a few hundred images,
-    real or generated, are plenty.
+    the same batches changes nothing. A layer to which its host can give no bias stays as it is. The
+    result does not depend on labels; a few hundred images, real or generated, are plenty.
 
     Args:
         student: Prepared in any host, calibrated if its activations are quantized.
@@ -132,4 +133,4 @@ def correct_bias(
 
     order = walk_layers(view, batches, begin, what="correct_bias", memory=memory)
     layers = view.layers()
-    return {name: layers[name].memory.bias_shift.clone() for name in order}
+    return {n: layers[n].memory.bias_shift.clone() for n in order if layers[n].bias is not None}

@@ -63,7 +63,8 @@ class _Compensation:
                 self.result = _round(layer, self.reference, self.moments.mean())
             except ValueError as error:
                 raise ValueError(f"layer {layer.name!r}: {error}") from error
-        layer.add_to_bias(-mean_output_error(layer, self.inputs, self.reference))
+        if layer.bias is not None:
+            layer.add_to_bias(-mean_output_error(layer, self.inputs, self.reference))
 
 
 def compensate_rounding(

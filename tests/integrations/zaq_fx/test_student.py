@@ -8,8 +8,10 @@ from torch import nn
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import zaq_fx
+from zaq_fx import _compat
 from zaq_fx.student import CARRIERS, FXStudent
 from zaq_plugin.pwlq import PWLQSpec, quantize
+from zaq_plugin.student import student_of
 
 KINDS = [k for k in CARRIERS if k.__module__.startswith("torch.nn.modules")]
 SPEC = PWLQSpec(bits=4)
@@ -64,3 +66,15 @@ def test_building_a_student_twice_changes_nothing(make_net, images):
     before = {name: id(p) for name, p in prepared.named_parameters()}
     FXStudent(prepared)
     assert {name: id(p) for name, p in prepared.named_parameters()} == before
+
+
+def test_a_graph_of_pt2e_is_none_of_ours(make_net, images):
+    """Both hosts leave the same attribute, and the integration imported last is asked first."""
+    pt2e = pytest.importorskip("zaq_pt2e", reason="PT2E needs torchao")
+    from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
+
+    program = torch.export.export(make_net(), (images,))
+    prepared = prepare_pt2e(program.module(), pt2e.PWLQQuantizer(SPEC))
+    assert _compat._ATTRS in prepared.meta
+    assert not _compat.is_prepared(prepared)
+    assert type(student_of(prepared)).__name__ == "PT2EStudent"

@@ -23,6 +23,9 @@ def test_what_is_computed_is_quantized_and_told(way):
     right = model(x).detach()
     quantized = zaq_nncf.quantize(model, list(x.split(4)), UniformSpec(8, "symmetric"))
     assert sqnr_db(right, quantized(x).detach()) > 30
+    stripped = zaq_nncf.strip(quantized)
+    assert sqnr_db(quantized(x).detach(), stripped(x).detach()) > 60
+    torch.onnx.export(stripped, (x,), dynamo=True, verbose=False)
     told = {r.name: (r.quantized, r.reason) for r in zaq_nncf.audit(quantized).records}
     remark = "its weight was computed at every call; what it computed is quantized"
     assert told == {"model.0": (True, remark), "model.2": (True, None)}

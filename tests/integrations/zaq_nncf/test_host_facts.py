@@ -107,7 +107,7 @@ def test_the_graph_has_ports_constants_and_metatypes(plain: nn.Module, images: T
     assert _compat.is_weighted(node)
     assert node.metatype.weight_port_ids == [1]
     assert node.metatype.bias_port_id == 2
-    constant = _compat.get_const_node(node, 1, graph)
+    constant = _compat.constant_at(node, 1, graph)
     assert constant.layer_attributes.name == "block.conv2.weight"
     assert _compat.weight_axis(node, 4, 1) == 0
     before = {e.input_port_id: e.from_node for e in graph.get_input_edges(node)}

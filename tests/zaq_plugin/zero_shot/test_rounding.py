@@ -172,5 +172,5 @@ def test_twin_computes_the_float_function(
 
 
 def test_a_model_without_fake_quantizers_is_refused(tiny: Callable[..., nn.Module]) -> None:
-    with pytest.raises(ValueError, match="nothing was quantized: TinyResNet has no weight"):
+    with pytest.raises(ValueError, match="quantized: TinyResNet has no fake-quantized weights"):
         reached_layers(tiny(), torch.zeros(2, 3, 8, 8))
