@@ -101,11 +101,8 @@ def prepare_model(model: nn.Module, example_input: Any = None) -> nn.Module:
         folded = fold_batch_norm(model, examples)
     folded.eval()
     for layer in folded.modules():
-        own: Any = layer
-        if type(layer) in LAYERS and getattr(own, "bias", None) is None:  # for correction
-            weight: Any = own.weight
-            zeros = weight.detach().new_zeros(out_features(layer))
-            layer.bias = nn.Parameter(zeros, requires_grad=weight.requires_grad)
+        if type(layer) in LAYERS and getattr(layer, "bias", None) is None:  # for correction
+            _give_bias(layer)
     made: object = folded
     if isinstance(made, fx.GraphModule) and inputs_of(made) > 1:
         return GraphRoot(made).eval()
@@ -124,6 +121,12 @@ def baked_layers(prepared: nn.Module) -> set[str]:
 
 def _is_exported(model: fx.GraphModule) -> bool:
     return any(isinstance(n.target, torch._ops.OpOverload) for n in model.graph.nodes)
+
+
+def _give_bias(layer: Any) -> None:
+    """A bias of zero."""
+    zeros = layer.weight.detach().new_zeros(out_features(layer))
+    layer.bias = nn.Parameter(zeros, requires_grad=layer.weight.requires_grad)
 
 
 def check_weights(model: nn.Module) -> None:

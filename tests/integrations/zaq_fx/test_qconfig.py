@@ -64,6 +64,64 @@ def test_names_and_patterns_need_no_model():
     assert (found["body.0"], found["body.2"], found["conv"]) == (EIGHT, SIX, FOUR)
 
 
+@pytest.mark.parametrize("give_model", [True, False])
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_most_specific_pattern_wins(give_model, turned):
+    overrides = {"*": None, "body.*": EIGHT, "bod?": FOUR, "body.?": SIX, "body.[2]": None}
+    overrides = dict(reversed(overrides.items())) if turned else overrides
+    found = formats(overrides, give_model=give_model)
+    # "body.*" has as many characters as "body.?" and "body.[2]" besides wildcards; then length
+    # counts, then the order.
+    first = EIGHT if not turned else SIX
+    assert (found["body.0"], found["body.2"], found["conv"]) == (first, None, None)
+
+
+@pytest.mark.parametrize("give_model", [True, False])
+def test_a_pattern_may_mean_a_module_around(give_model):
+    found = formats({"bo?y": SIX, "b*y.2": EIGHT}, give_model=give_model)
+    assert (found["body.0"], found["body.2"], found["conv"]) == (SIX, EIGHT, FOUR)
+
+
+def test_every_call_of_a_layer_has_its_override():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+            self.last = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return self.last(self.conv(torch.relu(self.conv(x))))
+
+    for key in ("conv", "c*v", "conv*"):
+        prepared = zaq_fx.prepare(Twice(), (X,), FOUR, overrides={key: SIX})
+        found = {layer.name: layer.spec for layer in layers_of(prepared)}
+        assert len(found) == 3
+        assert found.pop("last") == FOUR
+        assert set(found.values()) == {SIX}
+
+
+class Own(nn.Module):
+    """A block with a functional layer: the model around is rewritten as a graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.weight = nn.Parameter(torch.randn(3, 3, 1, 1))
+
+    def forward(self, x):
+        return nn.functional.conv2d(torch.relu(self.conv(x)), self.weight)
+
+
+def test_classes_are_those_of_the_model_as_it_was_given():
+    model = nn.Sequential(Own(), nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 1)))
+    prepared = zaq_fx.prepare(model, (X,), FOUR, overrides={Own: SIX, nn.Conv2d: EIGHT})
+    found = {layer.name: layer.spec for layer in layers_of(prepared)}
+    assert found.pop("0.conv") == EIGHT
+    assert found.pop("1") == EIGHT
+    assert len(found) == 1  # the functional one has no class of its own
+    assert set(found.values()) <= {SIX, EIGHT}
+
+
 def test_a_type_reaches_layers_fused_with_relu():
     assert formats({nn.Linear: EIGHT})["fc"] == EIGHT
     assert formats({nn.Conv2d: None})["body.0"] is None
@@ -142,6 +200,8 @@ def test_observer_partials_keep_their_arguments():
         (lambda: formats({"zz*": None}), ValueError, r"no layer matches 'zz\*'\. .* conv, b"),
         (lambda: formats({nn.Conv1d: None}), ValueError, "overrides: no layer matches Conv1d"),
         (lambda: formats({nn.Conv2d: None}, give_model=False), ValueError, "need model="),
+        (lambda: formats({"co*": (FOUR, None)}), TypeError, r"\['co\*'\]: .*no weight-only ker"),
+        (lambda: formats({torch.add: 4}), TypeError, r"overrides\[add\]: expected a weight form"),
         (lambda: formats({"conv": 6}), TypeError, r"overrides\['conv'\]: expected a weight f"),
     ],
 )
