@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.student.batches import fresh
+from zaq_plugin.student.batches import Call, fresh
 from zaq_plugin.student.layer import QuantLayer
 from zaq_plugin.student.modes import evaluating
 from zaq_plugin.student.view import student_of
@@ -44,7 +44,7 @@ def require_float_function(
     """
     teacher = student_of(prepared).twin()
     view = student_of(teacher)
-    call = (tuple(example_inputs), {})
+    call: Call = (tuple(example_inputs), {})
     with view.evaluating(), evaluating(float_model):
         expected = float_model(*fresh(call)[0])
         ratio = sqnr(expected, view.run(fresh(call)))
