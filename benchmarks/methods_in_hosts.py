@@ -128,6 +128,10 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         "method (images aside). One seed. `simulated` computes in float with grid values;",
         "`fx`: modules of convert_fx; `pt2e`: Inductor's int8 kernels; `nncf`: OpenVINO; `onnx`:",
         "ONNX Runtime on the simulated student's file.",
+        "",
+        "With narrow activations `fx` and `nncf` stay behind: they have one grid for a tensor,",
+        "whoever reads it, so that a residual trunk that a convolution reads is as narrow where",
+        "it is added; in the others the addition reads the wide tensor.",
     ]
     known = {tuple(row[k] for k in KEY): row for row in rows}
     for model in dict.fromkeys(row["model"] for row in rows):

@@ -1,0 +1,48 @@
+"""The benchmark of methods in hosts: a row once, the table by the rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from benchmarks import methods_in_hosts
+from benchmarks.methods_in_hosts import HOSTS, KEY, main, markdown, read
+
+RESULTS = Path(methods_in_hosts.__file__).parent / "results" / "methods_in_hosts.jsonl"
+
+
+def test_the_committed_table_is_that_of_the_committed_rows() -> None:
+    rows = read(RESULTS)
+    assert markdown(rows) == RESULTS.with_suffix(".md").read_text(encoding="utf-8")
+    keys = [tuple(row[k] for k in KEY) for row in rows]
+    assert len(set(keys)) == len(keys)
+
+
+def test_rows_are_measured_once_and_errors_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def measure(job: dict[str, Any], subject: object, cache: Path) -> dict[str, Any]:
+        asked.append(job["host"])
+        if job["host"] == "nncf":
+            raise ValueError("nncf cannot")
+        return {**job, "score": 80.0, "float": 90.0, "agreement": 85.5, "seconds": 3.0}
+
+    monkeypatch.setattr(methods_in_hosts, "measure", measure)
+    monkeypatch.setattr(methods_in_hosts, "load_subject", lambda *_: SimpleNamespace(published=90))
+    out = tmp_path / "rows.jsonl"
+    command = ["--data", str(tmp_path), "--method", "pwlq", "--bits", "4/8", "--out", str(out)]
+    command += ["--cache", str(tmp_path / "images")]
+    assert main(command) == 0
+    assert asked == list(HOSTS)
+    assert [json.loads(line)["host"] for line in out.read_text().splitlines()] == list(HOSTS)
+    text = out.with_suffix(".md").read_text()
+    assert "| `pwlq` | 1 | 4/8 | 80.00 / 85.50, 3 s | " in text
+    assert "- cifar10, pwlq, nncf, 4/8: nncf cannot" in text
+    assert main(command) == 0
+    assert len(asked) == len(HOSTS)
