@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -219,7 +220,7 @@ def test_a_circle_of_lazy_and_typing_imports_is_seen(tmp_path: Path) -> None:
     circle = files_that_import_each_other(graph)
     assert circle is not None
     assert set(circle) == {"imaginary.a", "imaginary.b", "imaginary.c"}
-    assert all(after in graph[name] for name, after in zip(circle, circle[1:], strict=False))
+    assert all(after in graph[name] for name, after in pairwise(circle))
     del graph["imaginary.c"]
     assert files_that_import_each_other(graph) is None
 

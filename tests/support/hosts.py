@@ -159,5 +159,6 @@ def assert_same(first: dict[str, Tensor], second: dict[str, Tensor], within: flo
 
 def sqnr(signal: Tensor, other: Tensor) -> float:
     """Signal to noise in dB; infinity where they are equal."""
+    signal, other = signal.detach(), other.detach()
     noise = (signal - other).double().square().mean()
     return float(10 * (signal.double().square().mean() / noise).log10())
