@@ -53,7 +53,8 @@ class PWLQWeightQuantizer(SymmetricQuantizer):
     def quantize(self, x: Tensor, execute_traced_op_as_identity: bool = False) -> Tensor:
         """The weight on its levels; same shape."""
         with DisableTorchFunction():
-            if self.grid.bias_shift.device != x.device:
+            first = next(self.grid.buffers(), None)
+            if first is not None and first.device != x.device:
                 self.to(x.device)
         return symmetric_quantize(x, self.grid)
 

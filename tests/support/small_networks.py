@@ -88,7 +88,9 @@ def inputs(kind: Callable[[], nn.Module], count: int = 16, seed: int = 1) -> Ten
     """Inputs of a network: smooth, with means of their own in each channel."""
     generator = torch.Generator().manual_seed(seed)
     if kind is Perceptron:
-        return torch.randn(count, 12, generator=generator) + 0.3
+        few = torch.randn(count, 3, generator=generator)  # so that features are correlated
+        mixed = few @ torch.randn(3, 12, generator=torch.Generator().manual_seed(0))
+        return mixed + 0.3 * torch.randn(count, 12, generator=generator) + 0.3
     coarse = torch.randn(count, 3, SIDE // 2, SIDE // 2, generator=generator)
     images = nn.functional.interpolate(coarse, size=(SIDE, SIDE), mode="bilinear")
     return images + torch.tensor([0.5, 0.0, -0.3])[:, None, None]
