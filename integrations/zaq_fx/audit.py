@@ -174,8 +174,9 @@ def _converted(model: fx.GraphModule, planned: Audit | None) -> Audit:
         before = None if planned is None else _lookup(planned, name)
         if kernel == "":
             reason = _HOST if before is None or before.quantized else before.reason
+            label = before.name if before is not None else owner if fused else name
             found.add(
-                LayerRecord(name, type(module).__name__, _numel(module), False, reason=reason)
+                LayerRecord(label, type(module).__name__, _numel(module), False, reason=reason)
             )
         elif before is not None and before.quantized:
             found.add(dataclasses.replace(before, kernel=kernel))
