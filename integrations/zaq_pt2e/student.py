@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node, map_arg
+from torch.fx import GraphModule, Node
 
 from zaq_plugin.fake_quantize import PWLQPerChannelFakeQuantize
 from zaq_plugin.student import QuantLayer, Student, register_student
@@ -18,7 +18,6 @@ from zaq_plugin.student.fake_quantizers import Slot, is_fake_quantizer
 from zaq_plugin.student.view import Before, BeforeAll
 from zaq_pt2e._compat import is_watcher
 from zaq_pt2e.batch_norm import batch_norms, set_training
-from zaq_pt2e.bias import InputMean
 from zaq_pt2e.folding import FusedNorm, fused_norm
 from zaq_pt2e.graph import (
     CONVOLUTIONS,
@@ -29,6 +28,7 @@ from zaq_pt2e.graph import (
     root_attribute,
     tensor_at,
 )
+from zaq_pt2e.interpreter import Interpreter
 
 
 class GraphLayer(QuantLayer):
@@ -145,6 +145,9 @@ class PT2EStudent(Student):
             found[layer.name] = GraphLayer(layer.name, self.prepared, layer.node, quantizer)
         return found
 
+    def _by_node(self) -> dict[Node, QuantLayer]:
+        return {x.node: x for x in self.layers().values() if isinstance(x, GraphLayer)}
+
     def _is_ours(self, node: object) -> bool:
         if not isinstance(node, Node) or node.op != "call_module":
             return False
@@ -167,13 +170,13 @@ class PT2EStudent(Student):
         """See `Student.run`."""
         if before is None:
             return self.prepared(*call[0], **call[1])
-        return _Interpreter(self.prepared, self.layers(), [call]).run(
+        return Interpreter(self.prepared, self._by_node(), [call]).run(
             lambda layer, inputs: before(layer, inputs[0])
         )[0]
 
     def run_together(self, calls: Sequence[Call], before: BeforeAll) -> bool:
         """See `Student.run_together`; batches may differ in shape."""
-        _Interpreter(self.prepared, self.layers(), calls).run(before)
+        Interpreter(self.prepared, self._by_node(), calls).run(before)
         return True
 
     def twin(self) -> nn.Module:
@@ -195,114 +198,6 @@ class PT2EStudent(Student):
 
 def _stay(self: GraphModule, mode: bool = False) -> GraphModule:
     return self
-
-
-class _Interpreter:
-    """Runs all batches through the graph node by node, as the converted model would.
-
-    Fake-quantizers do what they are switched to; the host's own observers, which have no switch,
-    quantize by the ranges that they have seen.
-    """
-
-    def __init__(
-        self, model: GraphModule, layers: dict[str, QuantLayer], calls: Sequence[Call]
-    ) -> None:
-        self.model, self.count = model, len(calls)
-        self.inputs = [_flat_inputs(model, call) for call in calls]
-        self.by_node = {x.node: x for x in layers.values() if isinstance(x, GraphLayer)}
-        self.by_quantizer = {id(x.quantizer): x for x in self.by_node.values()}
-        self.values: dict[Node, list[Any]] = {}
-
-    def run(self, before: Callable[[QuantLayer, list[Tensor]], None]) -> list[Any]:
-        """The model's flat outputs, a list for each batch."""
-        nodes = list(self.model.graph.nodes)
-        last = {used: node for node in nodes for used in node.all_input_nodes}
-        position = 0
-        for node in nodes:
-            if node.op == "output":
-                return [map_arg(node.args[0], lambda n, i=i: self._value(n, i))  # type: ignore[misc]
-                        for i in range(self.count)]  # fmt: skip
-            if node.op == "placeholder":
-                self.values[node] = [inputs[position] for inputs in self.inputs]
-                position += 1
-            elif node.op == "call_module":
-                module = self.model.get_submodule(str(node.target))
-                self.values[node] = [self._watched(module, node, i) for i in range(self.count)]
-            elif node.op != "get_attr":
-                layer = self._layer(node)
-                if layer is not None:
-                    before(layer, [self._value(node.args[0], i) for i in range(self.count)])
-                    self._refresh(argument(node, 1))
-                self.values[node] = [self._call(node, i) for i in range(self.count)]
-            for used in node.all_input_nodes:
-                if last.get(used) is node:
-                    self.values.pop(used, None)
-        return []
-
-    def _layer(self, node: Node) -> GraphLayer | None:
-        """The layer of an operator; of a later call of the same layer, too."""
-        if node in self.by_node:
-            return self.by_node[node]
-        quantizer = argument(node, 1)
-        if not isinstance(quantizer, Node) or quantizer.op != "call_module":
-            return None
-        return self.by_quantizer.get(id(self.model.get_submodule(str(quantizer.target))))
-
-    def _refresh(self, quantizer: object) -> None:
-        """The weight anew: a layer may have been changed the moment before it runs."""
-        if isinstance(quantizer, Node) and quantizer in self.values:
-            module: Any = self.model.get_submodule(str(quantizer.target))
-            value = module(self._constant(quantizer.args[0]))
-            self.values[quantizer] = [value] * self.count
-
-    def _constant(self, node: object) -> Tensor:
-        value = constant_value(self.model, node)
-        assert value is not None
-        return value
-
-    def _call(self, node: Node, batch: int) -> Any:
-        args, kwargs = map_arg(
-            (node.args, dict(node.kwargs)), lambda used: self._value(used, batch)
-        )
-        return node.target(*args, **kwargs)  # type: ignore[operator]
-
-    def _value(self, node: Any, batch: int) -> Any:
-        if node.op == "get_attr":  # read now: whoever is told of a layer may change them
-            return tensor_at(self.model, str(node.target))
-        return self.values[node][batch]
-
-    def _watched(self, module: Any, node: Node, batch: int) -> Any:
-        """What stands in an observer's place after conversion."""
-        if isinstance(module, InputMean) or not is_watcher(module):
-            return None  # the host's guards
-        x = self._value(node.args[0], batch)
-        if is_fake_quantizer(module):
-            return module(x)
-        if getattr(module, "quant_min", None) is None:
-            return x
-        scale, zero_point = module.calculate_qparams()
-        low, high = module.quant_min, module.quant_max
-        if scale.numel() > 1:
-            return torch.fake_quantize_per_channel_affine(
-                x, scale, zero_point.int(), int(module.ch_axis), low, high
-            )
-        return torch.fake_quantize_per_tensor_affine(x, float(scale), int(zero_point), low, high)
-
-
-def _flat_inputs(model: GraphModule, call: Call) -> list[Any]:
-    """One value for each placeholder.
-
-    Raises:
-        ValueError: names or number of the inputs are not the graph's.
-    """
-    names = [str(n.target) for n in model.graph.nodes if n.op == "placeholder"]
-    args, kwargs = call
-    found = list(args) + [kwargs[n] for n in names[len(args) :] if n in kwargs]
-    flat = list(torch.utils._pytree.tree_leaves(found))
-    if len(flat) != len(names) or set(kwargs) - set(names):
-        given = [*(f"input {i}" for i in range(len(args))), *kwargs]
-        raise ValueError(f"the graph's inputs are {names}; a batch has {given}")
-    return flat
 
 
 def is_prepared(model: nn.Module) -> bool:
