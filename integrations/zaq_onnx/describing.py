@@ -30,13 +30,13 @@ def records_of(graph: Graph, notes: dict[str, Note]) -> list[LayerRecord]:
         stored = known.get(source.input[0]) if source is not None else None
         if stored is None:
             value, read = graph.array(node.input[1]), node.input[1]
-            name = read.removesuffix(".weight")
-            if value is not None and value.ndim >= 2:
-                reason = "its weight is float"
-                records.setdefault(name, LayerRecord(name, node.op_type, value.size, False, reason))
-            elif read in computed:
+            name, reason = read.removesuffix(".weight"), "its weight is float"
+            if name == read:  # no parameter: the exporter may have folded what computes it
                 name = graph.layers.get(node.output[0], name)
                 reason = "its weight is computed from constants, in float"
+            if value is not None and value.ndim >= 2:
+                records.setdefault(name, LayerRecord(name, node.op_type, value.size, False, reason))
+            elif read in computed:
                 size = math.prod(computed[read])
                 records.setdefault(name, LayerRecord(name, node.op_type, size, False, reason))
             continue
