@@ -10,9 +10,8 @@ from torch import fx, nn
 from zaq_fx.audit import audit
 from zaq_fx.flow import convert, prepare
 from zaq_fx.notes import HostNote
-from zaq_plugin.pwlq import PWLQSpec
 from zaq_plugin.report import Audit
-from zaq_plugin.student.host import Assignment, Prepared
+from zaq_plugin.student.host import Assignment, Prepared, why_not_int8
 
 
 class FX:
@@ -31,6 +30,7 @@ class FX:
     ) -> Prepared:
         """See `zaq_plugin.student.host.Host`."""
         activations: Any = assignment.activations
+        own: dict[Any, Any] = assignment.within(dict(model.named_modules()))
         with warnings.catch_warnings():
             # That FX is on its way out is for those who choose it in their own code.
             warnings.simplefilter("ignore", HostNote)
@@ -41,7 +41,7 @@ class FX:
                 assignment.weights,
                 activations,
                 qat=train,
-                overrides=_existing(assignment, model),
+                overrides=own,
                 input_bits=assignment.input_bits or activations,
                 observer=assignment.observer,
             )
@@ -58,24 +58,10 @@ class FX:
 
     def why_not(self, assignment: Assignment) -> str | None:
         """One grid a weight, float activations and simulated formats are not for int8 kernels."""
-        return why_not_int8(assignment, "fx")
-
-
-def why_not_int8(assignment: Assignment, host: str) -> str | None:
-    """Why int8 kernels of torch cannot do what is asked for."""
-    if assignment.per_tensor:
-        return f"{host} gives weights one grid per output channel; use granularity='channel'"
-    if isinstance(assignment.activations, PWLQSpec):
-        return f"{host}: PWLQ activations are simulated, no int8 kernel computes with them"
-    if assignment.activations is None:
-        return f"{host}: int8 kernels need quantized activations; give 2 to 8 bits"
-    return None
-
-
-def _existing(assignment: Assignment, model: nn.Module) -> dict[Any, Any]:
-    """Exceptions of modules that the model has; weights without a module have none."""
-    names = {name for name, _ in model.named_modules()}
-    return {name: value for name, value in assignment.layers.items() if name in names}
+        reason = why_not_int8(assignment, self.name)
+        if reason is None and assignment.activations is None:
+            return "fx: int8 kernels need quantized activations; give 2 to 8 bits"
+        return reason
 
 
 HOST = FX()

@@ -30,12 +30,8 @@ class NNCF:
     ) -> Prepared:
         """See `zaq_plugin.student.Host`; ranges are those of the example."""
         activations: Any = assignment.activations
-        names = {name for name, _ in model.named_modules()}
-        own = {
-            name: None if formats is None else formats[0]
-            for name, formats in assignment.layers.items()
-            if name in names
-        }
+        within = assignment.within(dict(model.named_modules()))
+        own = {name: None if formats is None else formats[0] for name, formats in within.items()}
         example = example_inputs[0] if len(example_inputs) == 1 else tuple(example_inputs)
         batches: list[Any] = [example if isinstance(example, Tensor) else example_inputs]
         quantized = quantize(
@@ -50,8 +46,8 @@ class NNCF:
         )
         notes = [
             f"nncf: {name} is NNCF's own int8, where it was to stay float"
-            for name, formats in assignment.layers.items()
-            if formats is None and name in names
+            for name, formats in within.items()
+            if formats is None
         ]
         return Prepared(quantized, notes)
 

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 
-from zaq_plugin.pwlq import PWLQSpec
 from zaq_plugin.report import Audit
-from zaq_plugin.student.host import Assignment, Prepared
+from zaq_plugin.student.host import Assignment, Prepared, why_not_int8
 from zaq_pt2e.audit import audit
 from zaq_pt2e.batch_norm import set_training
 from zaq_pt2e.graph import layers
@@ -36,8 +35,7 @@ class PT2E:
         """See `zaq_plugin.student.Host`. Batches have any size, if torch.export can do that."""
         graph, fixed, notes = export(model, tuple(map(_two, example_inputs)))
         activations: Any = assignment.activations
-        names = {layer.original for layer in layers(graph)}
-        own: dict[Any, Any] = {n: value for n, value in assignment.layers.items() if n in names}
+        own: dict[Any, Any] = assignment.within({layer.original for layer in layers(graph)})
         quantizer = PWLQQuantizer(
             assignment.weights,
             activations,
@@ -64,11 +62,7 @@ class PT2E:
 
     def why_not(self, assignment: Assignment) -> str | None:
         """One grid a weight and simulated formats are not for int8 kernels."""
-        if assignment.per_tensor:
-            return "pt2e gives weights one grid per output channel; use granularity='channel'"
-        if isinstance(assignment.activations, PWLQSpec):
-            return "pt2e: PWLQ activations are simulated, no int8 kernel computes with them"
-        return None
+        return why_not_int8(assignment, self.name)
 
 
 def export(

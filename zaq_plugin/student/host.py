@@ -7,7 +7,7 @@ host by the entry point group ``zaq.hosts``: its name, and an object with these 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Protocol, runtime_checkable
@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 
 from zaq_plugin.observers import TopKMedianObserver
-from zaq_plugin.pwlq import QuantSpec
+from zaq_plugin.pwlq import PWLQSpec, QuantSpec
 from zaq_plugin.report import Audit
 
 GROUP = "zaq.hosts"
@@ -43,6 +43,10 @@ class Assignment:
     input_bits: int | None = 8
     observer: Callable[..., Any] = TopKMedianObserver
     per_tensor: bool = False
+
+    def within(self, names: Collection[str]) -> dict[str, Formats | None]:
+        """Exceptions of the layers that a host knows by these names; others have none there."""
+        return {name: value for name, value in self.layers.items() if name in names}
 
 
 @dataclass
@@ -97,6 +101,15 @@ class Host(Protocol):
 
     def why_not(self, assignment: Assignment) -> str | None:
         """Why the host cannot do what is asked for, before anything runs; None: it can."""
+
+
+def why_not_int8(assignment: Assignment, host: str) -> str | None:
+    """Why int8 kernels of torch cannot compute with these formats; None: they can."""
+    if assignment.per_tensor:
+        return f"{host} gives weights one grid per output channel; use granularity='channel'"
+    if isinstance(assignment.activations, PWLQSpec):
+        return f"{host}: PWLQ activations are simulated, no int8 kernel computes with them"
+    return None
 
 
 def host_names() -> list[str]:
