@@ -75,7 +75,7 @@ def normalize_axis(w: Tensor, axis: int | None, name: str = "w") -> int | None:
 
 
 def check_edges(edges: Tensor, spec: QuantSpec, channels: int) -> None:
-    """Shape, order and sign of given edges, (sides, channels, n + 1).
+    """Shape, order and sign of given edges, (sides, channels, n + 1), or n + 2 with a reach.
 
     Raises:
         TypeError: if edges is no floating-point tensor.
@@ -85,7 +85,8 @@ def check_edges(edges: Tensor, spec: QuantSpec, channels: int) -> None:
         kind = getattr(edges, "dtype", type(edges).__name__)
         raise TypeError(f"edges must be a floating-point tensor; got {kind}.")
     expected = (spec.sides, channels, spec.breakpoints + 1)
-    if tuple(edges.shape) != expected:
+    reaching = (*expected[:2], expected[2] + 1) if spec.guarded else expected
+    if tuple(edges.shape) not in (expected, reaching):
         raise ValueError(
             f"edges has shape {tuple(edges.shape)}, expected {expected}: "
             "(sides, channels, breakpoints + 1), the last entry of each row being the clip m."
@@ -93,5 +94,5 @@ def check_edges(edges: Tensor, spec: QuantSpec, channels: int) -> None:
     values = edges.detach()
     if not bool(torch.isfinite(values).all()) or bool((values < 0).any()):
         raise ValueError("edges must be finite and >= 0 (magnitudes p_1 <= ... <= p_n <= m).")
-    if spec.breakpoints and bool((values[..., 1:] < values[..., :-1]).any()):
+    if bool((values[..., 1:] < values[..., :-1]).any()):
         raise ValueError("edges must ascend within a channel: p_1 <= ... <= p_n <= m.")

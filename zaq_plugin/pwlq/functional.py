@@ -13,6 +13,7 @@ from zaq_plugin.pwlq.checks import (
     normalize_axis,
 )
 from zaq_plugin.pwlq.layout import channels_of
+from zaq_plugin.pwlq.levels import with_tops
 from zaq_plugin.pwlq.spec import QuantSpec
 from zaq_plugin.pwlq.tensor import PWLQTensor
 
@@ -27,7 +28,8 @@ def quantize(
         spec: `PWLQSpec` or `UniformSpec`.
         axis: channel axis (0 for convolution and linear weights), or None for one grid per tensor.
         edges: clip and breakpoints to use, (sides, channels, n + 1); by default `solve_edges`
-        chooses.
+            chooses. One column more, as observers keep it, is the reach of the int8 grid, which is
+            solved for this weight otherwise; see `zaq_plugin.pwlq.overflow`.
 
     Raises:
         TypeError: if w is no floating-point tensor, or spec no spec.
@@ -62,6 +64,23 @@ def fake_quantize(
     return out
 
 
+def complete_edges(w: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None) -> Tensor:
+    """Edges with the reach of the int8 grid on which a weight's products do not overflow.
+
+    Args:
+        w: the weight; axis is normalised.
+        edges: (sides, channels, n + 1); those that have a reach, and those of formats that need
+            none, come back as they are.
+
+    Returns:
+        (sides, channels, n + 2); see `zaq_plugin.pwlq.overflow`.
+    """
+    if not spec.guarded or edges.shape[-1] > spec.breakpoints + 1:
+        return edges
+    tops = torch.ops.zaq.pwlq_tops(w.detach(), edges.detach(), spec.to_json(), axis)
+    return with_tops(edges, tops)
+
+
 def _prepare(
     w: Tensor, spec: QuantSpec, axis: int | None, edges: Tensor | None
 ) -> tuple[QuantSpec, int | None, Tensor]:
@@ -74,4 +93,4 @@ def _prepare(
             check_edges(edges, spec, channels_of(w, axis))
     if edges is None:
         edges = torch.ops.zaq.pwlq_solve(w.detach(), spec.to_json(), axis)
-    return spec, axis, edges
+    return spec, axis, complete_edges(w, edges, spec, axis)

@@ -164,23 +164,46 @@ def _overlapping_thresholds(
     return torch.cat([thresholds[..., :center], border.unsqueeze(-1), tail], -1)
 
 
-def int8_scale(edges: Tensor) -> Tensor:
-    """(C,) step of the int8 grid: the largest clip of the channel / 127; 1 for a zero channel."""
-    clip = edges[..., -1].amax(0)
-    return torch.where(clip > _SMALLEST_CLIP, clip / INT8_MAX, torch.ones_like(clip))
+def without_tops(edges: Tensor, spec: QuantSpec) -> Tensor:
+    """(sides, C, n + 1): breakpoints and clip of edges with or without a reach."""
+    return edges[..., : spec.breakpoints + 1]
+
+
+def with_tops(edges: Tensor, tops: Tensor) -> Tensor:
+    """Edges (sides, C, n + 1) with the reach of an int8 grid whose largest levels are tops (C,).
+
+    Returns:
+        (sides, C, n + 2), differentiable; see `zaq_plugin.pwlq.overflow`.
+    """
+    reach = edges[..., -1] * (INT8_MAX / tops).to(edges)
+    return torch.cat([edges, reach.unsqueeze(-1)], -1)
+
+
+def tops_of(edges: Tensor, spec: QuantSpec) -> Tensor:
+    """(C,) the int8 grid's largest level: an integer below 127 where edges have a reach beyond."""
+    clip, reach = edges[..., spec.breakpoints].amax(0), edges[..., -1].amax(0)
+    tops = torch.round(INT8_MAX * (clip / reach)).clamp(1, INT8_MAX)
+    return torch.where(clip > _SMALLEST_CLIP, tops, torch.full_like(clip, INT8_MAX))
+
+
+def int8_scale(edges: Tensor, spec: QuantSpec) -> Tensor:
+    """(C,) step of the int8 grid: the channel's largest clip / its top; 1 for a zero channel."""
+    clip = edges[..., spec.breakpoints].amax(0)
+    return torch.where(clip > _SMALLEST_CLIP, clip / tops_of(edges, spec), torch.ones_like(clip))
 
 
 def build_grid(edges: Tensor, spec: QuantSpec) -> Grid:
     """The grid of every channel.
 
     Args:
-        edges: (sides, C, n + 1) magnitudes; sides is (positive, negative) for asymmetric specs.
+        edges: (sides, C, n + 1) magnitudes; sides is (positive, negative) for asymmetric specs. One
+            column more is the grid's reach, see `zaq_plugin.pwlq.overflow`.
     """
     edges = edges.float()
     if isinstance(spec, UniformSpec):
         return _uniform_grid(edges, spec)
     integer = spec.grid == "int8"
-    scale = int8_scale(edges) if integer else torch.ones_like(edges[0, :, 0])
+    scale = int8_scale(edges, spec) if integer else torch.ones_like(edges[0, :, 0])
     step = scale if integer else None
     values = _both_signs(edges, spec, lambda s, n: side_grid(edges[s], spec, step, n)[0], zero=True)
     if not integer:
@@ -197,6 +220,7 @@ def _uniform_grid(edges: Tensor, spec: UniformSpec) -> Grid:
     width = clip.sum(0) if spec.symmetry == "asymmetric" else clip[0]
     if spec.symmetry == "symmetric":
         width = 2 * width
+    width = width * (INT8_MAX / tops_of(edges, spec))
     scale = torch.where(width > _SMALLEST_CLIP, width / count, torch.ones_like(width))
     if spec.symmetry == "asymmetric":
         offset = torch.round(clip[1] / scale)

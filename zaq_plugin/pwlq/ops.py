@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from zaq_plugin.pwlq import solve, statistics
-from zaq_plugin.pwlq.kernels import codebook_dtype, codebook_of, look_up
+from zaq_plugin.pwlq.kernels import Codebook, codebook_dtype, codebook_of, look_up
 from zaq_plugin.pwlq.layout import channels_of, from_rows, from_rows_shape, to_rows
 from zaq_plugin.pwlq.levels import build_grid
+from zaq_plugin.pwlq.overflow import guarded, integers_of, solve_tops
 from zaq_plugin.pwlq.spec import QuantSpec, spec_from_json
 from zaq_plugin.pwlq.straight_through import edge_gradients, value_gradient
 
@@ -36,6 +37,17 @@ def _(w: Tensor, spec: str, axis: int | None) -> Tensor:
     return w.new_empty(shape, dtype=torch.float32)
 
 
+@torch.library.custom_op("zaq::pwlq_tops", mutates_args=())
+def pwlq_tops(w: Tensor, edges: Tensor, spec: str, axis: int | None) -> Tensor:
+    """(channels,) largest int8 level of each, of w and its edges (sides, channels, n + 1)."""
+    return solve_tops(w, edges, spec_from_json(spec), axis)
+
+
+@pwlq_tops.register_fake
+def _(w: Tensor, edges: Tensor, spec: str, axis: int | None) -> Tensor:
+    return w.new_empty((channels_of(w, axis),), dtype=torch.float32)
+
+
 @torch.library.custom_op("zaq::pwlq_quantize", mutates_args=())
 def pwlq_quantize(
     w: Tensor, edges: Tensor, spec: str, axis: int | None
@@ -46,7 +58,26 @@ def pwlq_quantize(
     book = codebook_of(grid)
     rows = look_up(to_rows(w, axis), grid, edges, s, book.rank.to(code_dtype(s)))
     codes = from_rows_shape(rows, tuple(w.shape), axis).contiguous()
+    if s.guarded:
+        codes = _guarded_codes(codes, book, edges, s, axis)
     return codes, book.levels.to(codebook_dtype(s)), book.scale.clone()
+
+
+def _guarded_codes(
+    codes: Tensor, book: Codebook, edges: Tensor, spec: QuantSpec, axis: int | None
+) -> Tensor:
+    """Codes of levels that do not overflow."""
+    rows = to_rows(codes, axis).long()
+    levels = book.levels.to(torch.int8)
+    before = from_rows_shape(levels.gather(1, rows), tuple(codes.shape), axis)
+    made = guarded(before, edges, spec, axis)
+    if made is before:
+        return codes
+    moved = to_rows(made != before, axis)
+    wanted = to_rows(made, axis).to(book.levels).contiguous()
+    found = torch.searchsorted(book.levels, wanted).to(codes.dtype)
+    kept = torch.where(moved, found, to_rows(codes, axis))
+    return from_rows_shape(kept, tuple(codes.shape), axis).contiguous()
 
 
 @pwlq_quantize.register_fake
@@ -71,10 +102,20 @@ def _(codes: Tensor, codebook: Tensor, scale: Tensor, axis: int | None) -> Tenso
 
 def fake_quantized(w: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None) -> Tensor:
     """The quantized and dequantized values of w, in its dtype; no gradient of its own."""
+    if spec.guarded:
+        return _guarded_values(w, edges, spec, axis)
     grid = build_grid(edges, spec)
     values = grid.values * grid.scale.unsqueeze(1) if grid.integer else grid.values
     rows = look_up(to_rows(w, axis), grid, edges, spec, values + 0.0)
     return from_rows(rows.to(w.dtype), w, axis)
+
+
+def _guarded_values(w: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None) -> Tensor:
+    made = guarded(integers_of(w, edges, spec, axis), edges, spec, axis)
+    shape = [1] * w.dim()
+    if axis is not None:
+        shape[axis] = -1
+    return (made.float() * build_grid(edges, spec).scale.view(shape)).to(w.dtype)
 
 
 @torch.library.custom_op("zaq::pwlq_fake_quantize", mutates_args=())

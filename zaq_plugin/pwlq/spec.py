@@ -13,6 +13,7 @@ Policy = Literal[
     "gaussian", "laplacian", "gaussian-exact", "laplacian-exact", "search", "joint", "given"
 ]
 GridKind = Literal["int8", "float"]
+Overflow = Literal["pairs", "allowed"]
 
 SYMMETRIES = ("symmetric", "asymmetric", "one-sided")
 POLICIES = (
@@ -26,6 +27,7 @@ POLICIES = (
 )
 CLIPS = ("minmax", "mse")
 GRIDS = ("int8", "float")
+OVERFLOWS = ("pairs", "allowed")
 MAX_INT8_BITS = 6
 
 
@@ -81,6 +83,8 @@ class _JsonSpec:
     def from_dict(cls: type[_S], values: dict[str, Any]) -> _S:
         """Build a spec from a dictionary; see `from_json` for the errors."""
         values = dict(values)
+        if "kind" in values:  # written by `to_json`, of earlier versions without this key
+            values.setdefault("overflow", "allowed")
         kind = values.pop("kind", cls.kind)
         if kind != cls.kind:
             raise ValueError(
@@ -122,6 +126,8 @@ class PWLQSpec(_JsonSpec):
             them exactly; ``float`` keeps the ideal levels.
         shared_endpoints: True is the paper's formula, in which the tail's first level repeats the
             breakpoint; False starts the tail one step further out, so that no code is wasted.
+        overflow: ``pairs``: no two neighbouring weights overflow the 16 bits in which processors
+            without VNNI add two products, see `zaq_plugin.pwlq.overflow`; ``allowed``: they may.
 
     Raises:
         ValueError: for a value out of range or a combination that does not exist.
@@ -137,6 +143,7 @@ class PWLQSpec(_JsonSpec):
     policy: Policy = "joint"
     grid: GridKind = "int8"
     shared_endpoints: bool = False
+    overflow: Overflow = "pairs"
 
     def __post_init__(self) -> None:
         _check_int("bits", self.bits, 2, 8)
@@ -144,6 +151,7 @@ class PWLQSpec(_JsonSpec):
         _check_choice("symmetry", self.symmetry, SYMMETRIES)
         _check_choice("policy", self.policy, POLICIES)
         _check_choice("grid", self.grid, GRIDS)
+        _check_choice("overflow", self.overflow, OVERFLOWS)
         for name in ("overlapping", "shared_endpoints"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False; got {getattr(self, name)!r}.")
@@ -164,6 +172,11 @@ class PWLQSpec(_JsonSpec):
     def sides(self) -> int:
         """How many sets of edges a channel has: 2 for asymmetric (positive, negative), else 1."""
         return 2 if self.symmetry == "asymmetric" else 1
+
+    @property
+    def guarded(self) -> bool:
+        """Whether levels must be kept from overflowing; the float grid's are no integers."""
+        return self.overflow == "pairs" and self.grid == "int8"
 
     @property
     def piece_steps(self) -> tuple[int, ...]:
@@ -203,6 +216,8 @@ class PWLQSpec(_JsonSpec):
             extras.append("overlapping")
         if self.grid == "float":
             extras.append("float grid")
+        elif self.overflow == "allowed":
+            extras.append("overflow allowed")
         return f"PWLQ {self.mac_bits}b MAC/{self.stored_bits}b stored ({', '.join(extras)})"
 
 
@@ -218,6 +233,7 @@ class UniformSpec(_JsonSpec):
         bits: MAC bits, which are also the stored bits; 2 to 8.
         symmetry: see above; the range always contains zero.
         clip: ``minmax`` takes the whole range, ``mse`` the clip of least squared error.
+        overflow: as in `PWLQSpec`; it matters where levels exceed 64, at 7 and 8 bits.
 
     Raises:
         ValueError: for a value out of range.
@@ -229,11 +245,13 @@ class UniformSpec(_JsonSpec):
     bits: int = 8
     symmetry: Symmetry = "symmetric"
     clip: Literal["minmax", "mse"] = "minmax"
+    overflow: Overflow = "pairs"
 
     def __post_init__(self) -> None:
         _check_int("bits", self.bits, 2, 8)
         _check_choice("symmetry", self.symmetry, SYMMETRIES)
         _check_choice("clip", self.clip, CLIPS)
+        _check_choice("overflow", self.overflow, OVERFLOWS)
         self._freeze_text()
 
     @property
@@ -257,6 +275,11 @@ class UniformSpec(_JsonSpec):
         return "int8"
 
     @property
+    def guarded(self) -> bool:
+        """Whether levels exceed 64, so that two may overflow, and still are int8."""
+        return self.overflow == "pairs" and self.bits == (8 if self.symmetry == "symmetric" else 7)
+
+    @property
     def num_levels(self) -> int:
         """2^b, or 2^b - 1 for the symmetric narrow range."""
         return 2**self.bits - (1 if self.symmetry == "symmetric" else 0)
@@ -275,6 +298,8 @@ class UniformSpec(_JsonSpec):
     def label(self) -> str:
         """Short text for tables, with both widths."""
         extras = self.clip if self.symmetry == "symmetric" else f"{self.clip}, {self.symmetry}"
+        if self.bits > 6 and self.overflow == "allowed":
+            extras += ", overflow allowed"
         return f"uniform {self.mac_bits}b MAC/{self.stored_bits}b stored ({extras})"
 
 

@@ -14,14 +14,19 @@ import torch
 from torch import Tensor
 
 from zaq_plugin.pwlq.kernels import cache_blocks
+from zaq_plugin.pwlq.levels import without_tops
 from zaq_plugin.pwlq.spec import QuantSpec, UniformSpec
 
 
 def limits(edges: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
-    """Range of every channel, (C, 1) each: values outside are clipped and pass no gradient."""
-    high = edges[0, :, -1:]
+    """Range of every channel, (C, 1) each: values outside are clipped and pass no gradient.
+
+    A uniform grid's range is its reach, where it has one.
+    """
+    clip = edges[..., -1:] if isinstance(spec, UniformSpec) else without_tops(edges, spec)[..., -1:]
+    high = clip[0]
     if spec.symmetry == "asymmetric":
-        return -edges[1, :, -1:], high
+        return -clip[1], high
     return (torch.zeros_like(high) if spec.symmetry == "one-sided" else -high), high
 
 
@@ -41,7 +46,14 @@ def value_gradient(grad: Tensor, rows: Tensor, edges: Tensor, spec: QuantSpec) -
 def edge_gradients(
     grad: Tensor, rows: Tensor, quantized: Tensor, edges: Tensor, spec: QuantSpec
 ) -> Tensor:
-    """The gradient to the edges, (sides, C, n + 1), summed over each channel's values."""
+    """The gradient to the edges, of their shape, summed over each channel's values.
+
+    A reach has none: the grid's top is no parameter.
+    """
+    kept = without_tops(edges, spec)
+    if kept.shape != edges.shape:
+        made = edge_gradients(grad, rows, quantized, kept, spec)
+        return torch.nn.functional.pad(made, (0, 1))
     compute = torch.float64 if edges.dtype == torch.float64 else torch.float32
     grad, rows, quantized = (t.to(compute) for t in (grad, rows, quantized))
     edges = edges.detach().to(compute)
