@@ -18,6 +18,7 @@ from zaq_plugin._host_module import FakeQuantizeModule, outside_graphs
 from zaq_plugin._lsq import lsq
 from zaq_plugin.observers import TopKMedianObserver
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, fake_quantize, solve_edges
+from zaq_plugin.pwlq.levels import tops_of, with_tops, without_tops
 from zaq_plugin.weight_observer import PWLQPerChannelObserver, qparams_of
 
 __all__ = [
@@ -96,16 +97,21 @@ class PWLQPerChannelFakeQuantize(FakeQuantizeModule):
 
     @property
     def edges(self) -> Tensor:
-        """(sides, channels, n + 1) breakpoints and clip in use; empty before the first forward."""
-        solved = self.activation_post_process.edges
+        """(sides, channels, n + 1) breakpoints and clip in use; empty before the first forward.
+
+        One column more is the reach of the int8 grid, see `zaq_plugin.pwlq.overflow`.
+        """
+        known: Tensor = self.activation_post_process.edges
         if self.theta is None or self.theta.numel() == 0:
-            return solved
+            return known
+        solved = without_tops(known, self.spec)
         upper = solved[..., -1] * self.theta[..., -1].exp()
         columns = [upper]
         for piece in range(solved.shape[-1] - 2, -1, -1):
             upper = upper * self.theta[..., piece].sigmoid()
             columns.append(upper)
-        return torch.stack(columns[::-1], -1)
+        edges = torch.stack(columns[::-1], -1)
+        return with_tops(edges, tops_of(known, self.spec)) if self.spec.guarded else edges
 
     def forward(self, w: Tensor) -> Tensor:
         """The weight on its levels (or as it came, if fake quantization is off); same shape."""
@@ -114,7 +120,13 @@ class PWLQPerChannelFakeQuantize(FakeQuantizeModule):
             self._observe(w)
         if not quantizing:
             return w
+        self._complete(w)
         return fake_quantize(w, self.spec, self.ch_axis, edges=self.edges)
+
+    def _complete(self, w: Tensor) -> None:
+        known = self.activation_post_process.edges.shape[-1]
+        if self.spec.guarded and known == self.spec.breakpoints + 1:
+            self.activation_post_process.complete(w)
 
     @outside_graphs
     def _observe(self, w: Tensor) -> None:
@@ -126,7 +138,7 @@ class PWLQPerChannelFakeQuantize(FakeQuantizeModule):
         self.activation_post_process.observe(w)
         if self.theta is None:
             return
-        solved = self.activation_post_process.edges
+        solved = without_tops(self.activation_post_process.edges, self.spec)
         ratio = solved[..., :-1] / solved[..., 1:]
         ratio = torch.nan_to_num(ratio, nan=0.5).clamp(1e-4, 1 - 1e-4)
         theta = torch.cat([ratio.logit(), torch.zeros_like(solved[..., -1:])], -1)
@@ -273,10 +285,14 @@ class PWLQActivationFakeQuantize(FakeQuantizeModule):
 
     @property
     def format(self) -> PWLQSpec:
-        """The spec in use: one-sided as long as nothing negative was seen."""
+        """The spec in use: one-sided as long as nothing negative was seen.
+
+        Weights alone are kept from overflowing.
+        """
+        spec = dataclasses.replace(self.spec, overflow="allowed")
         if self.spec.symmetry != "asymmetric" or bool(self.signed[0]):
-            return self.spec
-        return dataclasses.replace(self.spec, symmetry="one-sided")
+            return spec
+        return dataclasses.replace(spec, symmetry="one-sided")
 
     def forward(self, x: Tensor) -> Tensor:
         """The activation on its levels (or as it came, if fake quantization is off)."""

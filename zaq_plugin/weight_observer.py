@@ -12,6 +12,7 @@ from torch import Tensor
 
 from zaq_plugin._host_module import FLOAT32_EPS, HostModule, outside_graphs, refuse_dynamic
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec, solve_edges
+from zaq_plugin.pwlq.functional import complete_edges
 from zaq_plugin.pwlq.levels import build_grid
 
 __all__ = ["PWLQPerChannelObserver", "WeightFormat", "qparams_of", "solve_once", "weight_format"]
@@ -25,6 +26,8 @@ _solved: OrderedDict[tuple[Any, ...], Tensor] = OrderedDict()
 def solve_once(w: Tensor, spec: QuantSpec, axis: int | None) -> Tensor:
     """`zaq_plugin.pwlq.solve_edges`, remembered for the last few thousand weights by content.
 
+    With the reach of the int8 grid on which this weight does not overflow, where the format is
+    guarded: (sides, channels, n + 2); see `zaq_plugin.pwlq.overflow`.
     Calibration, bias correction, audit and conversion all ask for the same weight's edges, on
     different copies of it; the search costs a hundred times what hashing does.
     """
@@ -34,7 +37,7 @@ def solve_once(w: Tensor, spec: QuantSpec, axis: int | None) -> Tensor:
     key = (digest, tuple(w.shape), w.dtype, spec, axis)
     found = _solved.get(key)
     if found is None:
-        found = solve_edges(w, spec, axis=axis).cpu()
+        found = complete_edges(w, solve_edges(w, spec, axis=axis), spec, axis).cpu()
         _solved[key] = found
         if len(_solved) > _MEMORY:
             _solved.popitem(last=False)
@@ -50,7 +53,8 @@ class WeightFormat:
     Attributes:
         spec: The number format.
         ch_axis: The channels' axis, or None for one grid per tensor.
-        edges: (sides, channels, n + 1) breakpoints and clip; see `zaq_plugin.pwlq.solve_edges`.
+        edges: (sides, channels, n + 1) breakpoints and clip; see `zaq_plugin.pwlq.solve_edges`. One
+            column more is the reach of the int8 grid, see `zaq_plugin.pwlq.overflow`.
     """
 
     spec: QuantSpec
@@ -142,11 +146,24 @@ class PWLQPerChannelObserver(HostModule):
     @outside_graphs
     def observe(self, w: Tensor) -> None:
         """Solve for the edges of this weight."""
-        edges = solve_once(w.detach(), self.spec, self.ch_axis)
+        self.keep(solve_once(w.detach(), self.spec, self.ch_axis))
+
+    @outside_graphs
+    @torch.no_grad()
+    def complete(self, w: Tensor) -> None:
+        """Give edges that know of no reach, as files of earlier versions, the one of this weight.
+
+        See `zaq_plugin.pwlq.overflow`; edges that have one stay.
+        """
+        if self.edges.numel():
+            self.keep(complete_edges(w.detach(), self.edges, self.spec, self.ch_axis))
+
+    def keep(self, edges: Tensor) -> None:
+        """Take these edges."""
         if self.edges.shape == edges.shape:
             self.edges.copy_(edges)
         else:
-            self.edges.data = edges.to(self.edges.device, torch.float32)
+            self.edges.data = edges.detach().to(self.edges.device, torch.float32, copy=True)
 
     def forward(self, w: Tensor) -> Tensor:
         """Choose the edges for this weight; returns it unchanged."""

@@ -13,7 +13,7 @@ from zaq_plugin.ptq.bias import MeanInput, mean_output_error
 from zaq_plugin.ptq.compound import CompoundFakeQuantize
 from zaq_plugin.ptq.error_feedback import output_error, round_with_feedback
 from zaq_plugin.ptq.input_moments import PATCHES, InputMoments, why_no_patches
-from zaq_plugin.pwlq.cells import float_for_levels
+from zaq_plugin.pwlq.cells import fitting_edges, float_for_levels
 from zaq_plugin.pwlq.layout import to_rows
 from zaq_plugin.student import FloatWeights, QuantLayer, student_of
 from zaq_plugin.student.walk import MEMORY, walk_layers
@@ -140,11 +140,18 @@ def _round(layer: QuantLayer, wanted: Tensor, moment: Tensor) -> Compensated:
     rows, nearest = grouped(wanted), grouped(layer.quantized(wanted))
     made = round_with_feedback(rows, by_channel.contiguous(), moment)
     chosen = made.reshape(wanted.shape).to(wanted)
-    layer.write(float_for_levels(wanted, chosen, layer.quantizer.spec, layer.axis, layer.edges))
-    before = output_error(rows, nearest, moment)
-    worse = output_error(rows, grouped(layer.quantized(layer.weight)), moment) > before
-    kept = worse.flatten().view(-1, *[1] * (wanted.dim() - 1))
-    layer.write(torch.where(kept, wanted, layer.weight))
+
+    def error(values: Tensor) -> Tensor:
+        return output_error(rows, grouped(values), moment).flatten()
+
+    before, first, spec = error(layer.quantized(wanted)), layer.edges.clone(), layer.quantizer.spec
+    if layer.axis is not None:
+        layer.set_edges(fitting_edges(chosen, spec, layer.axis, first, error))
+    layer.write(float_for_levels(wanted, chosen, spec, layer.axis, layer.edges))
+    worse = error(layer.quantized(layer.weight)) > before
+    layer.write(torch.where(worse.view(-1, *[1] * (wanted.dim() - 1)), wanted, layer.weight))
+    if layer.axis is not None:
+        layer.set_edges(torch.where(worse.view(1, -1, 1).to(first.device), first, layer.edges))
     got = grouped(layer.quantized(layer.weight))
     return Compensated(
         before=float(before.mean()),

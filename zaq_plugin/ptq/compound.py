@@ -104,18 +104,19 @@ class AllocatedFakeQuantize(CompoundFakeQuantize):
         self.extra_bytes = len(widths)  # a byte says how wide a channel is
 
     def _build(self, weight: Tensor) -> Tensor:
+        assert self.ch_axis is not None  # a width for each channel
         rows = to_rows(weight, self.ch_axis)
         made = torch.empty_like(rows)
         for width in self._widths.unique().tolist():
             chosen = self._widths == width
-            part = rows[chosen].contiguous()
+            part = weight.movedim(self.ch_axis, 0)[chosen].contiguous()
             tensor = quantize(part, with_stored_bits(self.spec, int(width)), 0)
             if self._match:
                 moved = correct_mean_std(tensor, part)
                 # Its levels are the old ones times a factor plus a shift: two numbers a channel.
-                made[chosen] = moved.dequantize()
+                made[chosen] = to_rows(moved.dequantize(), 0)
             else:
-                made[chosen] = tensor.dequantize()
+                made[chosen] = to_rows(tensor.dequantize(), 0)
             self.tensors.append(tensor)
         return from_rows(made, weight, self.ch_axis)
 

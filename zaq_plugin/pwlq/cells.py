@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from zaq_plugin.pwlq.functional import fake_quantize
+from zaq_plugin.pwlq.functional import complete_edges, fake_quantize
 from zaq_plugin.pwlq.kernels import codebook_of
 from zaq_plugin.pwlq.layout import from_rows, to_rows
-from zaq_plugin.pwlq.levels import build_grid
+from zaq_plugin.pwlq.levels import build_grid, tops_of, with_tops, without_tops
 from zaq_plugin.pwlq.spec import QuantSpec
 
 MARGIN = 0.01
@@ -81,3 +83,35 @@ def float_for_levels(
     levels = fake_quantize(wanted, spec, axis, edges=edges)
     missed = fake_quantize(inside, spec, axis, edges=edges) != levels
     return torch.where(missed, levels, inside)
+
+
+@torch.no_grad()
+def fitting_edges(
+    wanted: Tensor,
+    spec: QuantSpec,
+    axis: int | None,
+    edges: Tensor,
+    error: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Edges for weights whose levels were chosen one by one, so that some overflow.
+
+    There either the guard makes weights smaller, or the channel's int8 grid becomes coarser;
+    whichever is less wrong. See `zaq_plugin.pwlq.overflow`.
+
+    Args:
+        wanted: Any shape; each a level of its channel.
+        spec, axis, edges: As for `fake_quantize`; edges have a reach if the format is guarded.
+        error: (channels,) how wrong weights of that shape are.
+
+    Returns:
+        The edges, some with a shorter or longer reach.
+    """
+    kept = fake_quantize(wanted, spec, axis, edges=edges)
+    if not spec.guarded or torch.equal(kept, wanted):
+        return edges
+    plain, before = without_tops(edges, spec), tops_of(edges, spec)
+    coarser = tops_of(complete_edges(wanted, plain, spec, axis), spec)
+    coarser = torch.minimum(coarser, before)
+    made = fake_quantize(wanted, spec, axis, edges=with_tops(plain, coarser))
+    better = error(made) < error(kept)
+    return with_tops(plain, torch.where(better.to(before.device), coarser, before))

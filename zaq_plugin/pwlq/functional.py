@@ -68,7 +68,8 @@ def complete_edges(w: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None) 
     """Edges with the reach of the int8 grid on which a weight's products do not overflow.
 
     Args:
-        w: the weight; axis is normalised.
+        w: the weight.
+        spec, axis: as for `quantize`.
         edges: (sides, channels, n + 1); those that have a reach, and those of formats that need
             none, come back as they are.
 
@@ -77,6 +78,7 @@ def complete_edges(w: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None) 
     """
     if not spec.guarded or edges.shape[-1] > spec.breakpoints + 1:
         return edges
+    axis = normalize_axis(w, axis)
     tops = torch.ops.zaq.pwlq_tops(w.detach(), edges.detach(), spec.to_json(), axis)
     return with_tops(edges, tops)
 

@@ -166,7 +166,7 @@ def _lowered(rows: Tensor, levels: Tensor) -> Tensor:
         same = rows[:, one] * rows[:, other] > 0
         part = beside[:, one]
         part.copy_(torch.maximum(part, torch.where(same, size[:, other], 0.0)))
-    room = (LIMIT - beside).clamp(min=_HALF)
+    room = (LIMIT - beside).clamp(min=_HALF).contiguous()
     high = torch.searchsorted(levels, room, right=True) - 1
     low = torch.searchsorted(levels, -room)
     last = levels.shape[1] - 1

@@ -216,7 +216,7 @@ class PWLQSpec(_JsonSpec):
             extras.append("overlapping")
         if self.grid == "float":
             extras.append("float grid")
-        elif self.overflow == "allowed":
+        elif self.overflow == "allowed" and self.symmetry != "one-sided":
             extras.append("overflow allowed")
         return f"PWLQ {self.mac_bits}b MAC/{self.stored_bits}b stored ({', '.join(extras)})"
 

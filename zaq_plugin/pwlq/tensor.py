@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from zaq_plugin.pwlq.kernels import codebook_from
-from zaq_plugin.pwlq.levels import lone_sides
+from zaq_plugin.pwlq.levels import lone_sides, tops_of, with_tops, without_tops
 from zaq_plugin.pwlq.packing import entropy_bits, pack_codes, packed_size, unpack_codes
 from zaq_plugin.pwlq.spec import QuantSpec, spec_from_json
 from zaq_plugin.pwlq.statistics import measure
@@ -42,6 +42,7 @@ class PWLQTensor:
         center_fraction: share of values within the center piece, |w| <= p_1; 1 for a uniform grid.
         edges: (sides, channels, n + 1) float32 clip and breakpoints that generate the codebook and
             the scale, which then need not be stored; None for levels that were moved afterwards.
+            Formats that are kept from overflowing have a column more, the int8 grid's reach.
     """
 
     codes: Tensor
@@ -117,12 +118,14 @@ class PWLQTensor:
     def stored_bytes(self) -> int:
         """Bytes on disk: dense codes, and what the levels take.
 
-        Clip and breakpoints generate the levels, 4 bytes each; levels that were moved afterwards
+        Clip and breakpoints generate the levels, 4 bytes each, and a byte a channel says what the
+        largest one is where the format is kept from overflowing; levels that were moved afterwards
         are stored themselves, with the scales.
         """
-        levels = [self.codebook, self.scale] if self.edges is None else [self.edges]
+        kept = {"codebook": self.codebook, "scale": self.scale} if self.edges is None else None
+        levels = kept or _generators(self.edges, self.spec)
         return packed_size(self.codes.numel(), self.stored_bits) + sum(
-            t.numel() * t.element_size() for t in levels
+            t.numel() * t.element_size() for t in levels.values()
         )
 
     @property
@@ -133,6 +136,15 @@ class PWLQTensor:
     def pack(self) -> Tensor:
         """The codes as dense bytes, see `zaq_plugin.pwlq.packing.pack_codes`."""
         return pack_codes(self.codes, self.stored_bits)
+
+
+def _generators(edges: Tensor | None, spec: QuantSpec) -> dict[str, Tensor]:
+    """What levels are made of again: clip, breakpoints, and the largest level of each channel."""
+    assert edges is not None
+    found = {"edges": without_tops(edges, spec)}
+    if spec.guarded:
+        found["tops"] = tops_of(edges, spec).to(torch.uint8)
+    return found
 
 
 def save_quantized(path: str | os.PathLike[str], tensors: Mapping[str, PWLQTensor]) -> None:
@@ -150,7 +162,8 @@ def save_quantized(path: str | os.PathLike[str], tensors: Mapping[str, PWLQTenso
     for name, q in tensors.items():
         arrays[f"{name}.codes"] = q.pack().cpu().contiguous()
         if q.edges is not None:
-            arrays[f"{name}.edges"] = q.edges.cpu().contiguous()
+            for part, values in _generators(q.edges, q.spec).items():
+                arrays[f"{name}.{part}"] = values.cpu().contiguous()
         else:
             arrays[f"{name}.codebook"] = q.codebook.cpu().contiguous()
             arrays[f"{name}.scale"] = q.scale.cpu().contiguous()
@@ -194,6 +207,8 @@ def _read(file: Any, name: str, entry: dict[str, Any], idle: bool) -> PWLQTensor
         if idle:  # a side that is nearly empty keeps its codes
             empty = lone_sides(edges, spec).flip(0).unsqueeze(-1)
             edges = torch.where(empty, torch.finfo(torch.float32).tiny, edges)
+        if spec.guarded:
+            edges = with_tops(edges, file.get_tensor(f"{name}.tops"))
         codebook, scale = codebook_from(edges, spec)
     else:
         edges = None

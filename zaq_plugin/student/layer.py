@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from zaq_plugin.pwlq import PWLQTensor, fake_quantize, quantize
 from zaq_plugin.pwlq.cells import levels_of
+from zaq_plugin.pwlq.functional import complete_edges
 from zaq_plugin.pwlq.layout import from_rows, to_rows
 from zaq_plugin.student.fake_quantizers import Slot
 
@@ -79,7 +80,10 @@ class QuantLayer(ABC):
 
     @property
     def edges(self) -> Tensor:
-        """(sides, channels, n + 1) breakpoints and clips in use, detached; solved if need be."""
+        """(sides, channels, n + 1) breakpoints and clips in use, detached; solved if need be.
+
+        One column more is the reach of the int8 grid, see `zaq_plugin.pwlq.overflow`.
+        """
         if self.quantizer.activation_post_process.edges.numel() == 0:
             self.quantizer(self.weight)  # the first call solves for them
         edges: Tensor = self.quantizer.edges.detach()
@@ -87,8 +91,12 @@ class QuantLayer(ABC):
 
     @torch.no_grad()
     def set_edges(self, edges: Tensor) -> None:
-        """Give the fake-quantizer other breakpoints and clips."""
-        self.quantizer.activation_post_process.edges.copy_(edges)
+        """Give the fake-quantizer other breakpoints and clips, (sides, channels, n + 1).
+
+        Without a reach, in one column more, they get one on which the weight does not overflow.
+        """
+        spec, observer = self.quantizer.spec, self.quantizer.activation_post_process
+        observer.keep(complete_edges(self.weight, edges, spec, self.axis))
 
     def levels(self) -> Tensor:
         """(channels, L) ascending levels in weight units."""

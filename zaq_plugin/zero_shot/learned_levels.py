@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from zaq_plugin.pwlq import PWLQSpec, fake_quantize
-from zaq_plugin.pwlq.levels import build_grid, signed_levels
+from zaq_plugin.pwlq.levels import build_grid, signed_levels, tops_of, with_tops, without_tops
 from zaq_plugin.student import QuantLayer
 
 
@@ -17,20 +17,31 @@ class EdgeFactors(nn.Module):
     Args:
         start: (sides, channels, n + 1) where they start, at θ = 0.
         shared: One θ a channel, for all pieces and sides.
+        tops: (channels,) largest levels of the int8 grid, which stay; see `with_tops`.
     """
 
     start: Tensor
+    tops: Tensor | None
 
-    def __init__(self, start: Tensor, shared: bool = False) -> None:
+    def __init__(self, start: Tensor, shared: bool = False, tops: Tensor | None = None) -> None:
         super().__init__()
+        self.register_buffer("tops", tops)
         start = start.detach().clone().float()
         self.register_buffer("start", start)
         self.theta = nn.Parameter(torch.zeros_like(start[:1, :, :1] if shared else start))
 
     def forward(self) -> Tensor:
-        """(sides, channels, n + 1) breakpoints and clips at the present θ."""
+        """(sides, channels, n + 1) breakpoints and clips at the present θ; n + 2 with tops."""
         width = torch.diff(self.start, dim=-1, prepend=torch.zeros_like(self.start[..., :1]))
-        return self.start + (width * self.theta.expm1()).cumsum(-1)
+        edges = self.start + (width * self.theta.expm1()).cumsum(-1)
+        return edges if self.tops is None else with_tops(edges, self.tops)
+
+
+def edge_factors(layer: QuantLayer, shared: bool = False) -> EdgeFactors:
+    """The factors of a layer's edges."""
+    spec, edges = layer.quantizer.spec, layer.edges
+    tops = tops_of(edges, spec) if spec.guarded else None
+    return EdgeFactors(without_tops(edges, spec), shared, tops)
 
 
 class LearnedLevels(nn.Module):
@@ -52,7 +63,7 @@ class LearnedLevels(nn.Module):
         self.spec, self.learn = layer.quantizer.spec, learn
         self.by_piece = isinstance(self.spec, PWLQSpec) and not self.spec.overlapping
         self.register_buffer("first", layer.levels().float())
-        self.edges = EdgeFactors(layer.edges, shared=not self.by_piece)
+        self.edges = edge_factors(layer, shared=not self.by_piece)
 
     def forward(self) -> Tensor:
         """(channels, L) ascending levels in weight units."""
@@ -82,7 +93,7 @@ class LearnedEdges(nn.Module):
 
     def __init__(self, layer: QuantLayer) -> None:
         super().__init__()
-        self.edges = EdgeFactors(layer.edges)
+        self.edges = edge_factors(layer)
         self.spec, self.axis = layer.quantizer.spec, layer.axis
 
     def forward(self, w: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.pwlq.cells import float_for_levels
+from zaq_plugin.pwlq.cells import fitting_edges, float_for_levels
 from zaq_plugin.student import QuantLayer
 from zaq_plugin.zero_shot.learned_levels import LearnedLevels
 
@@ -99,8 +99,13 @@ class LearnedRounding(nn.Module):
         self.levels.bake(layer)
         self.decide(1.0)
         wanted = self(layer.weight)
+
+        def change(values: Tensor) -> Tensor:
+            return layer.rows(values - wanted).square().sum(1)
+
+        spec, axis = layer.quantizer.spec, layer.axis
+        layer.set_edges(fitting_edges(wanted, spec, axis, layer.edges, change))
         if exact:
             layer.write(layer.quantized(wanted))
             return
-        spec, axis, edges = layer.quantizer.spec, layer.axis, layer.edges
-        layer.write(float_for_levels(layer.weight, wanted, spec, axis, edges))
+        layer.write(float_for_levels(layer.weight, wanted, spec, axis, layer.edges))

@@ -54,7 +54,7 @@ def test_float_grid_is_the_nearest_of_the_listed_levels(case):
 
 @pytest.mark.parametrize("case", PWLQ_CASES, ids=lambda c: "-".join(map(str, c.values())))
 def test_int8_grid_is_the_nearest_of_the_snapped_levels(case):
-    spec = PWLQSpec(**case, policy="given")
+    spec = PWLQSpec(**case, policy="given", overflow="allowed")
     w = weights(spec.symmetry)
     edges = some_edges(w, spec)
     q = quantize(w, spec, edges=edges)

@@ -58,7 +58,7 @@ def brute_force(x, bits, times=1, snapped=True):
 @pytest.mark.parametrize(("kind", "length"), [("bell", 9), ("one sign", 9), ("two bumps", 60)])
 def test_search_finds_what_brute_force_finds(kind, length, bits):
     w = rows_of(kind, 3, length, seed=bits)
-    ours = squared_error(w, PWLQSpec(bits, symmetry="symmetric")).numpy()
+    ours = squared_error(w, PWLQSpec(bits, symmetry="symmetric", overflow="allowed")).numpy()
     best = np.array([brute_force(np.abs(row), bits) for row in w.double().numpy()])
     assert (ours <= 1.5 * best).all()
     assert ours.sum() <= 1.05 * best.sum()
@@ -125,7 +125,7 @@ def test_bells_stay_where_they_were(law, monkeypatch):
 )
 def test_refining_never_costs(kind, length, seed, bits, symmetry, breakpoints):
     w = rows_of(kind, 3, length, seed)
-    spec = PWLQSpec(bits, breakpoints, symmetry=symmetry)
+    spec = PWLQSpec(bits, breakpoints, symmetry=symmetry, overflow="allowed")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(search, "_refined", lambda rows, edges, odd, spec: edges)
         before = squared_error(w, spec)
@@ -199,7 +199,7 @@ def test_files_of_before_mean_what_they_meant(grid, tmp_path):
     w = torch.cat([rows_of("one sign", 1, 30), rows_of("negative", 1, 30), rows_of("bell", 1, 30)])
     edges = solve_edges(w, PWLQSpec(3, grid=grid, policy="laplacian"))
     hardly = edges.clamp(min=1e-36)  # no side is empty: all keep their codes
-    spec = PWLQSpec(3, grid=grid, policy="given")
+    spec = PWLQSpec(3, grid=grid, policy="given", overflow="allowed")
     was = quantize(w, spec, edges=hardly)
     save_quantized(tmp_path / "now", {"w": was})
     arrays = load_file(tmp_path / "now")

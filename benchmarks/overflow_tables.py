@@ -1,0 +1,84 @@
+"""The tables of `benchmarks/overflow.py`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.field_tasks import TITLES
+
+KEY = ("model", "bits", "overflow", "processor")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All rows that are there."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """Signal to noise and agreement, with and without the constraint."""
+    lines = [
+        "# Weights that cannot overflow, and weights that can",
+        "",
+        '`python benchmarks/overflow.py --data DIR`. `pairs` is `overflow="pairs"`: no two',
+        "neighbouring weights of one sign add up to more than 128, so that kernels which add two",
+        "products in 16 bits never saturate. `allowed` leaves weights as they are. Weights per",
+        "output channel: PWLQ up to 6 MAC bits, uniform symmetric at 7 and 8; depthwise layers 8",
+        "bits; activations 8 bits; biases corrected. Agreement with the float network, percent of",
+        "the images named; one seed. `VNNI` rows ran on the machine's own processor (AVX-512 with",
+        "VNNI), `none` rows on an emulated one: oneDNN with ONEDNN_MAX_CPU_ISA=AVX2, FBGEMM with",
+        "FBGEMM_ENABLE_INSTRUCTIONS=AVX2, ONNX Runtime in valgrind. torch's engine `x86` asks the",
+        "processor itself: it stays with oneDNN where a real one without VNNI takes FBGEMM.",
+    ]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        count, right = own[0]["images"], own[0]["float"]
+        lines += ["", f"## {TITLES[model]} ({right:.2f} % in float, {count} images)", ""]
+        lines += [*_weights(own), "", *_converted(own)]
+    return "\n".join(lines) + "\n"
+
+
+def _weights(rows: Sequence[dict[str, Any]]) -> list[str]:
+    lines = [
+        "Simulated:",
+        "",
+        "| MAC / stored bits | SQNR of weights, dB: pairs | allowed | layers that may overflow if "
+        "allowed | agreement: pairs | allowed | top-1: pairs | allowed |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    found = {(r["bits"], r["overflow"]): r for r in rows if r["host"] == "simulated"}
+    for bits in sorted({bits for bits, _ in found}):
+        pair, free = found.get((bits, "pairs")), found.get((bits, "allowed"))
+        if pair and free:
+            lines.append(
+                f"| {bits} / {pair['stored']} | {pair['sqnr_db']:.2f} | {free['sqnr_db']:.2f} | "
+                f"{free['wide_layers']} | {pair['agreement']:.2f} | {free['agreement']:.2f} | "
+                f"{pair['top1']:.2f} | {free['top1']:.2f} |"
+            )
+    return lines
+
+
+def _converted(rows: Sequence[dict[str, Any]]) -> list[str]:
+    lines = [
+        "Converted:",
+        "",
+        "| runs on | processor | its kernels saturate | MAC / stored bits | agreement: pairs | "
+        "allowed | stock | images |",
+        "|---|---|---|---|---:|---:|---:|---:|",
+    ]
+    converted = [row for row in rows if row["host"] != "simulated"]
+    found = {(r["host"], r["processor"], r["bits"], r["overflow"]): r for r in converted}
+    for host, processor, bits in dict.fromkeys(key[:3] for key in sorted(found)):
+        kinds = [found.get((host, processor, bits, kind)) for kind in ("pairs", "allowed", "stock")]
+        some = next(row for row in kinds if row)
+        cells = ["–" if row is None else f"{row['agreement']:.2f}" for row in kinds]
+        lines.append(
+            f"| {host} | {'VNNI' if processor == 'native' else 'none'} | "
+            f"{'yes' if some['saturates'] else 'no'} | {bits} / {some['stored']} | "
+            f"{' | '.join(cells)} | {some['images']} |"
+        )
+    return lines
