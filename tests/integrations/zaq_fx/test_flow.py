@@ -5,7 +5,6 @@ import io
 
 import pytest
 import torch
-from processor import KERNELS_ARE_EXACT
 from torch import nn
 from torch.ao.quantization.quantize_fx import convert_fx, convert_to_reference_fx
 
@@ -39,10 +38,9 @@ def test_every_engine_runs_the_same_levels(make_net, images, engine, qat):
             for model in (converted, reference):
                 stored = zaq_fx.integer_weight(_first(model.get_submodule(name))).dequantize()
                 assert torch.equal(stored, weight), name
-        if KERNELS_ARE_EXACT or engine == "qnnpack":
-            difference = (converted(images) - reference(images)).abs().max()
-            steps = 2 if engine == "fbgemm" else 1  # it rounds a mean's output once more
-            assert difference <= 1.001 * steps * step_of(prepared)
+        difference = (converted(images) - reference(images)).abs().max()
+        steps = 2 if engine == "fbgemm" else 1  # it rounds a mean's output once more
+        assert difference <= 1.001 * steps * step_of(prepared)
         assert all(engine in record.kernel for record in zaq_fx.audit(converted).quantized)
     finally:
         torch.backends.quantized.engine = before
@@ -62,8 +60,7 @@ def test_narrow_activations_are_exact_on_int8_kernels(make_net, images, bits, ob
     loud = 4 * images  # far beyond every range
     expected, step = prepared(loud).detach(), step_of(prepared)
     # A flip of rounding by one narrow step may grow to a few output steps, rarely.
-    if KERNELS_ARE_EXACT:
-        assert_close_in_steps(converted(loud), expected, step)
+    assert_close_in_steps(converted(loud), expected, step)
     inputs = zaq_fx.audit(converted)
     assert inputs["conv"].activation == f"uniform {bits} bits per tensor"
     assert inputs["stem"].activation == "uniform 8 bits per tensor"
@@ -121,8 +118,7 @@ def test_training_lowers_the_loss_and_converts(make_net, images, learnable):
         for module in prepared.modules():
             if hasattr(module, "theta"):
                 assert module.theta.grad.abs().sum() > 0
-    # The same graph in float, where kernels saturate.
-    converted = zaq_fx.convert(prepared, reference=not KERNELS_ARE_EXACT)
+    converted = zaq_fx.convert(prepared)
     assert (converted(images) - prepared(images)).abs().max() <= 1.001 * step_of(prepared)
 
 
@@ -144,8 +140,7 @@ def test_zero_gamma_trains(make_net, images):
     prepared.eval()
     converted = zaq_fx.convert(prepared)
     assert torch.isfinite(converted(images)).all()
-    exact = zaq_fx.convert(prepared, reference=not KERNELS_ARE_EXACT)
-    assert (exact(images) - prepared(images)).abs().max() <= 1.001 * step_of(prepared)
+    assert (converted(images) - prepared(images)).abs().max() <= 1.001 * step_of(prepared)
 
 
 @pytest.mark.parametrize("qat", [False, True])

@@ -11,7 +11,6 @@ from nncf.quantization.advanced_parameters import (
     AdvancedQuantizationParameters,
     QuantizationParameters,
 )
-from processor import KERNELS_ARE_EXACT
 from torch import Tensor, nn
 
 import zaq_nncf
@@ -136,8 +135,7 @@ def test_openvino(stripped: nn.Module, images: Tensor) -> None:
     hints = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.compile_model(converted, "CPU", hints)
     out = compiled(images.numpy())[0]
-    if KERNELS_ARE_EXACT:
-        assert np.abs(out - stripped(images).detach().numpy()).max() <= largest_step(stripped)
+    assert np.abs(out - stripped(images).detach().numpy()).max() <= largest_step(stripped)
     kinds = [
         node.get_rt_info()["runtimePrecision"].astype(str)
         for node in compiled.get_runtime_model().get_ops()

@@ -3,7 +3,6 @@ import math
 
 import pytest
 import torch
-from processor import KERNELS_ARE_EXACT
 from torch import nn
 from torchao.quantization.pt2e import move_exported_model_to_eval, move_exported_model_to_train
 from torchao.quantization.pt2e.lowering import lower_pt2e_quantized_to_x86
@@ -183,8 +182,7 @@ def test_narrow_activations_are_exact_on_int8_kernels(net, images, export, bits)
         lowered = lower_pt2e_quantized_to_x86(converted, (images,))
         expected, found = converted(images), lowered(images)
     scales = [n.args[1] for n in converted.graph.nodes if "quantize_per_tensor" in str(n.target)]
-    if KERNELS_ARE_EXACT or bits < 8:
-        assert (found - expected).abs().max() <= max(scales)
+    assert (found - expected).abs().max() <= max(scales)
     if bits < 8:
         clamps = [n for n in converted.graph.nodes if "clamp" in str(n.target)]
         assert len(clamps) == sum(
@@ -249,7 +247,6 @@ def test_torch_compile_with_freezing_uses_int8_kernels(net, images, export):
         with torch._inductor.config.patch(freezing=True):
             found, code = run_and_get_code(torch.compile(converted), images)
         steps = [n.args[1] for n in converted.graph.nodes if "per_tensor" in str(n.target)]
-        if KERNELS_ARE_EXACT:
-            assert (found - converted(images)).abs().max() <= max(steps)
+        assert (found - converted(images)).abs().max() <= max(steps)
     assert "qconv_pointwise" in "".join(code)
     assert "qlinear_pointwise" in "".join(code)

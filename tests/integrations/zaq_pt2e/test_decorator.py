@@ -1,7 +1,6 @@
 import pytest
 import torch
 from networks import perturb
-from processor import KERNELS_ARE_EXACT
 from pt2e_routes import finish, float_check, prepare, sqnr
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -55,8 +54,7 @@ def test_lowered_kernels_compute_what_the_converted_model_does(net, images, expo
         lowered = lower_pt2e_quantized_to_x86(converted, (images,))
         error = (lowered(images) - converted(images)).abs().max()
     steps = [n.args[1] for n in converted.graph.nodes if "quantize_per_tensor" in str(n.target)]
-    if KERNELS_ARE_EXACT:
-        assert error <= max(steps)
+    assert error <= max(steps)
     found = audit(converted, lowered=lowered)
     assert {r.name for r in found.quantized} == {"stem", "conv", "fc"}
     assert {r.kernel.split(".")[0] for r in found} == {"onednn"}
