@@ -129,32 +129,55 @@ def _why_not(layer: QuantLayer) -> str:
 @torch.no_grad()
 def _round(layer: QuantLayer, wanted: Tensor, moment: Tensor) -> Compensated:
     """Round a weight on its grid; a channel that would get worse keeps its nearest levels."""
-    groups, own = moment.shape[0], layer.weight
-    wanted = wanted.to(own)
+    groups, own, first = moment.shape[0], layer.weight, layer.edges.clone()
+    wanted, spec = wanted.to(own), layer.quantizer.spec
 
     def grouped(values: Tensor) -> Tensor:  # (groups, channels, n)
         return to_rows(values, 0).unflatten(0, (groups, -1)).to(moment)
 
-    levels = layer.levels()
-    by_channel = levels.expand(wanted.shape[0], -1).unflatten(0, (groups, -1)).to(moment)
-    rows, nearest = grouped(wanted), grouped(layer.quantized(wanted))
-    made = round_with_feedback(rows, by_channel.contiguous(), moment)
-    chosen = made.reshape(wanted.shape).to(wanted)
+    rows = grouped(wanted)
 
     def error(values: Tensor) -> Tensor:
         return output_error(rows, grouped(values), moment).flatten()
 
-    before, first, spec = error(layer.quantized(wanted)), layer.edges.clone(), layer.quantizer.spec
-    if layer.axis is not None:
-        layer.set_edges(fitting_edges(chosen, spec, layer.axis, first, error))
+    before = error(layer.quantized(wanted))
+    chosen = _choose(layer, rows, moment).reshape(wanted.shape).to(wanted)
+    while layer.axis is not None:  # where levels overflow together, maybe on a coarser grid
+        known = layer.edges.clone()
+        layer.set_edges(fitting_edges(chosen, spec, layer.axis, known, error))
+        moved = (layer.edges != known).any(-1).any(0)
+        if not bool(moved.any()):
+            break
+        again = _choose(layer, rows, moment, moved).reshape(wanted.shape).to(wanted)
+        chosen = torch.where(_like(moved, wanted), again, chosen)
     layer.write(float_for_levels(wanted, chosen, spec, layer.axis, layer.edges))
-    worse = error(layer.quantized(layer.weight)) > before
-    layer.write(torch.where(worse.view(-1, *[1] * (wanted.dim() - 1)), wanted, layer.weight))
+    nearest, after = layer.quantized(wanted), error(layer.quantized(layer.weight))
+    worse = (after > before) | (after > error(nearest))
+    layer.write(torch.where(_like(worse, wanted), wanted, layer.weight))
     if layer.axis is not None:
         layer.set_edges(torch.where(worse.view(1, -1, 1).to(first.device), first, layer.edges))
-    got = grouped(layer.quantized(layer.weight))
+    nearest, got = layer.quantized(wanted), layer.quantized(layer.weight)
     return Compensated(
-        before=float(before.mean()),
-        after=float(output_error(rows, got, moment).mean()),
+        before=float(error(nearest).mean()),
+        after=float(error(got).mean()),
         moved=float((got != nearest).double().mean()),
     )
+
+
+def _choose(
+    layer: QuantLayer, rows: Tensor, moment: Tensor, channels: Tensor | None = None
+) -> Tensor:
+    """Levels for rows (groups, channels, n); of one group only those of some channels are right."""
+    levels = layer.levels().expand(rows.shape[0] * rows.shape[1], -1)
+    by_channel = levels.unflatten(0, rows.shape[:2]).to(moment).contiguous()
+    if channels is None or len(rows) > 1:
+        return round_with_feedback(rows, by_channel, moment)
+    made = rows.clone()
+    some = channels.to(rows.device)
+    made[:, some] = round_with_feedback(rows[:, some], by_channel[:, some], moment).to(rows)
+    return made
+
+
+def _like(channels: Tensor, weight: Tensor) -> Tensor:
+    """A mask of channels that broadcasts to a weight's shape."""
+    return channels.view(-1, *[1] * (weight.dim() - 1)).to(weight.device)

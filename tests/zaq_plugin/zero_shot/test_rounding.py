@@ -19,10 +19,10 @@ SPECS: dict[str, QuantSpec] = {
     "uniform": UniformSpec(bits=3),
     "uniform-asymmetric": UniformSpec(bits=2, symmetry="asymmetric"),
     "uniform-clipped": UniformSpec(bits=3, symmetry="asymmetric", clip="mse"),
-    "pwlq": PWLQSpec(bits=3),
-    "pwlq-symmetric": PWLQSpec(bits=2, symmetry="symmetric"),
+    "pwlq": PWLQSpec(bits=3, overflow="allowed"),  # any choice of levels is kept
+    "pwlq-symmetric": PWLQSpec(bits=2, symmetry="symmetric", overflow="allowed"),
     "pwlq-float": PWLQSpec(bits=4, grid="float"),
-    "pwlq-two-breakpoints": PWLQSpec(bits=3, breakpoints=2),
+    "pwlq-two-breakpoints": PWLQSpec(bits=3, breakpoints=2, overflow="allowed"),
 }
 
 
@@ -174,3 +174,31 @@ def test_twin_computes_the_float_function(
 def test_a_model_without_fake_quantizers_is_refused(tiny: Callable[..., nn.Module]) -> None:
     with pytest.raises(ValueError, match="quantized: TinyResNet has no fake-quantized weights"):
         reached_layers(tiny(), torch.zeros(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("learn", [False, True])
+@pytest.mark.parametrize("exact", [False, True])
+def test_no_choice_overflows(
+    tiny: Callable[..., nn.Module],
+    make_student: Callable[..., nn.Module],
+    learn: bool,
+    exact: bool,
+) -> None:
+    """Whatever was learned: few weights move, and twice equals once."""
+    slot = reached_layers(make_student(tiny(), PWLQSpec(3)), torch.zeros(2, 3, 8, 8))[1]
+    rounding = LearnedRounding(slot, learn_levels=learn)
+    up = torch.rand(rounding.logits.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    rounding.logits.data = torch.where(up, 3.0, -3.0)
+    if learn:
+        rounding.levels.edges.theta.data.fill_(0.05)
+    rounding.decide(1.0)
+    wanted = rounding(slot.weight).detach()
+    rounding.bake(slot, exact)
+    made = slot.quantized(slot.parameter.detach())
+    integers = slot.tensor().integer_weight().numpy().astype(int)
+    rows = np.moveaxis(integers, 1, -1).reshape(len(integers), -1)
+    same = rows[:, 1:] * rows[:, :-1] > 0
+    assert np.abs(np.where(same, rows[:, 1:] + rows[:, :-1], 0)).max() <= 128
+    assert torch.equal(slot.quantized(made), made)
+    step = slot.levels().diff(dim=1).amax(1).view(-1, 1, 1, 1)
+    assert bool(((made - wanted).abs() <= 0.1 * step).float().mean() > 0.95)
