@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from hosts import Way, every_host
+from overflow import overflows
 from small_networks import Depthwise, Plain, Residual, every_network, inputs, network, student_from
 from torch import Tensor, nn
 
@@ -35,15 +36,19 @@ def error(student: nn.Module, kind: type[nn.Module], x: Tensor) -> float:
 
 
 def assert_chosen_and_kept(way: Way, student: nn.Module, rounded: dict[str, Tensor]) -> None:
-    """Levels are others than the nearest, on few of them, and the converted model has them."""
+    """Levels are others than the nearest, on few of them, and the converted model has them.
+
+    And no two of their products overflow.
+    """
     chosen = levels_of(student)
     assert any(not torch.equal(values, rounded[name]) for name, values in chosen.items())
     for name, values in chosen.items():
         assert max(len(row.unique()) for row in values.flatten(1)) <= 2**BITS * 2, name
     converted = way.converted_weights(way.convert(student))
     assert set(converted) == set(chosen)
-    for name, values in chosen.items():
-        assert torch.equal(converted[name], values), name
+    for name, layer in student_of(student).layers().items():
+        assert torch.equal(converted[name], chosen[name]), name
+        assert not overflows(layer.tensor().integer_weight(), layer.axis), name
 
 
 @every_host

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from overflow import overflows
 
 from zaq_plugin.fake_quantize import PWLQPerChannelFakeQuantize
 from zaq_plugin.pwlq import (
@@ -39,25 +40,6 @@ def normal(*shape, seed=0):
     generator = torch.Generator().manual_seed(seed)
     w = torch.randn(*shape, generator=generator)
     return w * torch.exp(torch.randn(shape[0], *[1] * (len(shape) - 1), generator=generator))
-
-
-def walks(integers, axis):
-    """The weights of each channel in the orders in which kernels may add them: inputs last."""
-    if axis is None:
-        return [row.reshape(1, -1) for first in (0, 1) for row in walks(integers, first)]
-    first = np.moveaxis(integers, axis, 0)
-    first = first if first.ndim < 3 else np.moveaxis(first, 1, -1)
-    return [first.reshape(len(first), -1)]
-
-
-def overflows(integers, axis):
-    """Whether any two neighbours' products with 255 do not fit in 16 bits, as kernels add them."""
-    found = False
-    for rows in walks(integers.numpy().astype(np.int64), axis):
-        exact = 255 * (np.maximum(rows[:, 1:], 0) + np.maximum(rows[:, :-1], 0))
-        below = 255 * (np.minimum(rows[:, 1:], 0) + np.minimum(rows[:, :-1], 0))
-        found |= bool((exact > 32767).any() or (below < -32768).any())
-    return found
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.label)
