@@ -63,9 +63,9 @@ def pwlq_qconfig(
 
     Args:
         spec: The weights' format; ``PWLQSpec()`` (4 MAC bits, 5 stored) if None.
-        activations: Bits of the uniform per-tensor grid, 2 to 8 (7 on CPUs without VNNI, whose
-            kernels saturate at 8; `prepare` takes ``input_bits=7`` for the model's inputs); or a
-            `PWLQSpec` for simulated PWLQ activations, which cannot be converted.
+        activations: Bits of the uniform per-tensor grid, 2 to 8; or a `PWLQSpec` for simulated
+            PWLQ activations, which cannot be converted. Weights with which kernels of CPUs without
+            VNNI do not saturate are the spec's affair, see its ``overflow``.
         qat: For training (prepare_qat_fx): quantizes from the start. For calibration (prepare_fx)
             fake-quantizers only observe, until `zaq_fx.calibrate` switches them on.
         observer: Range observer of the activations.

@@ -174,8 +174,8 @@ def _advanced(given: Any, bias_correction: bool) -> Any:
     if chosen.overflow_fix not in (None, OverflowFix.DISABLE):
         raise ValueError(
             f"advanced_parameters: overflow_fix={chosen.overflow_fix} halves the int8 range that "
-            "PWLQ's levels need. Leave it out or set nncf.OverflowFix.DISABLE; processors without "
-            "VNNI instructions then saturate sums of large products."
+            "PWLQ's levels need. Leave it out or set nncf.OverflowFix.DISABLE: levels with "
+            "overflow='pairs', the default, do not saturate on processors without VNNI."
         )
     chosen.overflow_fix = OverflowFix.DISABLE
     chosen.disable_bias_correction = chosen.disable_bias_correction or not bias_correction

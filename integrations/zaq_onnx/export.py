@@ -92,9 +92,10 @@ def export(
             ranges to tensors between layers that the model leaves in float, so that all of it runs
             in integers. The model then rounds where it did not before; None exports it as it is.
         reduce_range: Make weights smaller where processors without VNNI would saturate, silently:
-            their int8 kernels add two products in 16 bits, in ONNX Runtime and in OpenVINO. The
-            levels of such a channel are rounded anew, to the coarser grid that changes it least;
-            see `zaq_onnx.reducing`. `verify` says whether the processor at hand saturates.
+            their int8 kernels add two products in 16 bits, in ONNX Runtime and in OpenVINO. Weights
+            of this package's formats do not (but for ``overflow="allowed"``), and stay. Those of
+            others are rounded anew, each channel to the coarser grid that changes it least; see
+            `zaq_onnx.reducing`. `verify` says whether the processor at hand saturates.
         audit: What was quantized and how, for models that do not carry it themselves.
 
     Returns:

@@ -1,4 +1,7 @@
-"""Weights that processors without VNNI multiply exactly, too.
+"""Weights that processors without VNNI multiply exactly, too: those that others have quantized.
+
+Formats of this package choose such levels from the start, see `zaq_plugin.pwlq.overflow`; nothing
+is left to do here unless they were told ``overflow="allowed"``.
 
 Their int8 kernels (AVX2's and AVX-512's ``vpmaddubsw``) add two products of an activation (0 to
 255) and a weight (-127 to 127) in 16 bits, which saturate: 255 * (127 + 127) is 64,770, and becomes

@@ -51,7 +51,7 @@ def test_overflow_is_left_alone_by_name(way: Way) -> None:
 @every_host
 def test_weights_that_training_moves_do_not_overflow(way: Way) -> None:
     """The grids are those of the weights before."""
-    student, _images = prepared(way, PWLQSpec(4))
+    student, _ = prepared(way, PWLQSpec(4))
     for layer in student_of(student).layers().values():
         noise = torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(1))
         layer.write(layer.weight + 0.7 * layer.weight.std() * noise)

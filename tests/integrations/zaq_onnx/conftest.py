@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,8 @@ SOURCES: dict[str, Callable[[], nn.Module]] = {
     "pt2e-a4": lambda: pt2e(4),
     "nncf": stripped,
 }
+WIDE = {"pt2e-wide": lambda: pt2e(spec=replace(SPEC, overflow="allowed"))}
+"""Weights with which kernels of processors without VNNI may saturate."""
 RANGED = ("simulated",)
 """Exported with calibration=, as their residual sums are float."""
 
@@ -102,7 +104,7 @@ RANGED = ("simulated",)
 class Case:
     """A quantized model and its files, whose weights no processor's kernels saturate with.
 
-    ``whole`` has the weights as they were.
+    ``whole`` has the weights as they were, which is the same but in a `wide_case`.
     """
 
     name: str
@@ -123,7 +125,7 @@ def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
     def get(name: str) -> Case:
         if name not in made:
             with torch.no_grad():
-                model, images = SOURCES[name](), network()[1]
+                model, images = (SOURCES | WIDE)[name](), network()[1]
                 packed, plain = folder / f"{name}.onnx", folder / f"{name}.int8.onnx"
                 ranges = [images] if name in RANGED else None
                 exported = zaq_onnx.export(
@@ -153,6 +155,12 @@ def case(request: pytest.FixtureRequest, case_of: Callable[[str], Case]) -> Case
 def pt2e_case(case_of: Callable[[str], Case]) -> Case:
     """The one that most tests need."""
     return case_of("pt2e")
+
+
+@pytest.fixture
+def wide_case(case_of: Callable[[str], Case]) -> Case:
+    """One whose weights may saturate; in its packed file they do not."""
+    return case_of("pt2e-wide")
 
 
 @pytest.fixture(scope="session")

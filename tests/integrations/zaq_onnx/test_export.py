@@ -14,7 +14,6 @@ import zaq_onnx
 from zaq_onnx.graph import Graph
 from zaq_onnx.inspecting import float_operations
 from zaq_onnx.runtimes import optimized, ort_session, run_openvino, run_ort
-from zaq_onnx.saturation import ADVICE, saturates
 from zaq_plugin.ptq import fold_batch_norm
 from zaq_plugin.pwlq import PWLQSpec, UniformSpec, quantize
 
@@ -60,9 +59,7 @@ def test_both_runtimes_agree_with_the_model(case: Any) -> None:
     report = zaq_onnx.verify(case.packed, case.model, case.images)
     assert report.ok, str(report)
     whole = zaq_onnx.verify(case.whole, case.model, case.images)
-    exact = not any(saturates(name) for name in ("onnxruntime", "openvino"))
-    assert whole.ok or not exact, str(whole)
-    assert all(ADVICE in text for text in whole.problems), str(whole)
+    assert whole.ok, str(whole)
     assert [r.name for r in report.runtimes] == ["onnxruntime", "openvino"]
     assert report.layers == len(LAYERS)
     assert all(r.agreement >= 0.7 for r in report.runtimes)

@@ -17,7 +17,7 @@ import zaq_onnx
 from zaq_onnx.codes import encode
 from zaq_onnx.graph import Graph
 from zaq_onnx.packing import weights_of
-from zaq_onnx.reducing import SUM, reduce_rows, worst_pairs
+from zaq_onnx.reducing import SUM, reduce_rows, saturable, worst_pairs
 from zaq_onnx.runtimes import ort_session, run_ort
 from zaq_onnx.saturation import ADVICE, WARNING, saturates
 from zaq_plugin.pwlq import PWLQSpec, quantize
@@ -25,7 +25,7 @@ from zaq_plugin.pwlq import PWLQSpec, quantize
 
 def pwlq_rows(channels: int, count: int, bits: int, seed: int) -> np.ndarray:
     weight = torch.randn(channels, count, generator=torch.Generator().manual_seed(seed))
-    integers = quantize(weight, PWLQSpec(bits=bits)).integer_weight()
+    integers = quantize(weight, PWLQSpec(bits=bits, overflow="allowed")).integer_weight()
     return integers.to(torch.int8).numpy()
 
 
@@ -107,13 +107,13 @@ def weights(path: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def test_files_hold_reduced_weights(pt2e_case: Any, tmp_path: Path) -> None:
+def test_files_hold_reduced_weights(wide_case: Any, tmp_path: Path) -> None:
     """Depthwise layers, whose kernels do not saturate, are as they were; others nearly."""
     path = tmp_path / "reduced.onnx"
-    example = (pt2e_case.images,)
-    zaq_onnx.export(pt2e_case.model, example, path, pack=False, reduce_range=True)
+    example = (wide_case.images,)
+    zaq_onnx.export(wide_case.model, example, path, pack=False, reduce_range=True)
     whole = tmp_path / "whole.onnx"
-    zaq_onnx.export(pt2e_case.model, example, whole, pack=False)
+    zaq_onnx.export(wide_case.model, example, whole, pack=False)
     before, after = weights(whole), weights(path)
     assert list(before) == list(after)
     for name, floats in after.items():
@@ -125,15 +125,25 @@ def test_files_hold_reduced_weights(pt2e_case: Any, tmp_path: Path) -> None:
         if weight.name != "body.weight":
             order = np.moveaxis(weight.integers.reshape(*weight.integers.shape[:2], -1), 1, 2)
             assert worst_pairs(order.reshape(len(order), -1)).max() <= SUM // 255
-    x = (pt2e_case.images,)
+    x = (wide_case.images,)
     first, second = (run_ort(ort_session(p, optimize=False), x)[0] for p in (path, whole))
     assert np.abs(first - second).max() < 0.15 * np.abs(second).max()
 
 
-def test_verification_knows_the_reduction(pt2e_case: Any, tmp_path: Path) -> None:
+def test_files_of_weights_that_do_not_overflow_need_no_reduction(
+    pt2e_case: Any, tmp_path: Path
+) -> None:
+    """What hosts make by default goes into the file bit for bit."""
+    path = tmp_path / "again.onnx"
+    zaq_onnx.export(pt2e_case.model, (pt2e_case.images,), path, pack=False, reduce_range=True)
+    assert path.read_bytes() == pt2e_case.whole.read_bytes()
+    assert saturable(Graph(onnx.load(path))) == []
+
+
+def test_verification_knows_the_reduction(wide_case: Any, tmp_path: Path) -> None:
     path = tmp_path / "reduced.onnx"
-    zaq_onnx.export(pt2e_case.model, (pt2e_case.images,), path, reduce_range=True)
-    report = zaq_onnx.verify(path, pt2e_case.model, pt2e_case.images)
+    zaq_onnx.export(wide_case.model, (wide_case.images,), path, reduce_range=True)
+    report = zaq_onnx.verify(path, wide_case.model, wide_case.images)
     assert report.ok, str(report)
     assert any("coarser grids" in text for text in report.remarks)
 
@@ -148,50 +158,50 @@ def test_saturation_is_found_where_it_is(runtime: str) -> None:
 
 
 def test_a_file_that_saturates_is_told(
-    pt2e_case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wide_case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On any processor: the outputs are made wrong, and the probe says that it saturates."""
     module = import_module("zaq_onnx.verify")
     path = tmp_path / "whole.onnx"
-    zaq_onnx.export(pt2e_case.model, (pt2e_case.images,), path)
+    zaq_onnx.export(wide_case.model, (wide_case.images,), path)
     real = module.run_ort
     monkeypatch.setattr(module, "run_ort", lambda *given: [y + 1e3 for y in real(*given)])
     monkeypatch.setattr(module, "saturates", lambda name: True)
-    report = zaq_onnx.verify(path, pt2e_case.model, pt2e_case.images, runtimes=("onnxruntime",))
+    report = zaq_onnx.verify(path, wide_case.model, wide_case.images, runtimes=("onnxruntime",))
     assert not report.ok
     assert any(ADVICE in text for text in report.problems), str(report)
 
 
 def test_a_file_that_cannot_saturate_is_not_advised_to_change(
-    pt2e_case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wide_case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its outputs are made wrong for another reason, on a processor that saturates."""
     module = import_module("zaq_onnx.verify")
     path = tmp_path / "reduced.onnx"
-    zaq_onnx.export(pt2e_case.model, (pt2e_case.images,), path, reduce_range=True)
+    zaq_onnx.export(wide_case.model, (wide_case.images,), path, reduce_range=True)
     own = 2 + import_module("zaq_onnx.tolerance").DRAWS  # the file's own operators answer first
     offsets = iter([0.0] * own + [1e3])
     real = module.run_ort
     monkeypatch.setattr(module, "run_ort", lambda *given: [y + next(offsets) for y in real(*given)])
     monkeypatch.setattr(module, "saturates", lambda name: True)
-    report = zaq_onnx.verify(path, pt2e_case.model, pt2e_case.images, runtimes=("onnxruntime",))
+    report = zaq_onnx.verify(path, wide_case.model, wide_case.images, runtimes=("onnxruntime",))
     assert report.saturable == 0
     assert any("an output differs by 1e+03" in text for text in report.problems), str(report)
     assert not any(ADVICE in text for text in report.problems), str(report)
 
 
 def test_a_file_that_may_saturate_is_remarked(
-    pt2e_case: Any, monkeypatch: pytest.MonkeyPatch
+    wide_case: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where nothing was given to run it on."""
     module = import_module("zaq_onnx.verify")
     monkeypatch.setattr(module, "saturates", lambda name: True)
-    whole = zaq_onnx.verify(pt2e_case.whole, runtimes=("onnxruntime",))
+    whole = zaq_onnx.verify(wide_case.whole, runtimes=("onnxruntime",))
     assert any(text.endswith(f"{WARNING}.") for text in whole.remarks)
     assert not any(
         WARNING in text
-        for text in zaq_onnx.verify(pt2e_case.packed, runtimes=("onnxruntime",)).remarks
+        for text in zaq_onnx.verify(wide_case.packed, runtimes=("onnxruntime",)).remarks
     )
     monkeypatch.setattr(module, "saturates", lambda name: False)
-    whole = zaq_onnx.verify(pt2e_case.whole, runtimes=("onnxruntime",))
+    whole = zaq_onnx.verify(wide_case.whole, runtimes=("onnxruntime",))
     assert not any(WARNING in text for text in whole.remarks)
