@@ -48,6 +48,7 @@ from benchmarks.accuracy_hosts_tables import (
 )
 from benchmarks.accuracy_tables import append_line, read_pairs
 from benchmarks.data import LOADERS, accuracy, load_task, logits_of
+from benchmarks.processor import processor
 from zaq_plugin.layers import is_depthwise
 from zaq_plugin.ptq import calibrate, correct_bias
 from zaq_plugin.pwlq import QuantSpec, UniformSpec
@@ -84,21 +85,22 @@ def default_widths(host: str) -> tuple[int, int]:
 
 def cases(task: str, host: str, images: int) -> Iterator[Case]:
     """Everything to measure in a host, uniform grids at PWLQ's stored bits included."""
-    yield Case(task, host, STOCK, *default_widths(host), 0, images)
+    here = processor()
+    yield Case(task, host, STOCK, *default_widths(host), 0, images, here)
     if host == "nncf":  # the uniform grids of this package stand beside in the other hosts
         endings = ("", DATA_FREE, NNCF_BIAS) if task == "cifar10" else ("", NNCF_BIAS)
         for bits, activations in WIDTHS:
             for ending in endings if bits <= 6 else ():
-                yield Case(task, host, PWLQ + ending, bits, activations, 0, images)
+                yield Case(task, host, PWLQ + ending, bits, activations, 0, images, here)
         if task == "cifar10":
-            yield Case(task, host, PWLQ + DATA_FREE + ZERO_SHOT, 4, 4, 0, images)
+            yield Case(task, host, PWLQ + DATA_FREE + ZERO_SHOT, 4, 4, 0, images, here)
         return
     for bits, activations in WIDTHS:
         for width in (bits, bits + 1) if bits < 8 else (bits,):
             for method in UNIFORM:
-                yield Case(task, host, method, width, activations, 0, images)
+                yield Case(task, host, method, width, activations, 0, images, here)
         if bits <= 6:  # wider PWLQ levels are not int8
-            yield Case(task, host, PWLQ, bits, activations, 0, images)
+            yield Case(task, host, PWLQ, bits, activations, 0, images, here)
 
 
 class Bed:

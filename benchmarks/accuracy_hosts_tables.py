@@ -21,7 +21,7 @@ NNCF_BIAS = ", NNCF's bias correction"
 
 @dataclass(frozen=True)
 class Case:
-    """One converted model to measure; widths are MAC bits."""
+    """One converted model to measure; widths are MAC bits, the processor is `processor()`'s."""
 
     task: str
     host: str
@@ -30,6 +30,7 @@ class Case:
     activation_bits: int
     seed: int
     images: int
+    processor: str = "not recorded"
 
     @property
     def spec(self) -> QuantSpec | None:
@@ -115,22 +116,25 @@ def markdown(done: dict[Case, Outcome]) -> str:
 def table(part: dict[Case, Outcome]) -> list[str]:
     """The lines of one task's table, wide activations and many stored bits first."""
     head = ["method", "host", "weights: MAC / stored bits", "activations: bits", "top-1 (%)"]
-    head += ["agreement with FP32 (%)", "quantized / left out", "int8 kernels"]
-    lines = ["| " + " | ".join(head) + " |", "| :--- | :--- |" + " ---: |" * (len(head) - 2)]
+    head += ["agreement with FP32 (%)", "quantized / left out", "int8 kernels", "processor"]
+    lines = ["| " + " | ".join(head) + " |"]
+    lines += ["| :--- | :--- |" + " ---: |" * (len(head) - 3) + " :--- |"]
 
     def order(case: Case) -> tuple[object, ...]:
         mine = case.method != STOCK
-        return case.host, mine, -case.activation_bits, -case.stored_bits, case.method
+        widths = -case.activation_bits, -case.stored_bits
+        return case.host, mine, *widths, case.method, case.processor
 
     for case in sorted(part, key=order):
         found = part[case]
         cells = [case.method, HOSTS[case.host]]
         if found.top1 is None or found.agreement is None:
-            cells += ["all", "all", f"none: {found.reason}", "", "", ""]
+            cells += ["all", "all", f"none: {found.reason}", "", "", "", case.processor]
         else:
             cells += [f"{case.weight_bits} / {case.stored_bits:g}", str(case.activation_bits)]
             cells += [f"{found.top1:.2f}", f"{found.agreement:.2f}"]
             cells += [f"{found.quantized} / {len(found.left_out)}", str(found.int8_kernels)]
+            cells.append(case.processor)
         line = "| " + " | ".join(cells) + " |"
         if line not in lines:  # a host refuses a model at every width for one reason
             lines.append(line)

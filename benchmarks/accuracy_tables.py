@@ -98,7 +98,7 @@ def read_pairs(path: Path, key: type[K], value: type[V]) -> dict[K, V]:
             entry = json.loads(line)
         except json.JSONDecodeError:
             continue
-        found = key(**{n: entry.pop(n) for n in names})
+        found = key(**{n: entry.pop(n) for n in names if n in entry})
         done[found] = value(**entry)
     return done
 

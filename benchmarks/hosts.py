@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -37,8 +38,10 @@ from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
     get_default_x86_inductor_quantization_config,
 )
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import zaq_fx
 import zaq_pt2e
+from benchmarks.processor import processor
 from zaq_plugin.pwlq import PWLQSpec
 
 SPEC = PWLQSpec(bits=4)
@@ -221,9 +224,9 @@ def measure(host: FX | PT2E, repeats: int) -> list[Row]:
 
 def table(rows: list[Row], settings: str) -> str:
     """The results as Markdown."""
-    head = ["", "PWLQ (ms)", "stock int8 (ms)", "PWLQ / stock", "float32 (ms)"]
-    lines = [f"| {' | '.join(head)} |", "|---|---:|---:|---:|---:|"]
-    lines += [f"| {' | '.join(row.cells())} |" for row in rows]
+    head = ["", "PWLQ (ms)", "stock int8 (ms)", "PWLQ / stock", "float32 (ms)", "processor"]
+    lines = [f"| {' | '.join(head)} |", "|---|---:|---:|---:|---:|---|"]
+    lines += [f"| {' | '.join([*row.cells(), processor()])} |" for row in rows]
     notes = (
         f"{SPEC.label} against the host's default 8-bit quantizer. {settings} Medians of "
         "alternating runs; conversions are single runs. Stock conversion after training in PT2E "

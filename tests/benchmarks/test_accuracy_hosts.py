@@ -15,6 +15,7 @@ import benchmarks.accuracy
 import benchmarks.accuracy_hosts as hosts
 from benchmarks import accuracy_tables
 from benchmarks import data as loaders
+from benchmarks.processor import processor
 
 PWLQ = "PWLQ joint, asymmetric"
 
@@ -67,6 +68,7 @@ def test_measures_writes_and_resumes(
     assert "## CIFAR-10 ResNet-20, 40 images" in "\n".join(lines)
     row = next(line for line in lines if line.startswith(f"| {PWLQ} |"))
     shown = f"| {found[-1]['top1']:.2f} | {found[-1]['agreement']:.2f} | 20 / 0 | 20 |"
+    shown += f" {processor()} |"
     assert row == f"| {PWLQ} | torch.ao FX | 4 / 5 | 4 {shown}"
     assert any("16 `train` images calibrate" in line and "1 seed" in line for line in lines)
     # Stopped within a line: that one is measured again, with the same result, nothing else is.

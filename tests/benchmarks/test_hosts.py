@@ -40,4 +40,5 @@ def test_a_row_shows_milliseconds_ratio_and_limit(hosts):
     assert row.cells() == ["step", "11.0", "10.0", "1.10 (limit 1.25)", "2.0"]
     text = hosts.table([row], "settings.")
     assert "| step | 11.0 | 10.0 | 1.10 (limit 1.25) | 2.0 |" in text
+    assert f"| 2.0 | {hosts.processor()} |" in text
     assert "settings." in text
