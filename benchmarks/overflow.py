@@ -37,6 +37,7 @@ from benchmarks.accuracy import RESULTS
 from benchmarks.data import foreign_images, load_task
 from benchmarks.field_tasks import Subject, load_subject, traceable
 from benchmarks.overflow_tables import KEY, markdown, read
+from benchmarks.processor import processor
 from zaq_plugin.layers import is_depthwise
 from zaq_plugin.ptq import calibrate, correct_bias
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
@@ -266,7 +267,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                         job["stored"] = spec_of(width, overflow).stored_bits
                     if tuple(job[k] for k in ("runner", *KEY)) in done:
                         continue
-                    for row in {"simulated": simulated, **runners}[runner](bed, job):
+                    for found in {"simulated": simulated, **runners}[runner](bed, job):
+                        row = {**found, "flags": processor()}
                         with args.out.open("a", encoding="utf-8") as file:
                             file.write(json.dumps(row) + "\n")
                         print(row, file=sys.stderr, flush=True)

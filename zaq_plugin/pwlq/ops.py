@@ -111,11 +111,13 @@ def fake_quantized(w: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None) 
 
 
 def _guarded_values(w: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None) -> Tensor:
-    made = guarded(integers_of(w, edges, spec, axis), edges, spec, axis)
+    grid = build_grid(edges, spec)
+    made = guarded(integers_of(w, edges, spec, axis, grid), edges, spec, axis)
     shape = [1] * w.dim()
     if axis is not None:
         shape[axis] = -1
-    return (made.float() * build_grid(edges, spec).scale.view(shape)).to(w.dtype)
+    values: Tensor = made * grid.scale.view(shape)
+    return values.to(w.dtype)
 
 
 @torch.library.custom_op("zaq::pwlq_fake_quantize", mutates_args=())

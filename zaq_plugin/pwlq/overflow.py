@@ -30,7 +30,7 @@ from torch import Tensor
 
 from zaq_plugin.pwlq.kernels import codebook_of, look_up
 from zaq_plugin.pwlq.layout import channels_of, from_rows, to_rows
-from zaq_plugin.pwlq.levels import INT8_MAX, build_grid, signed_levels, with_tops
+from zaq_plugin.pwlq.levels import INT8_MAX, Grid, build_grid, signed_levels, with_tops
 from zaq_plugin.pwlq.spec import PWLQSpec, QuantSpec
 
 LIMIT = (2**15 - 1) // 255
@@ -52,14 +52,9 @@ def worst_pairs(integers: Tensor, axis: int | None) -> Tensor:
             the kernel's inputs.
     """
     worst = torch.zeros(channels_of(integers, axis), dtype=torch.int16, device=integers.device)
-    if integers.numel() == 0 or not _may_overflow(integers):
-        return worst
-    for order in _orders(integers, axis):
-        wide = integers.permute(order).to(torch.int16)
-        shaped = wide.reshape(len(worst), -1) if axis is None else wide.flatten(1)
-        if shaped.shape[1] > 1:
-            sums = (shaped[:, 1:] + shaped[:, :-1]).abs_()
-            worst = torch.maximum(worst, sums.amax(1))
+    for sums in _neighbour_sums(integers, axis):
+        if sums.numel():
+            worst = torch.maximum(worst, sums.abs().flatten(1).amax(1))
     return worst
 
 
@@ -78,18 +73,16 @@ def guarded(integers: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None) 
     Returns:
         The same tensor if there is nothing to do, else a new one.
     """
-    worst = worst_pairs(integers, axis)
-    wide = (worst > LIMIT).nonzero().squeeze(1)
-    if not len(wide):
+    if not any(_exceeds(sums) for sums in _neighbour_sums(integers, axis)):
         return integers
+    wide = (worst_pairs(integers, axis) > LIMIT).nonzero().squeeze(1)
     made = integers.clone()
     some = made if axis is None else made.index_select(axis, wide)
     books = _reachable(edges[:, wide], spec)
     for order in _orders(some, axis):
         moved = some.permute(order)
-        rows = moved.reshape(len(wide), -1).float()
-        kept = _lowered(rows, books).to(made.dtype)
-        moved.copy_(kept.reshape(moved.shape))
+        rows = moved.reshape(len(wide), -1)
+        moved.copy_(_lowered(rows, books).reshape(moved.shape))
     return some if axis is None else made.index_copy_(axis, wide, some)
 
 
@@ -135,16 +128,41 @@ def _reachable(edges: Tensor, spec: QuantSpec) -> Tensor:
     return torch.where(levels > 0, above, below)
 
 
-def integers_of(w: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None) -> Tensor:
+def integers_of(
+    w: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None, grid: Grid | None = None
+) -> Tensor:
     """The levels nearest to a weight, int8 in units of the grid's step; w's shape; unguarded."""
-    grid = build_grid(edges, spec)
+    grid = grid or build_grid(edges, spec)
     rows = look_up(to_rows(w, axis), grid, edges, spec, grid.values.to(torch.int8))
     return from_rows(rows, w, axis)
 
 
-def _may_overflow(integers: Tensor) -> bool:
-    low, high = torch.aminmax(integers)
-    return int(high) > _HALF or int(low) < -_HALF
+def _exceeds(sums: Tensor) -> bool:
+    if sums.numel() == 0:
+        return False
+    low, high = torch.aminmax(sums)
+    return int(high) > LIMIT or int(low) < -LIMIT
+
+
+def _neighbour_sums(integers: Tensor, axis: int | None) -> Iterator[Tensor]:
+    """(channels, ...) int16 sums of all neighbours: those of opposite signs never exceed `LIMIT`.
+
+    Neighbours are next to each other in the orders of `_orders`; nothing is put in that order.
+    """
+    wide = integers.to(torch.int16)
+    if axis is None:
+        for order in _orders(integers, axis):
+            row = wide.permute(order).reshape(1, -1)
+            yield row[:, 1:] + row[:, :-1]
+        return
+    rows = wide.movedim(axis, 0)
+    if rows.dim() < 3:
+        rows = rows.reshape(len(rows), -1)
+        yield rows[:, 1:] + rows[:, :-1]
+        return
+    places = rows.flatten(2)  # (channels, inputs, places of the kernel)
+    yield places[:, 1:] + places[:, :-1]
+    yield places[:, 0, 1:] + places[:, -1, :-1]  # from one place to the next
 
 
 def _orders(integers: Tensor, axis: int | None) -> Iterator[list[int]]:
@@ -159,20 +177,28 @@ def _orders(integers: Tensor, axis: int | None) -> Iterator[list[int]]:
 
 
 def _lowered(rows: Tensor, levels: Tensor) -> Tensor:
-    """Rows (C, K) in the kernel's order, no two neighbours of one sign above `LIMIT` together."""
+    """Rows (C, K) in the kernel's order, no two neighbours of one sign above `LIMIT` together.
+
+    Args:
+        rows: int8.
+        levels: (C, L) ascending.
+    """
+    rows = rows.to(torch.int16)
     size = rows.abs()
     beside = torch.zeros_like(rows)  # the larger neighbour of the same sign
     for one, other in ((slice(1, None), slice(-1)), (slice(-1), slice(1, None))):
         same = rows[:, one] * rows[:, other] > 0
         part = beside[:, one]
-        part.copy_(torch.maximum(part, torch.where(same, size[:, other], 0.0)))
-    room = (LIMIT - beside).clamp(min=_HALF).contiguous()
-    high = torch.searchsorted(levels, room, right=True) - 1
-    low = torch.searchsorted(levels, -room)
-    last = levels.shape[1] - 1
-    largest = levels.gather(1, high.clamp(min=0))
-    smallest = levels.gather(1, low.clamp(max=last))
-    return torch.where(size <= room, rows, torch.where(rows > 0, largest, smallest))
+        part.copy_(torch.maximum(part, torch.where(same, size[:, other], 0)))
+    room = (LIMIT - beside).clamp_(min=_HALF)
+    channel, place = (size > room).nonzero(as_tuple=True)
+    books, limit = levels[channel], room[channel, place].to(levels).unsqueeze(1)
+    high = (torch.searchsorted(books, limit, right=True) - 1).clamp(min=0)
+    low = torch.searchsorted(books, -limit).clamp(max=levels.shape[1] - 1)
+    index = torch.where(rows[channel, place].unsqueeze(1) > 0, high, low)
+    made = rows.clone()
+    made[channel, place] = books.gather(1, index).squeeze(1).to(made.dtype)
+    return made
 
 
 def _until_allowed(
