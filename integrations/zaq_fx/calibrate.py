@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from zaq_fx.samples import require_batches
 from zaq_fx.student import student
 from zaq_plugin import ptq
 from zaq_plugin.strategies.prepared import Method, quantize_prepared
@@ -34,6 +35,7 @@ def calibrate(
     """
     student(prepared, "calibrate")
     held = list(batches)
+    require_batches(prepared, held)
     ptq.calibrate(prepared, held)
     if bias_correction:
         correct_bias(prepared, held)

@@ -66,7 +66,7 @@ def prepare(
         ValueError: a model that is not float32, cannot be traced, or of which nothing would be
             quantized; an override that matches nothing.
     """
-    ready = prepare_model(model)
+    ready = prepare_model(model, example_inputs)
     ready.train(qat)
     make = pwlq_qat_qconfig_mapping if qat else pwlq_qconfig_mapping
     mapping = make(spec, activations, overrides=overrides, model=ready, **options)
