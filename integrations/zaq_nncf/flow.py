@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import nncf
@@ -29,6 +30,8 @@ from zaq_plugin.ptq.wrappers import unwrapped
 from zaq_plugin.pwlq import QuantSpec
 from zaq_plugin.strategies.prepared import Method, quantize_prepared
 from zaq_plugin.student.assign import Classes, module_classes
+from zaq_plugin.student.batches import as_call
+from zaq_plugin.student.hand_over import keep_inputs
 from zaq_plugin.zero_shot import ZeroShotConfig, ZeroShotLoader
 
 CORRECTION_IMAGES = 128
@@ -156,6 +159,8 @@ def quantize(
         correct_bias(quantized, first_images(held, CORRECTION_IMAGES))
     elif by_nncf:
         _remember_shifts(quantized, placement, before)
+    with suppress(TypeError):  # NNCF takes batches of more kinds
+        keep_inputs(quantized, as_call(first_images([example], CORRECTION_IMAGES)[0]))
     return quantized
 
 

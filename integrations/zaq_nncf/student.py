@@ -21,6 +21,7 @@ from zaq_plugin.layers import LAYERS
 from zaq_plugin.student import ModuleStudent, QuantLayer, register_student
 from zaq_plugin.student.batches import Call
 from zaq_plugin.student.fake_quantizers import Slot
+from zaq_plugin.student.passes import Passes, module_passes, named_modules
 from zaq_plugin.student.view import Before
 
 
@@ -76,6 +77,11 @@ class NNCFStudent(ModuleStudent):
     def part(self, model: nn.Module, name: str, x: Tensor) -> Tensor:
         """Run a submodule with NNCF's hooks."""
         return run_inside(model, name, x)
+
+    def passes_of(self, model: nn.Module, call: Call) -> Passes:
+        """See `Student.passes_of`."""
+        modules = named_modules(model, self.layers())
+        return module_passes(model, modules, call, DisableTorchFunction)
 
     def quantizers_inside(self, name: str) -> list[nn.Module]:
         """The activation quantizers on a submodule's operators."""
