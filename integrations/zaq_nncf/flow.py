@@ -20,6 +20,7 @@ from zaq_nncf.activations import called_later, narrow_activations
 from zaq_nncf.audit import NOTES, audit
 from zaq_nncf.calibration import as_dataset, first_images
 from zaq_nncf.native_weight import NativeWeight
+from zaq_nncf.parts import note_parts
 from zaq_nncf.placement import Placement
 from zaq_nncf.preparation import baked_layers, prepare_model
 from zaq_nncf.settings import Override, Settings, check_bits
@@ -130,6 +131,7 @@ def quantize(
         quantized: nn.Module = nncf.quantize(prepared, dataset, **options)
     placed = _placed(quantized)
     placement = Placement(quantized.eval(), example)
+    note_parts(quantized, example)
     readers = placement.readers()
     held = itertools.islice(dataset.get_inference_data(), subset_size)
     quantized.__dict__[NOTES] = {
@@ -139,6 +141,7 @@ def quantize(
         "readers": readers,
         "later": called_later(prepared, readers, held),
         "baked": baked_layers(prepared),
+        "unread": placement.unread(),
     }
     _require_any(quantized, placed, settings)
     bare, sources = placement.read_bare(), placement.sources()

@@ -8,13 +8,12 @@ from torch import Tensor, nn
 
 from zaq_nncf._compat import (
     DisableTorchFunction,
-    decode_hook_name,
     hooks_of,
     is_wrapped,
-    run_inside,
 )
 from zaq_nncf.activation_quantizers import ActivationQuantizer
 from zaq_nncf.native_weight import tensor_of
+from zaq_nncf.parts import operators_inside, run_inside
 from zaq_nncf.settings import layer_name
 from zaq_nncf.weight_quantizer import PWLQWeightQuantizer
 from zaq_plugin.layers import LAYERS
@@ -85,11 +84,11 @@ class NNCFStudent(ModuleStudent):
 
     def quantizers_inside(self, name: str) -> list[nn.Module]:
         """The activation quantizers on a submodule's operators."""
-        prefix = name.replace(".", "/") + "/"
         found: list[nn.Module] = []
-        for hook, module in hooks_of(self.model).named_hooks(remove_duplicate=False):
-            inside = decode_hook_name(hook)[1].startswith(prefix)
-            if inside and isinstance(module, ActivationQuantizer) and module not in found:
+        storage = hooks_of(self.model)
+        for hook in operators_inside(self.model, name):
+            module = storage.get_submodule(hook)
+            if isinstance(module, ActivationQuantizer) and module not in found:
                 found.append(module)
         return found
 

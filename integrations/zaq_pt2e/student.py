@@ -184,7 +184,15 @@ class PT2EStudent(Student):
         """See `Student.passes_of`; the layers of a graph are its nodes."""
         if not isinstance(model, GraphModule) or not any(True for _ in layers(model)):
             return super().passes_of(model, call)
-        return graph_passes(model, {layer.node: layer.name for layer in layers(model)}, call)
+        names = {layer.node: layer.name for layer in layers(model)}
+        ends = {}
+        for node in names:
+            weight = argument(node, 1)
+            quantized = isinstance(weight, Node) and weight.op == "call_module"
+            norm = fused_norm(node, weight.args[0] if quantized else weight)
+            if norm is not None:
+                ends[node] = norm.norm
+        return graph_passes(model, names, call, ends)
 
     def twin(self) -> nn.Module:
         """See `Student.twin`; it stays in evaluation mode whatever a training loop calls."""

@@ -70,31 +70,46 @@ def named_modules(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module
     return {name: modules[name] for name in names if name in modules}
 
 
-def graph_passes(model: fx.GraphModule, layers: Mapping[fx.Node, str], call: Call) -> Passes:
+def graph_passes(
+    model: fx.GraphModule,
+    layers: Mapping[fx.Node, str],
+    call: Call,
+    ends: Mapping[fx.Node, fx.Node] | None = None,
+) -> Passes:
     """Run a graph whose layers are nodes.
 
     Args:
         model: The graph's module.
         layers: Names of layers by their nodes.
         call: One batch, its keywords in the order of the graph's inputs.
+        ends: Nodes that make what a layer makes, where that is another one: its BatchNorm.
     """
-    interpreter = _Interpreter(model, layers)
+    interpreter = _Interpreter(model, layers, ends or {})
     args, kwargs = call
     interpreter.run(*torch.utils._pytree.tree_leaves([args, kwargs]), enable_io_processing=False)
     return interpreter.found
 
 
 class _Interpreter(fx.Interpreter):
-    def __init__(self, model: fx.GraphModule, layers: Mapping[fx.Node, str]) -> None:
+    def __init__(
+        self,
+        model: fx.GraphModule,
+        layers: Mapping[fx.Node, str],
+        ends: Mapping[fx.Node, fx.Node],
+    ) -> None:
         super().__init__(model)
-        self.layers, self.found = layers, Passes()
+        self.layers = {ends.get(node, node): name for node, name in layers.items()}
+        self.begins = {ends.get(node, node): node for node in layers}
+        self.given: dict[fx.Node, list[Tensor]] = {}
+        self.found: Passes = {}
 
     def run_node(self, n: fx.Node) -> Any:
         """As torch.fx, which calls it for every node."""
+        if n in self.begins.values() and isinstance(n.args[0], fx.Node):
+            self.given[n] = [x.clone() for x in tensors(self.env[n.args[0]])[:1]]
         made = super().run_node(n)
-        name = self.layers.get(n)
-        if name is not None and isinstance(n.args[0], fx.Node):
-            given, out = tensors(self.env[n.args[0]]), tensors(made)
+        if n in self.layers:
+            given, out = self.given.get(self.begins[n]), tensors(made)
             if given and out:
-                self.found.setdefault(name, (given[0].clone(), out[0].clone()))
+                self.found.setdefault(self.layers[n], (given[0], out[0].clone()))
         return made

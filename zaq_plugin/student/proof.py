@@ -116,7 +116,10 @@ def first_difference(
     for name, (x, y) in right.items():
         if name not in found:
             continue
-        given, made = found[name]
+        given, made = (  # a linear layer's rows may be in one axis there
+            b.reshape(a.shape) if a.numel() == b.numel() else b
+            for a, b in zip((x, y), found[name], strict=True)
+        )
         if sqnr(x, given) < least_db:
             return Place(name, False, before)
         if outputs and sqnr(y, made) < least_db:
