@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import warnings
-from functools import cache
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.ao.nn.quantized as nnq
 from torch import Tensor, fx
+from torch.nn import functional
 
-from zaq_fx.layers import engine
 from zaq_plugin.report import Audit
 from zaq_plugin.student.batches import Call
 from zaq_plugin.student.hand_over import (
@@ -26,9 +27,19 @@ from zaq_plugin.student.hand_over import (
 
 LARGEST = 2**15 - 1
 SATURATES = (
-    "this processor's int8 kernels add two products in 16 bits, which saturate (it has no VNNI); "
-    "7 bits for weights and activations do not"
+    "torch's int8 kernel for this layer adds two products in 16 bits on this processor, which "
+    "saturates (FBGEMM's depthwise ones always, others without VNNI); 7 bits for activations do not"
 )
+_FUNCTIONS: dict[type, Callable[..., Tensor]] = {
+    nnq.Linear: functional.linear,
+    nnq.Conv1d: functional.conv1d,
+    nnq.Conv2d: functional.conv2d,
+    nnq.Conv3d: functional.conv3d,
+    nnq.ConvTranspose1d: functional.conv_transpose1d,
+    nnq.ConvTranspose2d: functional.conv_transpose2d,
+    nnq.ConvTranspose3d: functional.conv_transpose3d,
+}
+_TRANSPOSED = (nnq.ConvTranspose1d, nnq.ConvTranspose2d, nnq.ConvTranspose3d)
 _ADVICE = (
     "torch.ao converts that part to something else: leave it out by an override (None), or write "
     "it in another way"
@@ -67,7 +78,7 @@ def require_conversion(
     name = found.place.layer
     alike = kernels and found.place.given_alike
     module = converted.get_submodule(name) if name is not None and alike else None
-    if name is not None and _may_saturate(module) and saturates(engine()):
+    if name is not None and _may_saturate(module) and saturates(module):
         _tell(converted, name)
         text = f"layer '{name}': {SATURATES} (outputs: {found.ratio:.1f} dB)"
         warnings.warn(text, Saturation, stacklevel=3)
@@ -96,20 +107,45 @@ def _may_saturate(module: Any) -> bool:
     return bool(weight.is_quantized) and int(weight.int_repr().abs().max()) * 2 * 255 > LARGEST
 
 
-@cache
-def saturates(name: str) -> bool:
-    """Whether an engine's int8 convolution saturates on this processor, by a known answer.
+def saturates(module: Any) -> bool:
+    """Whether an int8 layer's kernel saturates on this processor, by an answer that is known.
 
-    Every activation is 255 and every weight 127, so that two products exceed 16 bits.
+    A layer of the same shape is given 255 throughout and has weights of 127, so that two products
+    exceed 16 bits.
 
     Args:
-        name: The engine in use.
+        module: A converted convolution or linear layer.
     """
-    assert name == engine()
-    channels = 64
-    layer = nnq.Conv2d(channels, channels, 1)
-    weight = torch.full((channels, channels, 1, 1), 127.0)
-    layer.set_weight_bias(torch.quantize_per_tensor(weight, 1.0, 0, torch.qint8), None)
-    layer.scale, layer.zero_point = 127.0 * channels, 0
-    x = torch.quantize_per_tensor(torch.full((1, channels, 4, 4), 255.0), 1.0, 0, torch.quint8)
-    return bool((layer(x).int_repr() - 255).abs().max() > 2)
+    function = next((f for kind, f in _FUNCTIONS.items() if isinstance(module, kind)), None)
+    if function is None:
+        return False
+    own: Tensor = module.weight()
+    weight = torch.quantize_per_tensor(torch.full(own.shape, 127.0), 1.0, 0, torch.qint8)
+    size = [1, module.in_features] if isinstance(module, nnq.Linear) else _image(module)
+    x = torch.quantize_per_tensor(torch.full(size, 255.0), 1.0, 0, torch.quint8)
+    arguments: tuple[Any, ...] = ()
+    if not isinstance(module, nnq.Linear):
+        arguments = (module.stride, module.padding, module.dilation, module.groups)
+        if isinstance(module, _TRANSPOSED):
+            arguments = (
+                module.stride,
+                module.padding,
+                module.output_padding,
+                module.groups,
+                module.dilation,
+            )
+    right = function(x.dequantize(), weight.dequantize(), None, *arguments)
+    probe = copy.copy(module)
+    probe.__dict__ = {**module.__dict__, "_packed_params": None}
+    if isinstance(module, nnq.Linear):
+        probe = nnq.Linear(module.in_features, module.out_features)
+    probe.set_weight_bias(weight, None)
+    probe.scale, probe.zero_point = float(right.max()) / 255, 0
+    found = probe(x).dequantize()
+    return bool((found - right).abs().max() > 2 * probe.scale)
+
+
+def _image(module: Any) -> list[int]:
+    """A shape that the kernel of a convolution fits into."""
+    reach = zip(module.dilation, module.kernel_size, strict=True)
+    return [1, module.in_channels, *(max(4, d * (k - 1) + 1) for d, k in reach)]

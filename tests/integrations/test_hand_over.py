@@ -10,6 +10,7 @@ import pytest
 import torch
 from hosts import Way
 from networks import perturb
+from processor import KERNELS_ARE_EXACT
 from torch import Tensor, nn
 
 import zaq_fx.checking
@@ -127,11 +128,11 @@ def test_a_copy_shares_the_batch_and_a_file_does_not_hold_it() -> None:
 def test_saturation_is_a_warning_and_in_the_audit(monkeypatch: pytest.MonkeyPatch) -> None:
     made = student(Way("fx"), UniformSpec(8, "symmetric"), 8)
     break_second(monkeypatch, Way("fx"))
-    monkeypatch.setattr(zaq_fx.checking, "saturates", lambda engine: True)
-    with pytest.warns(zaq_fx.checking.Saturation, match="layer 'second': this processor's int8"):
+    monkeypatch.setattr(zaq_fx.checking, "saturates", lambda module: True)
+    with pytest.warns(zaq_fx.checking.Saturation, match="layer 'second': torch's int8 kernel"):
         converted = zaq_fx.convert(made)
-    assert "saturate (it has no VNNI)" in zaq_fx.audit(converted)["second"].reason
-    monkeypatch.setattr(zaq_fx.checking, "saturates", lambda engine: False)
+    assert "adds two products in 16 bits" in zaq_fx.audit(converted)["second"].reason
+    monkeypatch.setattr(zaq_fx.checking, "saturates", lambda module: False)
     with pytest.raises(ValueError, match="layer 'second' is the first whose output differs"):
         zaq_fx.convert(made)
 
@@ -139,7 +140,7 @@ def test_saturation_is_a_warning_and_in_the_audit(monkeypatch: pytest.MonkeyPatc
 def test_seven_bits_do_not_saturate(monkeypatch: pytest.MonkeyPatch) -> None:
     made = student(Way("fx"))
     break_second(monkeypatch, Way("fx"))
-    monkeypatch.setattr(zaq_fx.checking, "saturates", lambda engine: True)
+    monkeypatch.setattr(zaq_fx.checking, "saturates", lambda module: True)
     with pytest.raises(ValueError, match="layer 'second' is the first whose output differs"):
         zaq_fx.convert(made)
 
@@ -205,3 +206,24 @@ def test_a_difference_behind_the_last_layer() -> None:
     assert found is not None
     assert str(found.place) == "what differs lies behind layer 'third'"
     assert difference(given, made, call, 20, noise_db=lambda: -10.0) is None
+
+
+def test_kernels_that_saturate_are_known_by_their_answers() -> None:
+    """Depthwise kernels of FBGEMM always do; others where the processor has no VNNI."""
+    torch.manual_seed(0)
+    shapes: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+        "plain": (nn.Conv2d(16, 16, 3, padding=1), (4, 16, 6, 6)),
+        "rows": (nn.Conv1d(16, 8, 3), (4, 16, 9)),
+        "linear": (nn.Linear(16, 8), (4, 16)),
+        "transposed": (nn.ConvTranspose2d(16, 8, 2, 2), (4, 16, 6, 6)),
+        "depthwise": (nn.Conv2d(144, 144, 3, padding=1, groups=144), (4, 144, 6, 6)),
+    }
+    for name, (layer, shape) in shapes.items():
+        x = torch.randn(shape)
+        prepared = zaq_fx.prepare(nn.Sequential(layer).eval(), (x,), UniformSpec(8, "symmetric"))
+        zaq_fx.calibrate(prepared, [x])
+        module = zaq_fx.convert(prepared, check=False).get_submodule("0")
+        if name == "depthwise" and torch.backends.quantized.engine in ("x86", "fbgemm"):
+            assert zaq_fx.checking.saturates(module)
+        elif KERNELS_ARE_EXACT:
+            assert not zaq_fx.checking.saturates(module), name

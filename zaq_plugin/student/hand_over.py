@@ -26,6 +26,9 @@ KERNELS_DB = 20.0
 """Demanded of int8 kernels, which round at other places than fake-quantizers do."""
 NOISE_MARGIN_DB = 6.0
 """They may be so much further from the student than the student is from the float model."""
+PLACE_DB = 25.0
+"""Of a layer's output, where the place of a difference is looked for: a network can make much of a
+small one."""
 SAME_DB = 40.0
 """Demanded where both sides compute in float; a rounding that flips is all that may differ."""
 
@@ -129,7 +132,8 @@ def difference(
         least_db = min(least_db, noise_db() - NOISE_MARGIN_DB)
         if ratio >= least_db:
             return None
-    place = first_difference(given.passes(fresh(call)), made.passes(fresh(call)), least_db)
+    local_db = max(least_db, PLACE_DB)
+    place = first_difference(given.passes(fresh(call)), made.passes(fresh(call)), local_db)
     return Difference(ratio, least_db, place)
 
 
