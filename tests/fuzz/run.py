@@ -35,6 +35,7 @@ RESULTS = ("right", "refused", "wrong", "none")
 # One network in so many goes along a route.
 EVERY = {
     "simulated": 1,
+    "equalised": 4,
     "fx": 2,
     "fx_qat": 3,
     "nncf": 8,
