@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
+from zaq_fx.samples import require_batches
 from zaq_fx.student import student
 from zaq_plugin import ptq
 from zaq_plugin.strategies.prepared import Method, quantize_prepared
+from zaq_plugin.student.batches import as_calls, inputs_of
+from zaq_plugin.student.proof import require_float_function
 
 
 def calibrate(
-    prepared: fx.GraphModule, batches: Iterable[Any], *, bias_correction: bool = True
+    prepared: fx.GraphModule,
+    batches: Iterable[Any],
+    *,
+    bias_correction: bool = True,
+    float_model: nn.Module | None = None,
+    check: bool = True,
 ) -> fx.GraphModule:
     """Run calibration batches through a prepared model, freeze the ranges, correct the biases.
 
@@ -24,16 +32,23 @@ def calibrate(
         batches: Inputs: tensors, tuples whose first entries are the model's inputs (labels behind
             them are ignored), or mappings. Kept in memory for the bias correction.
         bias_correction: Correct the biases, see `correct_bias`.
+        float_model: What the stock ``prepare_fx`` was given (`prepare` compares by itself).
+        check: Compare the prepared model, quantizers off, with ``float_model`` on the first batch.
 
     Returns:
         The prepared model.
 
     Raises:
-        ValueError: no batches, a model that was not prepared, or of which nothing is quantized.
+        ValueError: no batches, a model that was not prepared, or of which nothing is quantized; a
+            prepared model that is not the float one.
         TypeError: a batch is of an unknown kind.
     """
     student(prepared, "calibrate")
     held = list(batches)
+    require_batches(prepared, held)
+    if check and float_model is not None and held:
+        call = as_calls(held[:1], "calibrate", inputs_of(prepared))[0]
+        require_float_function(prepared, float_model, call)
     ptq.calibrate(prepared, held)
     if bias_correction:
         correct_bias(prepared, held)

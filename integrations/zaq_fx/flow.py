@@ -19,6 +19,7 @@ from zaq_fx.activations import clamp_narrow, keep_wide, narrow_ranges
 from zaq_fx.audit import audit, plan
 from zaq_fx.backend import pwlq_backend_config
 from zaq_fx.calls import share_weight_quantizers
+from zaq_fx.checking import require_conversion
 from zaq_fx.joining import lower_concatenations
 from zaq_fx.kept import unwrap
 from zaq_fx.qconfig import (
@@ -28,8 +29,11 @@ from zaq_fx.qconfig import (
 )
 from zaq_fx.student import FXStudent
 from zaq_fx.surgery import FUNCTIONAL, copies_of, prepare_model, remarks_of
+from zaq_plugin.ptq.wrappers import unwrapped
 from zaq_plugin.pwlq import QuantSpec
 from zaq_plugin.student.assign import Override
+from zaq_plugin.student.hand_over import inputs_at_hand, keep_inputs
+from zaq_plugin.student.proof import require_float_function
 
 
 def prepare(
@@ -43,6 +47,7 @@ def prepare(
     input_bits: int = 8,
     other_bits: int = 8,
     backend_config: BackendConfig | None = None,
+    check: bool = True,
     **options: Any,
 ) -> fx.GraphModule:
     """Copy a float model, rewrite what the host cannot reach, and prepare it.
@@ -57,6 +62,7 @@ def prepare(
         input_bits, other_bits: Bits of the model's inputs, and of tensors that no convolution or
             linear layer reads; see `keep_wide`.
         backend_config: `pwlq_backend_config()` if None.
+        check: Compare the prepared model, quantizers off, with the float one on the example inputs.
         **options: See `pwlq_qconfig`.
 
     Returns:
@@ -64,9 +70,9 @@ def prepare(
 
     Raises:
         ValueError: a model that is not float32, cannot be traced, or of which nothing would be
-            quantized; an override that matches nothing.
+            quantized; an override that matches nothing; a prepared model that is not the float one.
     """
-    ready = prepare_model(model)
+    ready = prepare_model(model, example_inputs)
     ready.train(qat)
     make = pwlq_qat_qconfig_mapping if qat else pwlq_qconfig_mapping
     mapping = make(spec, activations, overrides=overrides, model=ready, **options)
@@ -88,6 +94,8 @@ def prepare(
     keep_wide(prepared, input_bits=input_bits, other_bits=other_bits)
     FXStudent(prepared)
     plan(prepared, measure=False).require_any()
+    if check:
+        require_float_function(prepared, unwrapped(model), example_inputs)
     return prepared
 
 
@@ -100,6 +108,7 @@ def convert(
     *,
     reference: bool = False,
     backend_config: BackendConfig | None = None,
+    check: bool = True,
 ) -> fx.GraphModule:
     """Convert a calibrated or trained model to int8 kernels.
 
@@ -111,13 +120,17 @@ def convert(
         prepared: Calibrated; it is not changed.
         reference: Make a reference model (float arithmetic between quantize and dequantize).
         backend_config: The one given to prepare; `pwlq_backend_config()` if None.
+        check: Compare the converted model with the prepared one on the first batch of `calibrate`
+            or `quantize`; see `zaq_fx.checking`.
 
     Returns:
         The converted model in eval mode; `audit` tells about it.
 
     Raises:
-        ValueError: the model was not calibrated or not prepared, or nothing was quantized.
+        ValueError: the model was not calibrated or not prepared, or nothing was quantized; the
+            converted model computes something else.
     """
+    given, call = prepared, inputs_at_hand(prepared) if check else None
     prepared = copy.deepcopy(prepared).eval()
     planned = audit(prepared)
     ranges = narrow_ranges(prepared)
@@ -130,4 +143,7 @@ def convert(
     unwrap(converted)
     clamp_narrow(converted, ranges, reference=reference)
     object.__setattr__(converted, "zaq_audit", audit(converted, planned))
+    keep_inputs(converted, None)
+    if call is not None:
+        require_conversion(given, converted, call, kernels=not reference)
     return converted

@@ -23,8 +23,19 @@ _CONVOLUTIONS: dict[Any, type[nn.Module]] = {
     torch.conv2d: nn.Conv2d,
     torch.conv3d: nn.Conv3d,
 }
-FUNCTIONAL = {*_CONVOLUTIONS, functional.linear}
+TRANSPOSED: dict[Any, type[nn.Module]] = {
+    functional.conv_transpose1d: nn.ConvTranspose1d,
+    functional.conv_transpose2d: nn.ConvTranspose2d,
+    functional.conv_transpose3d: nn.ConvTranspose3d,
+    torch.conv_transpose1d: nn.ConvTranspose1d,
+    torch.conv_transpose2d: nn.ConvTranspose2d,
+    torch.conv_transpose3d: nn.ConvTranspose3d,
+}
+FUNCTIONAL = {*_CONVOLUTIONS, *TRANSPOSED, functional.linear}
 _CONV_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED_ARGUMENTS = (
+    "input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation",
+)  # fmt: skip
 _LINEAR_ARGUMENTS = ("input", "weight", "bias")
 
 
@@ -67,7 +78,11 @@ def functional_to_modules(model: nn.Module) -> fx.GraphModule:
 
 
 def _turn(traced: fx.GraphModule, node: fx.Node) -> None:
-    names = _LINEAR_ARGUMENTS if node.target is functional.linear else _CONV_ARGUMENTS
+    names: tuple[str, ...] = _CONV_ARGUMENTS
+    if node.target is functional.linear:
+        names = _LINEAR_ARGUMENTS
+    elif node.target in TRANSPOSED:
+        names = _TRANSPOSED_ARGUMENTS
     given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
     weight = constant(traced, given.get("weight"))
     bias = constant(traced, given.get("bias"))
@@ -136,9 +151,10 @@ def _module(target: Any, weight: Tensor, bias: Tensor | None, options: dict[str,
             made: nn.Module = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
         else:
             groups = options.get("groups", 1)
-            made = _CONVOLUTIONS[target](
-                weight.shape[1] * groups,
-                weight.shape[0],
+            channels = weight.shape[1] * groups, weight.shape[0]
+            kind = {**_CONVOLUTIONS, **TRANSPOSED}[target]
+            made = kind(
+                *(reversed(channels) if target in TRANSPOSED else channels),
                 tuple(weight.shape[2:]),
                 bias=bias is not None,
                 **options,

@@ -29,6 +29,17 @@ class KeptFloat(LeafModule):
         self.reason, self.listed = reason, listed
         self.train(module.training)
 
+    def __getattr__(self, name: str) -> Any:
+        """The module's parameters and buffers are read under its own name, too."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            inner = self.__dict__["_modules"].get("0")
+            held = {} if inner is None else {**inner._parameters, **inner._buffers}
+            if name not in held:
+                raise
+            return getattr(inner, name)  # as the tracer reads it
+
     @property
     def kind(self) -> str:
         """The type of the module inside, or its function's name."""

@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from zaq_fx.functional import TRANSPOSED
 from zaq_fx.kept import Call, KeptCall, KeptFloat
 from zaq_fx.layers import WEIGHTED
 from zaq_fx.tracing import free_name
@@ -189,6 +190,8 @@ def _operator_reason(node: fx.Node) -> str | None:
             return f"torch.ao has no int8 kernel for interpolation by {mode!r}"
     if target in _JOINING_OR_AVERAGING:
         return OWN_GRID
+    if target in TRANSPOSED and _argument(node, "bias", 2, None) is None:
+        return "torch.ao's int8 transposed convolution as a function wants a bias"
     if target is functional.instance_norm:
         by_input = _argument(node, "use_input_stats", 5, True) is True
         return None if by_input else _RUNNING

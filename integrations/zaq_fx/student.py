@@ -86,7 +86,7 @@ class FXStudent(ModuleStudent):
         for layer in list(layers_of(model)):
             if layer.spec is not None:
                 _carry(model, layer, owned)
-        _untie_biases(self.layers().values())
+        _untie_biases(self.layers().values(), model)
         follow(model)
 
     def layers(self) -> dict[str, QuantLayer]:
@@ -161,16 +161,21 @@ class BiasMemory(HostModule):
         self.register_buffer("bias_shift", torch.empty(0))
 
 
-def _untie_biases(found: Iterable[QuantLayer]) -> None:
-    """A bias of its own, and a memory of it, for every call of a layer: each sees other inputs."""
-    biases: set[int] = set()
+def _untie_biases(found: Iterable[QuantLayer], model: nn.Module) -> None:
+    """A bias of its own, and a memory of it, for every call of a layer: each sees other inputs.
+
+    What functions read, see `zaq_fx.readers`, is no call's own either.
+    """
+    read = {id(parameter) for parameter in model._parameters.values()}
+    biases: set[int] = set(read)
     quantizers: set[int] = set()
     for layer in found:
         module: Any = layer.module if isinstance(layer, CarriedLayer) else None
         if module is None or layer.bias is None:
             continue
-        if id(layer.bias) in biases and not isinstance(layer, ConvBnLayer):
-            module.bias = nn.Parameter(layer.bias.detach().clone(), layer.bias.requires_grad)
+        owner = module.bn if isinstance(layer, ConvBnLayer) else module
+        if id(layer.bias) in (read if owner is not module else biases):
+            owner.bias = nn.Parameter(layer.bias.detach().clone(), layer.bias.requires_grad)
         if id(layer.quantizer) in quantizers and not hasattr(module, "bias_memory"):
             module.bias_memory = BiasMemory().to(layer.bias.device)
         biases.add(id(layer.bias))

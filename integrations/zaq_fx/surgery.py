@@ -9,11 +9,15 @@
   become modules, see `zaq_fx.functional`.
 * A layer called several times becomes a layer a call, see `zaq_fx.calls`.
 * Identities between a layer and its activation go, so that the host fuses the two.
+* Parameters of layers that functions read become the model's own, see `zaq_fx.readers`.
+* A layer that is given one sample gets a batch axis, see `zaq_fx.samples`.
 * Padding becomes numbers, transposed convolutions take their BatchNorm, see
   `zaq_fx.convolutions`.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -22,6 +26,8 @@ from zaq_fx.calls import split_calls
 from zaq_fx.convolutions import fold_transposed, pad_in_numbers
 from zaq_fx.functional import FUNCTIONAL, functional_to_modules, has_functional_candidates
 from zaq_fx.operators import give_affine, keep_layers_float, keep_operators_float
+from zaq_fx.readers import REMARK, separate_parameters
+from zaq_fx.samples import add_batch_axes, single_samples
 from zaq_fx.tracing import trace
 from zaq_fx.writes import without_writes
 from zaq_plugin.layers import LAYERS
@@ -35,12 +41,19 @@ _REMARKS = "zaq_remarks"
 _CLASSES = "zaq_classes"
 
 
-def prepare_model(model: nn.Module, *, inplace: bool = False) -> nn.Module:
+def prepare_model(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...] | None = None,
+    *,
+    inplace: bool = False,
+) -> nn.Module:
     """Rewrite a float model so that stock FX quantization is right for all of it.
 
     Args:
         model: A float32 model, in the mode it is to be prepared in (eval for prepare_fx, train for
             prepare_qat_fx).
+        example_inputs: What the model is called with. Needed where a layer is given one sample
+            without its batch axis, which int8 kernels do not take.
         inplace: Rewrite this model instead of a copy.
 
     Returns:
@@ -60,8 +73,9 @@ def prepare_model(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     unwrap_norm_activations(model)
     keep_layers_float(model)
     give_affine(model)
-    model, copies = _rewrite_graph(model)
-    remarks = dict.fromkeys(baked, "its computed weight (weight norm, pruning, ...) is a constant")
+    model, copies, read = _rewrite_graph(model, example_inputs)
+    remarks = dict.fromkeys(read, REMARK)
+    remarks |= dict.fromkeys(baked, "its computed weight (weight norm, pruning, ...) is a constant")
     for made, original in copies.items():
         remarks[made] = f"the same weight as '{original}', which is called more than once"
     object.__setattr__(model, _CLASSES, classes)
@@ -70,27 +84,36 @@ def prepare_model(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     return model
 
 
-def _rewrite_graph(model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
-    """The model, or a GraphModule of it if one of the rewritings found something; the copies."""
+def _rewrite_graph(
+    model: nn.Module, example_inputs: tuple[Any, ...] | None
+) -> tuple[nn.Module, dict[str, str], list[str]]:
+    """The model, or a GraphModule of it if one of the rewritings found something.
+
+    Returns:
+        Model, copies of layers by name, and layers whose parameters functions read.
+    """
     functional = has_functional_candidates(model)
     try:
         traced = trace(model)
     except ValueError:
         if functional:
             raise
-        return model, {}  # preparation will say so, or has a way of its own to trace it
+        return model, {}, []  # preparation will say so, or has a way of its own to trace it
     changed = without_writes(traced)
-    if functional:
-        traced = functional_to_modules(traced)
+    if functional or any(n.target in FUNCTIONAL for n in traced.graph.nodes):
+        functional, traced = True, functional_to_modules(traced)
     changed += drop_identities(traced)
     copies = split_calls(traced)
-    changed += len(copies) + keep_operators_float(traced)
+    read = separate_parameters(traced)
+    changed += len(copies) + len(read) + keep_operators_float(traced)
+    if example_inputs is not None:
+        changed += add_batch_axes(traced, single_samples(traced, (tuple(example_inputs), {})))
     changed += pad_in_numbers(traced) + len(fold_transposed(traced))
     if not (functional or changed):
-        return model, {}
+        return model, {}, []
     traced.graph.lint()
     traced.recompile()
-    return traced, copies
+    return traced, copies, read
 
 
 def drop_identities(traced: fx.GraphModule) -> int:

@@ -31,10 +31,14 @@ from nncf.torch.quantization.layers import (
     SymmetricQuantizer,
 )
 from nncf.torch.quantization.reference import ReferenceQuantizedFunctions
-from torch import Tensor, nn
+from torch import nn
 from torch._C import DisableTorchFunction
 from torch.ao.quantization.fx import _decomposed  # registers quantized_decomposed's operators
-from torch.overrides import handle_torch_function, has_torch_function_unary
+from torch.overrides import (
+    _get_current_function_mode_stack,
+    handle_torch_function,
+    has_torch_function_unary,
+)
 
 __all__ = [
     "HOOKS",
@@ -52,6 +56,7 @@ __all__ = [
     "SymmetricQuantizer",
     "build_nncf_graph",
     "constant_at",
+    "current_mode",
     "decode_hook_name",
     "extension_folder",
     "extension_is_loaded",
@@ -63,7 +68,6 @@ __all__ = [
     "is_weighted",
     "is_wrapped",
     "load_extension",
-    "run_inside",
     "weight_axis",
 ]
 
@@ -142,23 +146,7 @@ def fell_back() -> bool:
     return QuantizedFunctionsCPU._loaded_namespace is ReferenceQuantizedFunctions
 
 
-def run_inside(model: nn.Module, name: str, x: Tensor) -> Tensor:
-    """Run one submodule as the model runs it: with NNCF's hooks, which only the root triggers.
-
-    Args:
-        model: The root, wrapped by NNCF.
-        name: Dotted name of the submodule; it takes one tensor.
-        x: Its input.
-    """
-    with FunctionHookMode(model=model, hook_storage=hooks_of(model)) as mode:
-        place = model
-        parts = name.split(".")
-        for part in parts[:-1]:  # the root is on the stack, the last one puts itself there
-            place = place.get_submodule(part)
-            mode.push_module_call_stack(place)
-        try:
-            out: Tensor = place.get_submodule(parts[-1])(x)
-        finally:
-            for _ in parts[:-1]:
-                mode.pop_module_call_stack()
-    return out
+def current_mode() -> FunctionHookMode | None:
+    """NNCF's function mode of the pass that is running, for hooks of modules; None outside."""
+    found = [m for m in _get_current_function_mode_stack() if isinstance(m, FunctionHookMode)]
+    return found[-1] if found else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -73,7 +73,8 @@ def audit(model: nn.Module, example_input: Any = None) -> Audit:
             label, reason = layer_name(name), _why_not(notes, _aliases(parameters, name))
             found.add(LayerRecord(label, kind, value.numel(), False, reason))
         else:
-            found.add(_record(storage, name, kind, value, quantizer, _remark(model, name)))
+            told = _remark(model, name), notes.get("unread", ())
+            found.add(_record(storage, name, kind, value, quantizer, *told))
     return found.require_any()
 
 
@@ -181,6 +182,7 @@ def _record(
     value: Tensor,
     quantizer: Any,
     remark: str | None,
+    unread: Sequence[str],
 ) -> LayerRecord:
     facts: dict[str, Any] = native_facts()
     activation, stripped = None, isinstance(quantizer, StaticWeight)
@@ -193,6 +195,12 @@ def _record(
     kernel = "simulated"
     if stripped:
         kernel = f"int8 {kind} once exported" if activation else f"{kind} on int8 weights"
+    if activation is None and unread and isinstance(quantizer, PWLQWeightQuantizer | StaticWeight):
+        lost = (
+            f"its input is float: NNCF quantizes what '{unread[0]}' returns, and the model reads "
+            "the tensor that it writes into instead; write x = x.op(...)"
+        )
+        remark = lost if remark is None else f"{remark}; {lost}"
     return LayerRecord(
         layer_name(name),
         kind,

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from zaq_nncf._compat import hooks_of
+from zaq_nncf.parts import note_parts
 from zaq_nncf.preparation import prepare_model
 
 ALLOWED_MODULES = ("nncf.*", "zaq_nncf.*")
@@ -88,4 +89,6 @@ def load_checkpoint(
         raise ValueError(
             f"{os.fspath(path)} belongs to another model than this {type(model).__name__}: {error}"
         ) from error
+    if example_input is not None:
+        note_parts(loaded.eval(), example_input)
     return loaded.eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import nncf
@@ -19,6 +20,7 @@ from zaq_nncf.activations import called_later, narrow_activations
 from zaq_nncf.audit import NOTES, audit
 from zaq_nncf.calibration import as_dataset, first_images
 from zaq_nncf.native_weight import NativeWeight
+from zaq_nncf.parts import note_parts
 from zaq_nncf.placement import Placement
 from zaq_nncf.preparation import baked_layers, prepare_model
 from zaq_nncf.settings import Override, Settings, check_bits
@@ -29,6 +31,8 @@ from zaq_plugin.ptq.wrappers import unwrapped
 from zaq_plugin.pwlq import QuantSpec
 from zaq_plugin.strategies.prepared import Method, quantize_prepared
 from zaq_plugin.student.assign import Classes, module_classes
+from zaq_plugin.student.batches import as_call
+from zaq_plugin.student.hand_over import keep_inputs
 from zaq_plugin.zero_shot import ZeroShotConfig, ZeroShotLoader
 
 CORRECTION_IMAGES = 128
@@ -127,6 +131,7 @@ def quantize(
         quantized: nn.Module = nncf.quantize(prepared, dataset, **options)
     placed = _placed(quantized)
     placement = Placement(quantized.eval(), example)
+    note_parts(quantized, example)
     readers = placement.readers()
     held = itertools.islice(dataset.get_inference_data(), subset_size)
     quantized.__dict__[NOTES] = {
@@ -136,6 +141,7 @@ def quantize(
         "readers": readers,
         "later": called_later(prepared, readers, held),
         "baked": baked_layers(prepared),
+        "unread": placement.unread(),
     }
     _require_any(quantized, placed, settings)
     bare, sources = placement.read_bare(), placement.sources()
@@ -156,6 +162,8 @@ def quantize(
         correct_bias(quantized, first_images(held, CORRECTION_IMAGES))
     elif by_nncf:
         _remember_shifts(quantized, placement, before)
+    with suppress(TypeError):  # NNCF takes batches of more kinds
+        keep_inputs(quantized, as_call(first_images([example], CORRECTION_IMAGES)[0]))
     return quantized
 
 

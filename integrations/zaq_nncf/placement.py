@@ -89,6 +89,18 @@ class Placement:
             stack.extend(self.graph.get_next_nodes(reader))
         return False
 
+    def unread(self) -> list[str]:
+        """Operators in place whose quantized value nobody reads: only what they wrote into is."""
+        found = []
+        for identity, hook in self.hooks.items():
+            kind, operator, _ = decode_hook_name(hook)
+            name = "/".join(operator.split("/")[:-1]).rpartition("/")[2]  # none: the model's input
+            quantizer = self.graph.get_node_by_id(identity)
+            in_place = name.endswith("_") and not name.endswith("__")
+            if kind == "post_hooks" and in_place and not self.graph.get_next_nodes(quantizer):
+                found.append(name)
+        return found
+
     def weights(self) -> list[str]:
         """The parameters that ran as a weight of a convolution or matrix product."""
         found: list[str] = []

@@ -8,16 +8,29 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from zaq_nncf._compat import BaseQuantizer, hooks_of
+from zaq_nncf._compat import BaseQuantizer, DisableTorchFunction, hooks_of
 from zaq_nncf.audit import native_facts, pwlq_facts
 from zaq_nncf.native_weight import NativeWeight, native_weight, tensor_of
 from zaq_nncf.static import StaticActivation, StaticChannels, StaticWeight
+from zaq_nncf.student import has_weights
 from zaq_nncf.weight_quantizer import PWLQWeightQuantizer
 from zaq_plugin.pwlq import quantize
+from zaq_plugin.student.batches import Call, fresh
+from zaq_plugin.student.hand_over import (
+    SAME_DB,
+    Side,
+    difference,
+    inputs_at_hand,
+    keep_inputs,
+    module_side,
+    refusal,
+    student_side,
+)
+from zaq_plugin.student.passes import named_modules
 
 
 @torch.no_grad()
-def strip(model: nn.Module, *, inplace: bool = False) -> nn.Module:
+def strip(model: nn.Module, *, inplace: bool = False, check: bool = True) -> nn.Module:
     """The model for deployment: it exports to ONNX (dynamo) and OpenVINO, and computes the same.
 
     Weights are written as the floats ``scale * k`` of their levels, and every quantizer becomes one
@@ -31,9 +44,12 @@ def strip(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     Args:
         model: From `quantize`, trained or not.
         inplace: Change ``model`` itself instead of a copy.
+        check: Compare the stripped model with the quantized one on the first calibration batch;
+            both compute in float on the same grids.
 
     Raises:
-        ValueError: the model is not NNCF's, holds no quantizer, or a format has no int8 levels.
+        ValueError: the model is not NNCF's, holds no quantizer, or a format has no int8 levels; the
+            stripped model computes something else, and the text names the first layer that differs.
     """
     storage = hooks_of(model)
     if not any(isinstance(m, BaseQuantizer) for _, m in storage.named_hooks()):
@@ -41,9 +57,12 @@ def strip(model: nn.Module, *, inplace: bool = False) -> nn.Module:
             f"nothing to strip: this {type(model).__name__} holds no quantizer. It was stripped "
             "before, or never quantized."
         )
+    call = inputs_at_hand(model) if check and has_weights(model) else None
+    before = None if call is None else _as_it_is(model, call)
     if not inplace:
         model = copy.deepcopy(model)
         storage = hooks_of(model)
+    keep_inputs(model, None)
     model.eval()
     made: dict[int, nn.Module] = {}
     bare: set[str] = set()
@@ -56,7 +75,21 @@ def strip(model: nn.Module, *, inplace: bool = False) -> nn.Module:
                 bare.add(module.weight)
         storage.set_submodule(hook, made[id(module)])
     _write(model, [m for m in made.values() if isinstance(m, StaticWeight)], bare)
+    if before is not None and call is not None:
+        modules = named_modules(model, before.passes(call))
+        after = module_side("the stripped model", model, modules, DisableTorchFunction)
+        found = difference(before, after, call, SAME_DB)
+        if found is not None:
+            advice = "That layer is stripped wrongly: leave it out with ignored_scope"
+            raise refusal(before, after, found, advice)
     return model
+
+
+def _as_it_is(model: nn.Module, call: Call) -> Side:
+    """The quantized model on the batch, before anything is written into it."""
+    side = student_side("the quantized model", model)
+    outputs, passes = side.run(fresh(call)), side.passes(fresh(call))
+    return Side(side.name, lambda _: outputs, lambda _: passes)
 
 
 def _write(model: nn.Module, statics: Sequence[StaticWeight], bare: set[str]) -> None:

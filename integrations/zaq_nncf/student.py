@@ -8,19 +8,19 @@ from torch import Tensor, nn
 
 from zaq_nncf._compat import (
     DisableTorchFunction,
-    decode_hook_name,
     hooks_of,
     is_wrapped,
-    run_inside,
 )
 from zaq_nncf.activation_quantizers import ActivationQuantizer
 from zaq_nncf.native_weight import tensor_of
+from zaq_nncf.parts import operators_inside, run_inside
 from zaq_nncf.settings import layer_name
 from zaq_nncf.weight_quantizer import PWLQWeightQuantizer
 from zaq_plugin.layers import LAYERS
 from zaq_plugin.student import ModuleStudent, QuantLayer, register_student
 from zaq_plugin.student.batches import Call
 from zaq_plugin.student.fake_quantizers import Slot
+from zaq_plugin.student.passes import Passes, module_passes, named_modules
 from zaq_plugin.student.view import Before
 
 
@@ -77,13 +77,18 @@ class NNCFStudent(ModuleStudent):
         """Run a submodule with NNCF's hooks."""
         return run_inside(model, name, x)
 
+    def passes_of(self, model: nn.Module, call: Call) -> Passes:
+        """See `Student.passes_of`."""
+        modules = named_modules(model, self.layers())
+        return module_passes(model, modules, call, DisableTorchFunction)
+
     def quantizers_inside(self, name: str) -> list[nn.Module]:
         """The activation quantizers on a submodule's operators."""
-        prefix = name.replace(".", "/") + "/"
         found: list[nn.Module] = []
-        for hook, module in hooks_of(self.model).named_hooks(remove_duplicate=False):
-            inside = decode_hook_name(hook)[1].startswith(prefix)
-            if inside and isinstance(module, ActivationQuantizer) and module not in found:
+        storage = hooks_of(self.model)
+        for hook in operators_inside(self.model, name):
+            module = storage.get_submodule(hook)
+            if isinstance(module, ActivationQuantizer) and module not in found:
                 found.append(module)
         return found
 

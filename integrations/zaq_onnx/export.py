@@ -17,9 +17,11 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from zaq_onnx.apart import keep_grids_apart
+from zaq_onnx.checking import require_same
 from zaq_onnx.completing import complete
 from zaq_onnx.describing import describe, float_bytes, records_of
-from zaq_onnx.files import MINIMUM_OPSET, Path_, check, write
+from zaq_onnx.files import MINIMUM_OPSET, Path_, write
+from zaq_onnx.files import check as check_file
 from zaq_onnx.graph import Graph
 from zaq_onnx.naming import LAYERS, name_weights, scopes, shorten
 from zaq_onnx.notes import Note, notes_of
@@ -71,6 +73,7 @@ def export(
     calibration: Iterable[Any] | None = None,
     reduce_range: bool = False,
     audit: Audit | None = None,
+    check: bool = True,
 ) -> Exported:
     """Write a quantized model as ONNX that stock runtimes run on int8 kernels.
 
@@ -97,6 +100,8 @@ def export(
             others are rounded anew, each channel to the coarser grid that changes it least; see
             `zaq_onnx.reducing`. `verify` says whether the processor at hand saturates.
         audit: What was quantized and how, for models that do not carry it themselves.
+        check: Compare the file under ONNX Runtime with the model on the example inputs; see
+            `zaq_onnx.checking`, and `verify` for more.
 
     Returns:
         Sizes and layers.
@@ -104,7 +109,8 @@ def export(
     Raises:
         TypeError, ValueError: a model that is not quantized, not converted, or cannot be
             exported; a layer between quantized activations with a float weight, which ONNX Runtime
-            would quantize silently; an opset that does not exist.
+            would quantize silently; an opset that does not exist; a file that computes something
+            else, which is taken away again.
     """
     _check(example_inputs, opset)
     graph, source, known = graph_of(
@@ -126,8 +132,16 @@ def export(
     del packed.metadata_props[:]
     packed.metadata_props.extend(made.metadata_props)
     written = packed if pack and done else made
-    check(written, os.fspath(path))
+    check_file(written, os.fspath(path))
     size = write(written, path)
+    if check:
+        try:
+            require_same(
+                model, path, made, example_inputs, changed=bool(graph.completed or graph.reduced)
+            )
+        except ValueError:
+            os.unlink(path)
+            raise
     return Exported(
         os.fspath(path),
         size,

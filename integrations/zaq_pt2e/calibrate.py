@@ -6,7 +6,7 @@ the mean inputs of the float model; `correct_bias` does it by those of the quant
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,14 +16,22 @@ from torch.fx import GraphModule
 from zaq_plugin import ptq
 from zaq_plugin.strategies.prepared import Method, quantize_prepared
 from zaq_plugin.student import twin as float_twin
+from zaq_plugin.student.batches import as_calls, inputs_of
+from zaq_plugin.student.proof import require_float_function
 from zaq_pt2e._compat import is_watcher
 from zaq_pt2e.batch_norm import set_training
 from zaq_pt2e.graph import add_note
+from zaq_pt2e.ready import float_graph, forget_float_graph
 from zaq_pt2e.student import GraphLayer, PT2EStudent
 
 
 def calibrate(
-    prepared: GraphModule, batches: Iterable[Any], *, bias_correction: bool = True
+    prepared: GraphModule,
+    batches: Iterable[Any],
+    *,
+    bias_correction: bool = True,
+    float_model: nn.Module | None = None,
+    check: bool = True,
 ) -> GraphModule:
     """Run calibration batches through a prepared model, freeze the ranges, correct the biases.
 
@@ -35,17 +43,22 @@ def calibrate(
         batches: Inputs: tensors, tuples whose first entries are the model's inputs (labels behind
             them are ignored), or mappings. Kept in memory for the bias correction.
         bias_correction: Correct the biases, see `correct_bias`.
+        float_model: What was prepared; the graph that the quantizer saw if None.
+        check: Compare the prepared model, quantizers off, with the float one on the first batch,
+            unless it has been trained meanwhile.
 
     Returns:
         The prepared model.
 
     Raises:
-        ValueError: no batches, a model that was not prepared, or of which nothing is quantized.
+        ValueError: no batches, a model that was not prepared, or of which nothing is quantized; a
+            prepared model that is not the float one.
         TypeError: a batch is of an unknown kind.
     """
     student(prepared, "calibrate")
     held = list(batches)
     set_training(prepared, False)
+    _prove(prepared, held, "calibrate", float_model, check)
     ptq.calibrate(prepared, held)
     if bias_correction:
         correct_bias(prepared, held)
@@ -78,9 +91,23 @@ def quantize(
     """
     view = student(prepared, "quantize")
     set_training(prepared, False)
+    if batches is not None and "float_model" not in options:  # which it compares with itself
+        batches = list(batches)
+        _prove(prepared, batches, "quantize", None, bool(options.get("check", True)))
     notes = quantize_prepared(prepared, batches, method, **options)
     forget_means(view, set(view.layers()))
     return notes
+
+
+def _prove(
+    prepared: GraphModule, batches: Sequence[Any], who: str, known: nn.Module | None, check: bool
+) -> None:
+    """Compare a freshly prepared model with the float one."""
+    original = float_graph(prepared) if known is None else known
+    forget_float_graph(prepared)
+    if check and original is not None and batches:
+        call = as_calls(batches[:1], who, inputs_of(prepared))[0]
+        require_float_function(prepared, original, call)
 
 
 def correct_bias(prepared: GraphModule, batches: Iterable[Any]) -> dict[str, Tensor]:

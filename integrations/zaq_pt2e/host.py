@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
+from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e, prepare_qat_pt2e
 
 from zaq_plugin.report import Audit
 from zaq_plugin.student.host import Assignment, Prepared, why_not_int8
 from zaq_pt2e.audit import audit
 from zaq_pt2e.batch_norm import set_training
+from zaq_pt2e.flow import convert
 from zaq_pt2e.graph import layers
 from zaq_pt2e.quantizer import PWLQQuantizer
 
@@ -50,10 +50,9 @@ class PT2E:
         return Prepared(prepared, notes, fixed)
 
     def convert(self, model: nn.Module) -> nn.Module:
-        """The graph with stock quantize and dequantize nodes, ready to be lowered."""
+        """See `zaq_pt2e.convert`."""
         assert isinstance(model, GraphModule)
-        converted: nn.Module = convert_pt2e(copy.deepcopy(model))  # it changes what it is given
-        return converted
+        return convert(model)
 
     def audit(self, model: nn.Module) -> Audit:
         """See `zaq_pt2e.audit`."""

@@ -32,7 +32,7 @@ from zaq_pt2e.graph import (
     module_stack,
 )
 from zaq_pt2e.parts import hidden_parts
-from zaq_pt2e.ready import make_ready
+from zaq_pt2e.ready import make_ready, note_prepared
 from zaq_pt2e.settings import (
     Activations,
     Settings,
@@ -210,6 +210,7 @@ class PWLQQuantizer(NotForNNCF, Quantizer):
         self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[Any, Any]
     ) -> None:
         """Let calibration gather what bias correction needs."""
+        note_prepared(model)
         if self.bias_correction and not self.qat:
             watch_inputs(model, edge_or_node_to_obs_or_fq, is_weight_module)
 

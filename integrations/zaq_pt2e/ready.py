@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 from torch.fx import GraphModule
 
+from zaq_plugin.student.hand_over import Held
 from zaq_pt2e._compat import replace_fusion
 from zaq_pt2e.foreign import NotForNNCF
 from zaq_pt2e.fusion import fuse
 from zaq_pt2e.rewrites import rewrite
+
+FLOAT, VERSIONS = "zaq_float", "zaq_versions"
 
 
 def make_ready(model: GraphModule, *, training: bool = False) -> None:
@@ -20,8 +25,39 @@ def make_ready(model: GraphModule, *, training: bool = False) -> None:
     Raises:
         ValueError: layers run under an active ``torch.autocast``.
     """
+    if FLOAT not in model.meta:
+        model.meta[FLOAT] = Held(_as_it_is(model))
     rewrite(model)
     fuse(model, training=training)
+
+
+def note_prepared(prepared: GraphModule) -> None:
+    """Remember the state of the weights: a trained model is not to be taken for a prepared one."""
+    prepared.meta[VERSIONS] = Held([(p, p._version) for p in prepared.parameters()])
+
+
+def float_graph(prepared: GraphModule) -> GraphModule | None:
+    """The graph that a prepared model was made of; None if that is not known, or weights moved."""
+    held, noted = (prepared.meta.get(key) for key in (FLOAT, VERSIONS))
+    if not isinstance(held, Held) or not isinstance(noted, Held) or noted.value is None:
+        return None
+    versions = {id(parameter): version for parameter, version in noted.value}
+    still = all(versions.get(id(p)) == p._version for p in prepared.parameters())
+    found = held.value if still else None
+    return found if isinstance(found, GraphModule) else None
+
+
+def forget_float_graph(prepared: GraphModule) -> None:
+    """Let its tensors go."""
+    for key in (FLOAT, VERSIONS):
+        prepared.meta.pop(key, None)
+
+
+def _as_it_is(model: GraphModule) -> GraphModule:
+    """A copy with the very same tensors: rewriting gives a graph new ones."""
+    shared = [*model.parameters(), *model.buffers()]
+    made: GraphModule = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+    return made
 
 
 # prepare_pt2e folds BatchNorm before it asks a quantizer anything.

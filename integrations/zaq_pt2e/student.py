@@ -15,6 +15,7 @@ from zaq_plugin.fake_quantize import PWLQPerChannelFakeQuantize
 from zaq_plugin.student import QuantLayer, Student, register_student
 from zaq_plugin.student.batches import Call
 from zaq_plugin.student.fake_quantizers import Slot, is_fake_quantizer
+from zaq_plugin.student.passes import Passes, graph_passes
 from zaq_plugin.student.view import Before, BeforeAll
 from zaq_pt2e._compat import is_watcher
 from zaq_pt2e.batch_norm import batch_norms, set_training
@@ -178,6 +179,20 @@ class PT2EStudent(Student):
         """See `Student.run_together`; batches may differ in shape."""
         Interpreter(self.prepared, self._by_node(), calls).run(before)
         return True
+
+    def passes_of(self, model: nn.Module, call: Call) -> Passes:
+        """See `Student.passes_of`; the layers of a graph are its nodes."""
+        if not isinstance(model, GraphModule) or not any(True for _ in layers(model)):
+            return super().passes_of(model, call)
+        names = {layer.node: layer.name for layer in layers(model)}
+        ends = {}
+        for node in names:
+            weight = argument(node, 1)
+            quantized = isinstance(weight, Node) and weight.op == "call_module"
+            norm = fused_norm(node, weight.args[0] if quantized else weight)
+            if norm is not None:
+                ends[node] = norm.norm
+        return graph_passes(model, names, call, ends)
 
     def twin(self) -> nn.Module:
         """See `Student.twin`; it stays in evaluation mode whatever a training loop calls."""

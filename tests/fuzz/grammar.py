@@ -153,7 +153,7 @@ def build(recipe: Recipe) -> tuple[Network, Recipe]:
         network.head = nn.Conv2d(c, outputs, 1) if x.dim() == 4 else nn.Linear(c, outputs)
     if not used or not any(isinstance(m, LAYERS) for m in network.modules()):
         raise UnfitError
-    if recipe.entry == "channels_last":
+    if recipe.entry == "channels_last" and all(p.dim() < 5 for p in network.parameters()):
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.eval(), replace(recipe, steps=tuple(used))
 

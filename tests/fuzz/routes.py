@@ -64,6 +64,16 @@ def simulated(run: Run) -> list[Made]:
     return [Made("student", _student(run), "quantized")]
 
 
+def equalised(run: Run) -> list[Made]:
+    """Fold, equalise: the same function."""
+    from zaq_plugin.ptq import equalise, fold_batch_norm
+
+    example = tuple(x.clone() for x in run.batches[0])
+    run.stage = "equalise"
+    folded = fold_batch_norm(run.model, example)
+    return [Made("equalised", equalise(folded, example).model, "float")]
+
+
 def _student(run: Run) -> nn.Module:
     from zaq_plugin.ptq import calibrate, correct_bias, fold_batch_norm, simulate
 
@@ -194,6 +204,7 @@ def onnx(run: Run) -> list[Made]:
 
 ROUTES: dict[str, Callable[[Run], list[Made]]] = {
     "simulated": simulated,
+    "equalised": equalised,
     "fx": fx,
     "fx_qat": fx_qat,
     "pt2e": pt2e,

@@ -1,12 +1,15 @@
 """Many random networks along all routes: what is right, refused, and wrong.
 
-    python -m tests.fuzz.run --count 5000 --out fuzz.jsonl [--routes fx pt2e] [--start 0]
+    python -m tests.fuzz.run --checks 5000 --start 1000 --out benchmarks/results/fuzz.jsonl
+    python -m tests.fuzz.run --again wrong --out benchmarks/results/fuzz.jsonl
     python -m tests.fuzz.run --minimise 17 --routes fx
+
+Seeds below 1000 are for the suite. A check is a network along a route; `EVERY` spreads them over
+the routes by what they cost.
 
 Every verdict is a line of JSON, written the moment it exists; a second run goes on where the first
 one ended. `FILE.md` beside it has a table of right, refused and wrong networks by route, and the
-kinds of faults, most frequent first. The first seed of each kind is made smaller with
-``--smallest``.
+kinds of faults, most frequent first; of several verdicts on one check the last one counts.
 """
 
 from __future__ import annotations
@@ -29,26 +32,50 @@ from tests.fuzz.minimise import minimise
 from tests.fuzz.routes import ROUTES
 
 RESULTS = ("right", "refused", "wrong", "none")
+# One network in so many goes along a route.
+EVERY = {
+    "simulated": 1,
+    "equalised": 4,
+    "fx": 2,
+    "fx_qat": 3,
+    "nncf": 8,
+    "onnx": 16,
+    "pt2e": 20,
+    "pt2e_qat": 30,
+}
 Row = dict[str, Any]
+Job = tuple[int, str]
+
+
+def jobs_of(checks: int, start: int, routes: Sequence[str]) -> list[Job]:
+    """So many pairs of seed and route, from a seed on, spread over the routes by cost."""
+    jobs = [
+        (seed, route)
+        for seed in range(start, start + checks)
+        for i, route in enumerate(EVERY)
+        if route in routes and seed % EVERY[route] == i % EVERY[route]
+    ]
+    return jobs[:checks]
 
 
 def rows_of(path: Path) -> list[Row]:
-    """The rows of a file; a last line cut short by a kill is left out."""
+    """The last verdict on each check; a last line cut short by a kill is left out."""
     if not path.exists():
         return []
-    rows = []
+    rows: dict[Job, Row] = {}
     for line in path.read_text().splitlines():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
             continue
-    return rows
+        rows[row["seed"], row["route"]] = row
+    return list(rows.values())
 
 
-def work(seeds: Iterable[int], routes: Sequence[str], path: Path) -> None:
-    """Judge the networks that the file does not have yet, a line each."""
-    done = {(row["seed"], row["route"]) for row in rows_of(path)}
-    jobs = [(s, r) for s in seeds for r in routes if (s, r) not in done]
+def work(wanted: Iterable[Job], path: Path, again: str | None = None) -> None:
+    """Judge what the file does not have yet, or has with the result ``again``; a line each."""
+    done = {(row["seed"], row["route"]) for row in rows_of(path) if row["result"] != again}
+    jobs = [job for job in wanted if job not in done]
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -107,10 +134,11 @@ def table(rows: Sequence[Row]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; see the module."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--count", type=int, default=100, help="networks")
+    parser.add_argument("--checks", type=int, default=100, help="pairs of network and route")
     parser.add_argument("--start", type=int, default=0, help="the first seed")
     parser.add_argument("--routes", nargs="+", choices=ROUTES, default=list(ROUTES))
     parser.add_argument("--out", type=Path, default=Path("fuzz.jsonl"), help="lines of results")
+    parser.add_argument("--again", choices=RESULTS, help="judge the rows of this result once more")
     parser.add_argument("--minimise", type=int, metavar="SEED", help="print the smallest network")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -124,7 +152,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{route}: {verdict.kind}\n{verdict.reason}\n{recipe}\n{recipe.steps}")
             print(build(recipe)[0].steps)
         return 0
-    work(range(args.start, args.start + args.count), args.routes, args.out)
+    wanted = jobs_of(args.checks, args.start, args.routes)
+    if args.again:
+        wanted = [
+            (row["seed"], row["route"])
+            for row in rows_of(args.out)
+            if row["result"] == args.again and row["route"] in args.routes
+        ]
+    work(wanted, args.out, args.again)
     args.out.with_suffix(".md").write_text(table(rows_of(args.out)))
     return 0
 

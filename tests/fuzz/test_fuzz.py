@@ -32,25 +32,10 @@ EVERY_SLOW = {
     "nncf": 30,
 }
 
-# Networks that a route still gets wrong. Each mark is strict: a cure must take it away.
-ONE_DIMENSION = "torch's int8 linear kernel takes no vector of one dimension"
-WEIGHT_READ_TWICE = "a function reads the weight of a linear layer that becomes int8"
-WRONG = {
-    ("fx", 49): ONE_DIMENSION,
-    ("fx", 121): WEIGHT_READ_TWICE,
-    ("fx", 139): WEIGHT_READ_TWICE,
-    ("fx", 259): ONE_DIMENSION,
-}
-
-
-def marks(seed, route):
-    reason = WRONG.get((route, seed))
-    return [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
-
 
 def jobs(seeds, every):
     return [
-        pytest.param(seed, route, id=f"{route}-{seed}", marks=marks(seed, route))
+        pytest.param(seed, route, id=f"{route}-{seed}")
         for i, (route, n) in enumerate(every.items())
         for seed in seeds
         if seed % n == i % n

@@ -13,6 +13,7 @@ from zaq_plugin.ptq.plan import trace_order
 from zaq_plugin.student import Student, student_of
 from zaq_plugin.student.batches import Call, as_calls, fresh, inputs_of
 from zaq_plugin.student.fake_quantizers import fake_quantizers, is_weight_quantizer
+from zaq_plugin.student.hand_over import keep_inputs
 
 
 def calibrate(student: nn.Module, batches: Iterable[Any]) -> None:
@@ -22,7 +23,8 @@ def calibrate(student: nn.Module, batches: Iterable[Any]) -> None:
     weights and activations are not quantized meanwhile. Ranges of an earlier calibration are
     forgotten, so that calibrating twice equals calibrating once. An activation that no batch
     reaches stays float, and the audit says so. Afterwards fake-quantizers are on and observers are
-    off.
+    off, and the first batch is at hand for the proof of what is made of the student later, see
+    `zaq_plugin.student.hand_over`.
 
     Args:
         student: Prepared in any host.
@@ -37,6 +39,7 @@ def calibrate(student: nn.Module, batches: Iterable[Any]) -> None:
     view = student_of(student)
     calls = as_calls(batches, "calibrate", inputs_of(student))
     set_ranges(view, calls)
+    keep_inputs(student, calls[0])
     if hasattr(student, "zaq_plan"):  # a simulated student remembers its own audit
         student.zaq_audit = audit(student)  # type: ignore[assignment]
 

@@ -204,7 +204,7 @@ def _fold_into(model: fx.GraphModule, source: Any, norm: _Norm) -> str | None:
     value = source.meta.get("val")
     if function == "linear" and (value is None or value.dim() != 2):
         return f"{source.name!r} is linear and its output is not known to have two dimensions"
-    uses = sum(_attribute(model, n) is weight for n in model.graph.nodes for _ in n.users)
+    uses = _readers(model, weight)
     if uses > 1:
         return f"the weight of {_name(model, source)!r} is used {uses} times"
     position = 8 if function == "convolution" else 6
@@ -216,7 +216,7 @@ def _fold_into(model: fx.GraphModule, source: Any, norm: _Norm) -> str | None:
         weight, bias, norm.stats, transposed=transposed, groups=groups
     )
     _set(model, str(weight_node.target), new_weight, weight)
-    if bias_node is not None and len(bias_node.users) == 1:
+    if bias_node is not None and _readers(model, bias) == 1:
         _set(model, str(bias_node.target), new_bias, weight)
         return None
     target = _free_name(model, str(weight_node.target).rpartition(".")[0])
@@ -235,6 +235,11 @@ def _fold_into(model: fx.GraphModule, source: Any, norm: _Norm) -> str | None:
     return None
 
 
+def _readers(model: fx.GraphModule, tensor: Tensor | None) -> int:
+    """How many nodes read a tensor of the model."""
+    return sum(_attribute(model, n) is tensor for n in model.graph.nodes for _ in n.users)
+
+
 def _fold_into_module(model: fx.GraphModule, source: fx.Node, norm: _Norm) -> str | None:
     name = str(source.target)
     layer = model.get_submodule(name)
@@ -248,6 +253,11 @@ def _fold_into_module(model: fx.GraphModule, source: fx.Node, norm: _Norm) -> st
         return f"{name!r} is called {calls} times, its weight belongs to {owners} modules"
     if layer._forward_hooks or layer._forward_pre_hooks:
         return f"{name!r} has forward hooks, which could tell the difference"
+    for owner in (name, norm.module):
+        held = None if owner is None else model.get_submodule(owner)
+        tensors = () if held is None else (*held._parameters.values(), *held._buffers.values())
+        if any(t is not None and _readers(model, t) for t in tensors):
+            return f"a tensor of {owner!r} is read elsewhere in the model"
     if isinstance(layer, nn.Linear) and len(_shape(source)) != 2:
         return (
             f"{name!r} is Linear and its output is not known to have two dimensions; "

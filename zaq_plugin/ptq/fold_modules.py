@@ -38,7 +38,30 @@ class Pair:
 
 
 class LayerTracer(fx.Tracer):
-    """Keeps every convolution, linear layer and BatchNorm whole, subclasses included."""
+    """Keeps every convolution, linear layer and BatchNorm whole, subclasses included.
+
+    Attributes:
+        read: Parameters and buffers that something else than their own layer reads, by identity.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: set[int] = set()
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """As torch.fx, which calls it for every attribute of a module that is read."""
+        if isinstance(attr_val, torch.Tensor):
+            self.read.add(id(attr_val))
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def readable(self, model: nn.Module) -> set[str]:
+        """Names of the modules that own a tensor that was read."""
+        return {
+            name
+            for name, module in model.named_modules(remove_duplicate=False)
+            for tensor in (*module._parameters.values(), *module._buffers.values())
+            if tensor is not None and id(tensor) in self.read
+        }
 
     def is_leaf_module(self, module: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is one node of the graph."""
@@ -56,8 +79,9 @@ def find_pairs(model: nn.Module, example_inputs: Sequence[Any] | None) -> list[P
     Raises:
         ValueError: If neither can follow the model.
     """
+    tracer = LayerTracer()
     try:
-        graph = LayerTracer().trace(model)
+        graph = tracer.trace(model)
     except Exception as error:
         if example_inputs is None:
             raise ValueError(
@@ -67,7 +91,7 @@ def find_pairs(model: nn.Module, example_inputs: Sequence[Any] | None) -> list[P
             ) from error
         return _pairs_from_export(model, example_inputs, error)
     ranks = _linear_ranks(model, example_inputs)
-    return _pairs_from_trace(model, graph, ranks)
+    return _pairs_from_trace(model, graph, ranks, tracer.readable(model))
 
 
 def _first_line(error: Exception) -> str:
@@ -75,10 +99,11 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}".rstrip(": ")
 
 
-def _pairs_from_trace(model: nn.Module, graph: fx.Graph, ranks: dict[str, int]) -> list[Pair]:
+def _pairs_from_trace(
+    model: nn.Module, graph: fx.Graph, ranks: dict[str, int], read: set[str]
+) -> list[Pair]:
     modules = dict(model.named_modules())
     calls = Counter(str(n.target) for n in graph.nodes if n.op == "call_module")
-    read = {str(n.target).rpartition(".")[0] for n in graph.nodes if n.op == "get_attr"}
     pairs = []
     for node in graph.nodes:
         name = str(node.target)
@@ -98,7 +123,7 @@ def _pairs_from_trace(model: nn.Module, graph: fx.Graph, ranks: dict[str, int]) 
             pairs.append(Pair(name, reason=f"{layer!r} is called {calls[layer]} times"))
         elif layer in read or name in read:
             which = layer if layer in read else name
-            pairs.append(Pair(name, reason=f"a tensor of {which!r} is read elsewhere in the model"))
+            pairs.append(Pair(name, reason=_read_elsewhere(which)))
         elif len(value_users(source)) > 1:
             pairs.append(Pair(name, reason=_used_elsewhere(layer)))
         else:
@@ -114,6 +139,10 @@ def _no_layer(source: object) -> str:
 
 def _used_elsewhere(layer: str) -> str:
     return f"the output of {layer!r} is also used elsewhere"
+
+
+def _read_elsewhere(name: str) -> str:
+    return f"a tensor of {name!r} is read elsewhere in the model"
 
 
 def _linear_ranks(model: nn.Module, example_inputs: Sequence[Any] | None) -> dict[str, int]:
@@ -179,6 +208,11 @@ def _pairs_from_export(
             pairs.append(Pair(name, reason=f"{layer!r} is called {count} times"))
         elif len(source.users) > 1:
             pairs.append(Pair(name, reason=_used_elsewhere(owner[str(source.args[1])])))
+        elif any(
+            isinstance(t, fx.Node) and len(t.users) > 1
+            for t in (*node.args[1:5], *source.args[2:3])
+        ):
+            pairs.append(Pair(name, reason=_read_elsewhere(name)))
         else:
             rank = source.meta["val"].dim()
             pairs.append(Pair(name, owner[str(source.args[1])], rank=rank))

@@ -7,15 +7,15 @@ by the first layer that sees something else than in the float model.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from zaq_plugin.student.batches import Call, fresh
-from zaq_plugin.student.layer import QuantLayer
 from zaq_plugin.student.modes import evaluating
+from zaq_plugin.student.passes import Passes, tensors
 from zaq_plugin.student.view import student_of
 
 LEAST_DB = 80.0
@@ -25,7 +25,7 @@ LEAST_DB = 80.0
 def require_float_function(
     prepared: nn.Module,
     float_model: nn.Module,
-    example_inputs: tuple[Any, ...],
+    example_inputs: tuple[Any, ...] | Call,
     least_db: float = LEAST_DB,
 ) -> float:
     """Compare a prepared model's twin with the float model on example inputs.
@@ -40,17 +40,21 @@ def require_float_function(
         The ratio in dB; infinity where the outputs are equal.
 
     Raises:
-        ValueError: If it is lower; the text names the first layer whose input differs.
+        ValueError: If it is lower; the text names the first layer whose input or output differs.
     """
     teacher = student_of(prepared).twin()
     view = student_of(teacher)
-    call: Call = (tuple(example_inputs), {})
+    call = as_one_call(example_inputs)
     with view.evaluating(), evaluating(float_model):
-        expected = float_model(*fresh(call)[0])
-        ratio = sqnr(expected, view.run(fresh(call)))
+        ratio = sqnr(run(float_model, call), view.run(fresh(call)))
         if ratio >= least_db or math.isnan(ratio):
             return ratio
-        place = _first_difference(view, float_model, call, least_db)
+        place = first_difference(
+            view.passes_of(float_model, fresh(call)),
+            view.passes(fresh(call)),
+            least_db,
+            outputs=False,  # those of a layer that took a BatchNorm are others
+        )
     raise ValueError(
         f"the prepared model is not the float model: with all quantizers off its output has "
         f"{ratio:.1f} dB ({least_db:.0f} are demanded) on the example inputs, and {place}. The "
@@ -59,38 +63,69 @@ def require_float_function(
     )
 
 
-def _first_difference(view: Any, float_model: nn.Module, call: Any, least_db: float) -> str:
-    """Where the two part, in words."""
-    seen: dict[str, Tensor] = {}
-    handles = []
-    for name in view.layers():
-        try:
-            module = float_model.get_submodule(name)
-        except AttributeError:
+def as_one_call(inputs: tuple[Any, ...] | Call) -> Call:
+    """Example inputs, or a batch that is a call already, as a call."""
+    if len(inputs) == 2 and isinstance(inputs[0], tuple) and isinstance(inputs[1], dict):
+        return inputs[0], inputs[1]
+    return tuple(inputs), {}
+
+
+def run(model: nn.Module, call: Call) -> Any:
+    """A model's outputs on a copy of a batch."""
+    args, kwargs = fresh(call)
+    return model(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where two models part.
+
+    Attributes:
+        layer: The first layer whose output differs; None where it lies behind the last one.
+        given_alike: Whether that layer was given the same.
+        before: The layer in front of it, or the last one; None for the input.
+    """
+
+    layer: str | None
+    given_alike: bool
+    before: str | None
+
+    def __str__(self) -> str:
+        before = "the input" if self.before is None else f"layer {self.before!r}"
+        if self.layer is None:
+            return f"what differs lies behind {before}"
+        if self.given_alike:
+            return (
+                f"layer {self.layer!r} is the first whose output differs, though its input is right"
+            )
+        return f"layer {self.layer!r} is the first whose input differs, behind {before}"
+
+
+def first_difference(
+    right: Passes, found: Passes, least_db: float, *, outputs: bool = True
+) -> Place:
+    """Compare layer by layer, in the order of the model that is right.
+
+    Args:
+        right: What its layers are given and make.
+        found: The same of the other model.
+        least_db: Signal-to-noise ratio that is demanded.
+        outputs: Compare what layers make, too, and not only what they are given.
+    """
+    before: str | None = None
+    for name, (x, y) in right.items():
+        if name not in found:
             continue
-
-        def keep(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-            seen.setdefault(name, (args[0] if args else next(iter(kwargs.values()))).clone())
-
-        handles.append(module.register_forward_pre_hook(keep, with_kwargs=True))
-    try:
-        float_model(*fresh(call)[0])
-    finally:
-        for handle in handles:
-            handle.remove()
-    before, found = "the input", ""
-
-    def compare(layer: QuantLayer, x: Tensor) -> None:
-        nonlocal before, found
-        expected = seen.get(layer.name)
-        if found or expected is None:
-            return
-        if expected.shape != x.shape or sqnr(expected, x) < least_db:
-            found = f"layer {layer.name!r} is the first whose input differs, behind {before}"
-        before = f"layer {layer.name!r}"
-
-    view.run(fresh(call), compare)
-    return found or f"what differs lies behind {before}"
+        given, made = (  # a linear layer's rows may be in one axis there
+            b.reshape(a.shape) if a.numel() == b.numel() else b
+            for a, b in zip((x, y), found[name], strict=True)
+        )
+        if sqnr(x, given) < least_db:
+            return Place(name, False, before)
+        if outputs and sqnr(y, made) < least_db:
+            return Place(name, True, before)
+        before = name
+    return Place(None, False, before)
 
 
 def sqnr(expected: Any, found: Any) -> float:
@@ -105,13 +140,3 @@ def sqnr(expected: Any, found: Any) -> float:
             power = a.double().square().sum()
             worst = min(worst, float(10 * torch.log10(power / noise)))
     return worst
-
-
-def tensors(value: Any) -> list[Tensor]:
-    """The floating-point tensors of a model's output, in order, finite ones only."""
-    if isinstance(value, Tensor):
-        value = value.detach()
-        return [value.nan_to_num(0.0, 0.0, 0.0)] if value.is_floating_point() else []
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    return [t for v in value for t in tensors(v)] if isinstance(value, list | tuple) else []

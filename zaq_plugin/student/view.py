@@ -21,6 +21,7 @@ from zaq_plugin.student.batches import Call
 from zaq_plugin.student.fake_quantizers import set_switches
 from zaq_plugin.student.layer import QuantLayer
 from zaq_plugin.student.modes import evaluating, float_copy
+from zaq_plugin.student.passes import Passes, module_passes, named_modules
 
 Before = Callable[[QuantLayer, Tensor], None]
 """Called with a layer and its input, as it multiplies it, the moment before the layer runs."""
@@ -88,6 +89,14 @@ class Student(ABC):
         """Run a submodule of the student, or of its twin, as the whole model would run it."""
         out: Tensor = model.get_submodule(name)(x)
         return out
+
+    def passes(self, call: Call) -> Passes:
+        """What every layer is given and what it makes on one batch; see `Passes`."""
+        return self.passes_of(self.model, call)
+
+    def passes_of(self, model: nn.Module, call: Call) -> Passes:
+        """The same of another model with layers of these names: the float one, a converted one."""
+        return module_passes(model, named_modules(model, self.layers()), call)
 
     def quantizers_inside(self, name: str) -> list[nn.Module]:
         """Fake-quantizers of a submodule's operators that are not among its own modules."""

@@ -88,13 +88,27 @@ class _Census:
             nonlocal peak
             self.calls[layer.name] += 1
             peak = max(peak, x.numel() * x.element_size())
-            self.batched &= x.dim() > 1 and (
-                isinstance(layer.plain, nn.Linear) or x.dim() == layer.weight.dim()
-            )
+            self.batched &= _counts_samples(layer, x, call)
 
         student.run(call, look)
         # Beside a layer's input there are its output, and the shortcut around a block.
         self.bytes = 4 * peak / max(1, samples(call))
+
+
+def _counts_samples(layer: QuantLayer, x: Tensor, call: Call) -> bool:
+    """Whether the first axis of the model's input may count samples: a layer's input follows it.
+
+    A single image gets a batch axis inside some models; its own first axis is that of channels.
+    """
+    count = samples(call)
+    if x.dim() < 2:
+        return False
+    if isinstance(layer.plain, nn.Linear):
+        return len(x) > 1 or count <= 1
+    given = next((v.dim() for v in (*call[0], *call[1].values()) if isinstance(v, Tensor)), 0)
+    if x.dim() != layer.weight.dim() or (count == 1 and given < x.dim()):
+        return False
+    return count == 0 or len(x) % count == 0
 
 
 def _in_one_pass(

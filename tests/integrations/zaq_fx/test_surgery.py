@@ -415,3 +415,52 @@ def test_a_folded_model_fuses_as_the_host_folds_it():
         made = zaq_fx.convert(prepared)
         kinds.append([type(m).__name__ for m in made.modules() if hasattr(m, "zero_point")])
     assert kinds[0] == kinds[1] == ["ConvReLU2d", "Conv2d"]
+
+
+class Vector(nn.Module):
+    """A learned vector goes through a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vector, self.fc = nn.Parameter(torch.randn(6)), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.fc(self.vector)[:, None, None]
+
+
+def test_a_layer_that_is_given_a_vector_in_the_stock_functions():
+    from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+    torch.manual_seed(0)
+    model, backend = Vector().eval(), zaq_fx.pwlq_backend_config()
+    mapping = zaq_fx.pwlq_qconfig_mapping(UniformSpec(7, "symmetric"), 7)
+    made = prepare_fx(zaq_fx.prepare_model(model), mapping, (MANY,), backend_config=backend)
+    with pytest.raises(
+        ValueError, match=r"layer 'fc' is given a tensor of shape \(6,\).*example_i"
+    ):
+        zaq_fx.calibrate(made, [MANY[:, :3]])
+    ready = zaq_fx.prepare_model(model, (MANY[:, :3],))
+    made = prepare_fx(ready, mapping, (MANY,), backend_config=backend)
+    zaq_fx.calibrate(made, [MANY[:, :3]])
+    int8 = convert_fx(made, backend_config=backend)
+    assert sqnr(model(MANY[:, :3]), int8(MANY[:, :3])) > 22
+
+
+def test_what_functions_read_is_named_and_trained_with_the_layer():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(6, 6)
+
+        def forward(self, x):
+            return torch.matmul(self.fc(x), self.fc.weight) * self.fc.bias
+
+    torch.manual_seed(0)
+    model, x = Reads().eval(), torch.randn(8, 6)
+    prepared = zaq_fx.prepare(model, (x,), UniformSpec(7, "symmetric"), qat=True)
+    assert "a function reads its parameters" in zaq_fx.audit(prepared)["fc"].reason
+    assert prepared.fc_weight is prepared.fc.weight
+    assert prepared.fc_bias is not prepared.fc.bias
+    zaq_fx.calibrate(prepared, [x])
+    assert not torch.equal(prepared.fc.bias, model.fc.bias)
+    assert torch.equal(prepared.fc_bias, model.fc.bias)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import zaq_nncf
 from zaq_nncf import _compat
+from zaq_nncf.parts import run_inside
 
 
 @pytest.fixture
@@ -126,10 +127,31 @@ def test_one_submodule_runs_as_the_whole_model_runs_it(plain: nn.Module, images:
     plain(images)
     for handle in handles:
         handle.remove()
-    assert torch.equal(_compat.run_inside(plain, "block", seen["x"]), seen["y"])
+    assert torch.equal(run_inside(plain, "block", seen["x"]), seen["y"])
     assert not torch.equal(plain.block(seen["x"]), seen["y"])
-    inner = _compat.run_inside(plain, "block.short.0", seen["x"])
+    inner = run_inside(plain, "block.short.0", seen["x"])
     assert not torch.equal(inner, plain.get_submodule("block.short.0")(seen["x"]))
+
+
+def test_a_pass_counts_operators_and_modules_that_are_called(
+    plain: nn.Module, images: Tensor
+) -> None:
+    """Used by parts: items of lists are told apart by these."""
+    seen: list[tuple[list[nn.Module], dict[str, int]]] = []
+
+    def look(*_: object) -> None:
+        mode = _compat.current_mode()
+        assert mode is not None
+        seen.append((list(mode.module_call_stack), dict(mode.op_calls)))
+
+    handle = plain.block.conv2.register_forward_pre_hook(look)
+    plain(images)
+    handle.remove()
+    assert _compat.current_mode() is None
+    stack, calls = seen[0]
+    assert stack == [plain, plain.block, plain.block.conv2]
+    assert calls["block/conv1/conv2d"] == 1
+    assert "block/conv2/conv2d" not in calls
 
 
 def test_copies_keep_their_hooks_to_themselves(plain: nn.Module, images: Tensor) -> None:

@@ -1,5 +1,6 @@
 """What zero-shot fine-tuning sees of NNCF's students; whole runs are in test_zero_shot_hosts."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 import zaq_nncf
 from zaq_nncf.activation_quantizers import ActivationQuantizer
 from zaq_plugin import PWLQSpec, ZeroShotConfig, ZeroShotLoader
-from zaq_plugin.student import reached_layers
+from zaq_plugin.student import reached_layers, student_of
 from zaq_plugin.student.fake_quantizers import activation_slots
 from zaq_plugin.zero_shot.blocks import find_blocks
 from zaq_plugin.zero_shot.taps import find_taps
@@ -84,3 +85,92 @@ def test_what_has_no_twin(net: nn.Module, student: nn.Module) -> None:
         zaq_nncf.twin(zaq_nncf.strip(student))
     with pytest.raises(ValueError, match="carries no hooks of NNCF"):
         zaq_nncf.twin(net)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.b(self.a(x).relu())
+
+
+class Listed(nn.Module):
+    """Blocks in lists and dictionaries, in a module that is never called, and in a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+        self.blocks = nn.ModuleList([Block(), Block()])
+        self.named = nn.ModuleDict({"inner": nn.ModuleList([Block()])})
+        self.plain, self.sequence = nn.Module(), nn.Sequential(Block())
+        self.plain.block = Block()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        x = self.plain.block(self.named["inner"][0](x))
+        return self.head(self.sequence(x))
+
+
+PLACES = ("blocks.0", "blocks.1", "named.inner.0", "plain.block", "sequence", "sequence.0")
+
+
+def listed() -> tuple[nn.Module, nn.Module, Tensor]:
+    torch.manual_seed(0)
+    model, images = Listed().eval(), torch.randn(8, 3, 9, 9)
+    return model, zaq_nncf.quantize(model, [images], FAST, activations=4), images
+
+
+def test_parts_in_lists_run_with_their_own_quantizers() -> None:
+    _, student, images = listed()
+    view, before = student_of(student), copy.deepcopy(student)
+    quantizers: list[nn.Module] = []
+    for name in (*PLACES, "blocks.1.a", "stem"):
+        seen: dict[str, Tensor] = {}
+
+        def look(
+            _: nn.Module, args: tuple[Tensor], out: Tensor, seen: dict[str, Tensor] = seen
+        ) -> None:
+            seen.update(x=args[0], y=out)
+
+        handle = student.get_submodule(name).register_forward_hook(look)
+        student(images)
+        handle.remove()
+        assert torch.equal(view.part(student, name, seen["x"]), seen["y"]), name
+        assert torch.equal(view.part(before, name, seen["x"]), seen["y"]), name
+        if name in PLACES[:5]:
+            quantizers += view.quantizers_inside(name)
+    assert [len(view.quantizers_inside(name)) for name in PLACES] == [3] * 6
+    assert len(set(map(id, quantizers))) == 15  # none of them in two parts
+
+
+def test_blocks_in_lists_are_reconstructed() -> None:
+    """Their inputs are on grids, which a reconstruction without them would not know."""
+    _, student, images = listed()
+    names = [block.name for block in find_blocks(student, zaq_nncf.twin(student), images)]
+    assert {"blocks.0", "blocks.1"} < set(names)
+    student.__dict__.pop("zaq_parts")
+    with pytest.raises(ValueError, match="NNCF does not tell the items of the list 'blocks' apart"):
+        student_of(student).part(student, "blocks.1", torch.randn(2, 8, 7, 7))
+
+
+def test_an_input_that_is_written_in_place_is_told() -> None:
+    class InPlace(nn.Module):
+        def __init__(self, used: bool) -> None:
+            super().__init__()
+            self.conv, self.used = nn.Conv2d(3, 8, 3), used
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = x.sub_(1.0).div_(2.0)
+            return self.conv(y if self.used else x)
+
+    images = torch.randn(8, 3, 9, 9)
+    for used in (True, False):
+        made = zaq_nncf.quantize(InPlace(used).eval(), [images], FAST)
+        record = zaq_nncf.audit(made)["conv"]
+        assert (record.activation is not None) is used
+        assert ("NNCF quantizes what 'div_' returns" in (record.reason or "")) is not used
+        assert zaq_nncf.audit(zaq_nncf.strip(made))["conv"].reason == record.reason
