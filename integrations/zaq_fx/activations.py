@@ -8,6 +8,7 @@ asked for, so a 4-bit tensor needs a clamp at 15 to be what training saw.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator
 from functools import partial
@@ -18,7 +19,7 @@ from torch import fx, nn
 
 from zaq_fx._compat import is_watcher
 from zaq_fx.followers import follow
-from zaq_fx.layers import root_of
+from zaq_fx.readers import give_own_grid, readers
 from zaq_plugin.fake_quantize import ActivationFakeQuantize, PWLQActivationFakeQuantize
 from zaq_plugin.observers import MinMaxObserver
 
@@ -37,7 +38,9 @@ def watcher_nodes(prepared: fx.GraphModule) -> Iterator[tuple[fx.Node, nn.Module
 def keep_wide(prepared: fx.GraphModule, *, input_bits: int = 8, other_bits: int = 8) -> list[str]:
     """Give 8 bits to activations that no convolution or linear layer reads.
 
-    The model's outputs get their whole range, too: clipped logits would tie for the top class.
+    A tensor that is multiplied, and read by something else as well (a residual trunk), gets 8 bits,
+    and those who multiply a narrow grid of their own behind it, see `zaq_fx.readers`. The model's
+    outputs get their whole range, too: clipped logits would tie for the top class.
 
     Call it on a freshly prepared model, before calibration. Watchers of other packages are left
     alone. Outputs on their input's grid are followers afterwards, see `zaq_fx.followers`.
@@ -48,73 +51,41 @@ def keep_wide(prepared: fx.GraphModule, *, input_bits: int = 8, other_bits: int 
         other_bits: Width of tensors that are only added, pooled, or returned.
 
     Returns:
-        Names of the watchers that were replaced.
+        Names of the watchers that were replaced or added.
     """
     modules = dict(prepared.named_modules(remove_duplicate=False))
-    readers: dict[nn.Module, list[bool]] = {}
-    of_input: dict[nn.Module, list[bool]] = {}
-    final: dict[nn.Module, list[bool]] = {}
-    names: dict[nn.Module, list[str]] = {}
+    groups: dict[nn.Module, list[fx.Node]] = {}
     for node, watcher in watcher_nodes(prepared):
-        readers.setdefault(watcher, []).append(_is_multiplied(node, modules))
-        source = node.args[0]
-        of_input.setdefault(watcher, []).append(
-            isinstance(source, fx.Node) and source.op == "placeholder"
-        )
-        final.setdefault(watcher, []).append(any(user.op == "output" for user in node.users))
-        names.setdefault(watcher, []).append(str(node.target))
+        groups.setdefault(watcher, []).append(node)
     changed = []
-    for watcher, multiplied in readers.items():
-        if all(of_input[watcher]):
+    for watcher, nodes in groups.items():
+        read = readers(nodes, modules)
+        apart = False
+        if all(n.op == "placeholder" for node in nodes for n in node.all_input_nodes):
             bits = input_bits
-        elif not any(multiplied):
+        elif not read.multiplied:
             bits = other_bits
+        elif read.others and not read.distant and _width(watcher) < other_bits:
+            bits, apart = other_bits, True
         else:
             continue
-        made = _with_bits(watcher, bits, whole=any(final[watcher]))
+        final = any(user.op == "output" for node in nodes for user in node.users)
+        made = _with_bits(watcher, bits, whole=final)
         if made is None:
             continue
-        for name in names[watcher]:
-            prepared.set_submodule(name, made)
-            changed.append(name)
+        if apart:
+            changed += give_own_grid(prepared, read.products, watcher)
+        for node in nodes:
+            prepared.set_submodule(str(node.target), made)
+            changed.append(str(node.target))
     follow(prepared)
     return changed
 
 
-def _is_multiplied(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether a convolution, linear layer or matrix product reads this tensor, unobserved between.
-
-    Operators that keep their input's range (pooling, reshaping, ReLU) are followed by a watcher
-    that shares the range: their readers count, too.
-    """
-    seen, stack = set(), list(node.users)
-    start = modules[str(node.target)]
-    while stack:
-        user = stack.pop()
-        if user in seen:
-            continue
-        seen.add(user)
-        if user.op == "call_module":
-            module = modules[str(user.target)]
-            if root_of(module) is not None:
-                return True
-            if is_watcher(module) and module is not start:
-                continue
-        elif user.op == "call_function" and user.target in _PRODUCTS:
-            return True
-        stack.extend(user.users)
-    return False
-
-
-_PRODUCTS = {
-    torch.matmul,
-    torch.bmm,
-    torch.conv1d,
-    torch.conv2d,
-    torch.conv3d,
-    nn.functional.linear,
-    nn.functional.scaled_dot_product_attention,
-}
+def _width(watcher: nn.Module) -> float:
+    """Bits of an activation's grid; infinity for those of other packages."""
+    inner = getattr(watcher, "activation_post_process", watcher)
+    return float(getattr(inner, "bits", math.inf))
 
 
 def _with_bits(watcher: nn.Module, bits: int, whole: bool) -> nn.Module | None:

@@ -16,6 +16,7 @@ from zaq_fx.layers import WEIGHTED, Layer, engine, input_watcher, layers_of, roo
 from zaq_fx.surgery import FUNCTIONAL
 from zaq_plugin.fake_quantize import PWLQActivationFakeQuantize
 from zaq_plugin.report import Audit, LayerRecord
+from zaq_plugin.report.records import uniform_label, weight_facts
 
 _FLOAT = "left float by the qconfig mapping"
 _HOST = "the host kept it float: its backend configuration does not take this qconfig here"
@@ -75,26 +76,15 @@ def _planned(prepared: fx.GraphModule, layer: Layer, measure: bool) -> LayerReco
     if layer.spec is None:
         kept = "quantized by the host's own uniform weight observer, not by this package"
         return LayerRecord(layer.name, layer.kind, weight.numel(), False, reason=kept)
-    record = LayerRecord(
+    return LayerRecord(
         layer.name,
         layer.kind,
         weight.numel(),
         True,
-        spec=layer.spec.label,
-        mac_bits=layer.spec.mac_bits,
-        stored_bits=layer.spec.stored_bits,
         kernel="simulated (not converted yet)",
         activation=_activation_label(input_watcher(prepared, layer)),
         reason=prepared.meta.get("zaq_remarks", {}).get(layer.name),
-    )
-    if not measure:
-        return record
-    packed = layer.quantized()
-    return dataclasses.replace(
-        record,
-        stored_bytes=packed.stored_bytes,
-        sqnr_db=packed.sqnr_db,
-        entropy_bits=packed.entropy_bits,
+        **weight_facts(layer.spec, layer.quantized() if measure else None),
     )
 
 
@@ -107,7 +97,7 @@ def _activation_label(watcher: Any) -> str | None:
     low, high = getattr(watcher, "quant_min", None), getattr(watcher, "quant_max", None)
     if low is None or high is None:
         return None
-    return f"uniform {(high - low).bit_length()} bits per tensor"
+    return uniform_label((high - low).bit_length())
 
 
 def _strangers(model: fx.GraphModule) -> list[LayerRecord]:

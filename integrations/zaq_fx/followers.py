@@ -3,6 +3,9 @@
 Pooling, reshaping and the like are followed by the very observer of their input. Ours average over
 batches, and an observer that sees a tensor and then its mean would average the two: a range far
 too small for the tensor. Such outputs lie within their input's range, so they need not be watched.
+
+Before a ReLU6 it is the other way round: values outside its bounds are cut off in any case, so the
+output is watched, and its grid, which saturates, serves the input.
 """
 
 from __future__ import annotations
@@ -75,6 +78,8 @@ class Follower(nn.Module):
         if not observing:
             out: Tensor = leader(x)
             return out
+        if not int(getattr(leader.activation_post_process, "num_batches", 1)):
+            return x  # the leader stands behind, and has no range yet
         leader.disable_observer()
         try:
             out = leader(x)
@@ -99,17 +104,33 @@ def follow(prepared: fx.GraphModule) -> list[str]:
         prepared: From prepare_fx or prepare_qat_fx. Doing it twice changes nothing more.
     """
     modules = dict(prepared.named_modules(remove_duplicate=False))
-    seen: set[int] = set()
-    found = []
+    groups: dict[nn.Module, list[fx.Node]] = {}
     for node in prepared.graph.nodes:
-        if node.op != "call_module" or not is_watcher(modules[str(node.target)]):
-            continue
-        watcher = modules[str(node.target)]
+        if node.op == "call_module" and is_watcher(modules[str(node.target)]):
+            groups.setdefault(modules[str(node.target)], []).append(node)
+    found = []
+    for watcher, nodes in groups.items():
         inner: Any = getattr(watcher, "activation_post_process", watcher)
         if not hasattr(inner, "batch_range") or isinstance(inner, MinMaxObserver):
             continue  # another package's, or the range of all it saw: nothing is averaged
-        if id(watcher) in seen:
-            prepared.set_submodule(str(node.target), Follower(watcher))
-            found.append(str(node.target))
-        seen.add(id(watcher))
+        leader = nodes[int(len(nodes) > 1 and _is_saturated(nodes[0], nodes[1], modules))]
+        for node in nodes:
+            if node is not leader:
+                prepared.set_submodule(str(node.target), Follower(watcher))
+                found.append(str(node.target))
     return found
+
+
+_SATURATING = (nn.ReLU6, nn.Hardtanh, nn.functional.relu6, nn.functional.hardtanh)
+
+
+def _is_saturated(first: fx.Node, second: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a tensor is read by a saturating activation alone, whose output is watched second.
+
+    What lies outside the activation's bounds is cut off behind, so no level is spent on it.
+    """
+    (activation,) = second.all_input_nodes
+    kind: Any = activation.target
+    if activation.op == "call_module":
+        kind = type(modules[str(activation.target)])
+    return kind in _SATURATING and list(first.users) == [activation]

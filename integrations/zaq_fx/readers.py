@@ -1,44 +1,124 @@
-"""Parameters of layers that functions read, too: they become the model's own.
+"""Who reads a watched tensor, and a narrow grid of its own for those who multiply by it.
 
-The host takes a layer's float parameters away when it folds or converts it; what reads them in the
-graph would fail there, or read a folded weight.
+The host gives a tensor one grid, whoever reads it. A residual trunk is read by a convolution, whose
+multiplier may be narrow, and by an addition, for which rounding the trunk is a loss and no gain. So
+the trunk keeps its wide grid, and a second observer stands in front of the convolution: conversion
+makes of it what it makes of every observer, a quantization, and the convolution's int8 kernel reads
+its integers.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from torch import fx
+import torch
+from torch import fx, nn
 
-from zaq_fx.tracing import free_name
+from zaq_fx._compat import is_watcher
+from zaq_fx.layers import root_of
 
-REMARK = "a function reads its parameters, too: that has the float values"
+_PRODUCTS = {
+    torch.matmul,
+    torch.bmm,
+    torch.conv1d,
+    torch.conv2d,
+    torch.conv3d,
+    nn.functional.linear,
+    nn.functional.scaled_dot_product_attention,
+}
+_SHAPES = {"size", "dim", "numel", getattr}
 
 
-def separate_parameters(traced: fx.GraphModule) -> list[str]:
-    """Let functions read parameters of the model itself, the very same, in place of a layer's.
+@dataclass
+class Readers:
+    """What reads a tensor and those that share its watcher.
+
+    Attributes:
+        products: (watcher's node, convolution, linear layer or matrix product that reads it).
+        distant: Whether a product reads it through operators that nothing watches.
+        others: Nodes that read it and multiply nothing: additions, outputs, ...
+    """
+
+    products: list[tuple[fx.Node, fx.Node]] = field(default_factory=list)
+    distant: bool = False
+    others: list[fx.Node] = field(default_factory=list)
+
+    @property
+    def multiplied(self) -> bool:
+        """Whether a convolution, linear layer or matrix product reads the tensor."""
+        return bool(self.products) or self.distant
+
+
+def readers(nodes: Sequence[fx.Node], modules: dict[str, nn.Module]) -> Readers:
+    """The readers of the tensors that one watcher watches.
+
+    Operators that keep their input's range (pooling, reshaping, ReLU) are followed by a watcher
+    that shares the range: their readers count, and they themselves do not.
+
+    Args:
+        nodes: The calls of one watcher.
+        modules: The prepared model's, by name.
+    """
+    found = Readers()
+    shared = modules[str(nodes[0].target)]
+    for node in nodes:
+        for user in node.users:
+            if _is_product(user, modules):
+                found.products.append((node, user))
+            elif _reaches_product(user, modules):
+                found.distant = True
+            elif user.target not in _SHAPES and not any(
+                modules.get(str(n.target)) is shared for n in user.users if n.op == "call_module"
+            ):
+                found.others.append(user)
+    return found
+
+
+def _is_product(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return root_of(modules[str(node.target)]) is not None
+    return node.op == "call_function" and node.target in _PRODUCTS
+
+
+def _reaches_product(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a product reads what comes of a node, unobserved between."""
+    seen: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        reader = stack.pop()
+        if reader in seen:
+            continue
+        seen.add(reader)
+        if _is_product(reader, modules):
+            return True
+        if reader.op == "call_module" and is_watcher(modules[str(reader.target)]):
+            continue
+        stack.extend(reader.users)
+    return False
+
+
+def give_own_grid(
+    prepared: fx.GraphModule, products: Sequence[tuple[fx.Node, fx.Node]], watcher: nn.Module
+) -> list[str]:
+    """Put a watcher between each watched tensor and the products that read it, in place.
+
+    Args:
+        prepared: Freshly prepared, nothing was observed yet.
+        products: See `Readers`.
+        watcher: What to put there; each tensor gets a copy.
 
     Returns:
-        Names of the layers.
+        Names of the new watchers.
     """
-    called = {str(node.target) for node in traced.graph.nodes if node.op == "call_module"}
-    own: dict[str, str] = {}
-    found: dict[str, None] = {}
-    for node in traced.graph.nodes:
-        owner, _, leaf = str(node.target).rpartition(".")
-        if node.op != "get_attr" or not called.intersection(_around(owner)):
-            continue
-        target = str(node.target)
-        if target not in own:
-            own[target] = free_name(traced, target.replace(".", "_"))
-            value: Any = getattr(traced.get_submodule(owner), leaf)
-            setattr(traced, own[target], value)
-        node.target = own[target]
-        found[owner] = None
-    return list(found)
-
-
-def _around(name: str) -> list[str]:
-    """A module's name, and those of the modules around it."""
-    parts = name.split(".")
-    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+    made: dict[fx.Node, fx.Node] = {}
+    for source, product in products:
+        if source not in made:
+            name = f"{source.target}_multiplied"
+            prepared.add_module(name, copy.deepcopy(watcher))
+            with prepared.graph.inserting_after(source):
+                made[source] = prepared.graph.call_module(name, (source,))
+        product.replace_input_with(source, made[source])
+    prepared.recompile()
+    return [str(node.target) for node in made.values()]

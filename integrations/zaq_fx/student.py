@@ -164,7 +164,7 @@ class BiasMemory(HostModule):
 def _untie_biases(found: Iterable[QuantLayer], model: nn.Module) -> None:
     """A bias of its own, and a memory of it, for every call of a layer: each sees other inputs.
 
-    What functions read, see `zaq_fx.readers`, is no call's own either.
+    What functions read, see `zaq_fx.parameters`, is no call's own either.
     """
     read = {id(parameter) for parameter in model._parameters.values()}
     biases: set[int] = set(read)

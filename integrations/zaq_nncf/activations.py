@@ -2,11 +2,13 @@
 
 NNCF places 8-bit quantizers and knows no others for CPUs. The multiplier's width concerns inputs of
 convolutions and matrix products; the model's own input and what is only added or pooled stay wide.
+Where both read a tensor (a residual trunk), NNCF's quantizer stays, and the layers get their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+import copy
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -17,6 +19,28 @@ from zaq_nncf.calibration import own
 from zaq_plugin.layers import LAYERS
 from zaq_plugin.student.fake_quantizers import set_switches
 from zaq_plugin.student.modes import evaluating
+
+
+def give_own_grids(model: nn.Module, torn: Mapping[str, Iterable[tuple[str, int]]]) -> bool:
+    """Give layers a quantizer of their own where others read their input, too; in place.
+
+    Args:
+        model: From ``nncf.quantize`` with PWLQ registered.
+        torn: See `Placement.torn`.
+
+    Returns:
+        Whether there were any: NNCF's graph is another one then.
+    """
+    storage, done = hooks_of(model), False
+    for name, layers in torn.items():
+        wide = storage.get_submodule(name)
+        if not isinstance(wide, ActivationQuantizer):
+            continue
+        own_grid = copy.deepcopy(wide)
+        for operator, port in layers:
+            storage.register_pre_function_hook(operator, port, own_grid)
+            done = True
+    return done
 
 
 def narrow_activations(

@@ -17,6 +17,7 @@ from zaq_nncf.weight_quantizer import PWLQWeightQuantizer
 from zaq_plugin.layers import LAYERS
 from zaq_plugin.pwlq import quantize
 from zaq_plugin.report import Audit, LayerRecord
+from zaq_plugin.report.records import uniform_label, weight_facts
 
 NOTES = "_zaq_nncf_notes"
 """Attribute of a model from `zaq_nncf.quantize`: what was asked for."""
@@ -166,7 +167,7 @@ def _shared(name: str, kind: str, quantizer: nn.Module | None, reason: str) -> L
     facts = native_facts() if isinstance(quantizer, BaseQuantizer) else {}
     spec = getattr(quantizer, "spec", None)
     if spec is not None:
-        facts = {"spec": spec.label, "mac_bits": spec.mac_bits, "stored_bits": spec.stored_bits}
+        facts = weight_facts(spec)
     return LayerRecord(layer_name(name), kind, 0, True, reason, stored_bytes=0, **facts)
 
 
@@ -217,19 +218,10 @@ def pwlq_facts(quantizer: PWLQWeightQuantizer, weight: Tensor) -> dict[str, Any]
     """Widths, size and error of a weight on its levels, as a layer's record wants them."""
     grid = quantizer.grid
     spec = grid.spec
-    facts: dict[str, Any] = {
-        "spec": spec.label,
-        "mac_bits": spec.mac_bits,
-        "stored_bits": spec.stored_bits,
-    }
-    if grid.edges.numel():
-        tensor = quantize(weight.detach(), spec, grid.ch_axis, edges=grid.edges.detach())
-        facts |= {
-            "stored_bytes": tensor.stored_bytes,
-            "sqnr_db": tensor.sqnr_db,
-            "entropy_bits": tensor.entropy_bits,
-        }
-    return facts
+    if not grid.edges.numel():
+        return weight_facts(spec)
+    edges = grid.edges.detach()
+    return weight_facts(spec, quantize(weight.detach(), spec, grid.ch_axis, edges=edges))
 
 
 def activation_label(storage: HookStorage, source: str | None) -> str | None:
@@ -241,5 +233,5 @@ def activation_label(storage: HookStorage, source: str | None) -> str | None:
     except AttributeError:
         return None
     if isinstance(module, ActivationQuantizer | StaticActivation):
-        return f"uniform {module.bits} bits per tensor"
+        return uniform_label(module.bits)
     return None

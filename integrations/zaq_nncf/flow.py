@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zaq_nncf import registration
 from zaq_nncf._compat import hooks_of
-from zaq_nncf.activations import called_later, narrow_activations
+from zaq_nncf.activations import called_later, give_own_grids, narrow_activations
 from zaq_nncf.audit import NOTES, audit
 from zaq_nncf.calibration import as_dataset, first_images
 from zaq_nncf.native_weight import NativeWeight
@@ -70,7 +70,8 @@ def quantize(
             ends, too); a `ZeroShotLoader`; or None, and 128 images are made from the model.
         spec: The weights' format; ``PWLQSpec()`` (4 MAC bits, 5 stored) if None.
         activations: Width of the inputs of convolutions and matrix products, 2 to 8 bits. The
-            model's input, and what is only added or pooled, keeps 8.
+            model's input, and what is added or pooled, keeps 8; a tensor that is both has two
+            grids.
         overrides: What differs, by layer name, name of a module around it, pattern (``*.conv1``)
             or module class: a weight format, or None for a layer that is left to NNCF's own int8
             (to leave it float, name it in ``ignored_scope``). See `zaq_plugin.student.assign` for
@@ -131,6 +132,8 @@ def quantize(
         quantized: nn.Module = nncf.quantize(prepared, dataset, **options)
     placed = _placed(quantized)
     placement = Placement(quantized.eval(), example)
+    if bits < 8 and give_own_grids(quantized, placement.torn()):
+        placement = Placement(quantized, example)
     note_parts(quantized, example)
     readers = placement.readers()
     held = itertools.islice(dataset.get_inference_data(), subset_size)

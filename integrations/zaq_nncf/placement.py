@@ -101,6 +101,34 @@ class Placement:
                 found.append(name)
         return found
 
+    def torn(self) -> dict[str, list[tuple[str, int]]]:
+        """Hooks whose value layers multiply, and others (an addition, the output) only read.
+
+        Returns:
+            For each the weighted operators that read it, as (NNCF's name, port).
+        """
+        found: dict[str, list[tuple[str, int]]] = {}
+        for name in self.multiplied():
+            quantizer = next(i for i, hook in self.hooks.items() if hook == name)
+            stack, seen = [self.graph.get_node_by_id(quantizer)], set()
+            layers: list[tuple[str, int]] = []
+            others = False
+            while stack:
+                node = stack.pop()
+                for edge in self.graph.get_output_edges(node):
+                    reader = edge.to_node
+                    if is_weighted(reader):
+                        layers.append((reader.node_name, edge.input_port_id))
+                    elif not is_quantize_node(reader) and reader.node_id not in seen:
+                        seen.add(reader.node_id)
+                        if self._reaches_layer(reader):
+                            stack.append(reader)
+                        else:
+                            others = True
+            if others:
+                found[name] = layers
+        return found
+
     def weights(self) -> list[str]:
         """The parameters that ran as a weight of a convolution or matrix product."""
         found: list[str] = []

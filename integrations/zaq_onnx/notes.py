@@ -10,6 +10,7 @@ from torch import fx, nn
 from zaq_onnx.simulated import is_simulated
 from zaq_plugin.ptq import quantized_tensors
 from zaq_plugin.report import Audit
+from zaq_plugin.report.records import weight_facts
 
 Note = dict[str, Any]
 FIELDS = ("spec", "mac_bits", "stored_bits", "sqnr_db", "entropy_bits", "activation")
@@ -37,12 +38,7 @@ def notes_of(model: nn.Module, audit: Audit | None = None) -> Notes:
         _from_graph(model, found)
     if isinstance(model, nn.Module) and is_simulated(model):
         for name, tensor in quantized_tensors(model).items():
-            spec = tensor.spec
-            found.records[name] = {
-                "spec": spec.label,
-                "mac_bits": spec.mac_bits,
-                "stored_bits": spec.stored_bits,
-            }
+            found.records[name] = weight_facts(tensor.spec)
     for module in model.modules() if isinstance(model, nn.Module) else ():
         facts, weight = getattr(module, "facts", None), getattr(module, "weight", None)
         if isinstance(facts, dict) and isinstance(weight, str):  # a weight that was stripped

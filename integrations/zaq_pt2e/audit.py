@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from zaq_plugin.report.records import Audit, LayerRecord
+from zaq_plugin.report.records import Audit, LayerRecord, uniform_label, weight_facts
 from zaq_pt2e import packing
 from zaq_pt2e._compat import is_watcher, lowered_name
 from zaq_pt2e.graph import (
@@ -118,8 +118,7 @@ def _weight_facts(model: GraphModule, weight: object) -> dict[str, Any]:
         module: Any = model.get_submodule(str(weight.target))
         spec = getattr(module, "spec", None)
         if spec is not None:
-            bits = {"mac_bits": spec.mac_bits, "stored_bits": spec.stored_bits}
-            return {"spec": spec.label, **bits}
+            return weight_facts(spec)
         if is_watcher(module):
             return _uniform(int(module.quant_max) - int(module.quant_min))
         return {}
@@ -140,14 +139,14 @@ def _activation(model: GraphModule, node: object) -> tuple[str, bool]:
     """Label of a layer's input, and whether it comes in integers."""
     if isinstance(node, Node) and node.target in _PER_TENSOR:
         bits = (int(node.args[4]) - int(node.args[3])).bit_length()  # type: ignore[arg-type]
-        return f"uniform {bits} bits per tensor", True
+        return uniform_label(bits), True
     if isinstance(node, Node) and node.op == "call_module":
         module: Any = model.get_submodule(str(node.target))
         if hasattr(module, "format"):
             return f"{module.format.label}, simulated", False
         if is_watcher(module) and getattr(module, "quant_max", None) is not None:
             bits = (int(module.quant_max) - int(module.quant_min)).bit_length()
-            return f"uniform {bits} bits per tensor", True
+            return uniform_label(bits), True
     return "float32", False
 
 

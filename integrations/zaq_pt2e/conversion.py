@@ -26,6 +26,7 @@ from zaq_plugin.observers import (
     TopKMedianObserver,
 )
 from zaq_plugin.pwlq import PWLQTensor, quantize
+from zaq_plugin.report.records import weight_facts
 from zaq_pt2e._compat import QUANTIZED_LIBRARY, prepared_for_qat, register_int8_kernels
 from zaq_pt2e.bias import InputMean, add_to_bias, input_mean, mean_shift
 from zaq_pt2e.folding import SNAPPED, fold, fold_rest, fused_norm
@@ -90,7 +91,8 @@ def convert_weight(module: WeightModule, model: GraphModule, node: Node) -> None
         norm = fused_norm(user, source)
         if norm is not None:
             fold(model, norm)
-        add_note(user, **_facts(packed), **_corrected(model, user, value - snapped))
+        facts = weight_facts(packed.spec, packed)
+        add_note(user, **facts, **_corrected(model, user, value - snapped))
 
 
 def _quantizes(module: WeightModule) -> bool:
@@ -151,18 +153,6 @@ def _emit(model: GraphModule, node: Node, packed: PWLQTensor, name: str) -> None
         values.meta["val"] = node.meta["val"]
     node.replace_all_uses_with(values)
     graph.erase_node(node)
-
-
-def _facts(packed: PWLQTensor) -> dict[str, object]:
-    """What the audit says about a weight."""
-    return {
-        "spec": packed.spec.label,
-        "mac_bits": packed.mac_bits,
-        "stored_bits": packed.stored_bits,
-        "stored_bytes": packed.stored_bytes,
-        "sqnr_db": packed.sqnr_db,
-        "entropy_bits": packed.entropy_bits,
-    }
 
 
 def _corrected(model: GraphModule, user: Node, error: Tensor) -> dict[str, object]:

@@ -9,6 +9,7 @@ from zaq_plugin.ptq.compound import CompoundFakeQuantize
 from zaq_plugin.ptq.plan import LayerPlan
 from zaq_plugin.pwlq import PWLQTensor, sqnr_db
 from zaq_plugin.report import Audit, LayerRecord
+from zaq_plugin.report.records import weight_facts
 from zaq_plugin.student import FloatWeights
 from zaq_plugin.student.module_student import parametrized_layer
 
@@ -43,16 +44,17 @@ def audit(student: nn.Module, *, reference: nn.Module | None = None) -> Audit:
         fake_quant = layer.quantizer
         if isinstance(fake_quant, CompoundFakeQuantize):
             remark = "; ".join(text for text in (remark, fake_quant.remark) if text)
-            tensor, noise = fake_quant, fake_quant.sqnr
+            tensor = fake_quant
         else:
             tensor = layer.tensor()
-            noise = tensor.sqnr_db
-            if reference is not None:
-                noise = sqnr_db(weights.of(layer), tensor.dequantize())
+        facts = weight_facts(fake_quant.spec, tensor)
+        if reference is not None and isinstance(tensor, PWLQTensor):
+            facts["sqnr_db"] = sqnr_db(weights.of(layer), tensor.dequantize())
         twin_name = seen.setdefault(id(layer.parameter), plan.name)
         shared = twin_name != plan.name
         if shared:
             remark = f"shares its weight with {twin_name!r}, where it is counted"
+            facts["stored_bytes"] = 0
         found.add(
             LayerRecord(
                 plan.name,
@@ -60,14 +62,9 @@ def audit(student: nn.Module, *, reference: nn.Module | None = None) -> Audit:
                 0 if shared else plan.numel,
                 True,
                 remark,
-                spec=fake_quant.spec.label,
-                mac_bits=tensor.mac_bits,
-                stored_bits=tensor.stored_bits,
-                stored_bytes=0 if shared else tensor.stored_bytes,
-                sqnr_db=noise,
                 kernel="simulated",
-                entropy_bits=tensor.entropy_bits,
                 activation=_activation_label(module),
+                **facts,
             )
         )
     return found

@@ -45,7 +45,7 @@ class CompoundFakeQuantize(PWLQPerChannelFakeQuantize):
             self.register_buffer("values", self._build(weight.detach()))
         self.to(weight.device)
         self.extra_bytes = 0
-        self.sqnr = sqnr_db(weight.detach(), self.values)
+        self.sqnr_db = sqnr_db(weight.detach(), self.values)
         self.disable_observer()
 
     def _build(self, weight: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ layers'. The frontier holds, for every cost, the assignment of least divergence.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -62,6 +62,27 @@ def pareto_frontier(
         ]
         front = _thinned(_undominated(grown), states)
     return front
+
+
+class Costed(Protocol):
+    """Anything with a cost and a divergence."""
+
+    @property
+    def cost(self) -> int:
+        """What a budget limits."""
+
+    @property
+    def divergence(self) -> float:
+        """What is to be small."""
+
+
+C = TypeVar("C", bound=Costed)
+
+
+def best_within(front: Sequence[C], limit: float) -> C | None:
+    """The point of least divergence that costs at most so much; None if none does."""
+    within = [point for point in front if point.cost <= limit]
+    return min(within, key=lambda p: (p.divergence, p.cost), default=None)
 
 
 def _undominated(states: list[Assignment[T]]) -> list[Assignment[T]]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from zaq_plugin.layers import LAYERS, channel_axis
-from zaq_plugin.ptq.frontier import STATES, pareto_frontier
+from zaq_plugin.ptq.frontier import STATES, best_within, pareto_frontier
 from zaq_plugin.ptq.output_distance import divergences
 from zaq_plugin.ptq.plan import trace_order
 from zaq_plugin.pwlq import QuantSpec, fake_quantize
@@ -63,20 +63,42 @@ def kl_sensitivity(
     if not layers:
         raise ValueError(f"{type(model).__name__} has no convolution or linear layer to measure")
     found = Sensitivities()
+
+    def measured() -> float:
+        return kl_divergence(target, adapter(model(images.clone())))
+
     with evaluating(model):
         target = adapter(model(images.clone()))
         order, found.inputs = trace_order(model, layers, (images[:1].clone(),), {})
         for name in order:
             weight = layers[name].weight
             assert isinstance(weight, nn.Parameter)
-            kept = weight.detach().clone()
-            found.numel[name] = kept.numel()
-            found.divergence[name] = {}
-            for width, spec in specs.items():
-                weight.copy_(fake_quantize(kept, spec, channel_axis(layers[name])))
-                answer = adapter(model(images.clone()))
-                found.divergence[name][width] = kl_divergence(target, answer)
-            weight.copy_(kept)
+            found.numel[name] = weight.numel()
+            axis = channel_axis(layers[name])
+            apart = each_alone(weight, axis, specs.values(), measured)
+            found.divergence[name] = dict(zip(specs, apart, strict=True))
+    return found
+
+
+@torch.no_grad()
+def each_alone(
+    weight: Tensor, axis: int, specs: Iterable[QuantSpec], measured: Callable[[], float]
+) -> list[float]:
+    """What is measured with one weight on each of several grids, all others as they are.
+
+    Args:
+        weight: Of a model; it changes meanwhile and comes back.
+        axis: Of its output channels.
+        specs: The grids.
+        measured: Runs the model.
+    """
+    kept, found = weight.detach().clone(), []
+    try:
+        for spec in specs:
+            weight.copy_(fake_quantize(kept, spec, axis))
+            found.append(measured())
+    finally:
+        weight.copy_(kept)
     return found
 
 
@@ -94,11 +116,10 @@ def allocate_widths(found: Sensitivities, bits: float, states: int = STATES) -> 
         for name, choices in found.divergence.items()
     ]
     front = pareto_frontier(layers, states)
-    within = [s for s in front if s.cost <= limit]
-    if not within:
+    best = best_within(front, limit)
+    if best is None:
         raise ValueError(
             f"no widths fit a mean of {bits:g} stored bits: the narrowest take "
             f"{front[0].cost / sum(found.numel.values()):.2f}"
         )
-    best = min(within, key=lambda s: (s.divergence, s.cost))
     return dict(zip(found.divergence, best.choices, strict=True))

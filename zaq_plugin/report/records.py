@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from zaq_plugin.report._json import check_keys, dumps, loads_object, plain, to_float
 
@@ -82,6 +82,41 @@ class LayerRecord:
             ValueError: an unknown or a missing key.
         """
         return _build(cls, data, f"Layer record {data.get('name', '?')!r}")
+
+
+class Widths(Protocol):
+    """A weight's format."""
+
+    @property
+    def label(self) -> str:
+        """For tables."""
+
+    @property
+    def mac_bits(self) -> int:
+        """The multiplier's width."""
+
+    @property
+    def stored_bits(self) -> int:
+        """Of a code on disk."""
+
+
+def weight_facts(spec: Widths, tensor: Any = None) -> dict[str, Any]:
+    """What a `LayerRecord` says of a quantized weight, in every host.
+
+    Args:
+        spec: Its format.
+        tensor: Its codes and levels, a `zaq_plugin.pwlq.PWLQTensor` or a sum of several; they know
+            their own widths, size, error and entropy. Without them there are widths alone.
+    """
+    if tensor is None:
+        return {"spec": spec.label, "mac_bits": spec.mac_bits, "stored_bits": spec.stored_bits}
+    names = ("mac_bits", "stored_bits", "stored_bytes", "sqnr_db", "entropy_bits")
+    return {"spec": spec.label, **{name: getattr(tensor, name) for name in names}}
+
+
+def uniform_label(bits: int) -> str:
+    """What a `LayerRecord` says of a layer's input on a uniform grid."""
+    return f"uniform {bits} bits per tensor"
 
 
 @dataclass

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from zaq_plugin.student import QuantLayer, Student, reached_layers, student_of
 from zaq_plugin.zero_shot.block import Block, Call
-from zaq_plugin.zero_shot.graph_blocks import graph_blocks
+from zaq_plugin.zero_shot.graph_blocks import graph_blocks, layer_blocks
 
 LARGEST_BLOCK = 8
 """Modules with more quantized weights than this are cut further where they can be."""
@@ -70,7 +70,8 @@ def find_blocks(
     if isinstance(student, fx.GraphModule) and not layers_alone:
         if not isinstance(teacher, fx.GraphModule):
             raise ValueError("the student is a graph, but the teacher is not: use twin(student).")
-        blocks, reasons = graph_blocks(student, teacher, names)
+        cut = layer_blocks if largest == 1 else graph_blocks
+        blocks, reasons = cut(student, teacher, names)
     else:
         view = student_of(student)
         blocks, reasons = _module_blocks(view, teacher, layers, example, largest)

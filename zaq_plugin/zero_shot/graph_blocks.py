@@ -58,31 +58,54 @@ def graph_blocks(
         _, last, _ = bounds.pop()
         start, _, kept = bounds.pop()
         bounds.append((start, last, kept))
+    return _blocks(student, teacher, [b for b in bounds if b[2]]), reasons
+
+
+def layer_blocks(
+    student: fx.GraphModule, teacher: fx.GraphModule, names: Sequence[str]
+) -> tuple[list[Block], dict[str, str]]:
+    """Every layer by itself, from what it multiplies to what it gives; as `graph_blocks`."""
+    data = set(_data_nodes(student))
+    users: dict[str, list[fx.Node]] = {name: [] for name in names}
+    for node in student.graph.nodes:
+        for name in _held(student, node, names):
+            users[name] += [node] if node in data else [n for n in node.users if n in data]
+    bounds, reasons = [], {}
+    for name, nodes in users.items():
+        inputs = [n for node in nodes for n in node.all_input_nodes if n in data]
+        if len(nodes) > 1:
+            reasons[name] = f"it is used in {len(nodes)} places"
+        elif len(inputs) != 1:
+            reasons[name] = "it is no layer with one tensor in and one out"
+        else:
+            bounds.append((inputs[0], nodes[0], [name]))
+    return _blocks(student, teacher, bounds), reasons
+
+
+def _blocks(
+    student: fx.GraphModule,
+    teacher: fx.GraphModule,
+    bounds: Sequence[tuple[fx.Node, fx.Node, list[str]]],
+) -> list[Block]:
+    """A block for the graph between two nodes, and the weights' quantizers in it."""
     twins = {node.name: node for node in teacher.graph.nodes}
+    source = next(n for n in student.graph.nodes if n.op == "placeholder")
     blocks: list[Block] = []
-    ends: list[fx.Node] = []
-    for first, last, inside in bounds:
-        if not inside:
-            continue
+    for index, (first, last, inside) in enumerate(bounds):
         part = _subgraph(student, first, last)
-        same = _subgraph(teacher, twins[first.name], twins[last.name])
-        source = next(n for n in nodes if n.op == "placeholder")
-        before = _subgraph(student, source, first)
-        before_teacher = _subgraph(teacher, twins[source.name], twins[first.name])
         blocks.append(
             Block(
                 name=f"{first.name}..{last.name}",
                 student=part,
-                teacher=same,
+                teacher=_subgraph(teacher, twins[first.name], twins[last.name]),
                 weights=tuple(inside),
                 modules=(part,),
-                student_input=before,
-                teacher_input=before_teacher,
-                chained=bool(blocks) and ends[-1] is first,
+                student_input=_subgraph(student, source, first),
+                teacher_input=_subgraph(teacher, twins[source.name], twins[first.name]),
+                chained=index > 0 and bounds[index - 1][1] is first,
             )
         )
-        ends.append(last)
-    return blocks, reasons
+    return blocks
 
 
 def _held(model: fx.GraphModule, node: fx.Node, names: Sequence[str]) -> list[str]:

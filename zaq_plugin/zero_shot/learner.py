@@ -29,6 +29,9 @@ class Learner:
         student: Prepared and calibrated, observers off. It is attached on return.
         example: A small batch of images.
         config: The settings.
+
+    Raises:
+        ValueError: If no parameter requires a gradient.
     """
 
     def __init__(self, student: nn.Module, example: Tensor, config: ZeroShotConfig) -> None:
@@ -46,6 +49,12 @@ class Learner:
         ]
         groups = self._groups()
         self.trained = [p for group in groups for p in group["params"]]
+        if not any(p.requires_grad for p in self.trained):
+            raise ValueError(
+                f"there is nothing to train: none of the {len(self.trained)} parameters of this "
+                f"{type(student).__name__} requires a gradient; call requires_grad_(True) on the "
+                "model before it is prepared"
+            )
         if config.optimizer == "sgd":
             self.optimizer: Optimizer = torch.optim.SGD(groups, momentum=config.momentum)
         else:

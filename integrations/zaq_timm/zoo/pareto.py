@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from zaq_plugin.ptq.frontier import STATES, pareto_frontier
+from zaq_plugin.ptq.frontier import best_within as frontier_within
 from zaq_plugin.pwlq import QuantSpec
 from zaq_timm.zoo.sensitivity import Sensitivity
 
@@ -69,10 +70,10 @@ def best_within(points: Sequence[Point], limit: float, unit: str) -> Point:
     Raises:
         ValueError: the budget is below the cheapest assignment.
     """
-    within = [p for p in points if p.cost <= limit]
-    if not within:
+    best = frontier_within(points, limit)
+    if best is None:
         raise ValueError(
             f"budget: even the narrowest widths take {points[0].cost:,} {unit}, and it allows "
             f"{math.floor(limit):,}; raise it."
         )
-    return min(within, key=lambda p: (p.divergence, p.cost))
+    return best

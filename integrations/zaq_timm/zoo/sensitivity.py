@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from zaq_plugin.layers import LAYERS, channel_axis
 from zaq_plugin.ptq import fold_batch_norm
+from zaq_plugin.ptq.mixed_precision import each_alone
 from zaq_plugin.ptq.plan import stored_size
-from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec, fake_quantize
+from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
 from zaq_timm.zoo.measure import distance, outputs
 
 Report = Callable[[str, int, int], None]
@@ -122,18 +123,16 @@ def measure_sensitivities(
         report: told stage, step and steps.
     """
     reference = outputs(model, images, batch)
+
+    def measured() -> float:
+        return distance(reference, outputs(model, images, batch)).divergence
+
     found = []
     for index, place in enumerate(places):
-        weight = place.weight.detach().clone()
-        for spec in candidates(place):
-            try:
-                with torch.no_grad():
-                    place.weight.copy_(fake_quantize(weight, spec, place.axis))
-                apart = distance(reference, outputs(model, images, batch)).divergence
-            finally:
-                with torch.no_grad():
-                    place.weight.copy_(weight)
-            found.append(Sensitivity(place.name, spec, weight.numel(), place.size(spec), apart))
+        specs, weight = candidates(place), place.weight
+        for spec, apart in zip(specs, each_alone(weight, place.axis, specs, measured), strict=True):
+            size = place.size(spec)
+            found.append(Sensitivity(place.name, spec, weight.numel(), size, apart))
         report("sensitivity of layers", index + 1, len(places))
     return found
 

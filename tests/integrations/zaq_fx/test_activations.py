@@ -240,6 +240,30 @@ def test_outputs_on_their_inputs_grid_add_nothing_to_its_range() -> None:
     assert torch.equal(zaq_fx.convert(fresh)(X), zaq_fx.convert(ready)(X))
 
 
+@pytest.mark.parametrize("qat", [False, True])
+@pytest.mark.parametrize("activation", [nn.ReLU6(), nn.Hardtanh(0.0, 6.0), functional.relu6])
+def test_no_level_is_spent_on_what_an_activation_cuts_off(activation: Any, qat: bool) -> None:
+    model = between(activation)
+    with torch.no_grad():
+        model.a.weight.mul_(20)
+        assert model.a(X).max() > 60  # ten times what comes through
+    ready = prepared(model, X, qat=qat)
+    zaq_fx.calibrate(ready, [X])
+    followers = [m for m in ready.modules() if isinstance(m, Follower)]
+    assert len(followers) == 1
+    assert 5.5 < 127 * float(followers[0].calculate_qparams()[0]) <= 6.01
+    assert sqnr(model(X), zaq_fx.convert(ready)(X)) > 22
+    fresh = prepared(model, X, qat=qat)
+    fresh.load_state_dict(ready.state_dict())
+    assert torch.equal(zaq_fx.convert(fresh)(X), zaq_fx.convert(ready)(X))
+
+
+def test_training_begins_before_the_grid_behind_an_activation_is_known() -> None:
+    model = between(nn.ReLU6())
+    ready = prepared(model, X, qat=True)
+    assert sqnr(model(X), ready(X)) > 20  # the very first batch
+
+
 def test_observers_of_whole_ranges_need_no_followers() -> None:
     ready = prepared(between(lambda y: y.clamp(-1, 1)), X, observer=MinMaxObserver)
     assert not any(isinstance(m, Follower) for m in ready.modules())

@@ -83,10 +83,41 @@ def test_only_inputs_of_layers_are_narrow(make_net, images):
     bits = {str(n.args[0]): w.bits for n, w in watcher_nodes(prepared)}
     assert bits["x"] == 7
     assert bits["fc"] == 8
-    assert bits["stem"] == 4  # read by the convolution, and by the sum
+    first = next(n for n, _ in watcher_nodes(prepared) if str(n.args[0]) == "stem")
+    assert bits["stem"] == 8  # read by the sum, and by the convolution:
+    assert bits[first.name] == 4  # through a grid of its own
+    assert [str(n) for n in first.users if n.op == "call_module"] == [f"{first.name}_multiplied"]
     assert next(b for name, b in bits.items() if name.startswith("conv")) == 8  # only added
     output = next(w for n, w in watcher_nodes(prepared) if str(n.args[0]) == "fc")
     assert isinstance(output.activation_post_process, MinMaxObserver)
+
+
+@pytest.mark.parametrize("qat", [False, True])
+def test_a_trunk_is_wide_where_it_is_added_and_narrow_where_it_is_multiplied(make_net, images, qat):
+    prepared = zaq_fx.prepare(make_net(), (images,), FOUR, 3, qat=qat)
+    zaq_fx.calibrate(prepared, [images])
+    converted = zaq_fx.convert(prepared)
+    read = {}
+
+    class Reader(torch.fx.Interpreter):
+        def run_node(self, node):
+            for argument in node.all_input_nodes:
+                if node.target in ("conv", torch.ops.quantized.add_relu):
+                    read.setdefault(str(node.target), []).append(self.env[argument])
+            return super().run_node(node)
+
+    Reader(converted).run(images)
+    (multiplied,) = read["conv"]
+    assert len(multiplied.int_repr().unique()) <= 8
+    trunk = next(
+        x
+        for x in read[str(torch.ops.quantized.add_relu)]
+        if x.shape == multiplied.shape and x.dim() == 4 and float(x.dequantize().min()) >= 0
+    )
+    assert len(trunk.int_repr().unique()) > 64
+    kernels = {r.name: r.kernel for r in zaq_fx.audit(converted)}
+    assert all("int8" in kernel for kernel in kernels.values()), kernels
+    assert "3 bits" in zaq_fx.audit(converted)["conv"].activation
 
 
 def test_pwlq_activations_train_but_do_not_convert(make_net, images):

@@ -283,6 +283,41 @@ def test_narrow_activations(net: nn.Module, images: Tensor, hooks: Hooks) -> Non
     close(made, net, images)
 
 
+class Trunk(nn.Module):
+    """What a convolution reads is added to its output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1)
+        self.pool, self.fc = nn.MaxPool2d(2), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        trunk = self.pool(self.stem(x).relu())
+        return self.fc((self.conv(trunk) + trunk).relu().mean((2, 3)))
+
+
+def test_a_trunk_is_wide_where_it_is_added_and_narrow_where_it_is_multiplied(
+    images: Tensor, hooks: Hooks
+) -> None:
+    torch.manual_seed(3)
+    net = Trunk().eval()
+    made = zaq_nncf.quantize(net, [images], FAST, activations=3, bias_correction=None)
+    bits = {n: m.bits for n, m in hooks(made).items() if hasattr(m, "bits")}
+    assert bits["post_hooks./relu/0__0.0"] == 8
+    assert bits["pre_hooks.conv/conv2d/0__0.0"] == 3
+    assert zaq_nncf.audit(made)["conv"].activation == "uniform 3 bits per tensor"
+    seen: list[tuple[Tensor, Tensor]] = []
+    hooks(made)["pre_hooks.conv/conv2d/0__0.0"].register_forward_hook(
+        lambda module, args, output: seen.append((args[0], output))
+    )
+    with torch.no_grad():
+        expected = made(images)
+    ((trunk, multiplied),) = seen
+    assert len(multiplied.unique()) <= 8
+    assert len(trunk.unique()) > 64
+    torch.testing.assert_close(zaq_nncf.strip(made)(images), expected)
+
+
 def test_an_observer_of_ones_own(net: nn.Module, images: Tensor, hooks: Hooks) -> None:
     from zaq_plugin.observers import MinMaxObserver
 

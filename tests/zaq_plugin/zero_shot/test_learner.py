@@ -42,6 +42,18 @@ def test_it_learns_and_what_is_handed_over_is_what_was_learned(
     assert float((handed - y).square().mean()) < start
 
 
+def test_a_model_without_gradients_is_refused(
+    tiny: Callable[..., nn.Module],
+    make_student: Callable[..., nn.Module],
+    smooth_images: Callable[..., Tensor],
+) -> None:
+    student = make_student(tiny().requires_grad_(False))
+    config = ZeroShotConfig(steps=6, step_lr=0, edge_lr=0)
+    text = r"nothing to train: none of the \d+ parameters .* call requires_grad_\(True\)"
+    with pytest.raises(ValueError, match=text):
+        Learner(student, smooth_images(2), config)
+
+
 def test_judging_leaves_training_alone(
     tiny: Callable[..., nn.Module],
     make_student: Callable[..., nn.Module],

@@ -12,7 +12,7 @@ from timm.layers import create_conv2d
 from torch import nn
 
 import benchmarks.accuracy
-import benchmarks.accuracy_hosts as hosts
+import benchmarks.hosts.accuracy as hosts
 from benchmarks import accuracy_tables
 from benchmarks import data as loaders
 from benchmarks.processor import processor

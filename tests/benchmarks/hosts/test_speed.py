@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "hosts.py"
+SCRIPT = Path(__file__).parents[3] / "benchmarks" / "hosts" / "speed.py"
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Speed inside the hosts, as ratios within one run: PWLQ against the host's own 8-bit quantizers.
 
-    python benchmarks/hosts.py [--model resnet18] [--size 64] [--batch 8] [--repeats 15]
+    python benchmarks/hosts/speed.py [--model resnet18] [--size 64] [--batch 8] [--repeats 15]
                                [--out benchmarks/results/hosts.md]
 
 Three questions for each host, torch.ao FX and torchao PT2E: what a training step of the prepared

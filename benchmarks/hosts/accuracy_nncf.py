@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import zaq_nncf
-from benchmarks.accuracy_hosts_tables import NNCF_BIAS, STOCK, ZERO_SHOT, Case
+from benchmarks.hosts.accuracy_tables import NNCF_BIAS, STOCK, ZERO_SHOT, Case
 from zaq_plugin.pwlq import QuantSpec
 from zaq_plugin.report import Audit
 from zaq_plugin.zero_shot import ZeroShotConfig, zero_shot_finetune

@@ -99,7 +99,7 @@ def markdown(done: dict[Case, Outcome]) -> str:
     text = [
         "# Accuracy of converted int8 models",
         "",
-        "Written by `python benchmarks/accuracy_hosts.py --data DIR`. PWLQ stores one bit more than"
+        "Written by `python benchmarks/hosts/accuracy.py --data DIR`. PWLQ stores one bit more than"
         "\nits MAC bits: compare at equal stored bits, or at equal MAC bits where the multiplier"
         "\ncounts. A top-1 difference below about one standard error of the evaluation (0.5 points"
         "\nfor 5,000 images, 2.5 for 400) means nothing by itself.",

@@ -1,6 +1,6 @@
 """Accuracy of converted int8 models on real images: PWLQ and uniform grids inside the hosts.
 
-    python benchmarks/accuracy_hosts.py --data DIR [--model cifar10 imagenet] [--host fx pt2e nncf]
+    python benchmarks/hosts/accuracy.py --data DIR [--model cifar10 imagenet] [--host fx pt2e nncf]
                                         [--out benchmarks/results/accuracy_hosts.jsonl]
 
 Nothing is simulated: FX models run on the modules of ``convert_fx``, PT2E models on Inductor's int8
@@ -31,11 +31,13 @@ from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
     get_default_x86_inductor_quantization_config,
 )
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import zaq_fx
 import zaq_pt2e
 from benchmarks.accuracy import RESULTS, Bench
-from benchmarks.accuracy_hosts_tables import (
+from benchmarks.accuracy_tables import append_line, read_pairs
+from benchmarks.data import LOADERS, accuracy, load_task, logits_of
+from benchmarks.hosts.accuracy_tables import (
     CALIBRATION_BATCH,
     DATA_FREE,
     HOSTS,
@@ -46,8 +48,6 @@ from benchmarks.accuracy_hosts_tables import (
     Outcome,
     markdown,
 )
-from benchmarks.accuracy_tables import append_line, read_pairs
-from benchmarks.data import LOADERS, accuracy, load_task, logits_of
 from benchmarks.processor import processor
 from zaq_plugin.layers import is_depthwise
 from zaq_plugin.ptq import calibrate, correct_bias
@@ -187,7 +187,7 @@ def convert_pt2e_model(bed: Bed, case: Case) -> Converted:
 
 def convert_nncf(bed: Bed, case: Case) -> Converted:
     """Through NNCF and OpenVINO, for batches of ``bed.batch``."""
-    from benchmarks import accuracy_hosts_nncf as nncf_host
+    from benchmarks.hosts import accuracy_nncf as nncf_host
 
     wide: dict[str, QuantSpec] = dict.fromkeys(bed.depthwise, UniformSpec(8))
     stripped, found = nncf_host.quantized(bed.model, case, bed.calibration(), wide)
