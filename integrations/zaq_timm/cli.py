@@ -77,11 +77,13 @@ def folder(text: str) -> Path:
 
 def build_parser() -> Parser:
     """Returns the parser with every command that there is."""
-    from zaq_plugin import __version__
+    from importlib.metadata import version  # zaq_plugin.__version__, without loading torch
+
     from zaq_timm.zoo.command import add_commands
 
     parser = Parser(prog="zaq-quantize", description=DESCRIPTION, formatter_class=Format)
-    parser.add_argument("--version", action="version", version=f"zaq-quantize {__version__}")
+    told = f"zaq-quantize {version('zaq_plugin')}"
+    parser.add_argument("--version", action="version", version=told)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     demo = commands.add_parser(
         "demo",
