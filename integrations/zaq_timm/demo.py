@@ -19,6 +19,7 @@ from zaq_timm.checkpoint import save_checkpoint
 from zaq_timm.converted import CONVERTED
 from zaq_timm.deployment import Shipped, ship
 from zaq_timm.digits import DigitsSplit, digits_model, load_digits_split
+from zaq_timm.doctor.kernels import warning
 from zaq_timm.figures import demo_figures
 from zaq_timm.formats import WIDTHS, formats_at
 from zaq_timm.hosts import Host, Quantized, simulated
@@ -73,6 +74,7 @@ class DemoRun:
         manifest: everything the run knows about itself.
         files: what was written, in order.
         figures: what stages add to the page.
+        notes: what a reader of the table must know about this machine.
         split: the images.
         model: the float model, BatchNorm folded.
         top: the float model's top class of each held-out image.
@@ -89,6 +91,7 @@ class DemoRun:
     manifest: Manifest = field(default_factory=Manifest)
     files: list[Path] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     split: DigitsSplit = field(init=False)
     model: nn.Module = field(init=False)
     top: Tensor = field(init=False)
@@ -132,6 +135,10 @@ def quantize_all(run: DemoRun) -> None:
 def convert_all(run: DemoRun) -> None:
     """Converts to int8 what the hosts can run, and measures the converted models."""
     stated = {"quantized model": HOST_NAMES[run.host]} | HOST_PROTOCOL
+    note = warning("torch") if run.host == "fx" else None
+    if note is not None:
+        stated["int8 kernels"] = note
+        run.notes.append(f"rows of converted models: {note}")
     for weights, activations in CONVERTED_WIDTHS:
         name = f"PWLQ, converted ({run.host})"
         run.step(f"{name}, W{weights}A{activations}")
