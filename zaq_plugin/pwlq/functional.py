@@ -27,12 +27,12 @@ def quantize(
         spec: `PWLQSpec` or `UniformSpec`.
         axis: channel axis (0 for convolution and linear weights), or None for one grid per tensor.
         edges: clip and breakpoints to use, (sides, channels, n + 1); by default `solve_edges`
-        chooses.
+            chooses.
 
     Raises:
         TypeError: if w is no floating-point tensor, or spec no spec.
         ValueError: if w is empty or holds NaN or infinity, axis does not exist, or edges do not
-        fit.
+            fit.
 
     Example:
         >>> w = torch.tensor([[-1.0, -0.1, 0.0, 0.1, 1.0]])
