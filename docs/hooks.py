@@ -23,8 +23,9 @@ SOURCES = ("zaq_plugin", "integrations")
 ERRORS_INTRODUCTION = """\
 # All errors
 
-Every text that zaq_plugin raises, by package, as the sources have it: search for a few words of yours. What varies is shown as `…`.
-Those that users meet most are in [troubleshooting](troubleshooting.md), with more words.
+Every text that zaq_plugin raises, by package, as the sources have it: search for a few words of
+yours. What varies is shown as `…`. Those that are met most are in
+[troubleshooting](troubleshooting.md), with more words.
 """
 
 

@@ -84,6 +84,7 @@ def build_parser() -> Parser:
     """Returns the parser with every command that there is."""
     from importlib.metadata import version  # zaq_plugin.__version__, without loading torch
 
+    from zaq_timm.looking.command import add_commands as add_looking
     from zaq_timm.zoo.command import add_commands
 
     parser = Parser(prog="zaq-quantize", description=DESCRIPTION, formatter_class=Format)
@@ -125,6 +126,7 @@ def build_parser() -> Parser:
     )
     demo.set_defaults(run=demo_command)
     add_commands(commands, Format, folder)
+    add_looking(commands, Format)
     doctor = commands.add_parser(
         "doctor",
         help="what this machine can do, what is missing, and what installs it",
