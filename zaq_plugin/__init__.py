@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from zaq_plugin.strategies import Request, apply
     from zaq_plugin.zero_shot import ZeroShotConfig, ZeroShotLoader, zero_shot_finetune
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Found when asked for, so that an import stays cheap: name to the part that has it.
 _LATER = {

@@ -112,8 +112,9 @@ def _by_records(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Lay
     for name in dict.fromkeys([*first, *second]):
         one, other = first.get(name), second.get(name)
         if one is None or other is None:
-            numel = (other or one).numel
-            found.append(LayerDifference(name, numel, None, None, None, _only(other is None)))
+            there = first[name] if one is not None else second[name]
+            note = _only(one is not None)
+            found.append(LayerDifference(name, there.numel, None, None, None, note))
             continue
         known = [r.sqnr_db for r in (one, other) if r.sqnr_db is not None]
         note = "" if known else one.reason or other.reason or "no noise recorded"
@@ -125,7 +126,7 @@ def _by_records(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Lay
                 one.numel,
                 one.sqnr_db,
                 other.sqnr_db,
-                min(known, default=None),  # type: ignore[type-var]
+                min(known, default=None),
                 note,
             )
         )
