@@ -61,7 +61,7 @@ def coded() -> Iterator[object]:
             yield pytest.param(page, marks=marks)
 
 
-@pytest.mark.parametrize("page", coded())
+@pytest.mark.parametrize("page", list(coded()))
 def test_code_runs_from_top_to_bottom(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
