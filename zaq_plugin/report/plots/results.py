@@ -18,7 +18,6 @@ from zaq_plugin.report.plots._figure import (
 )
 from zaq_plugin.report.records import ResultRow
 
-
 MOST_LABELS = 6
 """More lines than this are told apart by a legend."""
 
