@@ -34,6 +34,6 @@ def render_table_page(columns: Sequence[Column], title: str, lead: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{esc(title)}</title><style>{style}</style></head>\n<body>"
         f'<header><div><h1>{esc(title)}</h1><p class="lead">{esc(lead)}</p></div></header>\n'
-        f"<main><section>{table(columns, caption=title)}</section></main>\n"
+        f"<main><section><h2>Layers</h2>{table(columns, caption=title)}</section></main>\n"
         f"<script>{script}</script></body></html>\n"
     )
