@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import os
 import subprocess
 import sys
 import tarfile
@@ -9,6 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from importlib import metadata
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -18,6 +20,7 @@ import pytest
 import zaq_plugin
 
 ROOT = Path(__file__).parents[1]
+PURELIB = "import sysconfig; print(sysconfig.get_path('purelib'))"
 CORE = ROOT / "zaq_plugin"
 INTEGRATIONS = ROOT / "integrations"
 ZOO = "zaq_timm"
@@ -122,12 +125,15 @@ def test_the_number_format_imports_nothing_else_of_the_project() -> None:
 
 
 def test_strategies_stand_on_top_of_the_core() -> None:
-    """They use zero_shot, ptq and pwlq; none of those knows them."""
-    above = CORE / "strategies"
+    """They use zero_shot, ptq and pwlq; none of those knows them.
+
+    The package's face, which nothing in it imports from, hands their names on.
+    """
+    above, face = CORE / "strategies", CORE / "__init__.py"
     wrong = [
         f"{path.relative_to(ROOT)} imports {name}"
         for path in sources(CORE)
-        if not path.is_relative_to(above)
+        if not path.is_relative_to(above) and path != face
         for name in imports(path)
         if name.startswith("zaq_plugin.strategies")
     ]
@@ -135,6 +141,16 @@ def test_strategies_stand_on_top_of_the_core() -> None:
     used = {name.split(".")[1] for path in sources(above) for name in imports(path)
             if name.startswith("zaq_plugin.")}  # fmt: skip
     assert {"zero_shot", "ptq", "pwlq"} <= used
+
+
+def test_no_part_of_the_core_imports_what_its_face_hands_on() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in sources(CORE)
+        for name in imports(path)
+        if name.rpartition(".")[0] == "zaq_plugin" and name.rpartition(".")[2] in zaq_plugin._LATER
+    ]
+    assert not wrong
 
 
 def test_the_core_does_not_touch_torch_ao() -> None:
@@ -294,6 +310,12 @@ def test_the_installed_package_is_this_one() -> None:
     assert setup_cfg()["metadata"]["name"] == "zaq_plugin"
 
 
+def test_what_repeats_the_version_has_the_packages() -> None:
+    version = zaq_plugin.__version__
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\n## [{version}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
 def test_extras_only_name_extras_that_exist() -> None:
     extras = setup_cfg()["options.extras_require"]
     for name in extras:
@@ -341,3 +363,35 @@ def test_the_sdist_installs_and_works_from_any_folder(tmp_path: Path) -> None:
         ).splitlines()
         assert Path(told[0]).is_relative_to(target)
         assert told[1] == "torch.Size([1, 10])"
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_runs_the_demo(tmp_path: Path) -> None:
+    """In an environment of its own, which finds everything but zaq_plugin where these tests do."""
+
+    def call(*command: str | Path) -> str:
+        env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+        words = [str(word) for word in command]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    build = ("-m", "build", "--no-isolation", "--outdir", tmp_path / "dist", ROOT)
+    call(sys.executable, *build)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    if find_spec("twine") is not None:
+        told = call(sys.executable, "-m", "twine", "check", "--strict", *wheel.parent.iterdir())
+        assert told.count("PASSED") == 2
+    call(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env")
+    own = Path(call(tmp_path / "env" / "bin" / "python", "-c", PURELIB).strip())
+    paths = [path for path in sys.path if path.endswith("site-packages")]
+    (own / "others.pth").write_text("\n".join(paths) + "\n", encoding="utf-8")
+    pip = (sys.executable, "-m", "pip", "--python", tmp_path / "env" / "bin" / "python")
+    call(*pip, "install", "-q", "--no-deps", "--ignore-installed", wheel)
+
+    python, command = tmp_path / "env" / "bin" / "python", tmp_path / "env" / "bin" / "zaq-quantize"
+    place = call(python, "-c", "import zaq_plugin, zaq_timm; print(zaq_plugin.__file__)").strip()
+    assert Path(place).is_relative_to(own)
+    assert call(command, "--version") == f"zaq-quantize {zaq_plugin.__version__}\n"
+    assert "PWLQ" in call(command, "demo")
+    assert (tmp_path / "zaq-demo" / "report.html").is_file()

@@ -41,6 +41,11 @@ examples
   zaq-quantize demo --seed 1              calibrate on other training images
   zaq-quantize demo --json | jq '.results[] | {method, top1}'"""
 
+DOCTOR = """\
+Looks at processor, memory, compilers, torch and every host, and says what is missing and what
+installs it. Whether int8 kernels saturate here is measured, not read from the processor's name.
+The exit code is 1 if something that is installed cannot be used."""
+
 Format = argparse.RawDescriptionHelpFormatter
 
 
@@ -77,11 +82,14 @@ def folder(text: str) -> Path:
 
 def build_parser() -> Parser:
     """Returns the parser with every command that there is."""
-    from zaq_plugin import __version__
+    from importlib.metadata import version  # zaq_plugin.__version__, without loading torch
+
+    from zaq_timm.looking.command import add_commands as add_looking
     from zaq_timm.zoo.command import add_commands
 
     parser = Parser(prog="zaq-quantize", description=DESCRIPTION, formatter_class=Format)
-    parser.add_argument("--version", action="version", version=f"zaq-quantize {__version__}")
+    told = f"zaq-quantize {version('zaq_plugin')}"
+    parser.add_argument("--version", action="version", version=told)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     demo = commands.add_parser(
         "demo",
@@ -118,6 +126,15 @@ def build_parser() -> Parser:
     )
     demo.set_defaults(run=demo_command)
     add_commands(commands, Format, folder)
+    add_looking(commands, Format)
+    doctor = commands.add_parser(
+        "doctor",
+        help="what this machine can do, what is missing, and what installs it",
+        description=DOCTOR,
+        formatter_class=Format,
+    )
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
+    doctor.set_defaults(run=doctor_command)
     return parser
 
 
@@ -143,15 +160,34 @@ def demo_command(args: argparse.Namespace) -> int:
     files = [str(path) for path in run.files]
     if args.json:
         results = [row.to_dict() for row in run.manifest.results]
-        print(json.dumps({"seed": args.seed, "files": files, "results": results}, indent=2))
+        told = {"seed": args.seed, "files": files, "notes": run.notes, "results": results}
+        print(json.dumps(told, indent=2))
         return 0
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(results_table(run.manifest.results, "Handwritten digits, 599 held-out images"))
+    for note in run.notes:
+        console.print(f"Note: {note}", highlight=False, soft_wrap=True, markup=False)
     console.print(f"\n{run.shipped}", highlight=False, soft_wrap=True)
     console.print("\nWritten", highlight=False)
     for name in files:
         console.print(f"  {name}", highlight=False, soft_wrap=True)
     return 0
+
+
+def doctor_command(args: argparse.Namespace) -> int:
+    """Prints what the doctor finds; without torch there is no more to find than that."""
+    try:
+        from zaq_timm.doctor.findings import examine, lines
+    except ImportError as error:
+        print(
+            f"zaq-quantize doctor: error: zaq_plugin cannot be imported ({error}); install what it "
+            "needs with: pip install --force-reinstall zaq_plugin",
+            file=sys.stderr,
+        )
+        return 1
+    told = examine()
+    print(json.dumps(told, indent=2) if args.json else "\n".join(lines(told)))
+    return 1 if told["problems"] else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

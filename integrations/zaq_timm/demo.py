@@ -16,12 +16,14 @@ from zaq_plugin.ptq import fold_batch_norm
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec
 from zaq_plugin.report import Figure, Manifest, ResultRow, write_page
 from zaq_timm.checkpoint import save_checkpoint
-from zaq_timm.converted import CONVERTED
+from zaq_timm.converted import CONVERTED, through
 from zaq_timm.deployment import Shipped, ship
 from zaq_timm.digits import DigitsSplit, digits_model, load_digits_split
+from zaq_timm.doctor.kernels import warning
 from zaq_timm.figures import demo_figures
 from zaq_timm.formats import WIDTHS, formats_at
 from zaq_timm.hosts import Host, Quantized, simulated
+from zaq_timm.measures import float_bytes, percent, sqnr
 from zaq_timm.recovery import ACTIVATIONS, DATA_FREE, SPEC, recover, recovery_figures
 
 CALIBRATION_IMAGES, BATCH = 512, 32
@@ -54,6 +56,9 @@ HOST_NAMES = {
 HOST_PROTOCOL = {
     "residual_adds": "quantized at 8 bits, as is all that no convolution or linear layer reads",
 }
+SAFE_BITS = 7
+"""Width of activations with which two products of int8 fit 16 bits."""
+SAFE_PROTOCOL = {"activations": f"the input, too, at {SAFE_BITS} bits: sums cannot saturate"}
 CONVERTED_WIDTHS = ((6, 8), (4, 8), (4, 4))
 
 
@@ -73,6 +78,7 @@ class DemoRun:
         manifest: everything the run knows about itself.
         files: what was written, in order.
         figures: what stages add to the page.
+        notes: what a reader of the table must know about this machine.
         split: the images.
         model: the float model, BatchNorm folded.
         top: the float model's top class of each held-out image.
@@ -89,6 +95,7 @@ class DemoRun:
     manifest: Manifest = field(default_factory=Manifest)
     files: list[Path] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     split: DigitsSplit = field(init=False)
     model: nn.Module = field(init=False)
     top: Tensor = field(init=False)
@@ -114,7 +121,7 @@ def load(run: DemoRun) -> None:
         facts["folded"] = len(run.model.zaq_folding.folded)  # type: ignore[union-attr, arg-type]
         facts["largest change of a logit by folding"] = (before - after).abs().max().item()
     run.top = after.argmax(1)
-    right = _percent(run.top == run.split.test_labels)
+    right = percent(run.top == run.split.test_labels)
     size = 4 * sum(p.numel() for p in run.model.parameters())
     run.manifest.results.append(
         ResultRow("FP32", 32, 32, 32, 32, size, top1=right, agreement=100.0, protocol={})
@@ -132,11 +139,23 @@ def quantize_all(run: DemoRun) -> None:
 def convert_all(run: DemoRun) -> None:
     """Converts to int8 what the hosts can run, and measures the converted models."""
     stated = {"quantized model": HOST_NAMES[run.host]} | HOST_PROTOCOL
+    note = warning("torch") if run.host == "fx" else None
+    if note is not None:
+        stated["int8 kernels"] = note
+        run.notes.append(f"rows of converted models: {note}")
     for weights, activations in CONVERTED_WIDTHS:
         name = f"PWLQ, converted ({run.host})"
         run.step(f"{name}, W{weights}A{activations}")
         spec = PWLQSpec(bits=weights)
         _quantize_one(run, name, spec, activations, CONVERTED[run.host], stated)
+    if note is not None:
+        name, safe = f"PWLQ, converted ({run.host}), safe here", through(run.host, SAFE_BITS)
+        _quantize_one(run, name, PWLQSpec(bits=KEPT[1]), SAFE_BITS, safe, SAFE_PROTOCOL | stated)
+        row = run.manifest.results[-1]
+        run.notes.append(
+            f"with {SAFE_BITS}-bit activations, whose sums cannot saturate, the W4A8 network has "
+            f"{row.top1:.2f} % (row '{name}')"
+        )
 
 
 def recover_without_data(run: DemoRun) -> None:
@@ -201,10 +220,10 @@ def _record(
             spec.stored_bits,
             activations,
             activations,
-            result.layers.stored_bytes + _float_bytes(run.model, result),
-            sqnr_db=_sqnr(run.model, result),
-            top1=_percent(top == run.split.test_labels),
-            agreement=_percent(top == run.top),
+            result.layers.stored_bytes + float_bytes(run.model, result),
+            sqnr_db=sqnr(run.model, result),
+            top1=percent(top == run.split.test_labels),
+            agreement=percent(top == run.top),
             protocol=PROTOCOL | _remark(spec) | dict(stated),
             seconds=seconds,
         )
@@ -290,23 +309,3 @@ def _remark(spec: QuantSpec) -> dict[str, str]:
     if spec.kind == "pwlq" and spec.grid == "float":
         return {"levels": FLOAT_LEVELS}
     return {}
-
-
-def _percent(hits: Tensor) -> float:
-    return 100.0 * int(hits.sum()) / hits.numel()
-
-
-def _sqnr(model: nn.Module, result: Quantized) -> float:
-    """Signal to quantization noise of all quantized weights together, in dB."""
-    signal = noise = 0.0
-    for name, tensor in result.tensors.items():
-        weight = model.get_submodule(name).weight.detach().double()  # type: ignore[operator]
-        signal += weight.square().sum().item()
-        noise += (tensor.dequantize().double() - weight).square().sum().item()
-    return 10 * torch.tensor(signal / noise, dtype=torch.float64).log10().item()
-
-
-def _float_bytes(model: nn.Module, result: Quantized) -> int:
-    """Bytes of the parameters that stay float: biases (skipped weights are in the audit)."""
-    recorded = {f"{record.name}.weight" for record in result.layers}
-    return 4 * sum(p.numel() for name, p in model.named_parameters() if name not in recorded)

@@ -6,7 +6,10 @@ from torch import nn
 
 from zaq_plugin.pwlq import PWLQSpec, PWLQTensor
 from zaq_plugin.report import Figure, ResultRow
+from zaq_timm.formats import FORMATS
 
+CHARTED = (8, 4)
+"""Activation widths that the first chart shows."""
 SHOWN_LAYER = "stage2.conv2"
 """Whose weights are drawn: one from the network's middle."""
 
@@ -34,10 +37,10 @@ def demo_figures(
     return [
         Figure(
             "Accuracy over stored bits",
-            plots.accuracy_over_bits(rows),
+            plots.accuracy_over_bits(charted(rows)),
             "Top-1 on the held-out digits over the bits that a weight takes on disk. A PWLQ weight "
             "is stored in one bit more than it multiplies with, so it stands one bit further right "
-            "than the uniform grid with the same multiplier.",
+            "than the uniform grid with the same multiplier. Activations of 8 and of 4 bits.",
         ),
         Figure(
             f"Weights of {SHOWN_LAYER}",
@@ -57,4 +60,14 @@ def demo_figures(
             "The best p/m for Gaussian and Laplacian weights, exact and by the paper's closed "
             "forms, over the clip m in standard deviations.",
         ),
+    ]
+
+
+def charted(rows: Sequence[ResultRow]) -> list[ResultRow]:
+    """The float network, and the simulated formats at 8- and 4-bit activations: six lines."""
+    names = {form.name for form in FORMATS}
+    return [
+        row
+        for row in rows
+        if row.is_float or (row.method in names and row.activation_mac_bits in CHARTED)
     ]

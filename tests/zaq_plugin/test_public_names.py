@@ -14,6 +14,29 @@ def test_every_public_name_is_there() -> None:
         assert getattr(zaq_plugin, name) is not None
 
 
+def test_names_found_later_are_those_of_their_parts_and_load_nothing_before() -> None:
+    from zaq_plugin import ptq, strategies, zero_shot
+
+    for part, names in (
+        (ptq, ("simulate", "calibrate", "correct_bias", "audit", "fold_batch_norm")),
+        (strategies, ("apply", "Request")),
+        (zero_shot, ("zero_shot_finetune", "ZeroShotConfig", "ZeroShotLoader")),
+    ):
+        for name in names:
+            assert getattr(zaq_plugin, name) is getattr(part, name)
+            assert name in zaq_plugin.__all__
+            assert name in dir(zaq_plugin)
+    assert set(zaq_plugin._LATER) <= set(zaq_plugin.__all__)
+    with pytest.raises(AttributeError, match="module 'zaq_plugin' has no attribute 'quantise'"):
+        zaq_plugin.quantise  # noqa: B018
+    code = "import sys, zaq_plugin; print(*[n for n in sys.modules if n.startswith('zaq_plugin.')])"
+    command = [sys.executable, "-c", code]
+    loaded = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    parts = {name.split(".")[1] for name in loaded}
+    assert "pwlq" in parts
+    assert not parts & {"ptq", "strategies", "zero_shot"}
+
+
 @pytest.mark.parametrize(
     "first",
     [

@@ -34,7 +34,7 @@ def quantize(
     Raises:
         TypeError: if w is no floating-point tensor, or spec no spec.
         ValueError: if w is empty or holds NaN or infinity, axis does not exist, or edges do not
-        fit.
+            fit.
 
     Example:
         >>> w = torch.tensor([[-1.0, -0.1, 0.0, 0.1, 1.0]])

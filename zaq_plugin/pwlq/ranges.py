@@ -73,9 +73,10 @@ def uniform_qparams(
     Args:
         low, high: range, any equal shape.
         bits: width; the default integer range is [0, 2^b - 1], or [-(2^(b-1) - 1), 2^(b-1) - 1] if
-        symmetric.
+            symmetric.
         symmetric: one scale for both signs and zero point 0 in a signed range (the middle
-        otherwise). quant_min, quant_max: another integer range.
+            otherwise).
+        quant_min, quant_max: another integer range.
         eps: smallest scale.
 
     Returns:

@@ -111,8 +111,9 @@ class ZeroShotConfig:
 
         images: What the student sees: ``generator``, ``distilled`` images, or ``mixed``.
         generated_share: Of a mixed batch, the share that comes from the generator.
-        distilled_images, distill_steps, distill_start, distill_lr, distill_method,
-            total_variation, class_weight: Distillation; see `DistillOptions`.
+        distilled_images, distill_steps, distill_start, distill_lr: Distillation; see
+            `DistillOptions`.
+        distill_method, total_variation, class_weight: The same.
         mixup: Share of steps whose batch is mixed with itself in random proportions (the teacher
             answers for the mixture).
         flip: Mirror batches at random.

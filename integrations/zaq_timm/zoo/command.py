@@ -212,9 +212,21 @@ def _finish(results: Any, keys: list[str], settings: Settings) -> int:
                     soft_wrap=True,
                     markup=False,
                 )
+        for note in _notes(rows):
+            console.print(f"Note: {note}", highlight=False, soft_wrap=True, markup=False)
         for path in written:
             console.print(f"  {path}", highlight=False, soft_wrap=True)
     return 0 if all(row["status"] == DONE for row in rows) else 3
+
+
+def _notes(rows: list[dict[str, Any]]) -> list[str]:
+    """What the table's reader must know about this machine."""
+    if not any(row.get("host") == "fx" for row in rows):  # the others compute exactly
+        return []
+    from zaq_timm.doctor.kernels import warning
+
+    note = warning("torch")
+    return [] if note is None else [f"rows of host fx: {note}"]
 
 
 def _print_row(row: dict[str, Any]) -> None:

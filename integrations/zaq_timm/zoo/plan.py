@@ -9,7 +9,7 @@ from typing import Any
 
 from zaq_timm.zoo.pool import Task
 from zaq_timm.zoo.references import Reference, find_references
-from zaq_timm.zoo.settings import Settings, weight_spec
+from zaq_timm.zoo.settings import Settings, format_in_words
 
 WORK = "zaq_timm.zoo.job:run_job"
 
@@ -54,9 +54,8 @@ class Plan:
     def lines(self, done: Mapping[str, Any], todo: list[str]) -> list[str]:
         """The plan in words, for ``--dry-run``."""
         told = self.settings
-        spec = weight_spec(told.weights)
         lines = [
-            f"weights      {spec.label}"
+            f"weights      {format_in_words(told.weights)}"
             + (f", widths by --budget {told.budget}" if told.budget else ""),
             f"activations  {told.activations} bits, ranges from {told.calibration_images} "
             "synthetic images",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zaq_timm.zoo.settings import Settings
+from zaq_timm.zoo.timm_names import matching, registered_names
 
 _WILD = re.compile(r"[*?\[]")
 
@@ -82,16 +83,19 @@ def _expand(text: str, settings: Settings, wild: bool = True) -> list[str]:
         if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
             raise ValueError(f"{text!r}: a function is named as package.module:function.")
         return [text]
-    timm = import_timm()
     if _WILD.search(text):
         if not wild:
             raise ValueError(
                 f"model must be one name, because one checkpoint fits it; got {text!r}."
             )
-        names: list[str] = timm.list_models(text)
+        names = matching(text)
         if not names:
+            import_timm()
             raise ValueError(f"no timm model matches {text!r}; timm.list_models() tells them all.")
         return names
+    if text in registered_names():
+        return [text]
+    timm = import_timm()  # for a tag, a deprecated name, or a list of what was meant
     base, _, tag = text.partition(".")
     if not timm.is_model(base):
         near = difflib.get_close_matches(base, timm.list_models(), n=3)

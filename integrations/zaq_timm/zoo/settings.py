@@ -269,6 +269,17 @@ def check_format(text: str) -> tuple[str, int]:
     )
 
 
+def format_in_words(text: str) -> str:
+    """A format with both widths, as its spec's label begins; torch is not loaded for it.
+
+    Raises:
+        ValueError: no such format.
+    """
+    kind, bits = check_format(text)
+    name = "PWLQ" if kind == "pwlq" else "uniform"
+    return f"{name} {bits}b MAC/{bits + (kind == 'pwlq')}b stored"
+
+
 def weight_spec(text: str) -> QuantSpec:
     """The weights' grid from its name, such as ``pwlq4``.
 

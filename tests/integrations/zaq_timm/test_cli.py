@@ -67,6 +67,37 @@ def test_help_is_printed_without_loading_torch(arguments: list[str]) -> None:
     assert told.endswith("False\n")
 
 
+QUICK = {
+    "help": (["--help"], 0),
+    "help of a command": (["run", "--help"], 0),
+    "version": (["--version"], 0),
+    "wrong argument": (["demo", "--seed", "x"], 2),
+    "wrong setting": (["run", "resnet18", "--weights", "pwlq9"], 2),
+    "plan": (["run", "resnet18", "vit_tiny*", "--dry-run"], 0),
+    "plan of a checkpoint": (["run", "--model", "resnet18", "--checkpoint", __file__,
+                              "--dry-run"], 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", QUICK)
+def test_what_needs_no_model_loads_neither_torch_nor_timm(case: str, tmp_path: Path) -> None:
+    arguments, wanted = QUICK[case]
+    code = (
+        "import sys, time; from zaq_timm import cli\n"
+        f"try: ended = cli.main({arguments})\nexcept SystemExit as end: ended = end.code\n"
+        "loaded = {'torch', 'timm', 'numpy', 'zaq_plugin'} & sys.modules.keys()\n"
+        "print(ended, sorted(loaded), time.process_time(), file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code]
+    seconds = []
+    for _ in range(3):
+        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
+        told = done.stderr.splitlines()[-1]
+        assert told.startswith(f"{wanted} [] ")
+        seconds.append(float(told.split()[-1]))
+    assert min(seconds) <= 0.5
+
+
 def test_help_explains_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["demo", "--help"])

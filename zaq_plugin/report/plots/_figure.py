@@ -97,6 +97,43 @@ def figure(width: float = 5.4, height: float = 3.5) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def label_ends(axes: Any) -> None:
+    """Each line's label at its right end, in its colour, with a thin leader where it had to move.
+
+    Labels are spread over the height so that none covers another.
+    """
+    lines = [line for line in axes.get_lines() if not line.get_label().startswith("_")]
+    bottom, top = axes.get_ylim()
+    ends = []
+    for line in lines:
+        level = len(set(line.get_ydata())) == 1 and line.get_transform() != axes.transData
+        x = 1.0 if level else axes.transLimits.transform((line.get_xdata()[-1], 0))[0]
+        ends.append((float(line.get_ydata()[-1] - bottom) / (top - bottom), float(x), line))
+    ends.sort(key=lambda end: end[0])
+    gap = 0.075
+    places = [height for height, _, _ in ends]
+    for i in range(1, len(places)):
+        places[i] = max(places[i], places[i - 1] + gap)
+    over = places[-1] - 1.0 if places else 0.0
+    for i in reversed(range(len(places))):
+        limit = 1.0 if i == len(places) - 1 else places[i + 1] - gap
+        places[i] = min(places[i], limit) if over > 0 else places[i]
+    for place, (height, x, line) in zip(places, ends, strict=True):
+        color = line.get_color()
+        axes.annotate(
+            line.get_label(),
+            xy=(x, height),
+            xytext=(1.03, place),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8.5,
+            color=color,
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkA": 1},
+        )
+
+
 def to_svg(fig: Any, label: str) -> str:
     """The figure as a stand-alone SVG string, equal for equal data.
 

@@ -11,11 +11,15 @@ from zaq_plugin.report.plots._figure import (
     MARKERS,
     SERIES,
     figure,
+    label_ends,
     plain,
     style,
     to_svg,
 )
 from zaq_plugin.report.records import ResultRow
+
+MOST_LABELS = 6
+"""More lines than this are told apart by a legend."""
 
 
 def accuracy_over_bits(rows: Sequence[ResultRow], *, title: str = "") -> str:
@@ -23,8 +27,8 @@ def accuracy_over_bits(rows: Sequence[ResultRow], *, title: str = "") -> str:
 
     Rows of one method are joined; where a method comes with several activation widths each of them
     is its own line, named by its MAC bits: colour tells the method, the dash the activation width.
-    Several seeds get an error bar of one standard
-    deviation.
+    Several seeds get an error bar of one standard deviation. Up to `MOST_LABELS` lines carry their
+    names at their ends; more have a legend.
 
     Returns:
         SVG text.
@@ -40,7 +44,8 @@ def accuracy_over_bits(rows: Sequence[ResultRow], *, title: str = "") -> str:
         )
     series = _series(graded)
     with style():
-        fig = figure(5.4, 3.1 + 0.2 * ((len(series) + 2) // 2))
+        legend = 0 if len(series) <= MOST_LABELS else (len(series) + 2) // 2
+        fig = figure(5.4, 3.1 + 0.2 * legend)
         axes = fig.subplots()
         for row in rows:
             if row.is_float and row.top1 is not None:
@@ -74,7 +79,10 @@ def accuracy_over_bits(rows: Sequence[ResultRow], *, title: str = "") -> str:
         plain(axes)
         if title:
             axes.set_title(title)
-        fig.legend(loc="outside lower center", ncols=2)
+        if len(series) <= MOST_LABELS:
+            label_ends(axes)
+        else:
+            fig.legend(loc="outside lower center", ncols=2)
         return to_svg(fig, "Top-1 accuracy over stored bits per weight, by method")
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from zaq_timm.zoo.references import Reference, find_references
 from zaq_timm.zoo.settings import Settings
+from zaq_timm.zoo.timm_names import matching
 
 timm = pytest.importorskip("timm", reason="names and wildcards are timm's")
 
@@ -24,6 +25,13 @@ def test_wildcards_are_timms_and_each_model_comes_once() -> None:
     assert names("resnet1*", exclude=("resnet18",)) == [
         n for n in timm.list_models("resnet1*") if n != "resnet18"
     ]
+
+
+def test_names_read_from_timms_sources_are_those_that_it_registers() -> None:
+    assert matching("*") == timm.list_models()
+    assert matching("ResNet18") == []  # like timm.list_models, by case
+    deprecated = "convnext_tiny_in22ft1k"  # not listed, and still made
+    assert names(deprecated) == [deprecated]
 
 
 def test_a_tag_names_weights() -> None:

@@ -17,6 +17,7 @@ from zaq_timm.zoo.command import GROUPS, read_arguments
 from zaq_timm.zoo.settings import (
     Budget,
     Settings,
+    format_in_words,
     input_shape,
     parse_budget,
     seconds_of,
@@ -190,3 +191,10 @@ def test_what_results_share_leaves_out_where_and_how_fast() -> None:
     shared = Settings().shared
     assert not shared.keys() & {"models", "out", "jobs", "threads", "timeout", "quiet", "retry"}
     assert {"weights", "activations", "seed", "eval", "batch", "ranks"} <= shared.keys()
+
+
+@pytest.mark.parametrize("text", ["pwlq2", "pwlq6", "uniform2", "uniform8", "minmax4"])
+def test_a_format_in_words_is_the_beginning_of_its_label(text: str) -> None:
+    assert weight_spec(text).label.startswith(format_in_words(text) + " (")
+    with pytest.raises(ValueError, match="weights must be pwlq2 to pwlq6"):
+        format_in_words(text[:-1] + "9")

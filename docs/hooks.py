@@ -1,0 +1,99 @@
+"""What mkdocs does beside rendering: pages of the repository's root, links out of docs, errors.
+
+The site also has ARCHITECTURE.md, CONTRIBUTING.md, the changelog and the tables of
+`benchmarks/results/`, at the same places beside `docs/`, so that links between them hold in both.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+ROOT_PAGES = ("ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
+ERRORS = "how_to/errors.md"
+RAISED = {
+    "ValueError", "TypeError", "ImportError", "RunError", "LeftOut", "FileNotFoundError",
+    "RuntimeError", "OutOfMemory", "TrainingDiverged",
+}  # fmt: skip
+SOURCES = ("zaq_plugin", "integrations")
+ERRORS_INTRODUCTION = """\
+# All errors
+
+Every text that zaq_plugin raises, by package, as the sources have it: search for a few words of
+yours. What varies is shown as `…`. Those that are met most are in
+[troubleshooting](troubleshooting.md), with more words.
+"""
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Adds the repository's own pages and the page of errors."""
+    from mkdocs.structure.files import File
+
+    for name in ROOT_PAGES:
+        files.append(File.generated(config, name, content=(ROOT / name).read_text("utf-8")))
+    for path in sorted((ROOT / "benchmarks" / "results").iterdir()):
+        if path.suffix in (".md", ".html"):
+            name = path.relative_to(ROOT).as_posix()
+            files.append(File.generated(config, name, content=path.read_text("utf-8")))
+    for path in sorted((ROOT / "examples").iterdir()):
+        if path.suffix in (".py", ".ipynb"):
+            name = path.relative_to(ROOT).as_posix()
+            files.append(File.generated(config, name, content=path.read_text("utf-8")))
+    files.append(File.generated(config, ERRORS, content=errors_page()))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Links from `docs/` to the root, and from the root to `docs/`, as the site has them."""
+    place = page.file.src_uri
+    if place in ROOT_PAGES:
+        return markdown.replace("](docs/", "](").replace("](README.md", "](index.md")
+    if place.startswith("benchmarks/"):
+        return markdown.replace("](../../docs/", "](../../")
+    up = "../" * (place.count("/") + 1)  # leaves docs/
+    return markdown.replace(f"]({up}", f"]({up[3:]}")
+
+
+def errors_page() -> str:
+    """The texts of all errors, by package."""
+    lines = [ERRORS_INTRODUCTION]
+    for package, texts in error_texts().items():
+        lines += [f"\n## {package}\n", *(f"* `{text.replace('`', chr(39))}`" for text in texts)]
+    return "\n".join(lines) + "\n"
+
+
+def error_texts() -> dict[str, list[str]]:
+    """Package to the texts that it raises, in alphabetical order; ``…`` for what varies."""
+    found: dict[str, set[str]] = {}
+    for top in SOURCES:
+        for path in sorted((ROOT / top).rglob("*.py")):
+            base = ROOT if top == "zaq_plugin" else ROOT / top
+            parts = path.relative_to(base).with_suffix("").parts
+            package = ".".join(parts[:2]) if parts[0] == "zaq_plugin" else parts[0]
+            texts = set(texts_raised(path.read_text(encoding="utf-8")))
+            found.setdefault(package, set()).update(texts)
+    return {name: sorted(texts, key=str.lower) for name, texts in found.items() if texts}
+
+
+def texts_raised(source: str) -> Iterator[str]:
+    """The texts of the errors that a source raises itself."""
+    for node in ast.walk(ast.parse(source)):
+        call = node.exc if isinstance(node, ast.Raise) else None
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.args:
+            text = _template(call.args[0]) if call.func.id in RAISED else ""
+            if len(text.replace("…", "").split()) >= 2:
+                yield text
+
+
+def _template(node: ast.expr) -> str:
+    if isinstance(node, ast.Constant):
+        return re.sub(r"\s+", " ", str(node.value))
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_template(part) for part in node.values)
+    if isinstance(node, ast.BinOp):
+        return _template(node.left) + _template(node.right)
+    return "…"

@@ -1,0 +1,46 @@
+"""The weights of a file as floats, by the names of the layers: what its kernels multiply by."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import ModelProto
+
+from zaq_onnx.files import Path_
+from zaq_onnx.graph import Array, Graph
+from zaq_onnx.naming import LAYERS
+from zaq_onnx.packing import load, unpack_model, weights_of
+
+
+def float_weights(path: Path_) -> dict[str, tuple[str, Array]]:
+    """Layer name to operator and weight, integers times scales, in the file's own layout.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no ONNX model, or a damaged one.
+    """
+    return weights_of_model(load(path))
+
+
+def weights_of_model(model: ModelProto) -> dict[str, tuple[str, Array]]:
+    """The same of a model; weights of one dimension, and those that are computed, are left out."""
+    graph = Graph(unpack_model(model))
+    producers = graph.producers()
+    integers = {weight.name: weight for weight in weights_of(graph)}
+    found: dict[str, tuple[str, Array]] = {}
+    for node in graph.of_type(*LAYERS):
+        source = producers.get(node.input[1]) if len(node.input) > 1 else None
+        weight = integers.get(source.input[0]) if source is not None else None
+        if weight is not None:
+            scale = graph.array(weight.node.input[1])
+            name, value = weight.name, weight.integers.astype(np.float32)
+            if scale is not None:
+                shape = [1] * value.ndim
+                shape[weight.axis] = -1 if scale.size > 1 else 1
+                value = value * scale.astype(np.float32).reshape(shape)
+        else:
+            name, constant = node.input[1], graph.array(node.input[1])
+            if constant is None or constant.ndim < 2:
+                continue
+            value = constant.astype(np.float32)
+        found.setdefault(name.removesuffix(".weight"), (node.op_type, value))
+    return found

@@ -1,0 +1,125 @@
+"""Everything that `zaq-quantize doctor` finds, as plain values and as text."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from importlib.metadata import version
+from platform import platform, python_version
+from typing import Any
+
+from zaq_plugin.student.host import find_host, host_names
+from zaq_timm.doctor.kernels import EXACT, SATURATES, measure_kernels
+from zaq_timm.doctor.machine import Processor, compilers, memory, processor
+from zaq_timm.doctor.packages import OK, packages
+
+LITTLE_MEMORY = 4 * 10**9
+_SIGNS = {"ok": "ok  ", "note": "note", "problem": "BAD "}
+
+
+def examine() -> dict[str, Any]:
+    """Looks at everything; plain JSON values.
+
+    ``problems`` are what keeps something that is installed from working, ``notes`` what to know or
+    what could be added. The exit code is 1 if there is a problem.
+    """
+    import torch
+
+    told: dict[str, Any] = {
+        "zaq_plugin": version("zaq_plugin"),
+        "python": python_version(),
+        "system": platform(),
+        "processor": asdict(processor()),
+        "memory": dict(zip(("total", "free"), memory(), strict=True)),
+        "compilers": compilers(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "packages": [
+            asdict(p) | {"extras": list(p.extras), "command": p.command} for p in packages()
+        ],
+        "hosts": {name: _host(name) for name in host_names()},
+        "int8_kernels": [asdict(k) | {"advice": k.advice} for k in measure_kernels()],
+    }
+    told["problems"], told["notes"] = _problems(told), _notes(told)
+    return told
+
+
+def _host(name: str) -> str:
+    """``ready``, or why not."""
+    try:
+        find_host(name)
+    except (ImportError, ValueError) as error:
+        return str(error)
+    return "ready"
+
+
+def _problems(told: dict[str, Any]) -> list[str]:
+    return [
+        f"{p['name']} {p['installed'] or ''} is {p['status']} (accepted: {p['accepted'] or 'any'})"
+        f"; {p['command']}"
+        for p in told["packages"]
+        if p["status"] != OK and (p["installed"] or not p["extras"])
+    ]
+
+
+def _notes(told: dict[str, Any]) -> list[str]:
+    notes = [
+        f"int8 kernels of {k['runtime']} saturate here; exact: {k['advice']}"
+        for k in told["int8_kernels"]
+        if k["answer"] == SATURATES
+    ]
+    missing = [p for p in told["packages"] if not p["installed"] and p["extras"]]
+    notes += [f"{p['name']} is not installed; {p['command']}" for p in missing]
+    if not set(told["compilers"]) - {"ninja"}:
+        notes.append(
+            "no C++ compiler: NNCF's compiled kernels and zaq_pt2e.lower need one (Debian: "
+            "apt-get install g++)"
+        )
+    free = told["memory"]["free"]
+    if free is not None and free < LITTLE_MEMORY:
+        notes.append(f"{free / 1e9:.1f} GB of memory are free; give zaq-quantize run a --memory")
+    return notes
+
+
+def lines(told: dict[str, Any]) -> list[str]:
+    """The findings as text, at most a hundred columns where names allow it."""
+    chip = Processor(**told["processor"])
+    total, free = told["memory"]["total"], told["memory"]["free"]
+    room = "unknown" if total is None else f"{total / 1e9:.1f} GB, {(free or 0) / 1e9:.1f} free"
+    found = [
+        f"zaq_plugin {told['zaq_plugin']}, Python {told['python']}, {told['system']}",
+        "",
+        f"processor   {chip.name} ({chip.machine}), {chip.cores} core(s)",
+        f"            VNNI {_yes(chip.vnni)}, AMX {_yes(chip.amx)}",
+        f"memory      {room}",
+        f"GPUs        {', '.join(told['gpus']) or 'none'}",
+        f"compilers   {', '.join(told['compilers']) or 'none'}",
+        "",
+        "int8 kernels, measured with sums that exceed 16 bits",
+    ]
+    for k in told["int8_kernels"]:
+        sign = _SIGNS["ok" if k["answer"] == EXACT else "note"]
+        found.append(f"  {sign}  {k['runtime']:<12} {k['answer']}" + _after(k["reason"]))
+    found += ["", "hosts"]
+    for name, state in told["hosts"].items():
+        sign = _SIGNS["ok" if state == "ready" else "note"]
+        found.append(f"  {sign}  {name:<12} {state}")
+    found += ["", "packages"]
+    for p in told["packages"]:
+        bad = p["status"] != OK and (p["installed"] or not p["extras"])
+        sign = _SIGNS["ok" if p["status"] == OK else "problem" if bad else "note"]
+        accepted = p["accepted"] or "any"
+        shown = p["installed"] or p["status"]
+        found.append(
+            f"  {sign}  {p['name']:<12} {shown:<12} accepted {accepted:<16}" + _after(p["command"])
+        )
+    for title in ("problems", "notes"):
+        if told[title]:
+            found += ["", title, *(f"  {text}" for text in told[title])]
+    return [line.rstrip() for line in found]
+
+
+def _yes(value: bool | None) -> str:
+    return "unknown" if value is None else "yes" if value else "no"
+
+
+def _after(text: str | None) -> str:
+    return f"  {text}" if text else ""
