@@ -35,7 +35,9 @@ _ROOT.setLevel(_LEVEL)
 
 BACKEND = "XnnpackBackend"
 SMALL_BATCH = 16
-"""With a smaller example the largest batch of a convolution is taken for 15, whatever was said."""
+"""torch asks whether a convolution's batch has so many samples, and the example's answer becomes a
+bound: with a smaller example the file takes 15 at most, whatever was said. A largest batch of just
+so many would leave one size, of which XNNPACK makes a constant."""
 INT8 = ("xnn_datatype_qint8", "xnn_datatype_qcint8")
 DYNAMIC = 1
 """`TensorShapeDynamism.DYNAMIC_BOUND`."""

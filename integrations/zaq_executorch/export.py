@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from zaq_executorch._compat import SMALL_BATCH
 from zaq_executorch.host import HOST, quantize
 from zaq_executorch.lowering import lower
 from zaq_executorch.reading import read
@@ -75,7 +76,7 @@ def export(
         example_inputs: What it is called with.
         path: The file to write.
         batch: The largest batch. 1 takes one sample at a time; with more it takes any size from 1
-            up to this.
+            up to this (or one more: see `Exported.batch`).
         calibration: Batches; of a converted model, for the outputs of layers that have no grid.
         method, stored_bits, **options: How a float model is quantized, see
             `zaq_executorch.quantize`; the method is ``pwlq+gptq`` if None.
@@ -97,8 +98,9 @@ def export(
         ready = quantize(model, example_inputs, held, chosen, stored_bits=stored_bits, **options)
         calibration = held
     graph = int8_graph(ready, calibration, HOST.name)
-    example = sized(example_inputs, batch)
-    dim = torch.export.Dim("batch", min=1, max=batch) if batch > 1 else None
+    most = batch + 1 if batch == SMALL_BATCH else batch
+    example = sized(example_inputs, most)
+    dim = torch.export.Dim("batch", min=1, max=most) if batch > 1 else None
     shapes = tuple({0: dim} if isinstance(x, Tensor) and x.dim() > 1 else None for x in example)
     data = lower(graph, example, shapes if dim is not None else None)
     target = Path(path)

@@ -10,10 +10,8 @@ from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPar
 from executorch.exir import to_edge_transform_and_lower
 from torch.fx import GraphModule
 
-from zaq_executorch._compat import SMALL_BATCH, quiet
+from zaq_executorch._compat import quiet
 from zaq_executorch.reading import is_layer
-
-__all__ = ["SMALL_BATCH", "lower"]
 
 
 def lower(graph: GraphModule, example: tuple[Any, ...], shapes: Any) -> bytes:

@@ -17,14 +17,14 @@ from zaq_pt2e.graph import argument
 from zaq_pt2e.outputs import last_of
 
 
-def without_grid(converted: GraphModule) -> list[Node]:
-    """Where int8 layers (with their fused activations) end and somebody reads floats."""
-    ends = {last_of(layer.node): None for layer in int8_layers(converted)}
+def without_grid(converted: GraphModule) -> dict[Node, str]:
+    """Where int8 layers (with their fused activations) end and somebody reads floats; by name."""
+    ends = {last_of(layer.node): layer.name for layer in int8_layers(converted)}
     for node in converted.graph.nodes:  # sums of integers
         inputs = node.all_input_nodes
         if node.target is torch.ops.aten.add.Tensor and len(inputs) == 2:
-            ends.update({last_of(node): None} if _on_grids(inputs) else {})
-    return [e for e in ends if any(user.target not in QUANTIZE for user in e.users)]
+            ends.update({last_of(node): node.name} if _on_grids(inputs) else {})
+    return {e: n for e, n in ends.items() if any(u.target not in QUANTIZE for u in e.users)}
 
 
 def _on_grids(nodes: list[Node]) -> bool:
@@ -46,15 +46,15 @@ def complete(converted: GraphModule, batches: Iterable[Any] | None, who: str) ->
     Raises:
         ValueError: there are some, and no batches.
     """
-    ends = [end for end in without_grid(converted) if not _shared(end)]
+    ends = {end: name for end, name in without_grid(converted).items() if not _shared(end)}
     if not ends:
         converted.recompile()
         return 0
     if batches is None:
         raise ValueError(
-            f"{who}: the output of {ends[0].name} and of {len(ends) - 1} more layers has no grid, "
-            "without which its kernels do not take them. Pass calibration=batches, which gives "
-            "them ranges, or quantize with PWLQQuantizer(..., outputs=True)."
+            f"{who}: the output of {_named(list(ends.values()))} has no grid, without which its "
+            "kernels do not take a layer. Pass calibration=batches, which gives ranges, or "
+            "quantize with PWLQQuantizer(..., outputs=True)."
         )
     observers = {end: _observer() for end in ends}
     inputs = sum(node.op == "placeholder" for node in converted.graph.nodes)
@@ -71,6 +71,10 @@ def complete(converted: GraphModule, batches: Iterable[Any] | None, who: str) ->
         _read(end, values)
     converted.recompile()
     return len(ends)
+
+
+def _named(names: list[str]) -> str:
+    return names[0] + (f" and of {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _shared(end: Node) -> bool:

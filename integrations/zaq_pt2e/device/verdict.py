@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
@@ -65,14 +66,18 @@ class DeviceVerification:
             raise ValueError(str(self))
         return self
 
-    def compare(self, model: GraphModule, run: Run, inputs: tuple[Tensor, ...]) -> None:
-        """Run a batch in torch and in the file, and keep the worst of it."""
-        expected, made = run_graph(model, inputs), run(inputs)
+    def compare(self, model: GraphModule, run: Run, inputs: tuple[Tensor, ...], size: int) -> None:
+        """Run inputs in torch and in the file, so many samples at a time, and keep the worst."""
+        count = len(inputs[0])
+        starts = [min(start, count - size) for start in range(0, count, size)]
+        parts = [tuple(x[start : start + size] for x in inputs) for start in starts]
+        expected = _joined([run_graph(model, part) for part in parts])
+        made = _joined([run(part) for part in parts])
         shapes = [tuple(x.shape) for x in made], [tuple(x.shape) for x in expected]
         if shapes[0] != shapes[1]:
             self.problems.append(f"outputs of shapes {shapes[0]}; expected {shapes[1]}.")
             return
-        self.tolerance = max(self.tolerance, tolerance(model, inputs))
+        self.tolerance = max([self.tolerance, *(tolerance(model, part) for part in parts)])
         error = largest(made, expected)
         self.error = max(self.error, error)
         apart = [
@@ -86,7 +91,7 @@ class DeviceVerification:
             self.agreement = min(self.agreement, same)
         if not error <= self.tolerance * (1 + 1e-6) + 1e-6:
             self.problems.append(
-                f"with a batch of {len(inputs[0])} an output differs by {error:.3g} from the "
+                f"with batches of {size} an output differs by {error:.3g} from the "
                 f"model's, more than {self.tolerance:.3g}."
             )
 
@@ -104,6 +109,13 @@ class DeviceVerification:
         lines += [f"  problem: {text}" for text in self.problems]
         lines += [f"  remark: {text}" for text in self.remarks]
         return "\n".join(lines)
+
+
+def _joined(runs: list[list[Tensor]]) -> list[Tensor]:
+    return [
+        torch.cat(outputs) if outputs[0].dim() else outputs[0]
+        for outputs in zip(*runs, strict=True)
+    ]
 
 
 def _counted(names: Counter[str]) -> str:
