@@ -18,6 +18,7 @@ from zaq_executorch._compat import SMALL_BATCH
 from zaq_executorch.host import HOST, quantize
 from zaq_executorch.lowering import lower
 from zaq_executorch.reading import read
+from zaq_executorch.running import runner
 from zaq_plugin.report import Audit
 from zaq_pt2e.audit import audit
 from zaq_pt2e.device.making import check_batch, int8_graph, require_example, sized
@@ -111,6 +112,13 @@ def export(
         if found.unwritten or not found.integer_layers:
             what = "no layer is int8" if not found.integer_layers else "an output is never written"
             raise ValueError(f"executorch: the file would be wrong: {what} in XNNPACK's delegate.")
+        try:
+            runner(part)(example)
+        except ValueError as error:
+            raise ValueError(
+                f"executorch: the file would not run: {error}. XNNPACK takes operators whose "
+                "inputs are int8 in part, and cannot make them; leave the layers around it float."
+            ) from error
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
-import torch
-from executorch.runtime import Runtime
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from zaq_executorch.host import HOST
 from zaq_executorch.reading import PteFile, is_layer, read
+from zaq_executorch.running import runner
 from zaq_pt2e.device.making import sized
 from zaq_pt2e.device.signed import to_int8
-from zaq_pt2e.device.tolerance import Run
 from zaq_pt2e.device.verdict import DeviceVerification
 from zaq_pt2e.device.weights import int8_weights, missing
 
@@ -65,28 +62,15 @@ def verify(
     found.tolerance = file.output_step
     try:
         run = runner(path)
-        for size in sorted({1, file.batch} if file.dynamic else {file.batch}):
+    except ValueError as error:
+        found.problems.append(str(error))
+        return found
+    for size in sorted({1, file.batch} if file.dynamic else {file.batch}):
+        try:
             found.compare(graph, run, sized(given, max(size, len(given[0]))), size)
-    except RuntimeError as error:
-        text = (str(error).strip().splitlines() or [""])[0]
-        found.problems.append(f"it does not run with a batch of {size}: {text}")
+        except ValueError as error:
+            found.problems.append(f"batches of {size}: {error}")
     return found
-
-
-def runner(path: str | os.PathLike[str]) -> Run:
-    """What runs a batch through a file.
-
-    Raises:
-        RuntimeError: ExecuTorch cannot load it.
-    """
-    method = Runtime.get().load_program(Path(path)).load_method("forward")
-    assert method is not None
-
-    def run(inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        made = method.execute([x.contiguous() for x in inputs])
-        return [torch.as_tensor(x).clone() for x in made]
-
-    return run
 
 
 def _tell(found: DeviceVerification, file: PteFile) -> None:

@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
-from torchao.quantization.pt2e.quantizer import QuantizationAnnotation
+from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, SharedQuantizationSpec
 
 from zaq_pt2e._compat import ANNOTATION, annotation_of
+from zaq_pt2e.graph import is_constant, is_float_tensor
 
 _aten = torch.ops.aten
+_BINARY = (_aten.add.Tensor, _aten.add_.Tensor, _aten.mul.Tensor, _aten.mul_.Tensor)
 
 FUSED = (
     _aten.relu.default,
@@ -33,6 +35,34 @@ def last_of(node: Node) -> Node:
     while len(node.users) == 1 and next(iter(node.users)).target in FUSED:
         node = next(iter(node.users))
     return node
+
+
+def annotate_joins(model: GraphModule, qspec: Callable[[], Any]) -> None:
+    """Give what sums, products and concatenations read a grid, constants included.
+
+    A device's kernel for them is int8 with all of its inputs, or with none; what a concatenation
+    reads is on one grid.
+    """
+    for node in model.graph.nodes:
+        if node.op != "call_function" or annotation_of(node) is not None:
+            continue
+        if node.target in _BINARY:
+            inputs = list(node.args[:2])
+        elif node.target is _aten.cat.default:
+            inputs = list(node.args[0])
+        else:
+            continue
+        if not all(map(is_float_tensor, inputs)) or all(map(is_constant, inputs)):
+            continue
+        edges: dict[Node, Any] = {x: qspec() for x in inputs}
+        output = None
+        if node.target is _aten.cat.default:
+            shared = SharedQuantizationSpec((inputs[0], node))
+            edges = {x: shared if x is not inputs[0] else edges[x] for x in edges}
+            output = shared
+        node.meta[ANNOTATION] = QuantizationAnnotation(
+            input_qspec_map=edges, output_qspec=output, _annotated=True
+        )
 
 
 def annotate_outputs(model: GraphModule, qspec: Callable[[], Any]) -> None:

@@ -31,7 +31,7 @@ from zaq_pt2e.graph import (
     layers,
     module_stack,
 )
-from zaq_pt2e.outputs import annotate_outputs
+from zaq_pt2e.outputs import annotate_joins, annotate_outputs
 from zaq_pt2e.parts import hidden_parts
 from zaq_pt2e.ready import make_ready
 from zaq_pt2e.settings import (
@@ -91,7 +91,7 @@ class PWLQQuantizer(NotForNNCF, Quantizer):
         bias_correction: Take the weights' mean error off the biases in conversion (not with
             ``qat``, whose training does that).
         outputs: Give what layers, additions and pooling hand on a grid of ``other_bits``, too,
-            where nobody who reads it does: what the kernels of devices want.
+            where nobody who reads it does, and products and concatenations: kernels of devices.
 
     Raises:
         TypeError, ValueError: an argument that is no such thing; in ``annotate``, a model with
@@ -150,6 +150,7 @@ class PWLQQuantizer(NotForNNCF, Quantizer):
             if node.op == "call_function" and annotation_of(node) is None:
                 self._annotate_other(node)
         if self.outputs:
+            annotate_joins(model, lambda: self._activation(self.other_bits, None))
             annotate_outputs(model, lambda: self._activation(self.other_bits, None))
         return model
 
