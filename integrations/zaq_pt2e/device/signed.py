@@ -28,12 +28,21 @@ def to_int8(converted: GraphModule, who: str) -> GraphModule:
         ValueError: activations of less than 8 bits, or a layer that is quantized by half.
     """
     refuse(converted, who)
+    return _moved(converted, torch.uint8, torch.int8, -_SHIFT)
+
+
+def to_uint8(converted: GraphModule) -> GraphModule:
+    """The way back, for runtimes of x86: a copy whose full-range activations are uint8."""
+    return _moved(converted, torch.int8, torch.uint8, _SHIFT)
+
+
+def _moved(converted: GraphModule, source: torch.dtype, to: torch.dtype, shift: int) -> GraphModule:
     model = copy.deepcopy(converted)
     for node in model.graph.nodes:
-        if node.target in (*QUANTIZE, *DEQUANTIZE) and node.args[5] == torch.uint8:
+        if node.target in (*QUANTIZE, *DEQUANTIZE) and node.args[5] == source:
             x, scale, zero, low, high, _ = node.args
-            shifted = (zero - _SHIFT, low - _SHIFT, high - _SHIFT)
-            node.args = (x, scale, *shifted, torch.int8)
+            if high - low == 255:  # weights of one grid have -127 .. 127
+                node.args = (x, scale, zero + shift, low + shift, high + shift, to)
     model.recompile()
     return model
 
