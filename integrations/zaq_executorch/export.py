@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from zaq_executorch._compat import SMALL_BATCH
-from zaq_executorch.host import HOST, quantize
+from zaq_executorch.host import HOST, VERBS
 from zaq_executorch.lowering import lower
 from zaq_executorch.reading import read
 from zaq_executorch.running import runner
 from zaq_plugin.report import Audit
 from zaq_pt2e.audit import audit
-from zaq_pt2e.device.making import check_batch, int8_graph, require_example, sized
+from zaq_pt2e.device.making import check_batch, sized
 
 
 @dataclass(frozen=True)
@@ -88,17 +88,7 @@ def export(
             written then.
     """
     check_batch(batch, HOST.name)
-    require_example(example_inputs, HOST.name)
-    if isinstance(model, GraphModule) and _holds_quantization(model):
-        if method is not None or options:
-            raise ValueError("executorch: method and its options are for a float model.")
-        ready = model
-    else:
-        held = None if calibration is None else list(calibration)
-        chosen = "pwlq+gptq" if method is None else method
-        ready = quantize(model, example_inputs, held, chosen, stored_bits=stored_bits, **options)
-        calibration = held
-    graph = int8_graph(ready, calibration, HOST.name)
+    graph = VERBS.ready(model, example_inputs, calibration, method, stored_bits, options)
     most = batch + 1 if batch == SMALL_BATCH else batch
     example = sized(example_inputs, most)
     dim = torch.export.Dim("batch", min=1, max=most) if batch > 1 else None
@@ -112,6 +102,11 @@ def export(
         if found.unwritten or not found.integer_layers:
             what = "no layer is int8" if not found.integer_layers else "an output is never written"
             raise ValueError(f"executorch: the file would be wrong: {what} in XNNPACK's delegate.")
+        if found.batch < batch:
+            raise ValueError(
+                f"executorch: the file takes batches up to {found.batch}, not {batch}: the model "
+                "itself asks for its batch's size. Export it with batch=1."
+            )
         try:
             runner(part)(example)
         except ValueError as error:
@@ -133,13 +128,3 @@ def export(
         found.outside,
         graph,
     )
-
-
-def _holds_quantization(model: GraphModule) -> bool:
-    """Whether a graph was prepared or converted, by whomever."""
-    from zaq_pt2e._compat import is_watcher
-    from zaq_pt2e.device.signed import is_converted
-    from zaq_pt2e.packing import OPERATORS
-
-    packed = any(node.target is OPERATORS[1] for node in model.graph.nodes)
-    return packed or is_converted(model) or any(is_watcher(m) for m in model.modules())

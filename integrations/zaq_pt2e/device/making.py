@@ -76,6 +76,12 @@ def int8_graph(model: nn.Module, calibration: Iterable[Any] | None, who: str) ->
     return to_int8(graph, who)
 
 
+def holds_quantization(model: GraphModule) -> bool:
+    """Whether a graph was prepared or converted, by whomever."""
+    packed = any(node.target is OPERATORS[1] for node in model.graph.nodes)
+    return packed or is_converted(model) or any(is_watcher(m) for m in model.modules())
+
+
 def require_example(example_inputs: object, who: str) -> None:
     """Raise TypeError unless there is a tuple that begins with a tensor."""
     if (
