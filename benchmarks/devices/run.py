@@ -31,11 +31,11 @@ from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
-from benchmarks.data import LOADERS, accuracy, distil, load_task  # noqa: E402
+from benchmarks.data import LOADERS, accuracy, distil, foreign_images, load_task  # noqa: E402
 from benchmarks.devices import tools  # noqa: E402
 
 OUT = ROOT / "benchmarks" / "results" / "devices.jsonl"
-CALIBRATION, REPEATS, IMAGES = 64, 100, 1000
+CALIBRATION, REPEATS, IMAGES = 32, 100, 1000
 KINDS = ("float", "stock 8/8", "ours 8/8", "ours 5/8", "ours 4/8")
 """Stored bits of weights, bits of activations."""
 
@@ -69,8 +69,10 @@ def medians(runs: dict[str, Run], image: Tensor) -> dict[str, float]:
 def measure(tool: str, task_name: str, data: Path) -> list[dict[str, Any]]:
     """All rows of a network in a tool."""
     task = load_task(task_name, data)
-    size = task.images.shape[2]
-    calibration = distil(task.model, CALIBRATION, size, steps=80, batch=32)
+    if task_name == "imagenet":
+        calibration = foreign_images(data, task, CALIBRATION)
+    else:
+        calibration = distil(task.model, CALIBRATION, task.images.shape[2], steps=40)
     images, labels = task.images[:IMAGES], task.labels[:IMAGES]
     with torch.no_grad():
         reference = torch.cat([task.model(x) for x in images.split(50)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import types
+import importlib
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -10,62 +10,49 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 Run = Callable[[Tensor], Tensor]
 
 
-class ExecuTorch:
-    """XNNPACK's delegate."""
+class Tool:
+    """An integration for a device.
 
-    @staticmethod
-    def versions() -> str:
+    Args:
+        name: Of its package, without ``zaq_``.
+        distribution: As pip knows the tool.
+    """
+
+    def __init__(self, name: str, distribution: str) -> None:
+        self.name, self.distribution = name, distribution
+
+    def versions(self) -> str:
         """Of the tool and torch."""
-        return f"executorch {metadata.version('executorch')}, torch {torch.__version__}"
+        version = metadata.version(self.distribution)
+        return f"{self.distribution} {version}, torch {torch.__version__}"
 
-    @staticmethod
-    def _run(path: Path) -> Run:
-        from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+    def _part(self, name: str) -> Any:
+        return importlib.import_module(f"zaq_{self.name}{name}")
 
-        from zaq_executorch.running import runner
-
-        _unsafe_reset_threadpool(1)
-        run = runner(path)
+    def _run(self, path: Path) -> Run:
+        running = self._part(".running")
+        running.one_thread()
+        run = running.runner(path)
         return lambda x: run((x,))[0]
 
-    @classmethod
-    def write_float(cls, model: nn.Module, example: tuple[Any, ...], path: Path) -> Run:
-        """Float weights in the same delegate."""
-        from zaq_executorch.lowering import lower
+    def write_float(self, model: nn.Module, example: tuple[Any, ...], path: Path) -> Run:
+        """Float weights."""
+        self._part(".peers").write_float(model, example, path)
+        return self._run(path)
 
-        path.write_bytes(lower(torch.export.export(model, example).module(), example, None))
-        return cls._run(path)
-
-    @classmethod
     def write_stock(
-        cls, model: nn.Module, example: tuple[Any, ...], batches: list[Tensor], path: Path
+        self, model: nn.Module, example: tuple[Any, ...], batches: list[Tensor], path: Path
     ) -> Run:
-        """``XNNPACKQuantizer``, per channel, as its documentation has it."""
-        from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-            XNNPACKQuantizer,
-            get_symmetric_quantization_config,
-        )
+        """The tool's own quantizer, as its documentation has it."""
+        self._part(".peers").write_stock(model, example, batches, path)
+        return self._run(path)
 
-        from zaq_executorch.lowering import lower
-
-        quantizer = XNNPACKQuantizer().set_global(
-            get_symmetric_quantization_config(is_per_channel=True)
-        )
-        prepared = prepare_pt2e(torch.export.export(model, example).module(), quantizer)
-        with torch.no_grad():
-            for batch in batches:
-                prepared(batch)
-        path.write_bytes(lower(convert_pt2e(prepared), example, None))
-        return cls._run(path)
-
-    @classmethod
     def write_ours(
-        cls,
+        self,
         model: nn.Module,
         example: tuple[Any, ...],
         images: Tensor,
@@ -74,26 +61,10 @@ class ExecuTorch:
         levels: str,
         stored: int,
     ) -> tuple[Run, Any]:
-        """Through the host, verified."""
-        import zaq_executorch
-
-        return _ours(zaq_executorch, cls._run, model, example, images, path, method, levels, stored)
-
-
-def _ours(
-    tool: types.ModuleType,
-    run: Callable[[Path], Run],
-    model: nn.Module,
-    example: tuple[Any, ...],
-    images: Tensor,
-    path: Path,
-    method: str,
-    levels: str,
-    stored: int,
-) -> tuple[Run, Any]:
-    options: dict[str, Any] = {"method": method, "stored_bits": stored, "levels": levels}
-    made = tool.export(model, example, path, calibration=[images], **options)
-    return run(path), tool.verify(path, made.model, images[:8])
+        """Through our host, verified."""
+        tool, options = self._part(""), {"method": method, "stored_bits": stored, "levels": levels}
+        made = tool.export(model, example, path, calibration=[images], **options)
+        return self._run(path), tool.verify(path, made.model, images[:8])
 
 
-TOOLS: dict[str, Any] = {"executorch": ExecuTorch}
+TOOLS = {"executorch": Tool("executorch", "executorch"), "litert": Tool("litert", "litert-torch")}

@@ -25,14 +25,17 @@ from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import ( 
     XNNHeader,
 )
 from executorch.exir._serialize import _flatbuffer, _program  # noqa: E402
-
-_program_module: Any = importlib.import_module("executorch.exir._serialize._program")
+from executorch.extension.pybindings.portable_lib import (  # noqa: E402
+    _unsafe_reset_threadpool,
+)
 
 # Its partitioner calls logging.basicConfig when it is imported: the user's logging stays as it was.
 importlib.import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
 _ROOT.handlers[:] = _HANDLERS
 _ROOT.setLevel(_LEVEL)
 
+reset_threads: Any = _unsafe_reset_threadpool
+"""Gives the runtime's kernels so many threads, in the whole process."""
 BACKEND = "XnnpackBackend"
 SMALL_BATCH = 16
 """torch asks whether a convolution's batch has so many samples, and the example's answer becomes a

@@ -9,6 +9,7 @@ import torch
 from executorch.runtime import Runtime
 from torch import Tensor
 
+from zaq_executorch._compat import reset_threads
 from zaq_pt2e.device.tolerance import Run
 
 
@@ -36,3 +37,8 @@ def runner(path: str | os.PathLike[str]) -> Run:
 
 def _first(error: RuntimeError) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def one_thread() -> None:
+    """Let XNNPACK compute in one thread from now on, in all files of this process."""
+    reset_threads(1)
