@@ -21,9 +21,9 @@ ROOT = Path(__file__).parents[1]
 CORE = ROOT / "zaq_plugin"
 INTEGRATIONS = ROOT / "integrations"
 ZOO = "zaq_timm"
-PROJECT = {"zaq_plugin", "zaq_fx", "zaq_pt2e", "zaq_nncf", "zaq_onnx", "zaq_executorch", ZOO}
 # Tools for devices take PT2E's graphs: they stand above that host, and add no algorithm to it.
-ABOVE = {"zaq_executorch": {"zaq_pt2e"}}
+ABOVE = {"zaq_executorch": {"zaq_pt2e"}, "zaq_litert": {"zaq_pt2e"}}
+PROJECT = {"zaq_plugin", "zaq_fx", "zaq_pt2e", "zaq_nncf", "zaq_onnx", *ABOVE, ZOO}
 # What each package may import besides the standard library and zaq_plugin.
 ALLOWED = {
     "zaq_plugin": {"torch", "numpy", "safetensors", "rich"},
@@ -31,7 +31,8 @@ ALLOWED = {
     "zaq_pt2e": {"torch", "numpy", "torchao"},
     "zaq_nncf": {"torch", "nncf", "safetensors"},
     "zaq_onnx": {"torch", "numpy", "onnx", "onnxruntime", "onnxscript", "openvino"},
-    "zaq_executorch": {"torch", "numpy", "executorch"},
+    "zaq_executorch": {"torch", "torchao", "numpy", "executorch"},
+    "zaq_litert": {"torch", "torchao", "numpy", "litert_torch", "ai_edge_litert", "flatbuffers"},
 }
 
 

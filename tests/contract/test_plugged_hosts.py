@@ -73,7 +73,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "toy_host_of_a_test", raising=False)
 
 
-OURS = ["executorch", "fx", "nncf", "pt2e", "simulated"]
+OURS = ["executorch", "fx", "litert", "nncf", "pt2e", "simulated"]
 
 
 def test_hosts_of_the_project() -> None:

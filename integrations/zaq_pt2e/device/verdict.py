@@ -66,7 +66,14 @@ class DeviceVerification:
             raise ValueError(str(self))
         return self
 
-    def compare(self, model: GraphModule, run: Run, inputs: tuple[Tensor, ...], size: int) -> None:
+    def compare(
+        self,
+        model: GraphModule,
+        run: Run,
+        inputs: tuple[Tensor, ...],
+        size: int,
+        how: str = "",
+    ) -> None:
         """Run inputs in torch and in the file, so many samples at a time, and keep the worst."""
         count = len(inputs[0])
         starts = [min(start, count - size) for start in range(0, count, size)]
@@ -91,7 +98,7 @@ class DeviceVerification:
             self.agreement = min(self.agreement, same)
         if not error <= self.tolerance * (1 + 1e-6) + 1e-6:
             self.problems.append(
-                f"with batches of {size} an output differs by {error:.3g} from the "
+                f"{how or f'with batches of {size}'} an output differs by {error:.3g} from the "
                 f"model's, more than {self.tolerance:.3g}."
             )
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:  # torch is loaded when a format is asked for, not to read a c
 
 PRESETS = ("fast", "default", "paper")
 HOSTS = ("auto", *sorted({point.name for point in entry_points(group="zaq.hosts")}))
-EXPORTS = ("onnx", "pte", "pt2")
-DEVICE_HOSTS = {"pte": "executorch"}
+EXPORTS = ("onnx", "pte", "tflite", "pt2")
+DEVICE_HOSTS = {"pte": "executorch", "tflite": "litert"}
 """Kinds of files for devices, and the host whose int8 graph each holds."""
 RETRIES = ("killed", "failed", "none")
 _SIZES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -105,7 +105,8 @@ class Settings:
     )
     export: str = option(
         "none",
-        "also write the model: onnx, pte (ExecuTorch), pt2 (hosts only), or several (onnx,pte)",
+        "also write the model: onnx, pte (ExecuTorch), tflite (LiteRT), pt2 (hosts only), or "
+        "several (onnx,pte)",
         "FORMATS",
         same=True,
     )
@@ -223,10 +224,7 @@ class Settings:
                 f"export must be none, {', '.join(EXPORTS)}, or several of these joined by commas; "
                 f"got {self.export!r}."
             )
-        hosts = self._device_hosts()
-        if len(hosts) > 1:
-            raise ValueError(f"export={self.export}: {' and '.join(hosts)} are two hosts.")
-        if hosts and self.activations != 8:
+        if self._device_hosts() and self.activations != 8:
             raise ValueError(
                 f"export={self.export}: kernels of devices multiply int8 by int8; use "
                 f"activations=8, not {self.activations}."

@@ -148,7 +148,7 @@ def test_files_that_make_no_sense(tmp_path: Path, name: str, text: str, words: s
         ({"weights": "pwlq7"}, "weights must be pwlq2 to pwlq6"),
         ({"weights": "int4"}, "got 'int4'"),
         ({"activations": 1}, "activations must have 2 to 8 bits; got 1"),
-        ({"host": "onnx"}, "one of auto, executorch, fx, nncf, pt2e, simulated; got 'onnx'"),
+        ({"host": "onnx"}, "auto, executorch, fx, litert, nncf, pt2e, simulated; got 'onnx'"),
         ({"export": "onxx"}, "export must be none, onnx, .*joined by commas; got 'onxx'"),
         ({"export": "onnx,onnx"}, "joined by commas; got 'onnx,onnx'"),
         ({"export": "none,onnx"}, "joined by commas; got 'none,onnx'"),
