@@ -33,7 +33,8 @@ class Tool:
     def _part(self, name: str) -> Any:
         return importlib.import_module(f"zaq_{self.name}{name}")
 
-    def _run(self, path: Path) -> Run:
+    def run(self, path: Path) -> Run:
+        """What runs an image through a file, in one thread."""
         running = self._part(".running")
         running.one_thread()
         run = running.runner(path)
@@ -42,14 +43,14 @@ class Tool:
     def write_float(self, model: nn.Module, example: tuple[Any, ...], path: Path) -> Run:
         """Float weights."""
         self._part(".peers").write_float(model, example, path)
-        return self._run(path)
+        return self.run(path)
 
     def write_stock(
         self, model: nn.Module, example: tuple[Any, ...], batches: list[Tensor], path: Path
     ) -> Run:
         """The tool's own quantizer, as its documentation has it."""
         self._part(".peers").write_stock(model, example, batches, path)
-        return self._run(path)
+        return self.run(path)
 
     def write_ours(
         self,
@@ -64,7 +65,7 @@ class Tool:
         """Through our host, verified."""
         tool, options = self._part(""), {"method": method, "stored_bits": stored, "levels": levels}
         made = tool.export(model, example, path, calibration=[images], **options)
-        return self._run(path), tool.verify(path, made.model, images[:8])
+        return self.run(path), tool.verify(path, made.model, images[:8])
 
 
 TOOLS = {"executorch": Tool("executorch", "executorch"), "litert": Tool("litert", "litert-torch")}
