@@ -7,7 +7,7 @@ of the files. Latencies are medians, one thread, one image at a time, the files 
 at 8 stored bits and the stock file differ in nothing but numbers, so that their ratio tells how
 quiet the machine was.
 
-    python benchmarks/devices/run.py --tool executorch --data ../data --task cifar10 --work /tmp/devices
+    python benchmarks/devices/run.py --tool executorch --task cifar10 --data DATA --work FOLDER
 
 Each row is appended to ``benchmarks/results/devices.jsonl`` at once; one that is there is not made
 again. `benchmarks/devices/tables.py` makes the page.

@@ -16,11 +16,13 @@ LIMIT = 1.02
 """What we aim at: our latency as a share of the tool's own int8."""
 LEAD = """# Files for devices
 
-Made by `benchmarks/devices/run.py`. Bits are stored bits of a weight / bits of an activation; a PWLQ weight of 5 stored bits has 4 MAC
-bits, one of 4 has 3; every file holds int8 weights, which is what the kernels multiply by. *stock* is the tool's own quantizer, W8A8.
-Accuracy and agreement with the float model are of the file, on images that calibrated nothing; one seed, so no spread: with 1,000
-images a difference of a point is within chance. Zipped is deflate. Latency: one thread, one image, medians of 100, the files taking
-turns, on a machine with other work on it (x86-64 without VNNI); the ratios say more than the times.
+Made by `benchmarks/devices/run.py`. Bits are stored bits of a weight / bits of an activation; a
+PWLQ weight of 5 stored bits has 4 MAC bits, one of 4 has 3; every file holds int8 weights, which is
+what the kernels multiply by. *stock* is the tool's own quantizer, W8A8. Accuracy and agreement with
+the float model are of the file, on images that calibrated nothing; one seed, so no spread: with
+1,000 images a difference of a point is within chance. Zipped is deflate. Latency: one thread, one
+image, medians of 100, the files taking turns, on a machine with other work on it (x86-64 without
+VNNI); the ratios say more than the times.
 """
 
 
@@ -29,7 +31,7 @@ def tables(rows: list[Row]) -> str:
     parts = [LEAD]
     for tool, task in dict.fromkeys((row["tool"], row["task"]) for row in rows):
         own = [row for row in rows if (row["tool"], row["task"]) == (tool, task)]
-        times = next((row["ms"] for row in own if row["kind"] == "latency"), {})
+        times: dict[str, float] = next((row["ms"] for row in own if row["kind"] == "latency"), {})
         own = [row for row in own if row["kind"] != "latency"]
         first = own[0]
         parts.append(
