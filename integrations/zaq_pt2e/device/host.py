@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from torch.fx import GraphModule
 
@@ -27,11 +29,13 @@ class DeviceHost(PT2E):
         reason = super().why_not(assignment)
         if reason is not None:
             return reason
-        widths = {"the model's own input": assignment.input_bits or 8}
-        widths["every layer's input"] = assignment.activations  # type: ignore[assignment]
+        widths: dict[str, Any] = {
+            "the model's own input": assignment.input_bits or 8,
+            "every layer's input": assignment.activations,
+        }
         for name, formats in assignment.layers.items():
             if formats is not None and formats[0] is not None:
-                widths[name] = formats[1]  # type: ignore[assignment]
+                widths[name] = formats[1]
         for name, bits in widths.items():
             if bits != 8:
                 told = "float activations" if bits is None else f"{bits}-bit activations"
