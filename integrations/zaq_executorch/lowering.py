@@ -19,7 +19,8 @@ def lower(graph: GraphModule, example: tuple[Any, ...], shapes: Any) -> bytes:
 
     Args:
         graph: Its activations are int8.
-        example: Of the largest batch.
+        example: Of the largest batch. How it lies in memory would be the file's, which takes whatever
+            it is given for that, unchecked: it is made contiguous.
         shapes: ``dynamic_shapes`` of torch.export; None for this batch only.
 
     Raises:
@@ -27,6 +28,7 @@ def lower(graph: GraphModule, example: tuple[Any, ...], shapes: Any) -> bytes:
             the delegate. Such a layer reads what nobody has written: the file would load, and give
             the same answer to every input.
     """
+    example = tuple(x.contiguous() if isinstance(x, torch.Tensor) else x for x in example)
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -51,6 +51,28 @@ def test_a_largest_batch_of_16_is_a_constant(
         run((many[:3],))
 
 
+@pytest.mark.slow
+def test_a_file_takes_inputs_as_the_example_lay_in_memory(tmp_path: Path) -> None:
+    """And does not check. Used by `zaq_executorch.lowering.lower`, which makes it contiguous."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    from zaq_executorch.running import runner
+
+    torch.manual_seed(0)
+    model, x = nn.Conv2d(3, 4, 3).eval(), torch.randn(1, 3, 8, 8)
+    last = x.to(memory_format=torch.channels_last)
+    paths = tmp_path / "theirs.pte", tmp_path / "ours.pte"
+    edge = to_edge_transform_and_lower(
+        torch.export.export(model, (last,)), partitioner=[XnnpackPartitioner()]
+    )
+    paths[0].write_bytes(edge.to_executorch().buffer)
+    paths[1].write_bytes(lowered(torch.export.export(model, (last,)).module(), last))
+    theirs, ours = (runner(path)((x,))[0] for path in paths)
+    assert (theirs - model(x)).abs().max() > 0.1
+    torch.testing.assert_close(ours, model(x))
+
+
 def test_flatc_writes_a_graph_as_json(exported: Any) -> None:
     """Used by `zaq_executorch._compat.delegates`: names of fields, infinities, constants."""
     from zaq_executorch._compat import delegates, parse_program
