@@ -35,7 +35,7 @@ from benchmarks.devices import tools  # noqa: E402
 
 OUT = ROOT / "benchmarks" / "results" / "devices.jsonl"
 CALIBRATION, REPEATS, IMAGES = 32, 100, 1000
-KINDS = ("float", "stock 8/8", "ours 8/8", "ours 5/8", "ours 4/8")
+KINDS = ("stock 8/8", "ours 5/8", "ours 4/8", "float", "ours 8/8")
 """Stored bits of weights, bits of activations."""
 
 LATENCY = "latency"

@@ -19,8 +19,8 @@ def lower(graph: GraphModule, example: tuple[Any, ...], shapes: Any) -> bytes:
 
     Args:
         graph: Its activations are int8.
-        example: Of the largest batch. How it lies in memory would be the file's, which takes whatever
-            it is given for that, unchecked: it is made contiguous.
+        example: Of the largest batch. It is made contiguous: a file takes its inputs for lying in
+            memory as the example did, and does not check.
         shapes: ``dynamic_shapes`` of torch.export; None for this batch only.
 
     Raises:
