@@ -23,6 +23,8 @@ class PT2E:
 
     name = "pt2e"
     kernels = "int8"
+    outputs = False
+    """Whether layers' outputs get grids of their own."""
 
     def prepare(
         self,
@@ -44,6 +46,7 @@ class PT2E:
             observer=assignment.observer,
             input_bits=assignment.input_bits or activations or 8,
             bias_correction=False,
+            outputs=self.outputs,
         )
         prepared = (prepare_qat_pt2e if train else prepare_pt2e)(graph, quantizer)
         set_training(prepared, False)

@@ -31,6 +31,7 @@ from zaq_pt2e.graph import (
     layers,
     module_stack,
 )
+from zaq_pt2e.outputs import annotate_joins, annotate_outputs
 from zaq_pt2e.parts import hidden_parts
 from zaq_pt2e.ready import make_ready, note_prepared
 from zaq_pt2e.settings import (
@@ -89,6 +90,8 @@ class PWLQQuantizer(NotForNNCF, Quantizer):
         learnable: With ``qat``: train activation steps and weight edges, too.
         bias_correction: Take the weights' mean error off the biases in conversion (not with
             ``qat``, whose training does that).
+        outputs: Give what layers, additions and pooling hand on a grid of ``other_bits``, too,
+            where nobody who reads it does, and products and concatenations: kernels of devices.
 
     Raises:
         TypeError, ValueError: an argument that is no such thing; in ``annotate``, a model with
@@ -111,6 +114,7 @@ class PWLQQuantizer(NotForNNCF, Quantizer):
         other_bits: int = 8,
         learnable: bool = False,
         bias_correction: bool = True,
+        outputs: bool = False,
     ) -> None:
         super().__init__()
         spec = PWLQSpec() if spec is None else check_weights(spec, "PWLQQuantizer: spec")
@@ -119,7 +123,7 @@ class PWLQQuantizer(NotForNNCF, Quantizer):
             raise ValueError("learnable=True trains, which needs qat=True and prepare_qat_pt2e.")
         self.settings = Settings((spec, activations), overrides, include, exclude)
         self.qat, self.matmul, self.learnable = qat, matmul, learnable
-        self.observer, self.bias_correction = observer, bias_correction
+        self.observer, self.bias_correction, self.outputs = observer, bias_correction, outputs
         self.input_bits = _bits(input_bits, "input_bits")
         self.other_bits = _bits(other_bits, "other_bits")
 
@@ -145,6 +149,9 @@ class PWLQQuantizer(NotForNNCF, Quantizer):
         for node in model.graph.nodes:
             if node.op == "call_function" and annotation_of(node) is None:
                 self._annotate_other(node)
+        if self.outputs:
+            annotate_joins(model, lambda: self._activation(self.other_bits, None))
+            annotate_outputs(model, lambda: self._activation(self.other_bits, None))
         return model
 
     def _annotate_layer(self, model: GraphModule, layer: Layer) -> bool:

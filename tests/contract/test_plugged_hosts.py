@@ -73,12 +73,13 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "toy_host_of_a_test", raising=False)
 
 
-OURS = ["fx", "nncf", "pt2e", "simulated"]
+OURS = ["executorch", "fx", "litert", "nncf", "pt2e", "simulated"]
 
 
 def test_hosts_of_the_project() -> None:
     assert host_names() == OURS
-    with pytest.raises(ValueError, match="host must be one of fx, nncf, pt2e, simulated; got 'to"):
+    text = f"host must be one of {', '.join(OURS)}; got 'toy'"
+    with pytest.raises(ValueError, match=text):
         find_host("toy")
 
 
@@ -110,5 +111,5 @@ def test_what_is_no_host_is_refused() -> None:
         find_host("broken")
     with pytest.raises(ImportError, match="toy_host_of_a_test_that_is_absent"):
         find_host("absent")
-    with pytest.raises(ValueError, match="host must be one of absent, broken, fx, .*'stranger'"):
+    with pytest.raises(ValueError, match="must be one of absent, broken, executorch, .*'stranger'"):
         find_host("stranger")

@@ -341,3 +341,46 @@ def test_exported_and_unpacked_weights_are_the_same_levels(
         integers = torch.from_numpy(stored[f"{name}.weight"].copy())
         assert torch.equal(integers, expected.integer_weight()), name
         assert torch.equal(torch.from_numpy(stored[f"{name}.scale"].copy()), expected.scale), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("qat", [False, True], ids=["ptq", "qat"])
+@pytest.mark.parametrize(
+    ("tool", "needs"), [("executorch", "executorch"), ("litert", "litert_torch")]
+)
+def test_files_for_devices_hold_the_same_levels(
+    tool: str, needs: str, qat: bool, tmp_path: Path
+) -> None:
+    """From a student to a `.pte` or `.tflite` file, and back out of its bytes."""
+    import importlib
+
+    from zaq_plugin.ptq import calibrate
+    from zaq_plugin.student import student_of
+    from zaq_plugin.student.host import Assignment, find_host
+    from zaq_pt2e import set_training
+
+    pytest.importorskip(needs, reason=f"pip install 'zaq_plugin[{tool}]'")
+    package, reading = (importlib.import_module(f"zaq_{tool}{x}") for x in ("", ".reading"))
+    model, images = model_and_images()
+    host = find_host(tool)
+    prepared = host.prepare(model, (images,), Assignment(PWLQSpec(bits=4)), train=qat).model
+    calibrate(prepared, [images])
+    if qat:
+        set_training(prepared, True)
+        train(prepared, images)
+        set_training(prepared, False)
+    wanted = {n: x.quantized().detach() for n, x in student_of(prepared).layers().items()}
+    path = tmp_path / "net"
+    package.export(host.convert(prepared), (images[:1],), path)
+    there = [
+        torch.from_numpy(codes.copy()).float() * torch.from_numpy(scales.copy()).reshape(shape)
+        for codes, scales in reading.read(path).weights
+        for shape in [[1] * (codes.ndim - 1) + [-1] if codes.shape[0] == 1 < codes.ndim - 2
+                      else [-1] + [1] * (codes.ndim - 1)]
+    ]  # fmt: skip
+    assert len(wanted) == len(there) == LAYERS
+    for name, weight in wanted.items():
+        depthwise = weight.dim() == 4 and weight.shape[1] == 1
+        order = (1, 2, 3, 0) if depthwise else (0, 2, 3, 1)
+        moved = weight.permute(order) if weight.dim() == 4 else weight
+        assert any(x.shape == moved.shape and torch.equal(x, moved) for x in there), name

@@ -195,6 +195,7 @@ def run_command(args: argparse.Namespace) -> int:
 
 
 def _finish(results: Any, keys: list[str], settings: Settings) -> int:
+    from zaq_timm.zoo.file_figures import lines
     from zaq_timm.zoo.report import terminal_table, write_report
 
     rows = [results.rows[key] for key in keys]
@@ -204,6 +205,8 @@ def _finish(results: Any, keys: list[str], settings: Settings) -> int:
 
         console = Console(width=None if sys.stdout.isatty() else 120)
         console.print(terminal_table(rows))
+        for line in lines(rows):
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
         for row in rows:
             if row["status"] != DONE:
                 console.print(

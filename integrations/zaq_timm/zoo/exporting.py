@@ -6,20 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.fx import GraphModule
 
+from zaq_timm.zoo.device_files import DEVICES, write_device_file
 from zaq_timm.zoo.errors import LeftOut
 from zaq_timm.zoo.hosts import Converted
+from zaq_timm.zoo.model_job import Job
 
 
-def export_model(kind: str, made: Converted, images: Tensor, folder: Path) -> dict[str, Any]:
+def export_model(
+    kind: str, made: Converted, images: Tensor, folder: Path, job: Job | None = None
+) -> dict[str, Any]:
     """Writes the model into a folder.
 
     Args:
-        kind: ``onnx`` or ``pt2``.
+        kind: ``onnx``, ``pt2``, or one of `DEVICES`.
         made: the converted model, with its layers.
         images: to trace it with; of the batch size that it takes, if it takes one only.
         folder: where to.
+        job: the float model and its images, which files for devices are compared with.
 
     Returns:
         The file's name and bytes, how the runtime compares with it where that was checked, and
@@ -29,6 +35,9 @@ def export_model(kind: str, made: Converted, images: Tensor, folder: Path) -> di
         LeftOut: what the format needs is not installed.
         ValueError: the file does not compute what the model computes.
     """
+    if kind in DEVICES:
+        assert job is not None
+        return write_device_file(kind, job, made, folder)
     return EXPORTERS[kind](made, images, folder)
 
 
@@ -47,8 +56,9 @@ def _to_onnx(made: Converted, images: Tensor, folder: Path) -> dict[str, Any]:
     except ImportError as error:
         raise LeftOut(f"ONNX export: {error}") from error
     path = folder / "model.onnx"
+    model = _for_x86(made.model)
     written = zaq_onnx.export(
-        made.model,
+        model,
         (images,),
         path,
         dynamic_batch=made.fixed_batch is None,
@@ -56,7 +66,7 @@ def _to_onnx(made: Converted, images: Tensor, folder: Path) -> dict[str, Any]:
         calibration=None if made.ranges is None else made.ranges.split(len(images)),
         reduce_range=True,  # whoever runs the zoo's files need not have VNNI
     )
-    checked = zaq_onnx.verify(path, made.model, (images,), runtimes=("onnxruntime",))
+    checked = zaq_onnx.verify(path, model, (images,), runtimes=("onnxruntime",))
     if not checked.ok:
         raise ValueError(f"ONNX export: {'; '.join(checked.problems)}")
     (report,) = checked.runtimes
@@ -70,6 +80,17 @@ def _to_onnx(made: Converted, images: Tensor, folder: Path) -> dict[str, Any]:
         "integer_layers": report.integer_layers,
         "float_layers": report.float_layers,
     }
+
+
+def _for_x86(model: nn.Module) -> nn.Module:
+    """The model, or that of a device's host with uint8 activations, which these runtimes fuse."""
+    if not isinstance(model, GraphModule) or not any(
+        "quantized_decomposed" in str(n.target) for n in model.graph.nodes
+    ):
+        return model
+    from zaq_pt2e.device.signed import to_uint8
+
+    return to_uint8(model)
 
 
 EXPORTERS = {"pt2": _to_pt2, "onnx": _to_onnx}

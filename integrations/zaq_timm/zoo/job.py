@@ -15,6 +15,7 @@ from zaq_plugin.zero_shot import FinetuneResult, ZeroShotConfig, zero_shot_finet
 from zaq_timm.zoo import details
 from zaq_timm.zoo.errors import FAILED, LeftOut, is_out_of_memory
 from zaq_timm.zoo.exporting import export_model
+from zaq_timm.zoo.file_figures import answers, latencies, one_by_one, onnx_runner, zipped_bytes
 from zaq_timm.zoo.hosts import Converted, Correct, Request, convert, depthwise_overrides
 from zaq_timm.zoo.model_job import Job, Report
 from zaq_timm.zoo.models import load
@@ -160,7 +161,7 @@ def _convert(job: Job) -> tuple[str, Converted]:
         finetune,
     )
     with job.manifest.stage("quantize and convert") as facts:
-        host, made = convert(settings.host, request)
+        host, made = convert(settings.wanted_host, request)
         job.finetuned = made.finetuned
         facts["host"], facts["notes"] = host, made.notes
     _record(job, made)
@@ -207,25 +208,46 @@ def _finetune(job: Job, student: nn.Module, correct: Correct | None) -> Finetune
 
 def _export(job: Job, made: Converted) -> dict[str, Any]:
     """What was exported; a failure is the row's status, its figures stay."""
-    if job.settings.export == "none":
-        return {}
-    try:
-        return {"exported": _exported(job, made)}
-    except LeftOut:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
+    told: list[dict[str, Any]] = []
+    for kind in job.settings.export_kinds:
+        try:
+            told.append(_exported(kind, job, made))
+        except LeftOut:
             raise
-        text = " ".join(str(error).split())[:300]
-        return {"status": FAILED, "reason": f"quantized, but not exported: {text}"}
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            text = " ".join(str(error).split())[:300]
+            failed = {"status": FAILED, "reason": f"quantized, but not exported: {text}"}
+            return {**_told(job, made, told), **failed}
+    return _told(job, made, told)
 
 
-def _exported(job: Job, made: Converted) -> dict[str, Any]:
-    job.report("exporting", 0, 0)
-    with job.manifest.stage("export", format=job.settings.export) as facts:
+def _told(job: Job, made: Converted, files: list[dict[str, Any]]) -> dict[str, Any]:
+    if not files:
+        return {}
+    if made.fixed_batch not in (None, 1):
+        return {"exported": files[0], "files": files}
+    return {"exported": files[0], "files": [{**told, **_figures(job, told)} for told in files]}
+
+
+def _figures(job: Job, told: dict[str, Any]) -> dict[str, Any]:
+    """What files of every kind have; those for devices were measured when they were written."""
+    path = job.folder / told["file"]
+    found: dict[str, Any] = {"zipped_bytes": zipped_bytes(path)}
+    if path.suffix == ".onnx":
+        run = onnx_runner(path)
+        found |= answers(job, one_by_one(run))
+        found["ms"] = latencies({"ours": run}, job.images.test[:1].clone())["ours"]
+    return found
+
+
+def _exported(kind: str, job: Job, made: Converted) -> dict[str, Any]:
+    job.report(f"exporting {kind}", 0, 0)
+    with job.manifest.stage("export", format=kind) as facts:
         images = job.images.test[: made.fixed_batch or 2]
         if made.fixed_batch and len(images) < made.fixed_batch:
             images = images[:1].expand(made.fixed_batch, -1, -1, -1)
-        told = export_model(job.settings.export, made, images.clone(), job.folder)
+        told = export_model(kind, made, images.clone(), job.folder, job)
         facts.update(told)
     return told

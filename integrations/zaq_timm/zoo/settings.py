@@ -16,7 +16,9 @@ if TYPE_CHECKING:  # torch is loaded when a format is asked for, not to read a c
 
 PRESETS = ("fast", "default", "paper")
 HOSTS = ("auto", *sorted({point.name for point in entry_points(group="zaq.hosts")}))
-EXPORTS = ("none", "onnx", "pt2")
+EXPORTS = ("onnx", "pte", "tflite", "pt2")
+DEVICE_HOSTS = {"pte": "executorch", "tflite": "litert"}
+"""Kinds of files for devices, and the host whose int8 graph each holds."""
 RETRIES = ("killed", "failed", "none")
 _SIZES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _TIMES = {"s": 1, "m": 60, "h": 3600}
@@ -102,7 +104,11 @@ class Settings:
         same=True,
     )
     export: str = option(
-        "none", "also write the model: onnx, or pt2 (hosts only)", choices=EXPORTS, same=True
+        "none",
+        "also write the model: onnx, pte (ExecuTorch), tflite (LiteRT), pt2 (hosts only), or "
+        "several (onnx,pte)",
+        "FORMATS",
+        same=True,
     )
 
     eval: str = option(
@@ -164,6 +170,7 @@ class Settings:
         if not 2 <= self.activations <= 8:
             raise ValueError(f"activations must have 2 to 8 bits; got {self.activations}.")
         check_format(self.weights)
+        self._check_exports()
         parse_budget(self.budget)
         size_in_bytes("memory", self.memory)
         seconds_of("timeout", self.timeout)
@@ -207,7 +214,35 @@ class Settings:
         """
         from zaq_timm.zoo.strategy_checks import check_strategy
 
-        return check_strategy(self.strategy, self.host, self.export, self.budget)
+        return check_strategy(self.strategy, self.wanted_host, self.export_kinds, self.budget)
+
+    def _check_exports(self) -> None:
+        kinds = self.export.split(",")
+        wrong = [k for k in kinds if k not in EXPORTS and self.export != "none"]
+        if wrong or len(set(kinds)) < len(kinds):
+            raise ValueError(
+                f"export must be none, {', '.join(EXPORTS)}, or several of these joined by commas; "
+                f"got {self.export!r}."
+            )
+        if self._device_hosts() and self.activations != 8:
+            raise ValueError(
+                f"export={self.export}: kernels of devices multiply int8 by int8; use "
+                f"activations=8, not {self.activations}."
+            )
+
+    def _device_hosts(self) -> list[str]:
+        return [DEVICE_HOSTS[kind] for kind in self.export_kinds if kind in DEVICE_HOSTS]
+
+    @property
+    def export_kinds(self) -> tuple[str, ...]:
+        """The kinds of files to write."""
+        return () if self.export == "none" else tuple(self.export.split(","))
+
+    @property
+    def wanted_host(self) -> str:
+        """The host; under ``auto`` that of a device, if there is a file for one to write."""
+        hosts = self._device_hosts()
+        return hosts[0] if hosts and self.host == "auto" else self.host
 
     @property
     def shared(self) -> dict[str, Any]:

@@ -27,9 +27,9 @@ def hosts_for(settings: Settings) -> tuple[str, ...]:
     ``auto`` simulates, whose student exports to ONNX as integers, unless the export needs a host's
     converted model.
     """
-    if settings.host != "auto":
-        return (settings.host,)
-    return AUTO if settings.export == "pt2" else (SIMULATED,)
+    if settings.wanted_host != "auto":
+        return (settings.wanted_host,)
+    return AUTO if "pt2" in settings.export_kinds else (SIMULATED,)
 
 
 def images_wanted(settings: Settings) -> int:

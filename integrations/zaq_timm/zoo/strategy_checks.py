@@ -7,13 +7,15 @@ from zaq_plugin.strategies import Strategy, compose
 SIMULATED = "simulated"
 
 
-def check_strategy(name: str, host: str, export: str, budget: str) -> Strategy:
+def check_strategy(
+    name: str, host: str, exports: tuple[str, ...], budget: str
+) -> Strategy:
     """The strategy of that name.
 
     Args:
         name: One strategy, or several joined by ``+``.
         host: Who quantizes; ``auto`` simulates.
-        export: What is written beside the row.
+        exports: The kinds of files that are written beside the row.
         budget: Of the weights' mean width or size; empty for none.
 
     Raises:
@@ -27,12 +29,13 @@ def check_strategy(name: str, host: str, export: str, budget: str) -> Strategy:
             "images only ever measure); use zaq_plugin.strategies.apply in Python, or a strategy "
             "without real images, such as zaq."
         )
-    if host == SIMULATED and export == "pt2":
+    converted = [kind for kind in exports if kind != "onnx"]
+    if host == SIMULATED and converted:
         raise ValueError(
-            "export=pt2 needs a host's converted model, and host=simulated converts nothing; use "
-            "host=pt2e, or export=onnx."
+            f"export={converted[0]} needs a host's converted model, and host=simulated converts "
+            "nothing; use host=pt2e, or export=onnx."
         )
-    integers = export != "none" or host not in ("auto", SIMULATED)
+    integers = bool(exports) or host not in ("auto", SIMULATED)
     for stage in strategy.stages if integers else ():
         if stage.several_tensors:
             raise ValueError(

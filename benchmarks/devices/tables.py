@@ -1,0 +1,76 @@
+"""The page of `benchmarks/devices/run.py`'s rows.
+
+python benchmarks/devices/tables.py benchmarks/results/devices.jsonl
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+ORDER = ("float", "stock 8/8", "ours 8/8", "ours 5/8", "ours 4/8")
+LIMIT = 1.02
+"""What we aim at: our latency as a share of the tool's own int8."""
+LEAD = """# Files for devices
+
+Made by `benchmarks/devices/run.py`. Bits are stored bits of a weight / bits of an activation; a
+PWLQ weight of 5 stored bits has 4 MAC bits, one of 4 has 3; every file holds int8 weights, which is
+what the kernels multiply by. *stock* is the tool's own quantizer, W8A8. Accuracy and agreement with
+the float model are of the file, on images that calibrated nothing; one seed, so no spread: with
+1,000 images a difference of a point is within chance. Zipped is deflate. Latency: one thread, one
+image, medians of 100, the files taking turns, on a machine with other work on it (x86-64 without
+VNNI); the ratios say more than the times.
+"""
+
+
+def tables(rows: list[Row]) -> str:
+    """The page."""
+    parts = [LEAD]
+    for tool, task in dict.fromkeys((row["tool"], row["task"]) for row in rows):
+        own = [row for row in rows if (row["tool"], row["task"]) == (tool, task)]
+        times: dict[str, float] = next((row["ms"] for row in own if row["kind"] == "latency"), {})
+        own = [row for row in own if row["kind"] != "latency"]
+        own.sort(key=lambda row: ORDER.index(row["kind"]))
+        first = own[0]
+        parts.append(
+            f"\n## {task} in {first['versions']}\n\n{first['images']} images, float top-1 "
+            f"{first['float_top1']:.1f} %\n\n"
+            "| file | kB | zipped | of stock, zipped | top-1 % | agreement % | ms | of stock | "
+            "verified |\n|---|---|---|---|---|---|---|---|---|\n"
+        )
+        stock = next((row for row in own if row["kind"].startswith("stock")), None)
+        parts += [_line(row, stock, times) for row in own]
+    return "".join(parts)
+
+
+def _line(row: Row, stock: Row | None, times: dict[str, float]) -> str:
+    ms = times.get(row["kind"])
+    base = times.get(stock["kind"]) if stock else None
+    share = None if ms is None or not base else ms / base
+    late = " (!)" if share is not None and share > LIMIT and row["kind"].startswith("ours") else ""
+    zipped = row["zipped"] / stock["zipped"] if stock else None
+    verified = {None: "–", True: "yes", False: "**no**"}[row["verified"]]
+    return (
+        f"| {row['kind']} | {row['bytes'] / 1000:,.0f} | {row['zipped'] / 1000:,.0f} | "
+        f"{_number(zipped)} | {row['top1']:.1f} | {row['agreement']:.1f} | {_number(ms)} | "
+        f"{_number(share)}{late} | {verified} |\n"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def main() -> None:
+    """Writes the page beside the rows."""
+    path = Path(sys.argv[1])
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.with_suffix(".md").write_text(tables(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""`export`: a model as one `.pte` file."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from zaq_executorch._compat import SMALL_BATCH
+from zaq_executorch.host import HOST, VERBS
+from zaq_executorch.lowering import lower
+from zaq_executorch.reading import read
+from zaq_executorch.running import runner
+from zaq_plugin.report import Audit
+from zaq_pt2e.audit import audit
+from zaq_pt2e.device.making import check_batch, sized
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` wrote.
+
+    Attributes:
+        path: The file.
+        bytes: Its size. Its weights are int8, whatever their stored bits: XNNPACK has no others.
+        zipped_bytes: Its size as a store sends it (deflate).
+        batch: The largest batch that it takes.
+        dynamic: Whether it takes smaller ones.
+        layers: One record per layer.
+        operators: XNNPACK's, in the file.
+        outside: Operators outside its delegate.
+        model: The int8 graph that the file holds: what `zaq_executorch.verify` compares it with.
+    """
+
+    path: str
+    bytes: int
+    zipped_bytes: int
+    batch: int
+    dynamic: bool
+    layers: Audit
+    operators: Counter[str]
+    outside: Counter[str]
+    model: GraphModule
+
+    def __str__(self) -> str:
+        sizes = f"up to {self.batch}" if self.dynamic else f"of {self.batch}"
+        return (
+            f"{self.path}: {self.bytes / 1000:,.1f} kB, {self.zipped_bytes / 1000:,.1f} kB zipped; "
+            f"{len(self.layers.quantized)} of {len(self.layers)} layers in int8; batches {sizes}"
+        )
+
+
+def export(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    path: str | os.PathLike[str],
+    *,
+    batch: int = 1,
+    calibration: Iterable[Any] | None = None,
+    method: Any = None,
+    stored_bits: int = 5,
+    **options: Any,
+) -> Exported:
+    """Write a model as a `.pte` file that ExecuTorch runs on XNNPACK's int8 kernels.
+
+    Args:
+        model: A float model of images, which is quantized first (data-free, if there is no
+            calibration); or one of ours from ``convert_pt2e``. It is not changed.
+        example_inputs: What it is called with.
+        path: The file to write.
+        batch: The largest batch. 1 takes one sample at a time; with more it takes any size from 1
+            up to this (or one more: see `Exported.batch`).
+        calibration: Batches; of a converted model, for the outputs of layers that have no grid.
+        method, stored_bits, **options: How a float model is quantized, see
+            `zaq_executorch.quantize`; the method is ``pwlq+gptq`` if None.
+
+    Raises:
+        TypeError, ValueError: a model that is not converted, was quantized to narrow activations,
+            or has layers that XNNPACK's delegate does not take; a batch that is no size. Nothing is
+            written then.
+    """
+    check_batch(batch, HOST.name)
+    graph = VERBS.ready(model, example_inputs, calibration, method, stored_bits, options)
+    most = batch + 1 if batch == SMALL_BATCH else batch
+    example = sized(example_inputs, most)
+    dim = torch.export.Dim("batch", min=1, max=most) if batch > 1 else None
+    shapes = tuple({0: dim} if isinstance(x, Tensor) and x.dim() > 1 else None for x in example)
+    data = lower(graph, example, shapes if dim is not None else None)
+    target = Path(path)
+    part = target.with_name(target.name + ".part")
+    part.write_bytes(data)
+    try:
+        found = read(part)
+        if found.unwritten or not found.integer_layers:
+            what = "no layer is int8" if not found.integer_layers else "an output is never written"
+            raise ValueError(f"executorch: the file would be wrong: {what} in XNNPACK's delegate.")
+        if found.batch < batch:
+            raise ValueError(
+                f"executorch: the file takes batches up to {found.batch}, not {batch}: the model "
+                "itself asks for its batch's size. Export it with batch=1."
+            )
+        try:
+            runner(part)(example)
+        except ValueError as error:
+            raise ValueError(
+                f"executorch: the file would not run: {error}. XNNPACK takes operators whose "
+                "inputs are int8 in part, and cannot make them; leave the layers around it float."
+            ) from error
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+    return Exported(
+        os.fspath(path),
+        len(data),
+        len(zlib.compress(data, 9)),
+        found.batch,
+        found.dynamic,
+        audit(graph),
+        found.operators,
+        found.outside,
+        graph,
+    )

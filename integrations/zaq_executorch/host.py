@@ -1,0 +1,17 @@
+"""ExecuTorch as a host: PT2E's algorithms, and the graph that XNNPACK's int8 kernels take."""
+
+from __future__ import annotations
+
+from zaq_pt2e.device.host import DeviceHost
+from zaq_pt2e.device.verbs import Verbs
+
+
+class ExecuTorch(DeviceHost):
+    """Converted graphs are what `zaq_executorch.export` writes."""
+
+    name = "executorch"
+
+
+HOST = ExecuTorch()
+VERBS = Verbs(HOST)
+prepare, quantize, convert = VERBS.prepare, VERBS.quantize, VERBS.convert

@@ -1,0 +1,76 @@
+"""An int8 graph in XNNPACK's delegate, and what must not be left outside."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir import to_edge_transform_and_lower
+from torch.fx import GraphModule
+
+from zaq_executorch._compat import quiet
+from zaq_executorch.reading import is_layer
+
+
+def lower(graph: GraphModule, example: tuple[Any, ...], shapes: Any) -> bytes:
+    """The program's bytes.
+
+    Args:
+        graph: Its activations are int8.
+        example: Of the largest batch. It is made contiguous: a file takes its inputs for lying in
+            memory as the example did, and does not check.
+        shapes: ``dynamic_shapes`` of torch.export; None for this batch only.
+
+    Raises:
+        ValueError: torch.export or ExecuTorch cannot follow the graph, or a layer is left outside
+            the delegate. Such a layer reads what nobody has written: the file would load, and give
+            the same answer to every input.
+    """
+    example = tuple(x.contiguous() if isinstance(x, torch.Tensor) else x for x in example)
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.export.export(graph, example, dynamic_shapes=shapes)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            size = len(example[0])
+            raise ValueError(
+                f"executorch: torch.export cannot give the model batches of "
+                f"{'up to ' if shapes else ''}{size}: {_first(error)}"
+            ) from error
+        try:
+            edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise ValueError(f"executorch: the graph cannot be lowered: {_first(error)}") from error
+        left = _left(edge.exported_program().graph_module)
+        if left:
+            raise ValueError(
+                f"executorch: XNNPACK has left {len(left)} layers outside its delegate, which "
+                f"would then compute nothing: {'; '.join(left[:5])}. Leave them float, or write "
+                "them as layers that it has: two-dimensional convolutions and linear layers."
+            )
+        buffer: bytes = edge.to_executorch().buffer
+    return buffer
+
+
+def _left(outer: GraphModule) -> list[str]:
+    found = []
+    for node in outer.graph.nodes:
+        name = str(getattr(node.target, "__name__", node.target))
+        if node.op == "call_function" and is_layer(name.replace("aten.", "aten::")):
+            stack = list(node.meta.get("nn_module_stack", {}).values())
+            where = stack[-1][0] if stack else node.name
+            value = node.meta.get("val")
+            shape = tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+            found.append(f"{name} of {where or 'the model'}, output {shape}")
+    return found
+
+
+def _first(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:400]

@@ -1,0 +1,128 @@
+"""What a `.pte` file holds, read from its bytes: operators, weights, batches."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zaq_executorch._compat import DYNAMIC, INT8, delegates, parse_program
+
+LAYERS = ("XNNConv2d", "XNNDepthwiseConv2d", "XNNConvTranspose2d", "XNNFullyConnected")
+HEAVY = ("convolution", "conv1d", "conv2d", "conv3d", "linear", "addmm", "aten::mm")
+"""Parts of the names of operators that are layers, outside the delegate."""
+
+
+@dataclass
+class PteFile:
+    """What was read.
+
+    Attributes:
+        operators: Of XNNPACK, in all delegates.
+        outside: Operators outside them.
+        weights: (int8 codes in XNNPACK's order, scales) of every int8 layer.
+        integer_layers: Layers with int8 weights and an int8 input.
+        float_layers: Other layers, in the delegates or outside.
+        unwritten: Outputs of delegates that no operator computes.
+        batch: Samples of the first input, the most that it takes.
+        dynamic: Whether it takes fewer.
+        output_step: The largest step of the outputs' grids; 0 if there are none.
+    """
+
+    operators: Counter[str] = field(default_factory=Counter)
+    outside: Counter[str] = field(default_factory=Counter)
+    weights: list[tuple[NDArray[np.int8], NDArray[np.float32]]] = field(default_factory=list)
+    integer_layers: int = 0
+    float_layers: int = 0
+    unwritten: int = 0
+    batch: int = 1
+    dynamic: bool = False
+    output_step: float = 0.0
+
+
+def read(path: str | os.PathLike[str]) -> PteFile:
+    """Read a file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no program, or damaged.
+    """
+    data = Path(path).read_bytes()
+    try:
+        program, named = parse_program(data)
+        graphs = list(delegates(program, named))
+    except (ValueError, KeyError, IndexError, AssertionError) as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from error
+    found = PteFile()
+    for delegate in graphs:
+        _add(found, delegate.graph, delegate.constants)
+    for plan in program.execution_plan:
+        names = [f"{o.name}.{o.overload}" if o.overload else o.name for o in plan.operators]
+        for chain in plan.chains:
+            for step in chain.instructions:
+                index = getattr(step.instr_args, "op_index", None)
+                if index is not None:
+                    found.outside[names[index]] += 1
+    found.float_layers += sum(n for name, n in found.outside.items() if is_layer(name))
+    plan = program.execution_plan[0]
+    for index in plan.inputs[:1]:
+        tensor = plan.values[index].val
+        sizes = getattr(tensor, "sizes", None)
+        found.batch = int(sizes[0]) if sizes else 1
+        found.dynamic = int(getattr(tensor, "shape_dynamism", 0)) == DYNAMIC
+    return found
+
+
+def is_layer(operator: str) -> bool:
+    """Whether an operator outside the delegates is a convolution or a linear layer."""
+    return any(part in operator for part in HEAVY)
+
+
+def _add(found: PteFile, graph: dict[str, Any], constants: list[bytes]) -> None:
+    values = {v["id_out"]: (v, q) for v, q in map(_value, graph["xvalues"])}
+    made = set(graph["input_ids"])
+    for node in graph["xnodes"]:
+        kind, given = node["xnode_union_type"], node["xnode_union"]
+        found.operators[kind] += 1
+        made.update(v for k, v in given.items() if k.startswith("output") and k.endswith("id"))
+        if kind not in LAYERS:
+            continue
+        (source, _), (weight, grid) = values[given["input1_id"]], values[given["filter_id"]]
+        if weight["datatype"] in INT8 and source["datatype"] in INT8:
+            found.integer_layers += 1
+            found.weights.append(_weight(weight, grid, constants))
+        else:
+            found.float_layers += 1
+    found.unwritten += len(set(graph["output_ids"]) - made)
+    for node in graph["xnodes"]:
+        given = node["xnode_union"]
+        if node["xnode_union_type"] == "XNNConvert" and given["output_id"] in graph["output_ids"]:
+            _, grid = values[given["input_id"]]
+            found.output_step = max(found.output_step, float(grid.get("scale") or 0))
+
+
+def _value(entry: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    value = entry["xvalue_union"]
+    if entry["xvalue_union_type"] == "XNNQuantizedTensorValue":
+        return value["tensor_value"], value["quant_params"]
+    return value, {}
+
+
+def _weight(
+    value: dict[str, Any], grid: dict[str, Any], constants: list[bytes]
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    shape = tuple(int(d) for d in value["dims"])
+    data = constants[value["constant_buffer_idx"]]
+    if len(data) < math.prod(shape):
+        raise ValueError(f"a weight of shape {shape} has {len(data)} bytes.")
+    codes = np.frombuffer(data, np.int8, math.prod(shape)).reshape(shape)
+    place = int(grid.get("scale_buffer_idx", -1))
+    if place >= 0:
+        return codes, np.frombuffer(constants[place], np.float32, int(grid["num_scales"]))
+    return codes, np.atleast_1d(np.asarray(grid["scale"], np.float32))

@@ -1,0 +1,115 @@
+"""`export`: a model as one `.tflite` file."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+from torch.fx import GraphModule
+
+from zaq_litert.host import HOST, VERBS
+from zaq_litert.interface import with_float_interface
+from zaq_litert.lowering import lower
+from zaq_litert.reading import read
+from zaq_litert.running import runner
+from zaq_plugin.report import Audit
+from zaq_pt2e.audit import audit
+from zaq_pt2e.device.making import check_batch, sized
+
+Interface = Literal["float", "int8"]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` wrote.
+
+    Attributes:
+        path: The file.
+        bytes: Its size. Its weights are int8, whatever their stored bits.
+        zipped_bytes: Its size as a store sends it (deflate).
+        batch: The batch that it takes.
+        layers: One record per layer.
+        operators: LiteRT's, in the file.
+        model: The int8 graph that the file holds: what `zaq_litert.verify` compares it with.
+    """
+
+    path: str
+    bytes: int
+    zipped_bytes: int
+    batch: int
+    layers: Audit
+    operators: Counter[str]
+    model: GraphModule
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: {self.bytes / 1000:,.1f} kB, {self.zipped_bytes / 1000:,.1f} kB zipped; "
+            f"{len(self.layers.quantized)} of {len(self.layers)} layers in int8; batches of "
+            f"{self.batch}"
+        )
+
+
+def export(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    path: str | os.PathLike[str],
+    *,
+    batch: int = 1,
+    interface: Interface = "float",
+    calibration: Iterable[Any] | None = None,
+    method: Any = None,
+    stored_bits: int = 5,
+    **options: Any,
+) -> Exported:
+    """Write a model as a `.tflite` file that LiteRT runs on int8 kernels.
+
+    Args:
+        model: A float model of images, which is quantized first (data-free, if there is no
+            calibration); or one of ours from ``convert_pt2e``. It is not changed.
+        example_inputs: What it is called with; the file takes images as torch does, (n, C, H, W).
+        path: The file to write.
+        batch: The batch that it takes.
+        interface: ``float`` in- and outputs, or ``int8`` ones, on the grids that the file states.
+        calibration: Batches; of a converted model, for the outputs of layers that have no grid.
+        method, stored_bits, **options: How a float model is quantized, see
+            `zaq_litert.quantize`; the method is ``pwlq+gptq`` if None.
+
+    Raises:
+        TypeError, ValueError: a model that is not converted, was quantized to narrow activations,
+            or has layers that stay float in the file; a batch that is no size. Nothing is written
+            then.
+    """
+    check_batch(batch, HOST.name)
+    if interface not in ("float", "int8"):
+        raise ValueError(f"litert: interface must be 'float' or 'int8'; got {interface!r}.")
+    graph = VERBS.ready(model, example_inputs, calibration, method, stored_bits, options)
+    example = sized(example_inputs, batch)
+    data = lower(graph, example)
+    if interface == "float":
+        data = with_float_interface(data)
+    target = Path(path)
+    part = target.with_name(target.name + ".part")
+    part.write_bytes(data)
+    records = audit(graph)
+    try:
+        found = read(part)
+        if found.integer_layers < len(records.quantized):
+            raise ValueError(
+                f"litert: {len(records.quantized)} layers are quantized, but in the file only "
+                f"{found.integer_layers} are int8, {found.float_layers} float: "
+                f"{', '.join(sorted(found.operators))}. Leave float what it has no int8 kernel for."
+            )
+        runner(part)(example)
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+    zipped = len(zlib.compress(data, 9))
+    return Exported(
+        os.fspath(path), len(data), zipped, found.batch, records, found.operators, graph
+    )

@@ -1,0 +1,130 @@
+"""From whatever a user has to the int8 graph that a device's tool writes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from zaq_plugin.strategies import Request, Strategy, apply
+from zaq_plugin.strategies.stage import Stage
+from zaq_plugin.student.host import find_host
+from zaq_pt2e._compat import is_watcher
+from zaq_pt2e.device.completing import complete
+from zaq_pt2e.device.signed import is_converted, refuse, to_int8
+from zaq_pt2e.packing import OPERATORS, unpack
+
+
+def quantize(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    batches: Iterable[Tensor] | None,
+    method: str | Strategy | list[str | Strategy | Stage],
+    stored_bits: int,
+    host: str,
+    **options: Any,
+) -> GraphModule:
+    """A float model, quantized by a method in a host and converted; see the hosts' ``quantize``."""
+    require_example(example_inputs, host)
+    if is_converted(model):
+        raise ValueError(f"{host}: this model is converted already; expected a float one.")
+    images = None if batches is None else _images(batches, host)
+    request = Request(
+        stored_bits,
+        8,
+        example_inputs=example_inputs,
+        images=images,
+        host=host,
+        **options,
+    )
+    student = apply(method, model, request).model
+    converted = find_host(host).convert(student)
+    assert isinstance(converted, GraphModule)
+    return converted
+
+
+def int8_graph(model: nn.Module, calibration: Iterable[Any] | None, who: str) -> GraphModule:
+    """The graph that a converted model is on a device; a copy.
+
+    Args:
+        model: From ``convert_pt2e``, also packed.
+        calibration: Batches that give ranges to outputs of layers that have none.
+        who: The tool that asks, for errors.
+
+    Raises:
+        TypeError: a model that is no graph.
+        ValueError: one that was not converted, or has what the tool would compute wrongly.
+    """
+    if not isinstance(model, GraphModule):
+        raise TypeError(
+            f"{who}: expected a graph from convert_pt2e; got {type(model).__name__}. A float model "
+            "is quantized first."
+        )
+    if any(is_watcher(module) for module in model.modules()):
+        raise ValueError(
+            f"{who}: this model is prepared, not converted. Calibrate it, and pass what "
+            "convert_pt2e makes of it."
+        )
+    packed = any(node.target is OPERATORS[1] for node in model.graph.nodes)
+    graph = unpack(model) if packed else copy.deepcopy(model)
+    refuse(graph, who)
+    complete(graph, calibration, who)
+    return to_int8(graph, who)
+
+
+def holds_quantization(model: GraphModule) -> bool:
+    """Whether a graph was prepared or converted, by whomever."""
+    packed = any(node.target is OPERATORS[1] for node in model.graph.nodes)
+    return packed or is_converted(model) or any(is_watcher(m) for m in model.modules())
+
+
+def require_example(example_inputs: object, who: str) -> None:
+    """Raise TypeError unless there is a tuple that begins with a tensor."""
+    if (
+        not isinstance(example_inputs, tuple)
+        or not example_inputs
+        or not isinstance(example_inputs[0], Tensor)
+    ):
+        raise TypeError(
+            f"{who}: example_inputs must be a tuple of tensors, such as (images,); got "
+            f"{type(example_inputs).__name__}."
+        )
+
+
+def sized(example_inputs: tuple[Any, ...], batch: int) -> tuple[Any, ...]:
+    """The example with so many samples, repeated or cut."""
+    return tuple(
+        torch.cat([x] * -(-batch // len(x)))[:batch].contiguous() if _has_batch(x) else x
+        for x in example_inputs
+    )
+
+
+def _has_batch(x: object) -> bool:
+    return isinstance(x, Tensor) and x.dim() > 1 and len(x) > 0
+
+
+def check_batch(batch: object, who: str) -> int:
+    """The batch, if it is a size.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    if isinstance(batch, bool) or not isinstance(batch, int):
+        raise TypeError(f"{who}: batch must be a whole number; got {batch!r}.")
+    if batch < 1:
+        raise ValueError(f"{who}: batch must be at least 1; got {batch}.")
+    return batch
+
+
+def _images(batches: Iterable[Tensor], who: str) -> Tensor:
+    if isinstance(batches, Tensor):
+        return batches
+    given: list[Any] = list(batches)
+    held = [b[0] if isinstance(b, tuple | list) else b for b in given]
+    if not held or not all(isinstance(b, Tensor) for b in held):
+        raise TypeError(f"{who}: batches must be tensors of images (n, C, H, W), at least one.")
+    return torch.cat(held)

@@ -1,0 +1,67 @@
+"""How far a graph's outputs move when its inputs are off by one step of their grids.
+
+Kernels round at other places than torch does, by a unit in the last place: now and then a value
+falls on the other side of a half, in whatever layer. A deep network makes more of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from zaq_pt2e.device.completing import output_step
+from zaq_pt2e.device.signed import QUANTIZE
+
+Run = Callable[[tuple[Tensor, ...]], list[Tensor]]
+"""Runs a batch: all outputs."""
+DRAWS = 2
+"""How often the inputs are moved, in random directions."""
+
+
+@torch.no_grad()
+def run_graph(model: GraphModule, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """All tensors that a graph gives."""
+    made: Any = model(*inputs)
+    leaves = torch.utils._pytree.tree_leaves(made)
+    return [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def tolerance(model: GraphModule, inputs: tuple[Tensor, ...]) -> float:
+    """The largest difference of an output that counts as equal."""
+    expected = run_graph(model, inputs)
+    places = [node for node in model.graph.nodes if node.op == "placeholder"]
+    generator = torch.Generator().manual_seed(0)
+    found = output_step(model)
+    for _ in range(DRAWS):
+        moved = []
+        for node, x in zip(places, inputs, strict=True):
+            if x.is_floating_point():
+                x = x + _step(node, x) * torch.randn(x.shape, generator=generator).sign()
+            moved.append(x)
+        found = max(found, largest(run_graph(model, tuple(moved)), expected))
+    return found
+
+
+def _step(place: Node, value: Tensor) -> float:
+    """The input's step, or a 255th of its range where it meets its grid behind other operators."""
+    steps = [float(u.args[1]) for u in place.users if u.target in QUANTIZE]  # type: ignore[arg-type]
+    if steps:
+        return max(steps)
+    span = float(value.max() - value.min()) if value.numel() else 0.0
+    return span / 255 if math.isfinite(span) else 0.0
+
+
+def largest(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+    """The largest difference of two lists of outputs; infinite if one is not finite."""
+    found = 0.0
+    for a, b in zip(first, second, strict=True):
+        apart = (a.double() - b.double()).abs()
+        if apart.numel():
+            worst = float(apart.max())
+            found = max(found, worst if math.isfinite(worst) else math.inf)
+    return found

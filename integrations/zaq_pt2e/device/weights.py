@@ -1,0 +1,79 @@
+"""The integers that a converted graph multiplies by, layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.fx import GraphModule
+
+from zaq_pt2e.device.signed import DEQUANTIZE, int8_layers
+from zaq_pt2e.graph import argument, constant_value
+
+
+@dataclass(frozen=True)
+class Int8Weight:
+    """A layer's integer weight.
+
+    Attributes:
+        name: Of the layer.
+        kind: ``Conv2d``, ``Linear`` ...
+        codes: int8, in torch's order of dimensions.
+        scales: float32, one for each step along the axis, or one.
+        axis: Of the output channels; None if there is one scale.
+    """
+
+    name: str
+    kind: str
+    codes: NDArray[np.int8]
+    scales: NDArray[np.float32]
+    axis: int | None
+
+
+def int8_weights(converted: GraphModule) -> list[Int8Weight]:
+    """Every int8 layer's; a layer that is called twice is there twice."""
+    found = []
+    for layer in int8_layers(converted):
+        node = argument(layer.node, 1)
+        codes = constant_value(converted, node.args[0])
+        if codes is None:
+            continue
+        scale, axis = node.args[1], None
+        if node.target in DEQUANTIZE:
+            scales = np.array([scale], dtype=np.float32)
+        else:
+            value = constant_value(converted, scale)
+            assert value is not None
+            scales, axis = value.to(torch.float32).numpy(), int(node.args[3])
+        found.append(Int8Weight(layer.name, layer.kind, codes.numpy(), scales, axis))
+    return found
+
+
+def missing(
+    wanted: list[Int8Weight],
+    there: list[tuple[NDArray[np.int8], NDArray[np.float32]]],
+    order: dict[int, list[tuple[int, ...]]],
+) -> list[str]:
+    """What a file lacks, a line for each layer; empty if all is there bit for bit.
+
+    Args:
+        wanted: The model's.
+        there: (codes, scales) of the file's weights.
+        order: By number of dimensions, the orders that the tool may have given them.
+    """
+    lines = []
+    for weight in wanted:
+        orders = order.get(weight.codes.ndim) or [tuple(range(weight.codes.ndim))]
+        forms = [np.ascontiguousarray(weight.codes.transpose(o)) for o in orders]
+        same = [(c, s) for c, s in there for f in forms if c.shape == f.shape and (c == f).all()]
+        if any(np.array_equal(s, weight.scales) for _, s in same):
+            continue
+        if same:
+            lines.append(f"{weight.name}: its integers are in the file, with other scales.")
+            continue
+        apart = [int((c != f).sum()) for c, _ in there for f in forms if c.shape == f.shape]
+        nearest = f"; the nearest differs in {min(apart)} integers" if apart else ""
+        lines.append(f"{weight.name}: its weight is not in the file{nearest}.")
+    return lines

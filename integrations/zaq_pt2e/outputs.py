@@ -1,0 +1,89 @@
+"""Grids for what layers give, where those who read it put it on none.
+
+Kernels of x86 take a layer's output as it comes. The kernels of devices are int8 from one tensor to
+the next: a layer whose output has no grid is no int8 layer there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, SharedQuantizationSpec
+
+from zaq_pt2e._compat import ANNOTATION, annotation_of
+from zaq_pt2e.graph import is_constant, is_float_tensor
+
+_aten = torch.ops.aten
+_BINARY = (_aten.add.Tensor, _aten.add_.Tensor, _aten.mul.Tensor, _aten.mul_.Tensor)
+
+FUSED = (
+    _aten.relu.default,
+    _aten.relu_.default,
+    _aten.hardtanh.default,
+    _aten.hardtanh_.default,
+    _aten.relu6.default,
+    _aten.relu6_.default,
+)
+"""What a kernel does to its sums before it rounds them."""
+
+
+def last_of(node: Node) -> Node:
+    """The node behind which a layer's kernel rounds: the layer's, or that of its activation."""
+    while len(node.users) == 1 and next(iter(node.users)).target in FUSED:
+        node = next(iter(node.users))
+    return node
+
+
+def annotate_joins(model: GraphModule, qspec: Callable[[], Any]) -> None:
+    """Give what sums, products and concatenations read a grid, constants included.
+
+    A device's kernel for them is int8 with all of its inputs, or with none; what a concatenation
+    reads is on one grid.
+    """
+    for node in model.graph.nodes:
+        if node.op != "call_function" or annotation_of(node) is not None:
+            continue
+        if node.target in _BINARY:
+            inputs = list(node.args[:2])
+        elif node.target is _aten.cat.default:
+            inputs = list(node.args[0])
+        else:
+            continue
+        if not all(map(is_float_tensor, inputs)) or all(map(is_constant, inputs)):
+            continue
+        edges: dict[Node, Any] = {x: qspec() for x in inputs}
+        output = None
+        if node.target is _aten.cat.default:
+            shared = SharedQuantizationSpec((inputs[0], node))
+            edges = {x: shared if x is not inputs[0] else edges[x] for x in edges}
+            output = shared
+        node.meta[ANNOTATION] = QuantizationAnnotation(
+            input_qspec_map=edges, output_qspec=output, _annotated=True
+        )
+
+
+def annotate_outputs(model: GraphModule, qspec: Callable[[], Any]) -> None:
+    """Give every annotated node's output a grid, unless all who read it put it on one.
+
+    Args:
+        model: Annotated; its annotations are changed.
+        qspec: Makes the host's word for an activation's grid.
+    """
+    for node in list(model.graph.nodes):
+        annotation = annotation_of(node)
+        if annotation is None or annotation.output_qspec is not None:
+            continue
+        last = last_of(node)
+        if all(_on_grid(user, last) for user in last.users):
+            continue
+        if annotation_of(last) is None:
+            last.meta[ANNOTATION] = QuantizationAnnotation(_annotated=True)
+        annotation_of(last).output_qspec = qspec()
+
+
+def _on_grid(user: Node, source: Node) -> bool:
+    annotation = annotation_of(user)
+    return annotation is not None and annotation.input_qspec_map.get(source) is not None

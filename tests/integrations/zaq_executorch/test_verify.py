@@ -1,0 +1,103 @@
+"""What `verify` sees in a file: every kind of wrong file has its own words."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+
+def test_a_good_file(exported: Any, images: Tensor) -> None:
+    import zaq_executorch
+
+    found = zaq_executorch.verify(exported.path, exported.model, images).require()
+    assert (found.integer_layers, found.float_layers, found.weights) == (5, 0, 5)
+    assert (found.batch, found.dynamic) == (4, True)
+    assert found.error <= found.tolerance
+    assert found.agreement == 1
+    assert "OK under ExecuTorch with XNNPACK, batches up to 4" in str(found)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 16, 40])
+def test_it_runs_at_its_bound(
+    batch: int, converted: GraphModule, images: Tensor, tmp_path: Path
+) -> None:
+    """16 is where torch's own bound for convolutions would leave a single size."""
+    import zaq_executorch
+    from zaq_executorch.running import runner
+
+    path = tmp_path / "net.pte"
+    made = zaq_executorch.export(converted, (images[:1],), path, batch=batch)
+    assert made.batch in (batch, batch + (batch == 16))
+    zaq_executorch.verify(path, made.model, images).require()
+    run = runner(path)
+    for size in {1, (batch + 1) // 2, batch} if batch > 1 else {1}:
+        x = images.repeat(6, 1, 1, 1)[:size]
+        assert run((x,))[0].shape == (size, 10)
+
+
+def test_a_weight_that_differs_is_named(exported: Any, images: Tensor) -> None:
+    import zaq_executorch
+
+    other = copy.deepcopy(exported.model)
+    weights = [w for w in other.state_dict().values() if w.dtype == torch.int8]
+    (weight,) = [w for w in weights if w.shape == (16, 8, 3, 3)]  # of block.conv1
+    weight[0, 0, 0, 0] += 1 if weight[0, 0, 0, 0] < 127 else -1
+    found = zaq_executorch.verify(exported.path, other, images)
+    assert any("block.conv1: its weight is not in the file; the nearest differs in 1 int" in p
+               for p in found.problems)  # fmt: skip
+    with pytest.raises(ValueError, match="NOT OK"):
+        found.require()
+
+
+def test_a_model_that_computes_something_else(exported: Any, images: Tensor) -> None:
+    import zaq_executorch
+
+    other = copy.deepcopy(exported.model)
+    with torch.no_grad():
+        for _, parameter in other.named_parameters():
+            if parameter.shape == (10,):
+                parameter += 1
+    (problem,) = zaq_executorch.verify(exported.path, other, images).problems[-1:]
+    assert "an output differs by" in problem
+
+
+def test_a_float_file_never_passes(
+    net: nn.Module, exported: Any, images: Tensor, tmp_path: Path
+) -> None:
+    """Its outputs agree, and nothing of it is quantized."""
+    import zaq_executorch
+    from zaq_executorch.lowering import lower
+
+    path = tmp_path / "float.pte"
+    graph = torch.export.export(net, (images[:1],)).module()
+    path.write_bytes(lower(graph, (images[:1],), None))
+    found = zaq_executorch.verify(path, exported.model, images)
+    assert found.integer_layers == 0
+    assert found.float_layers == 5
+    assert "no layer runs in integers: nothing in this file is quantized." in found.problems
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "header"])
+def test_damaged_files(damage: str, exported: Any, images: Tensor, tmp_path: Path) -> None:
+    import zaq_executorch
+
+    data = Path(exported.path).read_bytes()
+    path = tmp_path / "damaged.pte"
+    wrong = {"cut": data[: len(data) // 2], "text": b"no program at all", "header": b"\0" * 64}
+    path.write_bytes(wrong[damage])
+    found = zaq_executorch.verify(path, exported.model, images)
+    assert len(found.problems) == 1
+    assert str(path) in found.problems[0]
+
+
+def test_what_is_no_graph_is_refused(net: nn.Module, exported: Any, images: Tensor) -> None:
+    import zaq_executorch
+
+    with pytest.raises(TypeError, match=r"export\(...\).model; got Net"):
+        zaq_executorch.verify(exported.path, net, images)
+    with pytest.raises(FileNotFoundError):
+        zaq_executorch.verify("nowhere.pte", exported.model, images)

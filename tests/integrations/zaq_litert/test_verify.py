@@ -1,0 +1,65 @@
+"""What `verify` sees in a file: every kind of wrong file has its own words."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+
+def test_a_good_file(exported: Any, images: Tensor) -> None:
+    import zaq_litert
+
+    found = zaq_litert.verify(exported.path, exported.model, images).require()
+    assert (found.integer_layers, found.float_layers, found.weights) == (5, 0, 5)
+    assert found.error <= found.tolerance
+    assert not found.remarks
+    assert "OK under LiteRT with and without XNNPACK, batches of 1" in str(found)
+
+
+def test_a_float_file_never_passes(
+    net: nn.Module, exported: Any, images: Tensor, tmp_path: Path
+) -> None:
+    import zaq_litert
+    from zaq_litert.peers import write_float
+
+    path = tmp_path / "float.tflite"
+    write_float(net, (images[:1],), path)
+    found = zaq_litert.verify(path, exported.model, images)
+    assert (found.integer_layers, found.float_layers) == (0, 5)
+    assert found.problems[0] == "no layer runs in integers: nothing in this file is quantized."
+
+
+def test_a_weight_that_differs_is_named(exported: Any, images: Tensor) -> None:
+    import zaq_litert
+
+    other = copy.deepcopy(exported.model)
+    weights = [w for w in other.state_dict().values() if w.dtype == torch.int8]
+    (weight,) = [w for w in weights if w.shape == (16, 8, 3, 3)]  # of block.conv1
+    weight[0, 0, 0, 0] += 1 if weight[0, 0, 0, 0] < 127 else -1
+    found = zaq_litert.verify(exported.path, other, images)
+    text = "block.conv1: its weight is not in the file; the nearest differs in 1 integers."
+    assert text in found.problems
+
+
+@pytest.mark.parametrize("damage", ["cut", "text"])
+def test_damaged_files(damage: str, exported: Any, images: Tensor, tmp_path: Path) -> None:
+    import zaq_litert
+
+    data = Path(exported.path).read_bytes()
+    path = tmp_path / "damaged.tflite"
+    path.write_bytes({"cut": data[: len(data) // 2], "text": b"no model at all"}[damage])
+    found = zaq_litert.verify(path, exported.model, images)
+    assert len(found.problems) == 1
+    assert str(path) in found.problems[0]
+
+
+def test_what_is_no_graph_is_refused(net: nn.Module, exported: Any, images: Tensor) -> None:
+    import zaq_litert
+
+    with pytest.raises(TypeError, match=r"export\(...\).model; got Net"):
+        zaq_litert.verify(exported.path, net, images)
+    with pytest.raises(FileNotFoundError):
+        zaq_litert.verify("nowhere.tflite", exported.model, images)
