@@ -15,7 +15,7 @@ from torch import nn
 
 from zaq_plugin.student.batches import Call, fresh
 from zaq_plugin.student.modes import evaluating
-from zaq_plugin.student.passes import Passes, tensors
+from zaq_plugin.student.recording import Passes, tensors
 from zaq_plugin.student.view import student_of
 
 LEAST_DB = 80.0
