@@ -19,6 +19,8 @@ PATCHES = 1 << 15
 """Patches that are looked at, several times what one output channel of most layers has weights."""
 CHUNK = 1 << 24
 """Elements of patches that are in memory at once."""
+SQUARED = 512
+"""Columns of a product that are computed at once."""
 
 
 def why_no_patches(layer: nn.Module) -> str:
@@ -88,9 +90,24 @@ class InputMoments:
             columns = picked.reshape(len(picked), groups, -1).movedim(1, 0)
             if columns.dtype in (torch.float16, torch.bfloat16):
                 columns = columns.float()
-            found = (columns.mT @ columns).to(wide_dtype(columns))
+            found = _squared(columns).to(wide_dtype(columns))
             self._sum = found if self._sum is None else self._sum + found
             self._count += columns.shape[1]
+
+
+def _squared(columns: Tensor) -> Tensor:
+    """``X^T X`` of (groups, rows, n); what mirrors the diagonal is computed once."""
+    if columns.shape[2] < 2 * SQUARED:
+        return columns.mT @ columns
+    parts = columns.split(SQUARED, dim=2)
+    out = columns.new_empty(columns.shape[0], columns.shape[2], columns.shape[2])
+    for i, left in enumerate(parts):
+        at = i * SQUARED
+        rest = columns[:, :, at:]
+        band = out[:, at : at + left.shape[2], at:]
+        torch.matmul(left.mT, rest, out=band)
+        out[:, at:, at : at + left.shape[2]] = band.mT
+    return out
 
 
 def _windows(layer: Any, x: Tensor) -> Tensor:

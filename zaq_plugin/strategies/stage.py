@@ -37,11 +37,13 @@ class Stage:
         slot: When it runs.
         several_tensors: Whether it puts a weight together from several tensors, which no int8
             kernel multiplies by.
+        replaces: Names of stages after quantization whose work it takes back and does itself.
         name: What it is called in a composition and in errors.
     """
 
     slot: ClassVar[Slot]
     several_tensors: ClassVar[bool] = False
+    replaces: ClassVar[tuple[str, ...]] = ()
     name: str
 
     def prepare(self, work: Work) -> None:

@@ -69,7 +69,9 @@ class ZeroShot(Stage):
             note_uncovered(work)
 
         def feedback(student: nn.Module, batches: Sequence[Tensor]) -> None:
-            compensate_rounding(student, batches, teacher, seed=request.seed)
+            compensate_rounding(
+                student, batches, teacher, seed=request.seed, memory=request.memory
+            )
 
         result = zero_shot_finetune(
             work.student,
