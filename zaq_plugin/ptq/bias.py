@@ -18,7 +18,6 @@ from zaq_plugin.layers import wide_dtype
 from zaq_plugin.student import FloatWeights, QuantLayer, student_of
 from zaq_plugin.student.walk import MEMORY, walk_layers
 
-
 SUMMED = 64
 """Values that are added up in their own type before they are widened."""
 
