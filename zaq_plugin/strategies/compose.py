@@ -204,7 +204,8 @@ def synthetic_images(
 ) -> Tensor | None:
     """The synthetic images that a strategy would make, to be shared through ``Request.synthetic``.
 
-    They depend on the model, the seed, the count and the strategy's ``recipe`` alone, not on bits.
+    They depend on the model, the seed, the count, the batch size and the strategy's ``recipe``
+    alone, not on bits.
 
     Returns:
         (n, C, H, W), or None if the strategy makes none.

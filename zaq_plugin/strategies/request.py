@@ -159,7 +159,8 @@ class Applied:
         data: What the ranges came from: ``none``, ``synthetic`` or ``real``.
         levels: ``uniform`` or ``pwlq``: what was used.
         images: The synthetic images that were made or used, or None.
-        stages: Wall time of each stage.
+        stages: Wall time of each stage; ``zero-shot (reconstruction)`` and the like are parts of
+            ``zero-shot``.
         host: Where the student was prepared.
         fixed_batch: The only batch size that it takes, where the host could not do better.
     """

@@ -92,7 +92,7 @@ class Work:
         student: The student's model, once it exists.
         fixed_batch: The only batch size that the student takes, if there is one.
         notes: What a reader should know.
-        stages: Wall time by stage.
+        stages: Wall time by stage, and of parts of stages.
         facts: What stages tell one another.
         moved: The stage that chose other levels than the nearest ones, if any did.
         trained: The stage that trained weights and biases, if any did.
