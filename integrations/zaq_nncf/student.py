@@ -56,6 +56,8 @@ class HookLayer(QuantLayer):
 class NNCFStudent(ModuleStudent):
     """A model from `zaq_nncf.quantize`, or from ``nncf.quantize`` with PWLQ registered."""
 
+    interleaves = False  # a run patches the calls of all modules, and takes its patches back
+
     def layers(self) -> dict[str, QuantLayer]:
         """Layers with PWLQ weights, in the order of NNCF's hooks."""
         found: dict[str, QuantLayer] = {}

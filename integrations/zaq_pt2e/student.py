@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from zaq_plugin.student import QuantLayer, Student, register_student
 from zaq_plugin.student.batches import Call
 from zaq_plugin.student.fake_quantizers import Slot, is_fake_quantizer
 from zaq_plugin.student.recording import Passes, graph_passes
-from zaq_plugin.student.view import Before, BeforeAll
+from zaq_plugin.student.view import Before
 from zaq_pt2e._compat import is_watcher
 from zaq_pt2e.batch_norm import batch_norms, set_training
 from zaq_pt2e.folding import FusedNorm, fused_norm
@@ -171,14 +171,7 @@ class PT2EStudent(Student):
         """See `Student.run`."""
         if before is None:
             return self.prepared(*call[0], **call[1])
-        return Interpreter(self.prepared, self._by_node(), [call]).run(
-            lambda layer, inputs: before(layer, inputs[0])
-        )[0]
-
-    def run_together(self, calls: Sequence[Call], before: BeforeAll) -> bool:
-        """See `Student.run_together`; batches may differ in shape."""
-        Interpreter(self.prepared, self._by_node(), calls).run(before)
-        return True
+        return Interpreter(self.prepared, self._by_node(), call).run(before)
 
     def passes_of(self, model: nn.Module, call: Call) -> Passes:
         """See `Student.passes_of`; the layers of a graph are its nodes."""

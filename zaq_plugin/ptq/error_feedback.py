@@ -10,9 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zaq_plugin.pwlq.cells import nearest_level
-
-BLOCK = 128
+BLOCK = 64
 """Columns after which what they owe is passed on to all others at once."""
 
 
@@ -31,7 +29,7 @@ def round_with_feedback(
     ``-(W_j - W^_j) U_jk / U_jj``, `BLOCK` columns at a time (step 2). The order of the columns,
     which the paper leaves open (step 1), is that of falling ``H_jj``, known as act-order. After
     that come sweeps of coordinate descent (QuantEase, Behdin et al., 2023, arXiv 2309.01885): each
-    weight in turn takes the level that is best given all others,
+    weight in turn, in the same order, takes the level that is best given all others,
     ``nearest(W^_j - ((W^ - W) H)_j / H_jj)``, which can only make the error under the dampened H
     smaller.
 
@@ -55,11 +53,14 @@ def round_with_feedback(
     damped = _damped(moment, damping)
     order = damped.diagonal(dim1=1, dim2=2).argsort(1, descending=True)
     columns = order.unsqueeze(1).expand_as(rows)
-    sorted_h = damped.gather(1, order.unsqueeze(2).expand_as(damped))
-    sorted_h = sorted_h.gather(2, order.unsqueeze(1).expand_as(damped))
-    made = _feedback(rows.to(damped).gather(2, columns), levels.to(damped), sorted_h)
-    made = torch.empty_like(made).scatter_(2, columns, made)
-    return _descend(rows.to(damped), made, levels.to(damped), damped, sweeps)
+    damped = damped.gather(1, order.unsqueeze(2).expand_as(damped))
+    damped = damped.gather(2, order.unsqueeze(1).expand_as(damped))
+    nearest = _Nearest(levels.to(damped))
+    # Columns first: what is rounded at once lies side by side in memory.
+    wanted = rows.to(damped).gather(2, columns).permute(2, 0, 1).contiguous()
+    made = _descend(wanted, _feedback(wanted, nearest, damped), nearest, damped, sweeps)
+    made = made.permute(1, 2, 0).contiguous()
+    return torch.empty_like(made).scatter_(2, columns, made)
 
 
 def output_error(rows: Tensor, made: Tensor, moment: Tensor) -> Tensor:
@@ -76,39 +77,68 @@ def _damped(moment: Tensor, damping: float) -> Tensor:
     return moment + torch.diag_embed(added.unsqueeze(1).expand_as(diagonal))
 
 
-def _feedback(rows: Tensor, levels: Tensor, moment: Tensor) -> Tensor:
-    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(moment))).mT
-    left, made = rows.clone(), torch.empty_like(rows)
-    count = rows.shape[2]
+class _Nearest:
+    """The nearest levels of one weight of each channel at a time.
+
+    Args:
+        levels: (groups, channels, L) ascending.
+    """
+
+    def __init__(self, levels: Tensor) -> None:
+        self.levels = levels.flatten(0, 1).contiguous()
+        self.middles = (self.levels[:, 1:] + self.levels[:, :-1]) / 2
+
+    def __call__(self, column: Tensor) -> Tensor:
+        """(groups, channels) contiguous; of two levels that are equally near the lower one."""
+        index = torch.searchsorted(self.middles, column.view(-1, 1))
+        return self.levels.gather(1, index).view_as(column)
+
+
+def _feedback(wanted: Tensor, nearest: _Nearest, moment: Tensor) -> Tensor:
+    """Steps 1 to 3 of GPTQ; (n, groups, channels), as is what it returns."""
+    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(moment)))
+    factor = factor.movedim(0, 2)  # its rows are the columns of U: (later, earlier, groups)
+    left, made = wanted.clone(), torch.empty_like(wanted)
+    pivots = factor.diagonal().mT.unsqueeze(2)  # (n, groups, 1)
+    count = len(wanted)
     for start in range(0, count, BLOCK):
         stop = min(start + BLOCK, count)
-        owed = torch.empty_like(left[:, :, start:stop])
-        for j in range(start, stop):
-            made[:, :, j] = _nearest(left[:, :, j], levels)
-            pivot = factor[:, j, j].unsqueeze(1)
-            owed[:, :, j - start] = (left[:, :, j] - made[:, :, j]) / pivot
-            later = factor[:, j, j + 1 : stop].unsqueeze(1)
-            left[:, :, j + 1 : stop] -= owed[:, :, j - start].unsqueeze(2) * later
-        left[:, :, stop:] -= owed @ factor[:, start:stop, stop:]
+        within = factor[start:stop, start:stop].movedim(1, 0).unsqueeze(3).contiguous()
+        part, owed = left[start:stop], torch.empty_like(left[start:stop])
+        for j in range(stop - start):
+            made[start + j] = nearest(part[j])
+            torch.sub(part[j], made[start + j], out=owed[j]).div_(pivots[start + j])
+            if j + 1 < stop - start:
+                part[j + 1 :].addcmul_(within[j, j + 1 :], owed[j], value=-1)
+        if stop < count:
+            left[stop:] -= torch.einsum("kjg,jgc->kgc", factor[stop:, start:stop], owed)
     return made
 
 
-def _descend(rows: Tensor, made: Tensor, levels: Tensor, moment: Tensor, sweeps: int) -> Tensor:
+def _descend(
+    wanted: Tensor, made: Tensor, nearest: _Nearest, moment: Tensor, sweeps: int
+) -> Tensor:
+    """Coordinate descent; the slope of later blocks is put right a block at a time."""
+    count = len(wanted)
+    by_column = moment.movedim(0, 2).unsqueeze(3)  # (n, n, groups, 1)
+    slope = torch.einsum("gjk,jgc->kgc", moment, made - wanted)
     for _ in range(sweeps):
-        slope, changed = (made - rows) @ moment, False
-        for j in range(rows.shape[2]):
-            best = made[:, :, j] - slope[:, :, j] / moment[:, j, j].unsqueeze(1)
-            moved = _nearest(best, levels) - made[:, :, j]
+        changed = False
+        for start in range(0, count, BLOCK):
+            stop = min(start + BLOCK, count)
+            within = by_column[start:stop, start:stop].contiguous()
+            own, before = slope[start:stop].clone(), made[start:stop].clone()
+            steps = 1 / within.diagonal().movedim(2, 0)  # (columns, groups, 1)
+            for j in range(stop - start):
+                column = made[start + j]
+                level = nearest(torch.addcmul(column, own[j], steps[j], value=-1))
+                if j + 1 < stop - start:
+                    own[j + 1 :].addcmul_(within[j, j + 1 :], level - column)
+                column.copy_(level)
+            moved = made[start:stop] - before
             if bool(moved.any()):
                 changed = True
-                slope += moved.unsqueeze(2) * moment[:, j].unsqueeze(1)
-                made[:, :, j] += moved
+                slope += torch.einsum("gjk,jgc->kgc", moment[:, start:stop], moved)
         if not changed:
             break
     return made
-
-
-def _nearest(column: Tensor, levels: Tensor) -> Tensor:
-    """The levels nearest to one weight of each channel, (groups, channels)."""
-    flat = nearest_level(column.reshape(-1, 1), levels.flatten(0, 1))
-    return flat.reshape(column.shape)

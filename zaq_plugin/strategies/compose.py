@@ -34,7 +34,8 @@ def compose(what: str | Strategy | Sequence[str | Strategy | Stage]) -> Strategy
     Images, weights and activations are those of the first strategy named, unless a part
     (`PARTS`) says otherwise; what happens before and after quantization adds up, each once, in the
     order named. So ``dfq+adaround`` is DFQ, and then AdaRound's rounding; ``dfq+mse+adaround``
-    starts from the clips of least squared error.
+    starts from the clips of least squared error. ``pwlq+gptq`` corrects biases once: error feedback
+    does it itself.
 
     Raises:
         ValueError: If a name is unknown, or nothing says which grid weights and activations get.
@@ -66,6 +67,8 @@ def compose(what: str | Strategy | Sequence[str | Strategy | Stage]) -> Strategy
                 f"{names!r} does not say which grid {slot} get; name a strategy first, as in "
                 f"'rq+{names}'"
             )
+    replaced = {name for stage in slots["after"] for name in stage.replaces}
+    slots["after"] = [stage for stage in slots["after"] if stage.name not in replaced]
     named = [p for p in parts if isinstance(p, Strategy)]
     methods = [p for p in named if not p.component]
     images = [s for s in slots["images"] if isinstance(s, ImageStage)]
@@ -201,7 +204,8 @@ def synthetic_images(
 ) -> Tensor | None:
     """The synthetic images that a strategy would make, to be shared through ``Request.synthetic``.
 
-    They depend on the model, the seed, the count and the strategy's ``recipe`` alone, not on bits.
+    They depend on the model, the seed, the count, the batch size and the strategy's ``recipe``
+    alone, not on bits.
 
     Returns:
         (n, C, H, W), or None if the strategy makes none.

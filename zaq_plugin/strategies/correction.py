@@ -18,4 +18,5 @@ class CorrectBias(Stage):
     def finish(self, work: Work) -> None:
         """Correct layer after layer."""
         work.refuse_after_training(self.name)
-        correct_bias(work.student, work.batches(), reference=work.teacher)
+        memory = work.request.memory
+        correct_bias(work.student, work.batches(), reference=work.teacher, memory=memory)

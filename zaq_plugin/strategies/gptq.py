@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from zaq_plugin.ptq.compensate import compensate_rounding
 from zaq_plugin.strategies.activations import TopKActivations
+from zaq_plugin.strategies.correction import CorrectBias
+from zaq_plugin.strategies.dfq import CorrectBiasByMoments
 from zaq_plugin.strategies.images import Distilled
 from zaq_plugin.strategies.stage import Stage, Strategy, Work
 from zaq_plugin.strategies.weights import LeastSquaresWeights
@@ -23,6 +25,7 @@ class FeedbackRounding(Stage):
 
     slot = "after"
     name = "gptq"
+    replaces = (CorrectBias.name, CorrectBiasByMoments.name)
 
     def finish(self, work: Work) -> None:
         """Round layer after layer.
@@ -36,8 +39,9 @@ class FeedbackRounding(Stage):
                 f"gptq rounds the float weights anew and would discard what {work.moved!r} has "
                 f"learned; name it first: 'gptq+{work.moved}'"
             )
+        request = work.request
         results = compensate_rounding(
-            work.student, work.batches(), work.teacher, seed=work.request.seed
+            work.student, work.batches(), work.teacher, seed=request.seed, memory=request.memory
         )
         work.moved = self.name
         left = {name: result.reason for name, result in results.items() if result.reason}

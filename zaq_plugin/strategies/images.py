@@ -11,6 +11,8 @@ from zaq_plugin.ptq.wrappers import cloned
 from zaq_plugin.strategies.stage import Data, ImageStage, Work
 from zaq_plugin.student.modes import frozen
 from zaq_plugin.zero_shot import DistillOptions, ImageStatistics, distill_images
+from zaq_plugin.zero_shot.bn_statistics import batch_norms
+from zaq_plugin.zero_shot.distill import has_aim
 
 
 class Real(ImageStage):
@@ -65,22 +67,29 @@ class Distilled(ImageStage):
 
     def options(self, work: Work) -> DistillOptions:
         """How they are distilled: that of the default zero-shot preset."""
-        return DistillOptions(steps=work.request.steps(40), batch_size=batch_of(work))
+        return DistillOptions(steps=work.request.steps(20), batch_size=batch_of(work))
 
     def make(self, work: Work) -> Tensor:
         """(n, C, H, W), between black and white."""
         request = work.request
         if request.synthetic is not None:
             return request.synthetic
-        return distill_images(
+        options = self.options(work)
+        images = distill_images(
             work.model,
             request.synthetic_count,
             request.image_shape,
-            options=self.options(work),
+            options=options,
             statistics=statistics_of(work),
             rng=work.rng(1),
             device=work.device,
         )
+        if not has_aim(options, len(batch_norms(work.model))):  # a graph's are found by now
+            work.notes.append(
+                f"images are what they start from ({options.start}): {type(work.model).__name__} "
+                "has no BatchNorm whose statistics they could be moved to"
+            )
+        return images
 
 
 @torch.no_grad()
@@ -92,8 +101,8 @@ def classes_of(work: Work) -> int | None:
 
 
 def batch_of(work: Work) -> int:
-    """Images that are distilled together: up to 128."""
-    return min(128, work.request.synthetic_count)
+    """Images that are distilled together: as many as the request runs at a time, up to 128."""
+    return min(128, work.request.synthetic_count, work.request.batch_size)
 
 
 def statistics_of(work: Work) -> ImageStatistics:

@@ -21,6 +21,7 @@ from zaq_plugin.student import student_of
 from zaq_plugin.student.batches import as_calls, inputs_of
 from zaq_plugin.student.modes import to_quantized_evaluation
 from zaq_plugin.student.proof import require_float_function
+from zaq_plugin.student.walk import MEMORY
 from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs
 
 Method = str | Strategy | Sequence[str | Strategy | Stage]
@@ -38,6 +39,7 @@ def quantize_prepared(
     adapter: OutputAdapter = all_outputs,
     count: int = 256,
     batch_size: int = 32,
+    memory: int = MEMORY,
     effort: float = 1.0,
     seed: int = 0,
     progress: bool = False,
@@ -57,6 +59,8 @@ def quantize_prepared(
         adapter: From the model's output to a list of tensors, for models with several outputs.
         count: How many images are made.
         batch_size: Images at a time.
+        memory: Bytes that the activations of all images may take; see
+            `zaq_plugin.ptq.correct_bias`.
         effort: Multiplies the steps of distillation, reconstruction and training.
         seed: Fixes everything that is drawn.
         progress: Show a progress bar where something is trained.
@@ -114,6 +118,7 @@ def quantize_prepared(
         images=images,
         synthetic_count=count,
         batch_size=batch_size,
+        memory=memory,
         adapter=adapter,
         effort=effort,
         progress=progress,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from zaq_plugin.ptq.plan import Depthwise
 from zaq_plugin.report import LayerRecord
 from zaq_plugin.student.assign import Override
+from zaq_plugin.student.walk import MEMORY
 from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs
 
 Levels = Literal["auto", "uniform", "pwlq"]
@@ -49,6 +50,8 @@ class Request:
             one with the same ``recipe``, which would be made otherwise.
         synthetic_count: How many synthetic images are made.
         batch_size: Images at a time.
+        memory: Bytes that the activations of all images may take while weights are rounded or
+            biases corrected layer by layer; see `zaq_plugin.ptq.correct_bias`.
         adapter: From the model's output to a list of tensors, for models with several outputs.
         effort: Multiplies the steps of distillation, reconstruction and training.
         progress: Show a progress bar where something is trained.
@@ -77,6 +80,7 @@ class Request:
     overrides: Mapping[str, Override] = field(default_factory=dict)
     synthetic_count: int = 384
     batch_size: int = 64
+    memory: int = MEMORY
     adapter: OutputAdapter = all_outputs
     effort: float = 1.0
     progress: bool = False
@@ -110,6 +114,8 @@ class Request:
                 "Request: synthetic_count and batch_size must be at least 2; got "
                 f"{self.synthetic_count} and {self.batch_size}."
             )
+        if self.memory < 0:
+            raise ValueError(f"Request: memory must be a number of bytes; got {self.memory}.")
         if not self.effort > 0:
             raise ValueError(f"Request: effort must be positive; got {self.effort}.")
 
@@ -153,7 +159,8 @@ class Applied:
         data: What the ranges came from: ``none``, ``synthetic`` or ``real``.
         levels: ``uniform`` or ``pwlq``: what was used.
         images: The synthetic images that were made or used, or None.
-        stages: Wall time of each stage.
+        stages: Wall time of each stage; ``zero-shot (reconstruction)`` and the like are parts of
+            ``zero-shot``.
         host: Where the student was prepared.
         fixed_batch: The only batch size that it takes, where the host could not do better.
     """

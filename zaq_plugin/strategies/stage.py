@@ -37,11 +37,13 @@ class Stage:
         slot: When it runs.
         several_tensors: Whether it puts a weight together from several tensors, which no int8
             kernel multiplies by.
+        replaces: Names of stages after quantization whose work it takes back and does itself.
         name: What it is called in a composition and in errors.
     """
 
     slot: ClassVar[Slot]
     several_tensors: ClassVar[bool] = False
+    replaces: ClassVar[tuple[str, ...]] = ()
     name: str
 
     def prepare(self, work: Work) -> None:
@@ -90,7 +92,7 @@ class Work:
         student: The student's model, once it exists.
         fixed_batch: The only batch size that the student takes, if there is one.
         notes: What a reader should know.
-        stages: Wall time by stage.
+        stages: Wall time by stage, and of parts of stages.
         facts: What stages tell one another.
         moved: The stage that chose other levels than the nearest ones, if any did.
         trained: The stage that trained weights and biases, if any did.

@@ -10,9 +10,9 @@ this view. A host's integration registers its own kind of student when it is imp
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,6 @@ from zaq_plugin.student.recording import Passes, module_passes, named_modules
 
 Before = Callable[[QuantLayer, Tensor], None]
 """Called with a layer and its input, as it multiplies it, the moment before the layer runs."""
-
-BeforeAll = Callable[[QuantLayer, list[Tensor]], None]
-"""The same for the inputs of several batches."""
 
 
 class Student(ABC):
@@ -42,7 +39,11 @@ class Student(ABC):
 
     Attributes:
         model: The same model.
+        interleaves: Whether several runs may be under way at the same time, one going on while the
+            others wait in front of a layer.
     """
+
+    interleaves: ClassVar[bool] = True
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -54,10 +55,6 @@ class Student(ABC):
     @abstractmethod
     def run(self, call: Call, before: Before | None = None) -> Any:
         """The model's answer to one batch; ``before`` may change a layer, or raise to leave."""
-
-    def run_together(self, calls: Sequence[Call], before: BeforeAll) -> bool:
-        """Run several batches layer by layer at once, where the host can; False where it cannot."""
-        return False
 
     def twin(self) -> nn.Module:
         """The teacher P: a deep copy that computes the float model's function.

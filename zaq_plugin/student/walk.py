@@ -1,13 +1,15 @@
 """Layer after layer in order of execution, each on the student's own stream of inputs.
 
-What is done to a layer when its inputs are known is seen by all layers behind it.
+What is done to a layer when its inputs are known is seen by all layers behind it. All batches go
+through the student side by side: each waits in front of a layer until all have come there and the
+layer is done. Batches for which there is no room begin anew for every layer.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import closing
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -15,13 +17,15 @@ from torch import Tensor, nn
 from zaq_plugin.student.batches import Call, as_calls, fresh, inputs_of, merged, samples
 from zaq_plugin.student.fake_quantizers import quantizing
 from zaq_plugin.student.layer import QuantLayer
+from zaq_plugin.student.live import LiveBytes
+from zaq_plugin.student.passes import Passes, run_up_to
 from zaq_plugin.student.view import Student
 
-MEMORY = 1 << 30
-
-
-class _Stop(Exception):
-    """Ends a forward pass early."""
+MEMORY = 3 << 30
+SIDE_BY_SIDE = 32
+"""Batches at most that wait in the middle of the student: each has a thread."""
+MERGED = 64
+"""Samples up to which small batches are put together, if the memory has room for them."""
 
 
 class LayerWork(Protocol):
@@ -53,8 +57,8 @@ def walk_layers(
         batches: See `zaq_plugin.student.batches.as_call`; all are kept in memory.
         begin: Starts the work on a layer; see `Begin`.
         what: Who asks, for errors.
-        memory: Bytes that activations may take. If all batches fit, one forward pass does all
-            layers; otherwise each layer takes a pass of its own, batch by batch, up to that layer.
+        memory: Bytes that activations of waiting batches may take. If all batches fit, the student
+            is run once; those that do not fit are run anew for each layer, up to it.
 
     Returns:
         The names of the layers that the batches reached, in order of execution.
@@ -65,8 +69,23 @@ def walk_layers(
     calls = as_calls(batches, what, inputs_of(student.model))
     with quantizing(student.model), student.evaluating():
         census = _Census(student, fresh(calls[0]))
-        if not _in_one_pass(student, calls, census, begin, memory):
-            _layer_by_layer(student, census.calls, calls, begin)
+        count = sum(map(samples, calls)) if census.batched else len(calls)
+        calls = _parts(calls, census, memory, student.interleaves)
+        waiting = _room(calls, census, memory, student.interleaves)
+        layers = student.layers()
+        with closing(Passes(student, calls[:waiting])) as passes:
+            for name, times in census.calls.items():
+                work, reached = begin(layers[name], count), False
+                # A layer that is called twice is not done before its second call.
+                again = calls if times > 1 else calls[waiting:]
+                for x in passes.inputs(name) if times == 1 else ():
+                    work.add(x)
+                    reached = True
+                for call in again:
+                    reached |= run_up_to(student, call, name, times, work.add)
+                if reached:
+                    work.finish()
+                passes.let_go(name)
     return list(census.calls)
 
 
@@ -75,7 +94,7 @@ class _Census:
 
     Attributes:
         calls: By layer.
-        bytes: What a sample takes of memory, at its widest.
+        bytes: What a sample takes of memory in front of a layer, at most.
         batched: Whether the first axis of the model's input counts samples.
     """
 
@@ -87,12 +106,12 @@ class _Census:
         def look(layer: QuantLayer, x: Tensor) -> None:
             nonlocal peak
             self.calls[layer.name] += 1
-            peak = max(peak, x.numel() * x.element_size())
+            peak = max(peak, live.now(), x.numel() * x.element_size())
             self.batched &= _counts_samples(layer, x, call)
 
-        student.run(call, look)
-        # Beside a layer's input there are its output, and the shortcut around a block.
-        self.bytes = 4 * peak / max(1, samples(call))
+        with LiveBytes() as live:
+            student.run(call, look)
+        self.bytes = max(1, peak // max(1, samples(call)))
 
 
 def _counts_samples(layer: QuantLayer, x: Tensor, call: Call) -> bool:
@@ -111,51 +130,26 @@ def _counts_samples(layer: QuantLayer, x: Tensor, call: Call) -> bool:
     return count == 0 or len(x) % count == 0
 
 
-def _in_one_pass(
-    student: Student, calls: Sequence[Call], census: _Census, begin: Begin, memory: int
-) -> bool:
-    """Every layer is done the moment before it runs on all samples at once; False: it cannot be."""
-    count = sum(samples(call) for call in calls)
-    fits = bool(count) and count * census.bytes <= memory
-    if not fits or any(times > 1 for times in census.calls.values()):
-        return False
+def _parts(calls: Sequence[Call], census: _Census, memory: int, interleaves: bool) -> list[Call]:
+    """The batches, put together or cut where they are alike: neither tiny nor too large."""
     together = merged(calls) if census.batched else list(calls)
-    together = [fresh(call) for call in together]
-
-    def finish(layer: QuantLayer, inputs: Sequence[Tensor]) -> None:
-        work = begin(layer, count if census.batched else len(calls))
-        for x in inputs:
-            work.add(x)
-        work.finish()
-
-    if len(together) == 1:
-        student.run(together[0], lambda layer, x: finish(layer, [x]))
-        return True
-    return student.run_together(together, finish)
+    if len(together) > 1 or not census.batched:
+        return together
+    (images,), _ = together[0]
+    if not interleaves:
+        return together if 2 * len(images) * census.bytes <= memory else list(calls)
+    given = max(map(samples, calls))
+    size = max(1, min(MERGED, max(given, memory // (8 * census.bytes))))
+    return [((part,), {}) for part in images.split(size)]
 
 
-def _layer_by_layer(
-    student: Student, order: Counter[str], calls: Sequence[Call], begin: Begin
-) -> None:
-    """One pass over the batches for each layer, cut off behind the layer's last call."""
-    layers = student.layers()
-    count = sum(samples(call) for call in calls)
-    for name, expected in order.items():
-        work, seen, reached = begin(layers[name], count), 0, False
-
-        def take(layer: QuantLayer, x: Tensor, name: str = name, expected: int = expected,
-                 work: LayerWork = work) -> None:  # fmt: skip
-            nonlocal seen, reached
-            if layer.name != name:
-                return
-            work.add(x)
-            seen, reached = seen + 1, True
-            if seen == expected:
-                raise _Stop
-
-        for call in calls:
-            seen = 0
-            with suppress(_Stop):
-                student.run(fresh(call), take)
-        if reached:
-            work.finish()
+def _room(calls: Sequence[Call], census: _Census, memory: int, interleaves: bool) -> int:
+    """How many of the batches may wait in the middle of the student; one is running beside them."""
+    if not interleaves:
+        return int(len(calls) == 1 and max(census.calls.values(), default=1) == 1)
+    sizes = [max(1, samples(call)) * census.bytes for call in calls]
+    left, found = memory - max(sizes), 0
+    for size in sizes[:SIDE_BY_SIDE]:
+        left -= size
+        found += left >= 0
+    return found

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from zaq_plugin.student import QuantLayer
 from zaq_plugin.student.fake_quantizers import Slot, activation_slots, grid_of
@@ -135,7 +136,7 @@ class BlockWork:
             if options.drop > 0:
                 x = torch.where(drop_mask(x, options.drop, self.drops), clean[chosen], x)
             out = self.block.student(x)
-            loss = (out - y).square().sum() / (y.numel() / y.shape[1])
+            loss = mse_loss(out, y, reduction="sum") / (y.numel() / y.shape[1])
             if iteration >= start:
                 done = (iteration - start) / max(1, options.iterations - start)
                 sharpness = 2 + 18 * (1 - done)

@@ -93,7 +93,8 @@ def distill_images(
 
     Args:
         model: The float model with its BatchNorms; it is run in evaluation mode. Without BatchNorm
-            what remains are the priors, the class term and the image statistics.
+            what remains are the priors, the class term and the image statistics; with none of them
+            either, images are what they start from, at once.
         count: Number of images; batches of ``options.batch_size``.
         image_shape: (channels, height, width).
         statistics: The model's input normalisation.
@@ -125,6 +126,17 @@ def distill_images(
             batches.append(job.run(step_done))
             done += options.batch_size
     return torch.cat(batches)[:count]
+
+
+def has_aim(options: DistillOptions, batch_norms: int) -> bool:
+    """Whether anything draws pixels anywhere: BatchNorm statistics, a prior, or classes.
+
+    Args:
+        options: How images are distilled.
+        batch_norms: How many BatchNorms the model has.
+    """
+    statistics = options.bn_weight if batch_norms else 0.0
+    return max(statistics, options.total_variation, options.l2, options.class_weight) > 0
 
 
 class _Job:
@@ -178,7 +190,7 @@ class _Job:
         options = self.options
         optimizer = torch.optim.Adam(self.variables)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, options.steps))
-        for step in range(options.steps):
+        for step in range(options.steps if has_aim(options, len(self.bn_loss)) else 0):
             images = self.images()
             seen = images
             if options.flip and int(torch.randint(2, (1,), generator=self.rng)):

@@ -50,10 +50,14 @@ class LearnedActivation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x on its grid; in training, parts of it untouched."""
-        out = self.quantized(x)
         if self.training and self.drop > 0:
-            out = torch.where(drop_mask(x, self.drop, self.rng), x, out)
-        return out
+            return self._with_some_kept(x, drop_mask(x, self.drop, self.rng))
+        return self.quantized(x)
+
+    def _with_some_kept(self, x: Tensor, kept: Tensor | None) -> Tensor:
+        """x on its grid but where it is kept."""
+        out = self.quantized(x)
+        return out if kept is None else torch.where(kept, x, out)
 
 
 def learned_activation(
@@ -66,23 +70,30 @@ def learned_activation(
 
 
 class _LearnedStepQuantize(torch.autograd.Function):
-    """Uniform fake quantization with LSQ's gradients (Esser et al., ICLR 2020, eq. 1 to 3)."""
+    """Uniform fake quantization with LSQ's gradients (Esser et al., ICLR 2020, eq. 1 to 3).
+
+    Values under ``kept`` stay as they are, and their gradients go by the step.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, step: Tensor, offset: Tensor, low: int, high: int) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, step: Tensor, low: Tensor, high: Tensor, kept: Tensor | None
+    ) -> Tensor:
         scaled = x / step
-        level = torch.round(scaled).add_(offset).clamp_(low, high).sub_(offset)
-        ctx.save_for_backward(scaled, level)
-        ctx.bounds = (low - offset, high - offset)
-        return level * step
+        level = torch.round(scaled).clamp_(low, high)
+        ctx.save_for_backward(scaled, level, low, high, kept)
+        out = level * step
+        return out if kept is None else torch.where(kept, x, out)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        scaled, level = ctx.saved_tensors
-        low, high = ctx.bounds
-        inside = (scaled >= low) & (scaled <= high)
-        pull = torch.where(inside, level - scaled, level)
-        return grad * inside, (grad * pull).sum().reshape(1), None, None, None
+        scaled, level, low, high, kept = ctx.saved_tensors
+        inside = (scaled >= low).logical_and_(scaled <= high)
+        pull = torch.addcmul(level, scaled, inside, value=-1).mul_(grad)
+        if kept is not None:
+            pull.masked_fill_(kept, 0)
+            inside.logical_or_(kept)
+        return grad * inside, pull.sum().reshape(1), None, None, None
 
 
 class LearnedStep(LearnedActivation):
@@ -110,8 +121,12 @@ class LearnedStep(LearnedActivation):
 
     def quantized(self, x: Tensor) -> Tensor:
         """x on its grid."""
+        return self._with_some_kept(x, None)
+
+    def _with_some_kept(self, x: Tensor, kept: Tensor | None) -> Tensor:
         step = self.step.abs().clamp(min=self.smallest)
-        out: Tensor = _LearnedStepQuantize.apply(x, step, self.zero_point, self.low, self.high)
+        low, high = self.low - self.zero_point, self.high - self.zero_point
+        out: Tensor = _LearnedStepQuantize.apply(x, step, low, high, kept)
         return out
 
     def rate(self, lr: float) -> float:

@@ -47,6 +47,7 @@ class LearnedRounding(nn.Module):
         self.logits = nn.Parameter(torch.logit(stretched))
         self.register_buffer("upper_first", share >= 0.5)
         self.register_buffer("decided", torch.zeros_like(share, dtype=torch.bool))
+        self._share: Tensor | None = None  # of the forward pass, for the regulariser of its step
         gap = high - low
         self.register_buffer("gap", gap / gap.mean(1, keepdim=True).clamp(min=1e-20))
 
@@ -75,11 +76,16 @@ class LearnedRounding(nn.Module):
 
     def regulariser(self, sharpness: float) -> Tensor:
         """Σ (1 - |2 h - 1|^β): pulls every rounding to one side (AdaRound, equation 24)."""
-        return (1 - (2 * self.share() - 1).abs().pow(sharpness)).sum()
+        share, self._share = self._share, None
+        if share is None:
+            share = self.share()
+        return (1 - (2 * share - 1).abs().pow(sharpness)).sum()
 
     def forward(self, w: Tensor) -> Tensor:
         """The learned weight; w itself is not looked at."""
-        out: Tensor = self._unrows(torch.lerp(*self.neighbours(), self.share()))
+        share = self.share()
+        self._share = share if share.requires_grad else None
+        out: Tensor = self._unrows(torch.lerp(*self.neighbours(), share))
         return out.to(w.dtype)
 
     @torch.no_grad()

@@ -9,7 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zaq_plugin.zero_shot.bn_statistics import BatchNormLoss, batch_norms, insert_probes
+from zaq_plugin.zero_shot.bn_statistics import (
+    BatchNormLoss,
+    ChannelMoments,
+    batch_norms,
+    insert_probes,
+)
 
 
 class Functional(nn.Module):
@@ -39,6 +44,24 @@ def direct(x: Tensor, norm: nn.BatchNorm2d, relative: bool = False) -> float:
     if relative:
         gap_mean, gap_std = gap_mean / (hat_std + 1e-3), gap_std / (hat_std + 1e-3)
     return float((gap_mean**2).mean() + (gap_std**2).mean())
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (4, 3, 7), (4, 3, 5, 6), (2, 3, 2, 3, 4)])
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+def test_channel_moments_and_their_gradient_are_torch_s(shape: tuple[int, ...], last: bool) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 2 + 3
+    if last and len(shape) == 4:
+        x = x.to(memory_format=torch.channels_last)
+    mine, theirs = x.clone().requires_grad_(), x.double().requires_grad_()
+    var, mean = ChannelMoments.apply(mine)
+    axes = [d for d in range(len(shape)) if d != 1]
+    wanted = torch.var_mean(theirs, dim=axes, correction=0)
+    torch.testing.assert_close(var.double(), wanted[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(mean.double(), wanted[1], rtol=1e-5, atol=1e-6)
+    weights = torch.tensor([1.0, -2.0, 0.5])
+    ((var + 1e-8).sqrt() * weights + mean.square()).sum().backward()
+    ((wanted[0] + 1e-8).sqrt() * weights + wanted[1].square()).sum().backward()
+    torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("relative", [False, True])

@@ -104,6 +104,24 @@ def test_without_batch_norm_images_still_come() -> None:
     assert torch.isfinite(images).all()
 
 
+def test_without_an_aim_no_step_is_taken() -> None:
+    """The images are the dead leaves themselves; a prior is an aim."""
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.GELU())
+    runs: list[int] = []
+    model.register_forward_hook(lambda *_: runs.append(1))
+
+    def made(**options: float) -> Tensor:
+        rng = torch.Generator().manual_seed(3)
+        chosen = DistillOptions(batch_size=4, **options)  # type: ignore[arg-type]
+        return distill_images(model, 4, SHAPE, options=chosen, rng=rng)
+
+    start = made(steps=0)
+    assert torch.equal(made(steps=5), start)
+    assert not runs
+    assert not torch.equal(made(steps=5, total_variation=0.1), start)
+    assert len(runs) == 5
+
+
 def test_total_variation() -> None:
     x = torch.randn(2, 1, 3, 4, dtype=torch.float64).numpy()
     down = np.mean(

@@ -1,0 +1,189 @@
+"""One measurement in a process of its own: ``python rows.py ROW --data DIR`` prints JSON.
+
+The package that is measured is the one that PYTHONPATH names; see run.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # last: for benchmarks.data alone
+from benchmarks.data import CIFAR_MEAN, CIFAR_STD, LOADERS, Task, accuracy, logits_of
+
+Row = dict[str, Any]
+
+
+@contextmanager
+def measured(row: Row) -> Iterator[None]:
+    """Adds processor and wall seconds of what is inside."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    yield
+    row["cpu"] = time.process_time() - cpu
+    row["wall"] = time.perf_counter() - wall
+
+
+def agreement(task: Task, student: nn.Module, count: int = 5000) -> float:
+    """Share of test images, percent, whose top class is the float model's."""
+    images = task.images[:count]
+    expected = logits_of(task.model, images, 200).argmax(1)
+    return accuracy(logits_of(student, images, 200), expected)
+
+
+def quantized(
+    task: Task, strategy: str, bits: tuple[int, int], seed: int = 0, **request: Any
+) -> Row:
+    """A strategy on a task's model: time of all of it, and agreement."""
+    from zaq_plugin.strategies import Request, apply
+
+    imagenet = task.name == "imagenet"
+    row: Row = {}
+    asked = Request(
+        *bits,
+        example_inputs=(task.images[:2],),
+        mean=(0.5,) * 3 if imagenet else CIFAR_MEAN,
+        std=(0.5,) * 3 if imagenet else CIFAR_STD,
+        seed=seed,
+        **request,
+    )
+    with measured(row):
+        applied = apply(strategy, task.model, asked)
+    row["stages"] = {k: round(v, 2) for k, v in applied.stages.items()}
+    row["agreement"] = agreement(task, applied.model)
+    row["notes"] = applied.notes[-1:]
+    return row
+
+
+def gptq(data: Path, seed: int) -> Row:
+    """pwlq+gptq 4/4 of ResNet-20, 384 images at hand."""
+    task = LOADERS["cifar10"](data)
+    assert task.train is not None
+    order = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(seed))
+    return quantized(task, "pwlq+gptq", (4, 4), seed, images=task.train[order[:384]])
+
+
+def zaq(data: Path, seed: int) -> Row:
+    """zaq 4/4 of ResNet-20, 256 images made."""
+    return quantized(LOADERS["cifar10"](data), "zaq", (4, 4), seed, synthetic_count=256)
+
+
+def made_images(name: str, count: int) -> Callable[[Path, int], Row]:
+    """Images from BatchNorm statistics; agreement of what they calibrate (pwlq 4/8)."""
+
+    def measure(data: Path, seed: int) -> Row:
+        from zaq_plugin.strategies import Request, synthetic_images
+
+        task = LOADERS[name](data)
+        imagenet = name == "imagenet"
+        asked = Request(
+            4,
+            8,
+            example_inputs=(task.images[:2],),
+            mean=(0.5,) * 3 if imagenet else CIFAR_MEAN,
+            std=(0.5,) * 3 if imagenet else CIFAR_STD,
+            seed=seed,
+            synthetic_count=count,
+        )
+        row: Row = {}
+        with measured(row):
+            images = synthetic_images("pwlq", task.model, asked)
+        calibrated = quantized(task, "pwlq", (4, 8), seed, images=images)
+        return {**row, "agreement": calibrated["agreement"]}
+
+    return measure
+
+
+def bias(data: Path, seed: int) -> Row:
+    """Bias correction of ResNet-50 at 224 px, 8 images, where not all fit into the memory.
+
+    The memory is an eighth of the default for an eighth of the images that the default just holds.
+    """
+    import timm
+
+    from zaq_plugin.ptq import calibrate, correct_bias, simulate
+    from zaq_plugin.pwlq import UniformSpec
+
+    torch.manual_seed(seed)
+    model = timm.create_model("resnet50", pretrained=False).eval()
+    images = torch.randn(8, 3, 224, 224)
+    student = simulate(model, UniformSpec(4), 8, example_inputs=(images[:2],))
+    calibrate(student, [images[:4]])
+    row: Row = {}
+    share = 8 / 384  # of the images; the old default was 1 GiB, the present one is 3
+    from zaq_plugin.student.walk import MEMORY
+
+    with measured(row):
+        correct_bias(student, images.split(4), memory=int(share * MEMORY))
+    return row
+
+
+def weights_of_resnet50() -> list[Tensor]:
+    """Its 25.5 million convolution and linear weights, randomly initialised."""
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model("resnet50", pretrained=False)
+    kinds = nn.Conv2d | nn.Linear
+    return [m.weight.detach() for m in model.modules() if isinstance(m, kinds)]
+
+
+def solved(policy: str) -> Callable[[Path, int], Row]:
+    """Quantizing a ResNet-50's weights, beside torch's fused operator with scales given."""
+
+    def measure(data: Path, seed: int) -> Row:
+        from zaq_plugin.pwlq import PWLQSpec, quantize
+
+        weights = weights_of_resnet50()
+        scales = [w.flatten(1).abs().amax(1) / 7 for w in weights]
+        zeros = [torch.zeros_like(s, dtype=torch.int32) for s in scales]
+        spec: Any = PWLQSpec(policy=policy)  # type: ignore[arg-type]
+        row: Row = {}
+        yard: Row = {}
+        for _ in range(2):  # the first one warms up
+            with measured(yard):
+                for w, s, z in zip(weights, scales, zeros, strict=True):
+                    torch.fake_quantize_per_channel_affine(w, s, z, 0, -7, 7)
+            with measured(row):
+                for w in weights:
+                    quantize(w, spec)
+        return {**row, "yardstick": yard["cpu"], "ratio": row["cpu"] / yard["cpu"]}
+
+    return measure
+
+
+ROWS: dict[str, Callable[[Path, int], Row]] = {
+    "gptq": gptq,
+    "zaq": zaq,
+    "images-cifar10": made_images("cifar10", 128),
+    "images-imagenet": made_images("imagenet", 16),
+    "bias": bias,
+    "closed-form": solved("gaussian"),
+    "joint": solved("joint"),
+}
+
+
+def main() -> None:
+    """Measure one row."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("row", choices=ROWS)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    row = ROWS[args.row](args.data, args.seed)
+    row["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    print(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main()
