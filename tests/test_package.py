@@ -28,7 +28,8 @@ ALLOWED = {
     "zaq_fx": {"torch"},
     "zaq_pt2e": {"torch", "torchao"},
     "zaq_nncf": {"torch", "nncf", "safetensors"},
-    "zaq_onnx": {"torch", "numpy", "onnx", "onnxruntime", "onnxscript", "openvino"},
+    "zaq_onnx": {"torch", "numpy", "onnx", "onnxruntime", "onnxscript", "openvino"}
+    | {"cv2", "tract", "tvm", "tinygrad"},
 }
 
 

@@ -78,6 +78,7 @@ def folder(text: str) -> Path:
 def build_parser() -> Parser:
     """Returns the parser with every command that there is."""
     from zaq_plugin import __version__
+    from zaq_timm.verifying import add_verify
     from zaq_timm.zoo.command import add_commands
 
     parser = Parser(prog="zaq-quantize", description=DESCRIPTION, formatter_class=Format)
@@ -118,6 +119,7 @@ def build_parser() -> Parser:
     )
     demo.set_defaults(run=demo_command)
     add_commands(commands, Format, folder)
+    add_verify(commands, Format)
     return parser
 
 
