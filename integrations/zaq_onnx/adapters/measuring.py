@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 
@@ -54,8 +55,23 @@ class Outcome:
     float_milliseconds: float | None = None
 
 
-def measure(adapter: Adapter, path: str, inputs: list[Array], trial: Trial, out: Outcome) -> None:
+def measure(
+    adapter: Adapter,
+    path: str,
+    inputs: list[Array],
+    trial: Trial,
+    out: Outcome,
+    loaded: Callable[[], None] = lambda: None,
+) -> None:
     """Load a file, run it, look at the kernels, time it; what is known is put into `out` at once.
+
+    Args:
+        adapter: Of the runtime.
+        path: The file.
+        inputs: What to run on.
+        trial: Times and folders.
+        out: Where results are put.
+        loaded: Called when the file is loaded.
 
     Raises:
         Exception: whatever the runtime raises.
@@ -67,6 +83,7 @@ def measure(adapter: Adapter, path: str, inputs: list[Array], trial: Trial, out:
     seconds = time.perf_counter() - begin
     out.load_seconds = seconds if adapter.loaded_in is None else adapter.loaded_in
     out.stage = "run"
+    loaded()
     if inputs:
         out.outputs = adapter.run(inputs)
     out.kernels = adapter.kernels()

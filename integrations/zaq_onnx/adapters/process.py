@@ -115,7 +115,7 @@ def main(folder: str) -> None:
     out = Outcome()
     _write(place, out)
     try:
-        measure(adapter, asked["path"], inputs, trial, out)
+        measure(adapter, asked["path"], inputs, trial, out, lambda: _write(place, out))
     except Exception as error:  # whatever it is, it is what a user would see
         out.message = message_of(error)
         _write(place, out)
