@@ -262,6 +262,8 @@ def _try(
         report.state = REFUSED if outcome.stage == "load" else FAILED
         found.problems.append(f"{name}: {report.state}: {outcome.message}")
         return report
+    if outcome.untimed:
+        found.remarks.append(f"{name}: answered, but was not timed: {outcome.untimed}.")
     report.integer_layers, report.float_layers = outcome.layers or (0, 0)
     before = len(found.problems)
     report.error, report.agreement = _measure(found, name, outcome.outputs, expected)

@@ -36,7 +36,8 @@ class Outcome:
 
     Attributes:
         message: Why it failed; empty where it did not.
-        stage: ``load`` or ``run``: where it failed, or what was last begun.
+        stage: ``load``, ``run`` or ``time``: where it failed, or what was last begun.
+        untimed: Why it answered, but could not be timed.
         load_seconds: From the file to something that runs.
         outputs: Its answer.
         kernels: How many of each kernel; None where the runtime does not tell.
@@ -47,6 +48,7 @@ class Outcome:
 
     message: str = ""
     stage: str = "load"
+    untimed: str = ""
     load_seconds: float = 0.0
     outputs: list[Array] = field(default_factory=list)
     kernels: Counter[str] | None = None
@@ -61,7 +63,7 @@ def measure(
     inputs: list[Array],
     trial: Trial,
     out: Outcome,
-    loaded: Callable[[], None] = lambda: None,
+    reached: Callable[[], None] = lambda: None,
 ) -> None:
     """Load a file, run it, look at the kernels, time it; what is known is put into `out` at once.
 
@@ -71,7 +73,7 @@ def measure(
         inputs: What to run on.
         trial: Times and folders.
         out: Where results are put.
-        loaded: Called when the file is loaded.
+        reached: Called when the file is loaded, and when there is an answer.
 
     Raises:
         Exception: whatever the runtime raises.
@@ -83,9 +85,11 @@ def measure(
     seconds = time.perf_counter() - begin
     out.load_seconds = seconds if adapter.loaded_in is None else adapter.loaded_in
     out.stage = "run"
-    loaded()
+    reached()
     if inputs:
         out.outputs = adapter.run(inputs)
+    out.stage = "time"
+    reached()
     out.kernels = adapter.kernels()
     out.layers = None if out.kernels is None else adapter.layers(out.kernels)
     if trial.seconds and inputs:

@@ -73,11 +73,11 @@ def _run(command: list[str], trial: Trial) -> str:
     try:
         _, said = process.communicate(timeout=trial.timeout)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        _kill(process)
         process.communicate()
-        return f"no answer within {trial.timeout:g} s"
+        return f"not done within {trial.timeout:g} s"
     except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
+        _kill(process)
         raise
     if process.returncode < 0:
         return f"the process died: {signal.Signals(-process.returncode).name}"
@@ -85,20 +85,27 @@ def _run(command: list[str], trial: Trial) -> str:
     return lines[-1] if process.returncode and lines else ""
 
 
+def _kill(process: subprocess.Popen[str]) -> None:
+    """End a process, and where there are groups of them, those that it started."""
+    if hasattr(os, "killpg"):
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+
+
 def _read(place: Path, ended: str) -> Outcome:
     written = place / "outcome.json"
     if not written.exists():
         return Outcome(message=ended or "the process ended without a word")
-    found = json.loads(written.read_text(encoding="utf-8"))
-    if found["kernels"] is not None:
-        found["kernels"] = Counter(found["kernels"])
-    if found["layers"] is not None:
-        found["layers"] = tuple(found["layers"])
-    if (place / "outputs.npz").exists():
-        found["outputs"] = _arrays(place / "outputs.npz")
+    out = Outcome(**json.loads(written.read_text(encoding="utf-8")))
+    out.kernels = None if out.kernels is None else Counter(out.kernels)
+    out.layers = None if out.layers is None else (out.layers[0], out.layers[1])
+    if out.stage == "time":
+        out.outputs, out.untimed = _arrays(place / "outputs.npz"), out.message or ended
+        out.message = ""
     else:
-        found["message"] = found["message"] or ended or "the process ended without a word"
-    return Outcome(**found)
+        out.message = out.message or ended or "the process ended without a word"
+    return out
 
 
 def _arrays(path: Path) -> list[Array]:
@@ -118,12 +125,10 @@ def main(folder: str) -> None:
         measure(adapter, asked["path"], inputs, trial, out, lambda: _write(place, out))
     except Exception as error:  # whatever it is, it is what a user would see
         out.message = message_of(error)
-        _write(place, out)
-        adapter.close()
-        return
-    np.savez(place / "outputs.npz", *out.outputs)
     _write(place, out)
     adapter.close()
+    if out.message:
+        return
     adapter = _adapter(asked["name"])(trial.node_modules)
     try:
         time_float(adapter, inputs, trial, out)
@@ -140,6 +145,8 @@ def _adapter(name: str) -> type[Adapter]:
 
 
 def _write(place: Path, out: Outcome) -> None:
+    if out.stage == "time" and not (place / "outputs.npz").exists():
+        np.savez(place / "outputs.npz", *out.outputs)
     text = json.dumps({name: value for name, value in vars(out).items() if name != "outputs"})
     partial = place / "outcome.part"
     partial.write_text(text, encoding="utf-8")

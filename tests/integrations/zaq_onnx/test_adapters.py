@@ -100,7 +100,18 @@ def test_a_runtime_that_hangs_is_ended(pt2e_case: Any) -> None:
     found = zaq_onnx.verify(
         pt2e_case.plain, None, one_image(pt2e_case), runtimes=("hangs",), timeout=5
     )
-    assert found.problems == ["hangs: does not load: no answer within 5 s"]
+    assert found.problems == ["hangs: does not load: not done within 5 s"]
+
+
+@pytest.mark.usefixtures("stubs")
+def test_an_answer_counts_though_timing_it_took_too_long(pt2e_case: Any) -> None:
+    given = one_image(pt2e_case)
+    found = zaq_onnx.verify(
+        pt2e_case.plain, None, given, runtimes=("slow",), seconds=600, timeout=30
+    )
+    (report,) = found.runtimes
+    assert (report.state, report.milliseconds, found.problems) == ("right", None, [])
+    assert "slow: answered, but was not timed: not done within 30 s." in found.remarks
 
 
 @pytest.mark.usefixtures("stubs")
