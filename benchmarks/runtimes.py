@@ -171,10 +171,16 @@ def main(argv: list[str] | None = None) -> int:
                 row |= measure(name, form, runtime, args)
                 append_row(args.out, row)
                 print(json.dumps(row), flush=True)
-    text = markdown(read_rows(args.out))
-    args.out.with_suffix(".md").write_text(f"# Where files run\n\n{text}", encoding="utf-8")
-    put_between_markers(args.page, text)
+                write_tables(args.out, args.page)
+    write_tables(args.out, args.page)
     return 0
+
+
+def write_tables(rows: Path, page: Path) -> None:
+    """The Markdown beside the rows, and the generated part of the page."""
+    text = markdown(read_rows(rows))
+    rows.with_suffix(".md").write_text(f"# Where files run\n\n{text}", encoding="utf-8")
+    put_between_markers(page, text)
 
 
 if __name__ == "__main__":

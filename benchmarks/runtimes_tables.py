@@ -125,7 +125,7 @@ def _inside(row: Row | None) -> tuple[str, str]:
 
 
 def _latency(row: Row | None) -> str:
-    if row is None or row.get("milliseconds") is None:
+    if row is None or row["milliseconds"] is None or row["state"] not in ("right", "wrong"):
         return "-"
     own = f"{row['milliseconds']:.3g} ms"
     if not row.get("float_milliseconds"):
