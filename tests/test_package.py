@@ -33,7 +33,8 @@ ALLOWED = {
     "zaq_fx": {"torch"},
     "zaq_pt2e": {"torch", "numpy", "torchao"},
     "zaq_nncf": {"torch", "nncf", "safetensors"},
-    "zaq_onnx": {"torch", "numpy", "onnx", "onnxruntime", "onnxscript", "openvino"},
+    "zaq_onnx": {"torch", "numpy", "onnx", "onnxruntime", "onnxscript", "openvino"}
+    | {"cv2", "tract", "tvm", "tinygrad"},
     "zaq_executorch": {"torch", "torchao", "numpy", "executorch"},
     "zaq_litert": {"torch", "torchao", "numpy", "litert_torch", "ai_edge_litert", "flatbuffers"},
 }

@@ -13,6 +13,7 @@ import torch.ao.nn.quantized as nnq
 from torch import Tensor, fx
 from torch.nn import functional
 
+from zaq_plugin.pwlq.overflow import LIMIT, worst_pairs
 from zaq_plugin.report import Audit
 from zaq_plugin.student.batches import Call
 from zaq_plugin.student.hand_over import (
@@ -25,7 +26,6 @@ from zaq_plugin.student.hand_over import (
     student_side,
 )
 
-LARGEST = 2**15 - 1
 SATURATES = (
     "torch's int8 kernel for this layer adds two products in 16 bits on this processor, which "
     "saturates (FBGEMM's depthwise ones always, others without VNNI); 7 bits for activations do not"
@@ -104,7 +104,11 @@ def _may_saturate(module: Any) -> bool:
     if not callable(getattr(module, "weight", None)):
         return False
     weight: Tensor = module.weight()
-    return bool(weight.is_quantized) and int(weight.int_repr().abs().max()) * 2 * 255 > LARGEST
+    if not weight.is_quantized:
+        return False
+    channels = weight.qscheme() in (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
+    axis = weight.q_per_channel_axis() if channels else None
+    return bool((worst_pairs(weight.int_repr(), axis) > LIMIT).any())
 
 
 def saturates(module: Any) -> bool:

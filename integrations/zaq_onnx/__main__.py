@@ -21,6 +21,9 @@ def build_parser() -> argparse.ArgumentParser:
         one = commands.add_parser(name, help=text)
         one.add_argument("file", type=Path)
         one.add_argument("target", type=Path)
+        if name == "pack":
+            text = "UINT4 codes, which take slightly less room and run in fewer runtimes"
+            one.add_argument("--smallest", action="store_true", help=text)
     return parser
 
 
@@ -35,8 +38,11 @@ def main(arguments: list[str] | None = None) -> int:
             print(verdict)
             return 0 if verdict.ok else 1
         else:
-            action = pack if options.command == "pack" else unpack
-            print(f"{options.target}: {action(options.file, options.target):,} bytes")
+            if options.command == "pack":
+                size = pack(options.file, options.target, portable=not options.smallest)
+            else:
+                size = unpack(options.file, options.target)
+            print(f"{options.target}: {size:,} bytes")
     except (OSError, ValueError) as error:
         print(f"zaq_onnx: {error}", file=sys.stderr)
         return 1

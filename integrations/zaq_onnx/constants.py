@@ -186,6 +186,12 @@ def _modulo(x: Array, y: Array) -> Array:
     return np.mod(x, y)
 
 
+def _quotient(x: Array, y: Array) -> Array:
+    if x.dtype.kind not in "iu" or x.min(initial=0) < 0 or y.min(initial=1) < 1:
+        raise ValueError("a division of other than integers from 0 by integers from 1.")
+    return np.floor_divide(x, y)
+
+
 def _broadcast(x: Array, y: Array) -> None:
     if math.prod(np.broadcast_shapes(x.shape, y.shape)) > LIMIT:
         raise ValueError(f"shapes {x.shape} and {y.shape} are impossibly large together.")
@@ -227,7 +233,9 @@ def _reshape(_: NodeProto, x: Array, shape: Array) -> Array:
     return x.reshape([int(d) for d in shape])
 
 
-def _slice(_: NodeProto, x: Array, start: Array, end: Array) -> Array:
+def _slice(_: NodeProto, x: Array, start: Array, end: Array, axes: Array | None = None) -> Array:
+    if axes is not None and axes.tolist() != [0]:
+        raise ValueError("only axis 0 is known here.")
     return x[int(start[0]) : int(end[0])]
 
 
@@ -269,6 +277,7 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "BitShift": _shift,
     "Cast": _cast,
     "Concat": _concat,
+    "Div": _binary(_quotient),
     "Expand": _expand,
     "Gather": _gather,
     "MatMul": _product,

@@ -20,12 +20,13 @@ from zaq_onnx.apart import keep_grids_apart
 from zaq_onnx.checking import require_same
 from zaq_onnx.completing import complete
 from zaq_onnx.describing import describe, float_bytes, records_of
-from zaq_onnx.files import MINIMUM_OPSET, Path_, write
+from zaq_onnx.files import OPSETS, Path_, write
 from zaq_onnx.files import check as check_file
 from zaq_onnx.graph import Graph
 from zaq_onnx.naming import LAYERS, name_weights, scopes, shorten
 from zaq_onnx.notes import Note, notes_of
 from zaq_onnx.packing import pack_model
+from zaq_onnx.portable import IR_VERSIONS, make_portable, name_batch
 from zaq_onnx.reducing import reduce_weights
 from zaq_onnx.refusals import refuse_operators, refuse_program
 from zaq_onnx.sources import batch_shapes, exportable, program_of
@@ -67,7 +68,8 @@ def export(
     path: Path_,
     *,
     pack: bool = True,
-    opset: int = 21,
+    portable: bool = True,
+    opset: int | None = None,
     dynamic_batch: bool = True,
     dynamic_shapes: Any = None,
     calibration: Iterable[Any] | None = None,
@@ -88,7 +90,10 @@ def export(
         example_inputs: What it is called with.
         path: The file to write.
         pack: Pack the weights; see `zaq_onnx.pack`.
-        opset: Version of ONNX's operators, 21 or newer.
+        portable: Write what every runtime reads, see `zaq_onnx.pack` and docs/onnx_files.md; False
+            gives the smallest file, for ONNX Runtime and OpenVINO.
+        opset: Version of ONNX's operators: 19 or newer, which is the default, or 21 for a file that
+            is not portable.
         dynamic_batch: Let the first dimension of the inputs vary. Give at least two samples.
         dynamic_shapes: Instead, as in ``torch.export``.
         calibration: Batches (a tensor, a tuple of inputs, or inputs by name) that give 8-bit
@@ -112,7 +117,8 @@ def export(
             would quantize silently; an opset that does not exist; a file that computes something
             else, which is taken away again.
     """
-    _check(example_inputs, opset)
+    opset = OPSETS[portable] if opset is None else opset
+    _check(example_inputs, opset, portable)
     graph, source, known = graph_of(
         model,
         example_inputs,
@@ -124,9 +130,13 @@ def export(
     )
     _refuse_float_weights(graph)
     records = records_of(graph, known)
+    if portable:
+        make_portable(graph)
     shorten(graph)
     made = graph.to_model()
-    packed, done = pack_model(made)
+    name_batch(made)
+    made.ir_version = IR_VERSIONS[min(opset, max(IR_VERSIONS))]
+    packed, done = pack_model(made, portable=portable)
     changes = {"completed": graph.completed, "reduced": graph.reduced}
     describe(made, source, records, opset, changes)
     del packed.metadata_props[:]
@@ -156,7 +166,7 @@ def graph_of(
     model: nn.Module,
     example_inputs: tuple[Any, ...],
     *,
-    opset: int = MINIMUM_OPSET,
+    opset: int = OPSETS[True],
     dynamic_shapes: Any = None,
     calibration: Iterable[Any] | None = None,
     reduce_range: bool = False,
@@ -185,19 +195,20 @@ def graph_of(
     return graph, source, notes.records
 
 
-def _check(example_inputs: object, opset: object) -> None:
+def _check(example_inputs: object, opset: object, portable: bool) -> None:
     if not isinstance(example_inputs, tuple) or not example_inputs:
         raise TypeError(
             f"example_inputs must be a tuple of inputs, such as (images,); got "
             f"{type(example_inputs).__name__}."
         )
-    newest = onnx.defs.onnx_opset_version()
+    newest, oldest = onnx.defs.onnx_opset_version(), OPSETS[portable]
     if isinstance(opset, bool) or not isinstance(opset, int):
-        raise TypeError(f"opset must be an int from {MINIMUM_OPSET} to {newest}; got {opset!r}.")
-    if not MINIMUM_OPSET <= opset <= newest:
+        raise TypeError(f"opset must be an int from {oldest} to {newest}; got {opset!r}.")
+    if not oldest <= opset <= newest:
+        why = "of which every runtime has all operators" if portable else "with codes of 4 bits"
         raise ValueError(
-            f"opset must be from {MINIMUM_OPSET} (the first with codes of 4 bits) to {newest} (the "
-            f"newest that onnx {onnx.__version__} knows); got {opset}."
+            f"opset must be from {oldest} (the first {why}) to {newest} (the newest that onnx "
+            f"{onnx.__version__} knows); got {opset}."
         )
 
 

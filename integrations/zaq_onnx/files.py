@@ -18,7 +18,12 @@ KEY = "zaq"
 """Key of our JSON text in a model's metadata."""
 
 FORMAT = "zaq_onnx/1"
-MINIMUM_OPSET = 21
+MINIMUM_OPSET = 13
+"""The first with a scale per channel."""
+
+OPSETS = {True: 19, False: 21}
+"""The oldest that is written, by whether the file is portable; see docs/onnx_files.md."""
+
 LARGEST = 2**31 - 1
 Path_ = str | os.PathLike[str]
 
@@ -105,12 +110,12 @@ def put_manifest(model: ModelProto, manifest: dict[str, Any]) -> None:
 
 
 def require_opset(model: ModelProto, name: str) -> None:
-    """Raise ValueError if a model's operator set is older than UINT4 codes, or unknown to onnx."""
+    """Raise ValueError if a model's operator set has no int8 weights yet, or is unknown to onnx."""
     version = opset_of(model)
     if version < MINIMUM_OPSET:
         raise ValueError(
-            f"{name}: opset {version}, but codes of 4 bits need opset {MINIMUM_OPSET} or newer. "
-            "Export it with zaq_onnx.export."
+            f"{name}: opset {version}, but a scale per channel needs opset {MINIMUM_OPSET} or "
+            "newer. Export it with zaq_onnx.export."
         )
     newest = onnx.defs.onnx_opset_version()
     if version > newest:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from zaq_onnx.codes import encode
 from zaq_onnx.constants import UNFOLDING, Evaluator
-from zaq_onnx.files import Path_, check, digest, manifest_of, parse, require_opset, write
-from zaq_onnx.graph import Array, Graph, attribute
+from zaq_onnx.files import OPSETS, Path_, check, digest, manifest_of, parse, require_opset, write
+from zaq_onnx.graph import Array, Graph, attribute, opset_of
 from zaq_onnx.items import Item
 from zaq_onnx.unfolding import BOOKS, CODES, unfold
 
@@ -105,11 +105,12 @@ def _stored(value_of: Evaluator, name: str) -> int:
             codes += len(tensor.raw_data)
         elif word in BOOKS:
             books += len(tensor.raw_data)
-            rows = max(rows, *tensor.dims[:1])
+            halves = word == "curves" and tensor.data_type == TensorProto.UINT8
+            rows = max(rows, *(d * (1 + halves) for d in tensor.dims[:1]))
     return round(share * codes + books * min(1.0, len(value_of(name)) / rows))
 
 
-def pack_model(model: ModelProto) -> tuple[ModelProto, int]:
+def pack_model(model: ModelProto, *, portable: bool = True) -> tuple[ModelProto, int]:
     """A copy with packed weights, and how many were packed; see `pack`."""
     graph = Graph(_copied(model))
     items: dict[str, Item] = {}
@@ -124,7 +125,7 @@ def pack_model(model: ModelProto) -> tuple[ModelProto, int]:
     if not chosen:
         return graph.to_model(), 0
     before = {item.name: values[item.name] for item in chosen}
-    unfold(chosen).apply(graph, list(before))
+    unfold(chosen, portable=portable).apply(graph, list(before))
     after = {w.name: w.integers for w in weights_of(graph) if w.packed}
     wrong = [n for n, v in before.items() if n not in after or not np.array_equal(after[n], v)]
     if wrong:
@@ -193,20 +194,33 @@ def load(path: Path_, *, checked: bool = True) -> ModelProto:
     return model
 
 
-def pack(source: Path_, target: Path_) -> int:
+def pack(source: Path_, target: Path_, *, portable: bool = True) -> int:
     """Pack the int8 weights of a model file.
 
-    A weight of at most 16 levels a channel becomes UINT4 codes, others dense codes of up to 7
-    bits, each with an int8 codebook per channel. Standard operators unfold them, which runtimes do
-    once, when they load the model. Weights that would not get smaller stay as they are.
+    Weights become dense codes of up to 7 bits with an int8 codebook per channel. Standard operators
+    unfold them, which runtimes do once, when they load the model. Weights that would not get
+    smaller stay as they are.
+
+    Args:
+        source: The file.
+        target: The file to write.
+        portable: Unfold them with types and operators that every runtime has; else codes of 4 bits
+            are UINT4, which takes slightly less room, and opset 21.
 
     Returns:
         Bytes of the new file.
 
     Raises:
-        FileNotFoundError, ValueError: see `load`; or no weight gets smaller.
+        FileNotFoundError, ValueError: see `load`; or no weight gets smaller; or an opset without
+            UINT4.
     """
-    model, done = pack_model(load(source))
+    plain = load(source)
+    if not portable and opset_of(plain) < OPSETS[False]:
+        raise ValueError(
+            f"{os.fspath(source)}: opset {opset_of(plain)}, but UINT4 needs opset {OPSETS[False]} "
+            "or newer. Pack it with portable=True."
+        )
+    model, done = pack_model(plain, portable=portable)
     if not done:
         raise ValueError(
             f"{os.fspath(source)}: no weight was packed. It holds no int8 weight, all are packed "

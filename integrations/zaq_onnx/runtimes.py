@@ -121,8 +121,14 @@ def is_integer(node: NodeProto) -> bool:
     return node.op_type.startswith(ORT_INTEGER)
 
 
-def openvino_compiled(model: ModelProto | Path_, threads: int = 1) -> Any:
+def openvino_compiled(model: ModelProto | Path_, threads: int = 1, *, convert: bool = False) -> Any:
     """A model compiled by OpenVINO for the CPU.
+
+    Args:
+        model: A model or a file.
+        threads: Threads that it may use.
+        convert: Read it by ``openvino.convert_model``, which folds constants, in place of
+            ``Core.read_model``.
 
     Raises:
         ImportError: OpenVINO is not installed.
@@ -141,13 +147,14 @@ def openvino_compiled(model: ModelProto | Path_, threads: int = 1) -> Any:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",  # or machines with bfloat16 round what stays in float
     }
+    read = openvino.convert_model if convert else core.read_model
     try:
         if isinstance(model, ModelProto):
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, "model.onnx")
                 path.write_bytes(serialize(model))
-                return core.compile_model(core.read_model(path), "CPU", settings)
-        return core.compile_model(core.read_model(os.fspath(model)), "CPU", settings)
+                return core.compile_model(read(path), "CPU", settings)
+        return core.compile_model(read(os.fspath(model)), "CPU", settings)
     except Exception as error:
         text = str(error).strip().splitlines()[0]
         raise ValueError(f"OpenVINO refuses the model: {text}") from error

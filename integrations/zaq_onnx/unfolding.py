@@ -4,7 +4,8 @@ Weights of one shape per channel lie in one stack of codes, which is unfolded as
 Codes are gathered from a table of their codebooks, in long rows two at a time: a pair of codes is
 one index into the table of all pairs of levels, which the graph makes. Runtimes fold exactly these
 operators when they load a model; OpenVINO folds neither GatherElements nor BitwiseAnd, nor does it
-scatter into bytes.
+scatter into bytes. What is not all runtimes' is left out of portable files: codes of four bits lie
+two in a byte there, not in UINT4.
 """
 
 from __future__ import annotations
@@ -26,22 +27,38 @@ BOOKS = ("book", "curves", "where", "what")
 
 
 def _shape_of_codes(
-    planes: Sequence[tuple[int, int, Array]], whole: tuple[int, ...], pairs: bool
+    codes: Array, cut: Sequence[int], whole: tuple[int, ...], pairs: bool
 ) -> tuple[int, ...]:
     """Shape of an index; where possible, rows of what a byte of the smallest plane holds.
 
-    Reshaping costs a copy of every index, so the planes are cut such that none is needed.
+    Reshaping costs a copy of every index. With a dimension of two for each halving, bytes of every
+    plane are rows, and none needs it.
+
+    Args:
+        codes: (channels, codes or pairs of them).
+        cut: Bits of planes whose bytes hold several values.
+        whole: Shape of the weight, the channels first.
+        pairs: Whether two codes at a time are an index.
     """
-    values = planes[0][2]
-    per = {8 // bits for bits, _, _ in planes if bits < 4}
-    if len(per) == 1 and values.shape[1] % min(per) == 0:
-        return (len(values), -1, min(per))
-    return values.shape if pairs else whole
+    twos = _twos(min(cut)) if cut else ()
+    if twos and codes.shape[1] % 2 ** len(twos) == 0:
+        return (len(codes), -1, *twos)
+    return codes.shape if pairs else whole
 
 
-def unfold(items: Sequence[Item]) -> Unfolding:
-    """Nodes and constants that make int8 weights of their codes."""
-    made = Unfolding()
+def _twos(bits: int) -> tuple[int, ...]:
+    """Shape of what a byte holds: a two for each halving."""
+    return (2,) * ((8 // bits).bit_length() - 1)
+
+
+def unfold(items: Sequence[Item], *, portable: bool = True) -> Unfolding:
+    """Nodes and constants that make int8 weights of their codes.
+
+    Args:
+        items: The weights.
+        portable: With types and operators that every runtime has, and not in the fewest bytes.
+    """
+    made = Unfolding(portable)
     kinds: dict[tuple[object, ...], list[Item]] = {}
     for item in items:
         kinds.setdefault(item.kind, []).append(item)
@@ -52,7 +69,9 @@ def unfold(items: Sequence[Item]) -> Unfolding:
         ordered = [item for stack in stacks.values() for item in stack]
         tables, row = made.tables(ordered), 0
         for stack in stacks.values():
-            made.stack(stack, tables[stack[0].pairs], row)
+            pairs = stack[0].pairs
+            rows = _rows([item for item in ordered if item.pairs] if pairs else ordered)
+            made.stack(stack, tables[pairs], row, rows)
             row += _rows(stack)
     return made
 
@@ -63,9 +82,10 @@ def _rows(items: Sequence[Item]) -> int:
 
 
 class Unfolding:
-    """Collects nodes and constants."""
+    """Collects nodes and constants; see `unfold`."""
 
-    def __init__(self) -> None:
+    def __init__(self, portable: bool = True) -> None:
+        self.portable = portable
         self.nodes: list[NodeProto] = []
         self.constants: dict[str, tuple[Array, int | None]] = {}
         self._made: dict[tuple[object, ...], str] = {}
@@ -119,17 +139,14 @@ class Unfolding:
         if len(paired) < len(items):
             made[False] = self.node("Reshape", [book, self.common([-1])])
         if paired and made:
-            ends = [self.common([n]) for n in (0, _rows(paired))]
-            book = self.node("Slice", [book, *ends])
+            book = self._rows(book, 0, _rows(paired))
         if paired:
             made[True] = self._pairs(book, width)
         return made
 
     def _curves(self, items: Sequence[Item], form: Shape) -> str:
         curves = [item.coded.curve for item in items if item.coded.curve is not None]
-        digits = np.concatenate([curve.nibbles for curve in curves])
-        nibbles = self.constant("curves", digits, TensorProto.UINT4)
-        nibbles = self.node("Cast", [nibbles], to=TensorProto.FLOAT)
+        nibbles = self._digits(np.concatenate([curve.nibbles for curve in curves]))
         factors, start = form.numbers
         numbers = self.node("MatMul", [nibbles, self.common(factors)])
         numbers = self.node("Add", [numbers, self.common(start)])
@@ -154,6 +171,28 @@ class Unfolding:
             levels = self.node("Reshape", [levels, self.common([-1, 2**form.width])])
         return self.node("Cast", [levels], to=TensorProto.INT8)
 
+    def _digits(self, digits: Array) -> str:
+        """(channels, `Shape.nibbles`) float: digits of four bits; one row more where it is odd."""
+        if self.portable:
+            even = np.pad(digits, ((0, len(digits) % 2), (0, 0)))
+            made = self._halves("curves", even, 0)
+        else:
+            made = self.constant("curves", digits, TensorProto.UINT4)
+        return self.node("Cast", [made], to=TensorProto.FLOAT)
+
+    def _halves(self, word: str, values: Array, axis: int) -> str:
+        """int32 values of four bits, of which a byte holds two: one of each half along an axis.
+
+        Gathering from a table of all bytes takes ONNX Runtime several times as long.
+        """
+        low, high = np.split(values.astype(np.uint8), 2, axis)
+        both = self.node("Cast", [self.constant(word, low | high << 4)], to=TensorProto.INT32)
+        parts = [self.node(kind, [both, self.common(16)]) for kind in ("Mod", "Div")]
+        return self.node("Concat", parts, axis=axis)
+
+    def _rows(self, x: str, start: int, end: int) -> str:
+        return self.node("Slice", [x, *(self.common([n]) for n in (start, end, 0))])
+
     def _pairs(self, book: str, width: int) -> str:
         """(channels * 4^width, 2): every pair of a channel's levels, ordered as in `pairs_of`.
 
@@ -167,13 +206,14 @@ class Unfolding:
         joined = self.node("Concat", both, axis=3)
         return self.node("Reshape", [joined, self.common([-1, 2])])
 
-    def stack(self, items: Sequence[Item], table: str, row: int) -> None:
+    def stack(self, items: Sequence[Item], table: str, row: int, rows: int) -> None:
         """Unfold weights of one shape per channel.
 
         Args:
             items: They.
             table: Where their levels, or pairs of them, are.
             row: Their first codebook's place in it.
+            rows: How many codebooks it has.
         """
         head, width = items[0], items[0].coded.width
         codes = np.concatenate([item.coded.codes for item in items])
@@ -182,14 +222,16 @@ class Unfolding:
         whole = (sum(item.shape[head.axis] for item in items), *head.tail)
         entries = 4**width if pairs else 2**width
         planes = pairs_of(codes, width) if pairs else planes_of(codes, width)
-        shape = _shape_of_codes(planes, whole, pairs)
+        cut = [bits for bits, _, _ in planes if bits < 4]
+        shape = _shape_of_codes(planes[0][2], cut, whole, pairs)
         parts = [self._plane(v.reshape(shape), bits, low) for bits, low, v in planes]
         index = parts[0]
         for other in parts[1:]:
             index = self.node("Add", [index, other])
-        ends = [row * entries, (row + channels) * entries, entries]
-        offsets = self.node("Range", [self.common(int(n)) for n in ends])
+        offsets = self.node("Range", [self.common(n) for n in (0, rows * entries, entries)])
         offsets = self.node("Reshape", [offsets, self.common([-1, *[1] * (len(shape) - 1)])])
+        if channels < rows:
+            offsets = self._rows(offsets, row, row + channels)
         index = self.node("Add", [index, offsets])
         # The last node has the weight's name, or those of all weights.
         last = ["Gather"]
@@ -212,38 +254,50 @@ class Unfolding:
                 value = self.node(kind, [value], output=output, perm=perm)
             else:
                 sizes = self.common([item.shape[head.axis] for item in items])
-                axis = {"axis": head.axis} if head.axis else {}  # 0 goes without saying
+                axis = {"axis": head.axis}
                 self.node(kind, [value, sizes], output=head.name, **axis)
                 self.nodes[-1].output.extend(item.name for item in items[1:])
 
     def _plane(self, values: Array, bits: int, low: int) -> str:
         """Values of ``bits`` bits as int32, at their place within the index."""
+        if bits == 4 and self.portable:
+            return self._nibbles(values)
         if bits >= 4:
             kind = TensorProto.UINT4 if bits == 4 else None
             part = self.constant(f"u{bits}", values.astype(np.uint8), kind)
             return self.node("Cast", [part], to=TensorProto.INT32)
-        per = 8 // bits
+        twos = _twos(bits)
         packed = pack_plane(values, bits)
-        rows = values.shape[-1] == per  # what a byte holds is a row
-        packed = packed.reshape(values.shape[:-1]) if rows else packed
+        rows = values.shape[-len(twos) :] == twos  # what a byte holds is a row
+        packed = packed.reshape(values.shape[: -len(twos)]) if rows else packed
         part = self.node("Cast", [self.constant(f"u{bits}", packed)], to=TensorProto.INT32)
         part = self.node("Gather", [self._bits(bits, low), part])
-        if rows:
-            return part
+        return part if rows else self._shaped(part, values, 8 // bits)
+
+    def _nibbles(self, values: Array) -> str:
+        """Values of four bits, the lowest of an index."""
+        axes = [i for i, size in enumerate(values.shape) if size % 2 == 0]
+        if axes:
+            return self._halves("u4", values, axes[0])
+        padded = np.pad(values.reshape(-1), (0, 1))
+        return self._shaped(self._halves("u4", padded, 0), values, 2)
+
+    def _shaped(self, flat: str, values: Array, per: int) -> str:
+        """What bytes of ``per`` values hold, in the shape of these values."""
         if values.size % per:
-            part = self.node("Reshape", [part, self.common([-1])])
-            part = self.node("Slice", [part, self.common([0]), self.common([values.size])])
-        return self.node("Reshape", [part, self.common(values.shape)])
+            flat = self._rows(self.node("Reshape", [flat, self.common([-1])]), 0, values.size)
+        return self.node("Reshape", [flat, self.common(values.shape)])
 
     def _bits(self, bits: int, low: int) -> str:
-        """(256, 8 / bits) int32: what every byte holds, at its place within the index."""
+        """(256, 2, ...) int32: what every byte holds, at its place within the index."""
         ends = [self.common(n) for n in (0, 256, 1)]
-        every = self.node("Cast", [self.node("Range", ends)], to=TensorProto.UINT32)
-        every = self.node("Reshape", [every, self.common([-1, 1])])
-        shifts = (np.arange(8 // bits) * bits).astype(np.uint32)
-        part = self.node("BitShift", [every, self.common(shifts)], direction="RIGHT")
-        part = self.node("Mod", [part, self.common(np.array(1 << bits, np.uint32))])
-        part = self.node("Cast", [part], to=TensorProto.INT32)
+        twos = _twos(bits)
+        every = self.node(
+            "Reshape", [self.node("Range", ends), self.common([-1, *[1] * len(twos)])]
+        )
+        powers = (1 << bits * np.arange(8 // bits)).astype(np.int32)
+        part = self.node("Div", [every, self.common(powers.reshape(twos))])
+        part = self.node("Mod", [part, self.common(1 << bits)])
         return self.node("Mul", [part, self.common(1 << low)]) if low else part
 
     def apply(self, graph: Graph, names: Sequence[str]) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,11 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from zaq_onnx.export import float_weights, graph_of
+from zaq_onnx.adapters.measuring import Outcome, Trial, measure, time_float
+from zaq_onnx.adapters.process import try_apart
+from zaq_onnx.adapters.registry import ADAPTERS
+from zaq_onnx.comparing import compare_weights
+from zaq_onnx.export import float_weights
 from zaq_onnx.files import Path_, manifest_of, parse
 from zaq_onnx.graph import Array, Graph
 from zaq_onnx.inspecting import (
@@ -22,23 +26,36 @@ from zaq_onnx.inspecting import (
     output_steps,
     strangers,
 )
+from zaq_onnx.noise import noise_for
 from zaq_onnx.packing import load, unpack_model, weights_of
 from zaq_onnx.reducing import saturable
-from zaq_onnx.runtimes import (
-    kernels,
-    openvino_compiled,
-    openvino_kernels,
-    optimized,
-    ort_session,
-    run_openvino,
-    run_ort,
-)
+from zaq_onnx.runtimes import as_array, optimized, ort_session, run_ort
 from zaq_onnx.saturation import ADVICE, WARNING, saturates
 from zaq_onnx.tolerance import Run, largest, moves
-from zaq_onnx.verdict import RuntimeReport, Verification
+from zaq_onnx.verdict import (
+    ABSENT,
+    FAILED,
+    LOADED,
+    REFUSED,
+    RIGHT,
+    WRONG,
+    RuntimeReport,
+    Verification,
+)
 
 RUNTIMES = ("onnxruntime", "openvino")
-_INTEGER = (" i8", " u8")
+"""Those that run in this process, unless they are to be isolated."""
+
+FLOAT_ROUNDING = 25500
+"""A file without grids is right to this part of its outputs' range: a hundredth of a step."""
+
+SAME_KERNELS = {
+    "onnxruntime": "onnxruntime",
+    "onnxruntime-node": "onnxruntime",
+    "openvino": "openvino",
+    "openvino-convert": "openvino",
+}
+"""Runtimes of which it is known whether they saturate, by the one that is asked."""
 
 
 def verify(
@@ -48,6 +65,11 @@ def verify(
     *,
     runtimes: Sequence[str] = RUNTIMES,
     threads: int = 1,
+    isolated: bool = False,
+    float_file: Path_ | None = None,
+    seconds: float = 0.0,
+    timeout: float = 300.0,
+    node_modules: Path_ | None = None,
 ) -> Verification:
     """Check a file, compare its weights with the model's, and run it.
 
@@ -61,23 +83,34 @@ def verify(
         model: The model that was exported. Without it, and for files that were given ranges by
             ``calibration`` or ``reduce_range``, the reference is the file's own operators, run one
             by one.
-        inputs: What to run on, at least with a model: a tensor, or a tuple of inputs.
-        runtimes: ``onnxruntime`` and ``openvino``, or one of them.
+        inputs: What to run on, at least with a model: a tensor, or a tuple of inputs. Without any,
+            ``onnxruntime`` and ``openvino`` only load the file, and others run it on noise.
+        runtimes: Names of `zaq_onnx.ADAPTERS`. One that is not installed is listed as such.
         threads: Threads that the runtimes may use.
+        isolated: Try ``onnxruntime`` and ``openvino`` in processes of their own, too, as all others
+            always are: a crash or a hang is then a problem that is reported.
+        float_file: The same network as a float ONNX file, to compare latencies with.
+        seconds: For how long each file is run to be timed; 0: not at all.
+        timeout: Seconds after which a process is ended.
+        node_modules: Folder of npm packages, for the runtimes under Node; else NODE_PATH.
 
     Returns:
         The verdict; ``verify(...).require()`` raises if it is not OK.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ImportError: OpenVINO is asked for, and not installed.
+        FileNotFoundError: there is no such file, or no such float file.
         ValueError: an unknown runtime; a model without inputs.
     """
-    unknown = [name for name in runtimes if name not in RUNTIMES]
+    unknown = [name for name in runtimes if name not in ADAPTERS]
     if unknown:
-        raise ValueError(f"unknown runtime {unknown[0]!r}; known are {', '.join(RUNTIMES)}.")
+        raise ValueError(f"unknown runtime {unknown[0]!r}; known are {', '.join(ADAPTERS)}.")
     if model is not None and inputs is None:
         raise ValueError("verify: a model needs inputs to be compared on.")
+    beside = None if float_file is None else os.fspath(float_file)
+    if beside is not None and not os.path.isfile(beside):
+        raise FileNotFoundError(f"there is no float file {beside!r}.")
+    folder = None if node_modules is None else os.fspath(node_modules)
+    trial = Trial(threads, seconds, beside, timeout, folder)
     found = Verification(os.fspath(path))
     raw = _foreign(found, path)
     if raw is None:
@@ -97,17 +130,22 @@ def verify(
     manifest = manifest_of(raw) or {}
     completed, reduced = (int(manifest.get(key, 0)) for key in ("completed", "reduced"))
     found.saturable = len(saturable(graph))
-    if found.saturable and any(saturates(name) for name in runtimes):
+    if found.saturable and any(_saturates(name) for name in runtimes):
         found.remarks.append(f"{found.saturable} {WARNING}.")
     given = (inputs,) if isinstance(inputs, Tensor | np.ndarray) else tuple(inputs or ())
+    if not given and (isolated or any(name not in RUNTIMES for name in runtimes)):
+        given = tuple(noise_for(plain))
+        found.remarks.append("no inputs were given: it was run on noise.")
     if model is not None:
-        _compare_weights(found, graph, model, given, bool(reduced))
+        found.problems += compare_weights(graph, model, given, bool(reduced))
     outputs: list[Array] = []
     if given:
         own = _operators(plain, threads)
         reference = own if model is None or completed or reduced else _torch(model)
         outputs = reference(given)
         found.tolerance = max(max(output_steps(graph), default=0.0), moves(graph, reference, given))
+        if not weights:
+            found.tolerance = max(found.tolerance, _span(outputs) / FLOAT_ROUNDING)
         changes = [
             *(["tensors that were float in the model have 8-bit ranges"] if completed else []),
             *([f"the weights of {reduced} layers have coarser grids"] if reduced else []),
@@ -116,12 +154,12 @@ def verify(
             apart = largest(_torch(model)(given), outputs)
             what = " and ".join(changes)
             found.remarks.append(f"{what} here, which moves its output by up to {apart:.3g}.")
-    checks: dict[str, Callable[..., None]] = {"onnxruntime": _ort, "openvino": _openvino}
+    arrays = [as_array(x) for x in given]
     for name in runtimes:
-        try:
-            checks[name](found, path, raw, given, outputs, threads)
-        except ValueError as error:
-            found.problems.append(str(error))
+        found.runtimes.append(_try(found, name, raw, arrays, outputs, trial, isolated))
+    missing = [report.name for report in found.runtimes if report.state == ABSENT]
+    if missing and len(missing) == len(found.runtimes):
+        found.problems.append(f"nothing has run it: {', '.join(missing)} not installed.")
     return found
 
 
@@ -137,34 +175,6 @@ def _foreign(found: Verification, path: Path_) -> ModelProto | None:
     except ValueError:
         return None
     return model if "digest" in found.problems[-1] or "opset" in found.problems[-1] else None
-
-
-def _compare_weights(
-    found: Verification, graph: Graph, model: nn.Module, inputs: tuple[Any, ...], reduced: bool
-) -> None:
-    expected, _, _ = graph_of(model, inputs, reduce_range=reduced)
-    there = _by_name(graph)
-    for name, (integers, scale) in _by_name(expected).items():
-        if name not in there:
-            found.problems.append(f"the file has no weight {name!r}, which the model has.")
-        elif not np.array_equal(there[name][0], integers):
-            wrong = (
-                int((there[name][0] != integers).sum())
-                if (there[name][0].shape == integers.shape)
-                else integers.size
-            )
-            found.problems.append(f"{wrong} integers of {name!r} differ from the model's.")
-        elif not np.array_equal(there[name][1], scale):
-            found.problems.append(f"the scales of {name!r} differ from the model's.")
-
-
-def _by_name(graph: Graph) -> dict[str, tuple[Array, Array]]:
-    made = {}
-    for weight in weights_of(graph):
-        scale = graph.array(weight.node.input[1])
-        assert scale is not None
-        made[weight.name] = weight.integers, scale
-    return made
 
 
 def _operators(plain: ModelProto, threads: int) -> Run:
@@ -198,7 +208,8 @@ def _measure(
     if expected[0].ndim >= 2 and expected[0].shape[1] > 1:
         same = float((outputs[0].argmax(1) == expected[0].argmax(1)).mean())
     if not error <= found.tolerance * (1 + 1e-6) + 1e-6:
-        advice = "; " + ADVICE if found.saturable and saturates(name) else ""
+        own = found.saturable and _saturates(name)
+        advice = "; " + ADVICE if own else ""
         found.problems.append(
             f"{name}: an output differs by {error:.3g} from the reference, more than "
             f"{found.tolerance:.3g}{advice}."
@@ -206,21 +217,67 @@ def _measure(
     return error, same
 
 
-def _ort(
+def _span(outputs: list[Array]) -> float:
+    return max((float(np.ptp(one)) for one in outputs if one.size), default=0.0)
+
+
+def _saturates(name: str) -> bool:
+    """Of runtimes whose kernels are not asked, nothing is known."""
+    return name in SAME_KERNELS and saturates(SAME_KERNELS[name])
+
+
+def _try(
     found: Verification,
-    path: Path_,
+    name: str,
     model: ModelProto,
-    inputs: tuple[Any, ...],
+    inputs: list[Array],
     expected: list[Array],
-    threads: int,
-) -> None:
-    begin = time.perf_counter()
-    session = ort_session(path, threads=threads)
-    seconds = time.perf_counter() - begin
-    outputs = run_ort(session, inputs) if inputs else []
-    error, same = _measure(found, "onnxruntime", outputs, expected)
-    inside = optimized(path)
-    graph = Graph(inside)
+    trial: Trial,
+    isolated: bool,
+) -> RuntimeReport:
+    """One runtime; what is wrong becomes a problem."""
+    adapter = ADAPTERS[name](trial.node_modules)
+    version = adapter.installed()
+    if version is None:
+        return RuntimeReport(name, state=ABSENT, message=adapter.install)
+    if isolated or name not in RUNTIMES:
+        outcome = try_apart(ADAPTERS[name], found.path, inputs, trial)
+    else:
+        outcome = Outcome()
+        try:
+            measure(adapter, found.path, inputs, trial, outcome)
+            time_float(ADAPTERS[name](trial.node_modules), inputs, trial, outcome)
+        except ValueError as error:
+            outcome.message = str(error)
+    report = RuntimeReport(
+        name,
+        outcome.load_seconds,
+        version=version,
+        message=outcome.message,
+        kernels=outcome.kernels or Counter(),
+        milliseconds=outcome.milliseconds,
+        float_milliseconds=outcome.float_milliseconds,
+    )
+    if outcome.message:
+        report.state = REFUSED if outcome.stage == "load" else FAILED
+        found.problems.append(f"{name}: {report.state}: {outcome.message}")
+        return report
+    if outcome.untimed:
+        found.remarks.append(f"{name}: answered, but was not timed: {outcome.untimed}.")
+    report.integer_layers, report.float_layers = outcome.layers or (0, 0)
+    before = len(found.problems)
+    report.error, report.agreement = _measure(found, name, outcome.outputs, expected)
+    span = _span(expected)
+    report.steps = 255 * report.error / span if span else 0.0
+    report.state = WRONG if len(found.problems) > before else RIGHT if expected else LOADED
+    if name == "onnxruntime":
+        _look_inside(found, report, model)
+    return report
+
+
+def _look_inside(found: Verification, report: RuntimeReport, model: ModelProto) -> None:
+    """What ONNX Runtime's optimized graph tells."""
+    graph = Graph(optimized(found.path))
     for name in strangers(graph, model):
         found.problems.append(
             f"onnxruntime: {name} computes with a weight that is not in the file: the runtime has "
@@ -233,38 +290,4 @@ def _ort(
             "is not quantized; export(..., calibration=batches) gives it a range."
         )
     found.float_operations = float_operations(graph)
-    found.runtimes.append(
-        RuntimeReport(
-            "onnxruntime",
-            seconds,
-            error,
-            same,
-            kernels(inside),
-            len(integer_layers(graph)),
-            len(heavy),
-        )
-    )
-
-
-def _openvino(
-    found: Verification,
-    path: Path_,
-    model: ModelProto,
-    inputs: tuple[Any, ...],
-    expected: list[Array],
-    threads: int,
-) -> None:
-    begin = time.perf_counter()
-    compiled = openvino_compiled(path, threads)
-    seconds = time.perf_counter() - begin
-    outputs = run_openvino(compiled, inputs) if inputs else []
-    error, same = _measure(found, "openvino", outputs, expected)
-    counts = openvino_kernels(compiled)
-    layers = {k: n for k, n in counts.items() if k.split()[0] in _OPENVINO_LAYERS}
-    whole = sum(n for k, n in layers.items() if k.endswith(_INTEGER))
-    found.runtimes.append(
-        RuntimeReport("openvino", seconds, error, same, counts, whole, sum(layers.values()) - whole)
-    )
-
-
-_OPENVINO_LAYERS = ("Convolution", "FullyConnected", "Deconvolution")
+    report.integer_layers, report.float_layers = len(integer_layers(graph)), len(heavy)

@@ -85,6 +85,7 @@ def build_parser() -> Parser:
     from importlib.metadata import version  # zaq_plugin.__version__, without loading torch
 
     from zaq_timm.looking.command import add_commands as add_looking
+    from zaq_timm.verifying import add_verify
     from zaq_timm.zoo.command import add_commands
 
     parser = Parser(prog="zaq-quantize", description=DESCRIPTION, formatter_class=Format)
@@ -135,6 +136,7 @@ def build_parser() -> Parser:
     )
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
     doctor.set_defaults(run=doctor_command)
+    add_verify(commands, Format)
     return parser
 
 

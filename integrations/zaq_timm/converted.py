@@ -14,20 +14,18 @@ from zaq_plugin.student.host import Assignment, find_host
 from zaq_timm.hosts import Host, Quantized
 
 
-def through(name: str, input_bits: int = 8) -> Host:
+def through(name: str) -> Host:
     """The way through a host: prepared, calibrated, biases corrected, converted.
 
     Args:
         name: Of a host that is installed, see `zaq_plugin.student.host.host_names`.
-        input_bits: Width of the network's own input.
     """
 
     def convert(
         model: nn.Module, weights: QuantSpec, activations: int, batches: Sequence[Tensor]
     ) -> Quantized:
         host = find_host(name)
-        assignment = Assignment(weights, activations, input_bits=input_bits)
-        made = host.prepare(model, (batches[0],), assignment).model
+        made = host.prepare(model, (batches[0],), Assignment(weights, activations)).model
         calibrate(made, batches)
         correct_bias(made, batches)
         converted = host.convert(made)

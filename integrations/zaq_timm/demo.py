@@ -16,10 +16,9 @@ from zaq_plugin.ptq import fold_batch_norm
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec
 from zaq_plugin.report import Figure, Manifest, ResultRow, write_page
 from zaq_timm.checkpoint import save_checkpoint
-from zaq_timm.converted import CONVERTED, through
+from zaq_timm.converted import CONVERTED
 from zaq_timm.deployment import Shipped, ship
 from zaq_timm.digits import DigitsSplit, digits_model, load_digits_split
-from zaq_timm.doctor.kernels import warning
 from zaq_timm.figures import demo_figures
 from zaq_timm.formats import WIDTHS, formats_at
 from zaq_timm.hosts import Host, Quantized, simulated
@@ -56,9 +55,6 @@ HOST_NAMES = {
 HOST_PROTOCOL = {
     "residual_adds": "quantized at 8 bits, as is all that no convolution or linear layer reads",
 }
-SAFE_BITS = 7
-"""Width of activations with which two products of int8 fit 16 bits."""
-SAFE_PROTOCOL = {"activations": f"the input, too, at {SAFE_BITS} bits: sums cannot saturate"}
 CONVERTED_WIDTHS = ((6, 8), (4, 8), (4, 4))
 
 
@@ -139,23 +135,11 @@ def quantize_all(run: DemoRun) -> None:
 def convert_all(run: DemoRun) -> None:
     """Converts to int8 what the hosts can run, and measures the converted models."""
     stated = {"quantized model": HOST_NAMES[run.host]} | HOST_PROTOCOL
-    note = warning("torch") if run.host == "fx" else None
-    if note is not None:
-        stated["int8 kernels"] = note
-        run.notes.append(f"rows of converted models: {note}")
     for weights, activations in CONVERTED_WIDTHS:
         name = f"PWLQ, converted ({run.host})"
         run.step(f"{name}, W{weights}A{activations}")
         spec = PWLQSpec(bits=weights)
         _quantize_one(run, name, spec, activations, CONVERTED[run.host], stated)
-    if note is not None:
-        name, safe = f"PWLQ, converted ({run.host}), safe here", through(run.host, SAFE_BITS)
-        _quantize_one(run, name, PWLQSpec(bits=KEPT[1]), SAFE_BITS, safe, SAFE_PROTOCOL | stated)
-        row = run.manifest.results[-1]
-        run.notes.append(
-            f"with {SAFE_BITS}-bit activations, whose sums cannot saturate, the W4A8 network has "
-            f"{row.top1:.2f} % (row '{name}')"
-        )
 
 
 def recover_without_data(run: DemoRun) -> None:

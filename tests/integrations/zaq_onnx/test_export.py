@@ -155,8 +155,10 @@ def test_prepared_and_packed_models_are_refused(make: Make) -> None:
 
 
 def test_arguments_are_checked(pt2e_case: Any) -> None:
-    refused(pt2e_case.model, "opset must be from 21 .* got 20", opset=20)
-    refused(pt2e_case.model, "opset must be from 21 .* got 99", opset=99)
+    refused(pt2e_case.model, "opset must be from 19 .* got 18", opset=18)
+    refused(pt2e_case.model, "opset must be from 19 .* got 99", opset=99)
+    small = "opset must be from 21 .the first with codes of 4 bits. .* got 20"
+    refused(pt2e_case.model, small, opset=20, portable=False)
     refused(pt2e_case.model, "opset must be an int", TypeError, opset="21")
     with pytest.raises(TypeError, match="must be a tuple of inputs, such as .* got Tensor"):
         zaq_onnx.export(pt2e_case.model, pt2e_case.images, "never.onnx")  # type: ignore[arg-type]

@@ -9,7 +9,6 @@ from safetensors import safe_open
 
 from zaq_plugin.pwlq import PWLQSpec
 from zaq_plugin.report import Manifest
-from zaq_timm import demo
 from zaq_timm.checkpoint import load_checkpoint
 from zaq_timm.converted import CONVERTED
 from zaq_timm.demo import CONVERTED_WIDTHS, KEPT, STEPS, DemoRun, run_demo
@@ -42,7 +41,6 @@ def test_every_format_is_measured_at_every_width(run: DemoRun, steps: list[str])
     compared = sum(len(formats_at(weights)) for weights, _ in WIDTHS)
     assert compared == len(FORMATS) * len(WIDTHS) + 5  # a uniform grid of 9 bits does not exist
     compared += len(CONVERTED_WIDTHS)
-    compared += 0 if KERNELS_ARE_EXACT else 1  # the safe setting's row
     compared += 2  # W2A4 without data, before and after fine-tuning
     assert len(run.manifest.results) == 1 + compared
     assert len(steps) == STEPS
@@ -118,24 +116,6 @@ def test_the_converted_network_has_the_simulations_levels(run: DemoRun) -> None:
     audit = run.manifest.audits["PWLQ, converted (fx), W4A8"]
     assert len(audit.quantized) == 10
     assert all((record.kernel or "").startswith("int8 ") for record in audit.quantized)
-
-
-def test_where_kernels_saturate_rows_say_so_and_what_the_safe_setting_gives(
-    run: DemoRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(demo, "warning", lambda runtime: f"kernels of {runtime} saturate")
-    monkeypatch.setattr(demo, "CONVERTED_WIDTHS", ((4, 8),))
-    again = DemoRun(run.out, host="fx")
-    again.split, again.model, again.top = run.split, run.model, run.top
-    again.batches = run.batches
-    demo.convert_all(again)
-    plain, safe = again.manifest.results
-    assert plain.protocol["int8 kernels"] == "kernels of torch saturate"
-    assert (safe.method, safe.activation_mac_bits) == ("PWLQ, converted (fx), safe here", 7)
-    assert "7 bits" in safe.protocol["activations"]
-    assert again.notes[0] == "rows of converted models: kernels of torch saturate"
-    assert f"has {safe.top1:.2f} %" in again.notes[1]
-    assert safe.top1 == pytest.approx(row(run, "PWLQ", 4, 8)["top1"], abs=1.0)
 
 
 @torch.no_grad()

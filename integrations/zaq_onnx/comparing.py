@@ -1,0 +1,50 @@
+"""A file's weights against those of the model that it was made from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from zaq_onnx.export import graph_of
+from zaq_onnx.graph import Array, Graph
+from zaq_onnx.packing import weights_of
+
+
+def compare_weights(
+    graph: Graph, model: nn.Module, inputs: tuple[Any, ...], reduced: bool
+) -> list[str]:
+    """What differs, a sentence each.
+
+    Args:
+        graph: Of the file, unpacked.
+        model: The model that was exported.
+        inputs: What it is called with.
+        reduced: Whether the file's weights were made smaller, see `zaq_onnx.reducing`.
+    """
+    problems = []
+    expected, _, _ = graph_of(model, inputs, reduce_range=reduced)
+    there = _by_name(graph)
+    for name, (integers, scale) in _by_name(expected).items():
+        if name not in there:
+            problems.append(f"the file has no weight {name!r}, which the model has.")
+        elif not np.array_equal(there[name][0], integers):
+            wrong = (
+                int((there[name][0] != integers).sum())
+                if (there[name][0].shape == integers.shape)
+                else integers.size
+            )
+            problems.append(f"{wrong} integers of {name!r} differ from the model's.")
+        elif not np.array_equal(there[name][1], scale):
+            problems.append(f"the scales of {name!r} differ from the model's.")
+    return problems
+
+
+def _by_name(graph: Graph) -> dict[str, tuple[Array, Array]]:
+    made = {}
+    for weight in weights_of(graph):
+        scale = graph.array(weight.node.input[1])
+        assert scale is not None
+        made[weight.name] = weight.integers, scale
+    return made
