@@ -106,8 +106,8 @@ def _may_saturate(module: Any) -> bool:
     weight: Tensor = module.weight()
     if not weight.is_quantized:
         return False
-    channels = weight.qscheme() in (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
-    axis = weight.q_per_channel_axis() if channels else None
+    per_tensor = weight.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric)
+    axis = None if per_tensor else weight.q_per_channel_axis()
     return bool((worst_pairs(weight.int_repr(), axis) > LIMIT).any())
 
 
