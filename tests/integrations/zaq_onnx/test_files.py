@@ -124,7 +124,10 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("version", "text"),
-    [(12, "opset 12, but a scale per channel needs opset 13"), (999, "opset 999 is newer than onnx")],
+    [
+        (12, "opset 12, but a scale per channel needs opset 13"),
+        (999, "opset 999 is newer than onnx"),
+    ],
 )
 def test_other_opsets_are_refused(packed: bytes, tmp_path: Path, version: int, text: str) -> None:
     model = ModelProto.FromString(packed)

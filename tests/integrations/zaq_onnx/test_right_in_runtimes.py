@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import zaq_onnx
+from zaq_onnx.graph import Graph
 from zaq_onnx.grids import ActivationGrid
+from zaq_onnx.inspecting import float_operations
 from zaq_onnx.runtimes import (
     openvino_compiled,
     optimized,
@@ -173,6 +175,32 @@ def test_maxima_of_a_stem_are_integers(bits: int, tmp_path: Path) -> None:
     kinds = [n.op_type for n in optimized(path).graph.node]
     assert "NhwcMaxPool" in kinds
     assert kinds.count("QuantizeLinear") == 1
+
+
+class Stem(nn.Module):
+    """The beginning of a residual network: what is pooled is convolved, and added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.last, self.pool = nn.Linear(8, 4), nn.MaxPool2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.first(x).relu())
+        return self.last((self.second(x) + x).relu().mean((2, 3)))
+
+
+def test_a_pool_in_front_of_a_sum_is_of_integers(tmp_path: Path) -> None:
+    """The convolution's grid behind the pool serves the pool and the sum, too."""
+    torch.manual_seed(0)
+    model, x, path = Stem().eval(), torch.randn(4, 3, 9, 9), tmp_path / "a.onnx"
+    for found in outputs(student_of(model, x), (x,), path, [x]):
+        assert sqnr(model(x).detach(), found) > 30
+    inside = optimized(path)
+    kinds = [n.op_type for n in inside.graph.node]
+    assert "NhwcMaxPool" in kinds
+    assert "QLinearAdd" in kinds
+    assert float_operations(Graph(inside)) == []
 
 
 # ---- grids ---------------------------------------------------------------------------------------
