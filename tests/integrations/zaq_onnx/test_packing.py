@@ -102,9 +102,7 @@ def types_of(model: onnx.ModelProto) -> set[str]:
 
 
 @pytest.mark.parametrize(("shape", "axis", "levels"), CASES)
-def test_portable_files_have_no_small_types(
-    shape: tuple[int, ...], axis: int, levels: int
-) -> None:
+def test_portable_files_have_no_small_types(shape: tuple[int, ...], axis: int, levels: int) -> None:
     """Both forms unfold to the same integers; operators that OpenCV or tinygrad lack are absent."""
     integers = random_weight(shape, axis, levels, seed=levels)
     plain = Graph(model_of(integers, axis)).to_model()
