@@ -148,11 +148,10 @@ def _insert(graph: Graph, name: str, low: float, high: float) -> None:
         return
     grid = _behind(graph, name)
     if grid is None:
-        scale = max((high - low) / 255, 1e-8)
-        zero = round(-low / scale)
+        scale, zero = grid_of(low, high)
         grid = [
             graph.add_constant(f"{name}.step", np.array(scale, np.float32)),
-            graph.add_constant(f"{name}.zero", np.array(min(max(zero, 0), 255), np.uint8)),
+            graph.add_constant(f"{name}.zero", np.array(zero, np.uint8)),
         ]
     codes, values = graph.free(f"{name}.codes"), graph.free(f"{name}.values")
     _read(graph, name, values)
@@ -161,6 +160,19 @@ def _insert(graph: Graph, name: str, low: float, high: float) -> None:
         make("DequantizeLinear", [codes, *grid], values),
     ]
     graph.sort()
+
+
+def grid_of(low: float, high: float) -> tuple[float, int]:
+    """Step and zero point of 8 bits that hold a range around zero; the zero point is even.
+
+    Where a sum of integers becomes one of another grid whose step is twice or four times as large,
+    many lie in the middle of two. Runtimes round these to the even one, some before the zero point
+    is added and some behind it: an odd one would make them differ.
+    """
+    zero = 2 * round(-low * 255 / max(high - low, 1e-8) / 2)
+    zero = min(max(zero, 2 if low < 0 else 0), 254)
+    ends = (-low / zero if zero else 0.0), high / (255 - zero)
+    return max(*ends, 1e-8), zero
 
 
 def _behind(graph: Graph, name: str) -> list[str] | None:
