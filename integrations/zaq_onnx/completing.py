@@ -148,11 +148,10 @@ def _insert(graph: Graph, name: str, low: float, high: float) -> None:
         return
     grid = _behind(graph, name)
     if grid is None:
-        scale = max((high - low) / 255, 1e-8)
-        zero = round(-low / scale)
+        scale, zero = grid_of(low, high)
         grid = [
             graph.add_constant(f"{name}.step", np.array(scale, np.float32)),
-            graph.add_constant(f"{name}.zero", np.array(min(max(zero, 0), 255), np.uint8)),
+            graph.add_constant(f"{name}.zero", np.array(zero, np.uint8)),
         ]
     codes, values = graph.free(f"{name}.codes"), graph.free(f"{name}.values")
     _read(graph, name, values)
@@ -163,14 +162,29 @@ def _insert(graph: Graph, name: str, low: float, high: float) -> None:
     graph.sort()
 
 
+def grid_of(low: float, high: float) -> tuple[float, int]:
+    """Step and zero point of 8 bits that hold a range around zero; the zero point is even.
+
+    Where a sum of integers becomes one of another grid whose step is twice or four times as large,
+    many lie in the middle of two. Runtimes round these to the even one, some before the zero point
+    is added and some behind it: an odd one would make them differ.
+    """
+    zero = 2 * round(-low * 255 / max(high - low, 1e-8) / 2)
+    zero = min(max(zero, 2 if low < 0 else 0), 254)
+    ends = (-low / zero if zero else 0.0), high / (255 - zero)
+    return max(*ends, 1e-8), zero
+
+
 def _behind(graph: Graph, name: str) -> list[str] | None:
     """The one grid on which a tensor lies behind pooling and reshaping, whatever reads it.
 
     Rounding is monotone, so it may change places with a maximum: on that grid the tensor may lie
-    before it, too, and nothing is rounded that was not.
+    before it, too. Who reads the pooled tensor in float (the first sum of a residual network) reads
+    it on that grid then, so that one rounding serves all.
     """
     consumers = graph.consumers()
     waiting, grids = [name], set()
+    floats: list[tuple[str, str]] = []
     while waiting:
         current = waiting.pop()
         if current in graph.outputs or not consumers[current]:
@@ -181,12 +195,19 @@ def _behind(graph: Graph, name: str) -> list[str] | None:
             elif node.op_type == "QuantizeLinear" and len(node.input) > 2:
                 grids.add(tuple(node.input[1:3]))
             else:
-                return None
+                values = None if current == name else _whole(graph, current)
+                if values is None:
+                    return None
+                floats.append((current, values))
     if len({tuple(_bytes(graph, n) for n in grid) for grid in grids}) != 1:
         return None
     scale, zero = min(grids)
     step = graph.array(scale)
-    return [scale, zero] if step is not None and step.size == 1 else None
+    if step is None or step.size != 1:
+        return None
+    for current, values in floats:
+        _read(graph, current, values)
+    return [scale, zero]
 
 
 def _bytes(graph: Graph, name: str) -> tuple[str, bytes] | str:
@@ -201,6 +222,15 @@ def _read(graph: Graph, name: str, values: str) -> None:
             for i, read in enumerate(node.input):
                 if read == name:
                     node.input[i] = values
+
+
+def _whole(graph: Graph, name: str) -> str | None:
+    """As `_known`, of a grid that is nowhere limited to fewer integers."""
+    consumers = graph.consumers()
+    grids = [n for n in consumers[name] if n.op_type == "QuantizeLinear"]
+    readers = [reader for grid in grids for reader in consumers[grid.output[0]]]
+    whole = readers and all(reader.op_type == "DequantizeLinear" for reader in readers)
+    return _known(graph, name) if whole else None
 
 
 def _known(graph: Graph, name: str) -> str | None:

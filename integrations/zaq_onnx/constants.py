@@ -107,7 +107,7 @@ class Evaluator:
                 self._known[name] = _OPERATORS[node.op_type](node, *values)
         except ValueError as error:
             raise ValueError(f"weight {name!r} ({node.op_type}): {error}") from error
-        except (TypeError, IndexError, OverflowError, MemoryError) as error:
+        except (TypeError, LookupError, OverflowError, MemoryError) as error:
             raise ValueError(f"weight {name!r} ({node.op_type}): damaged, {error}.") from error
         return self._known[name]
 

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import zaq_onnx
+from zaq_onnx.completing import complete, grid_of
+from zaq_onnx.graph import Graph
 from zaq_onnx.grids import ActivationGrid
+from zaq_onnx.inspecting import float_operations
 from zaq_onnx.runtimes import (
     openvino_compiled,
     optimized,
@@ -175,6 +178,32 @@ def test_maxima_of_a_stem_are_integers(bits: int, tmp_path: Path) -> None:
     assert kinds.count("QuantizeLinear") == 1
 
 
+class Stem(nn.Module):
+    """The beginning of a residual network: what is pooled is convolved, and added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.last, self.pool = nn.Linear(8, 4), nn.MaxPool2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.first(x).relu())
+        return self.last((self.second(x) + x).relu().mean((2, 3)))
+
+
+def test_a_pool_in_front_of_a_sum_is_of_integers(tmp_path: Path) -> None:
+    """The convolution's grid behind the pool serves the pool and the sum, too."""
+    torch.manual_seed(0)
+    model, x, path = Stem().eval(), torch.randn(4, 3, 9, 9), tmp_path / "a.onnx"
+    for found in outputs(student_of(model, x), (x,), path, [x]):
+        assert sqnr(model(x).detach(), found) > 30
+    inside = optimized(path)
+    kinds = [n.op_type for n in inside.graph.node]
+    assert "NhwcMaxPool" in kinds
+    assert "QLinearAdd" in kinds
+    assert float_operations(Graph(inside)) == []
+
+
 # ---- grids ---------------------------------------------------------------------------------------
 
 
@@ -199,6 +228,50 @@ def test_a_coarse_grid_behind_a_fine_one_survives(between: nn.Module, tmp_path: 
     student = student_of(model, x)
     for found in outputs(student, (x,), tmp_path / "a.onnx"):
         np.testing.assert_allclose(found, student(x)[0].detach(), atol=1e-5)
+
+
+def sum_of_sums() -> Graph:
+    """``(x + z) + x`` on whole numbers, whose inner sum has no grid yet."""
+    helper = onnx.helper
+    values = {"one": np.array(1, np.float32), "zero": np.array(127, np.uint8)}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "one", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "one", "zero"], ["d"]),
+        helper.make_node("QuantizeLinear", ["z", "one", "zero"], ["r"]),
+        helper.make_node("DequantizeLinear", ["r", "one", "zero"], ["e"]),
+        helper.make_node("Add", ["d", "e"], ["a"]),
+        helper.make_node("Add", ["a", "d"], ["y"]),
+    ]
+    infos = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 4, 8, 8]) for n in "xzy"]
+    tensors = [onnx.numpy_helper.from_array(v, k) for k, v in values.items()]
+    graph = helper.make_graph(nodes, "g", infos[:2], infos[2:], tensors)
+    opsets = [helper.make_opsetid("", 19)]
+    return Graph(helper.make_model(graph, opset_imports=opsets, ir_version=9))
+
+
+@pytest.mark.parametrize("odd", [True, False])
+def test_halves_are_rounded_to_one_side(odd: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A range of 510 steps from -254: by the usual formula its step is 2, its zero point 127."""
+    if odd:
+        monkeypatch.setattr("zaq_onnx.completing.grid_of", lambda low, high: (2.0, 127))
+    both = np.random.default_rng(0).integers(-60, 60, (2, 1, 4, 8, 8)).astype(np.float32)
+    both[:, 0, 0, 0, :2] = -127, 128
+    graph = sum_of_sums()
+    assert complete(graph, [tuple(both)]) == ["a"]
+    model = graph.to_model()
+    plain = run_ort(ort_session(model, optimize=False), both)[0]
+    runs = [run_ort(ort_session(model), both), run_openvino(openvino_compiled(model), both)]
+    same = [np.abs(found[0] - plain).max() < 0.01 for found in runs]
+    assert all(same) is not odd
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 5), (-3, 0), (-254, 256), (-1e-9, 1), (0, 0)])
+def test_even_zero_points_hold_the_range(low: float, high: float) -> None:
+    scale, zero = grid_of(low, high)
+    assert zero % 2 == 0
+    assert -zero * scale <= low * (1 - 1e-9)
+    assert (255 - zero) * scale >= high * (1 - 1e-9)
+    assert scale <= max(1.02 * (high - low) / 255, 1e-8)
 
 
 # ---- inputs, weights, calls ----------------------------------------------------------------------

@@ -1,0 +1,97 @@
+"""Files that every runtime reads, and old ones, which still unpack."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+import zaq_onnx
+from zaq_onnx.graph import Graph
+from zaq_onnx.packing import load, weights_of
+from zaq_onnx.runtimes import openvino_kernels, ort_session, run_ort
+
+OLD = Path(__file__).with_name("data") / "uint4.onnx"
+
+
+def test_files_of_before_still_unpack(tmp_path: Path) -> None:
+    """Codes in UINT4, a table by BitShift in UINT32, Slice without axes."""
+    kinds = {node.op_type for node in onnx.load(OLD).graph.node}
+    assert "BitShift" in kinds
+    (weight,) = weights_of(Graph(load(OLD)))
+    assert weight.packed
+    (values,) = ort_session(OLD).run(None, {"x": np.zeros(1, np.float32)})
+    np.testing.assert_array_equal(weight.integers, values)
+    assert len(np.unique(values)) > 17
+    plain, again = tmp_path / "plain.onnx", tmp_path / "again.onnx"
+    zaq_onnx.unpack(OLD, plain)
+    zaq_onnx.pack(plain, again)
+    (after,) = weights_of(Graph(load(again)))
+    np.testing.assert_array_equal(after.integers, values)
+
+
+@pytest.fixture(scope="module")
+def small(case_of: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model in the fewest bytes."""
+    case, path = case_of("pt2e"), tmp_path_factory.mktemp("small") / "small.onnx"
+    zaq_onnx.export(case.model, (case.images,), path, portable=False, reduce_range=True)
+    return path
+
+
+def test_both_forms_give_the_same_answers_bit_for_bit(pt2e_case: Any, small: Path) -> None:
+    both = [run_ort(ort_session(p), (pt2e_case.images,))[0] for p in (pt2e_case.packed, small)]
+    np.testing.assert_array_equal(*both)
+    assert onnx.load(small).opset_import[0].version == 21
+    assert any(t.data_type == onnx.TensorProto.UINT4 for t in onnx.load(small).graph.initializer)
+    zaq_onnx.verify(small, pt2e_case.model, pt2e_case.images).require()
+
+
+def test_portable_files_ask_for_old_operators_and_name_the_batch(pt2e_case: Any) -> None:
+    model = onnx.load(pt2e_case.packed)
+    assert (model.opset_import[0].version, model.ir_version) == (19, 9)
+    for value in (*model.graph.input, *model.graph.output):
+        assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+def test_the_reference_of_onnx_runs_portable_files(pt2e_case: Any) -> None:
+    images = pt2e_case.images.numpy()
+    (found,) = ReferenceEvaluator(str(pt2e_case.packed)).run(None, {"x": images})
+    (plain,) = run_ort(ort_session(pt2e_case.packed, optimize=False), (images,))
+    np.testing.assert_allclose(found, plain, atol=1e-4)
+
+
+def zero_points(path: Path) -> list[str]:
+    model = onnx.load(path)
+    weights = {w.node.output[0] for w in weights_of(Graph(model))}
+    nodes = model.graph.node
+    return [n.input[2] for n in nodes if n.op_type == "DequantizeLinear" and n.output[0] in weights]
+
+
+def test_no_two_weights_share_a_zero_point(pt2e_case: Any, small: Path) -> None:
+    """Or ONNX Runtime refuses to take saturation away, and OpenVINO's converter leaves floats."""
+    own = zero_points(pt2e_case.packed)
+    assert len(set(own)) == len(own) == 5
+    assert len(set(zero_points(small))) < 5
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    session = onnxruntime.InferenceSession(str(pt2e_case.packed), options)
+    assert session.run(None, {"x": pt2e_case.images.numpy()})[0].shape == (8, 10)
+
+
+def test_openvinos_converter_keeps_all_layers_in_integers(pt2e_case: Any) -> None:
+    import openvino
+
+    model = openvino.convert_model(pt2e_case.packed)
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    kinds = openvino_kernels(compiled)
+    layers = {k: n for k, n in kinds.items() if k.startswith(("Convolution", "FullyConnected"))}
+    assert sum(n for k, n in layers.items() if k.endswith(("u8", "i8"))) == 5, dict(layers)
+
+
+def test_the_smallest_form_needs_operators_with_four_bits(pt2e_case: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="opset 19, but UINT4 needs opset 21 or newer"):
+        zaq_onnx.pack(pt2e_case.plain, tmp_path / "a.onnx", portable=False)
