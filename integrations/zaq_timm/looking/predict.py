@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -150,6 +151,8 @@ def ask(name: str, model: nn.Module, example: Tensor) -> dict[str, Any]:
         ``reason``.
     """
     assignment = Assignment(PWLQSpec(bits=4), 8)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # tools talk about other things than the answer
     try:
         host = find_host(name)
         reason = host.why_not(assignment)
@@ -162,6 +165,8 @@ def ask(name: str, model: nn.Module, example: Tensor) -> dict[str, Any]:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         text = lines[0] if lines else type(error).__name__
         return {"takes": False, "reason": f"{type(error).__name__}: {text}"[:300]}
+    finally:
+        logging.disable(before)
     skipped = {record.name: record.reason for record in made.skipped}
     return {
         "takes": True,

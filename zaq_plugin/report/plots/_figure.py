@@ -127,10 +127,17 @@ def label_ends(axes: Any) -> None:
             xycoords="axes fraction",
             textcoords="axes fraction",
             va="center",
-            fontsize=8.5,
+            fontsize=9.0,
             color=color,
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkA": 1},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": color,
+                "linewidth": 0.6,
+                "relpos": (0, 0.5),  # from the label's left edge, across no other label
+                "shrinkA": 1,
+                "shrinkB": 3,
+            },
         )
 
 
