@@ -76,8 +76,9 @@ def protocol(task: str, images: int) -> str:
         "else; 1 seed. Weights per output channel, activations per tensor and asymmetric, every "
         "convolution and linear layer quantized, the network's input at 8 bits. Rows of this "
         "package: ranges by top-10 median, biases corrected from activations; other inputs, such "
-        "as those of residual additions, at 8 bits, except that FX gives one grid to all readers "
-        "of a tensor: there a shortcut takes the width of the convolution that reads it, too"
+        "as those of residual additions, at 8 bits, except that the rows of FX with 4-bit "
+        "activations are older than its second grid for such a tensor: there a shortcut takes the "
+        "width of the convolution that reads it, too; and so it may be in NNCF's"
         + ("; depthwise layers at uniform int8" if task == "imagenet" else "")
         + f". {STOCK.capitalize()}: `get_default_qconfig_mapping` in FX, `X86InductorQuantizer`"
         " in PT2E, histogram ranges, no bias correction. Quantized and left out are the audit's "
