@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -167,11 +168,12 @@ def standardised(r: random.Random, s: Shape) -> nn.Module:
 @block(IMAGE)
 def called_twice(r: random.Random, s: Shape) -> nn.Module:
     made, scale = plain(r, s[0], s[0]), r.choice((0.05, 0.5, 1.0))
-    return Block(
-        lambda m, x: F.relu(m.conv(x)) + F.relu(m.conv(x.flip(-1) * m.scale)),
-        conv=made,
-        scale=scale,
-    )
+
+    def levels(m: Any, x: Tensor) -> Tensor:
+        y = F.relu(m.conv(x)) + F.relu(m.conv(x.flip(-1) * m.scale))
+        return y + F.relu(m.conv(x.flip(-2) * m.scale)) if m.scale < 0.1 else y
+
+    return Block(levels, conv=made, scale=scale)
 
 
 @block(IMAGE)

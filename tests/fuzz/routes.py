@@ -66,7 +66,8 @@ def simulated(run: Run) -> list[Made]:
 
 def equalised(run: Run) -> list[Made]:
     """Fold, equalise: the same function."""
-    from zaq_plugin.ptq import equalise, fold_batch_norm
+    from zaq_plugin.ptq import fold_batch_norm
+    from zaq_plugin.ptq.equalise import equalise
 
     example = tuple(x.clone() for x in run.batches[0])
     run.stage = "equalise"

@@ -19,6 +19,7 @@ import json
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ EVERY = {
     "pt2e": 20,
     "pt2e_qat": 30,
 }
+TOOLS = ("torch", "torchao", "nncf", "onnx", "onnxruntime")
 Row = dict[str, Any]
 Job = tuple[int, str]
 
@@ -107,7 +109,15 @@ def table(rows: Sequence[Row]) -> str:
         counts[row["route"]][row["result"]] += 1
         if row["result"] in ("wrong", "refused"):
             kinds[row["result"], row["route"], row["kind"]].append(row)
+    seeds = [row["seed"] for row in rows] or [0]
+    tools = ", ".join(f"{name} {version(name)}" for name in TOOLS)
     lines = [
+        "# Random networks through every host",
+        "",
+        f"{len(rows)} checks of networks with seeds from {min(seeds)} to {max(seeds)}; {tools}.",
+        "Right: see `tests/fuzz/check.py`. Refused: in this package's words, before calibration.",
+        "No verdict: the host alone fails, or rounding every result drowns the network.",
+        "",
         "| route | networks | right | refused | wrong | no verdict |",
         "|---|---:|---:|---:|---:|---:|",
     ]
@@ -128,6 +138,8 @@ def table(rows: Sequence[Row]) -> str:
             seeds = ", ".join(str(r["seed"]) for r in these[:4])
             first = f"{these[0]['reason'][:160]} ({these[0]['network']})".replace("|", "/")
             lines.append(f"| {len(these)} | {route} | `{kind}` | {seeds} | {first} |")
+    total = Counter(row["result"] for row in rows)
+    lines += ["", "All: " + ", ".join(f"{total[r]} {r}" for r in RESULTS) + "."]
     return "\n".join(lines) + "\n"
 
 

@@ -19,16 +19,21 @@ from tests.fuzz.routes import ROUTES, Made
 FAST = range(30)
 SLOW = range(30, 330)
 # Fast routes see each network of the quick suite, slow ones one in so many.
-EVERY = {"simulated": 1, "fx": 3, "fx_qat": 3, "onnx": 6}
-# torch.export takes half a minute for some networks with a dynamic batch; these take a second.
-EXPORTED = [pytest.param(seed, "pt2e", id=f"pt2e-{seed}") for seed in (2, 6)]
+EVERY = {"simulated": 1, "equalised": 6, "fx": 3, "fx_qat": 3}
+# torch.export takes half a minute for some networks with a dynamic batch; these take seconds.
+EXPORTED = [
+    pytest.param(seed, route, id=f"{route}-{seed}")
+    for route, seeds in (("pt2e", (2, 6)), ("onnx", (3, 9, 15, 27)))
+    for seed in seeds
+]
 EVERY_SLOW = {
     "simulated": 3,
+    "equalised": 15,
     "fx": 6,
     "fx_qat": 10,
-    "onnx": 15,
-    "pt2e": 20,
-    "pt2e_qat": 30,
+    "onnx": 30,
+    "pt2e": 30,
+    "pt2e_qat": 50,
     "nncf": 30,
 }
 
