@@ -115,7 +115,7 @@ def test_the_recipe_for_a_host_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         ValueError, match="baked leaves activations float; use activation_bits=None"
     ):
         apply("pwlq", model, Request(4, 8, example_inputs=(images,), host="baked"))
-    with pytest.raises(ValueError, match="host must be one of baked, fx"):
+    with pytest.raises(ValueError, match="host must be one of baked, executorch, fx"):
         find_host("backed")
 
 

@@ -67,8 +67,9 @@ def one_thread() -> None:
 
 
 def _to_grid(x: NDArray[Any], place: dict[str, Any]) -> NDArray[Any]:
+    x = np.ascontiguousarray(x)
     if place["dtype"] is not np.int8:
-        return np.ascontiguousarray(x)
+        return x
     scale, zero = place["quantization"]
     return np.clip(np.rint(x / np.float32(scale)) + zero, -128, 127).astype(np.int8)
 

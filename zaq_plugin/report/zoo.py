@@ -17,6 +17,7 @@ from typing import Any
 from zaq_plugin.report import columns as col
 from zaq_plugin.report._html import esc, table
 from zaq_plugin.report.zoo_figures import Dot, size_scatter
+from zaq_plugin.report.zoo_files import files_table
 from zaq_plugin.report.zoo_model import DONE, figure, model_section
 
 _HERE = Path(__file__).parent
@@ -50,9 +51,8 @@ def render_zoo_page(
         title: the page's title.
     """
     done = [e for e in entries if e.row["status"] == DONE]
-    overview = (
-        _cards(entries, done) + _chart(done) + "<h2>Models</h2>" + _table(entries) + _notes(done)
-    )
+    overview = _cards(entries, done) + _chart(done) + "<h2>Models</h2>" + _table(entries)
+    overview += files_table([e.row for e in done]) + _notes(done)
     shown = {k: v for k, v in settings.items() if v not in ("", None, [], False)}
     items = "".join(f"<dt>{esc(k)}</dt><dd>{esc(_word(v))}</dd>" for k, v in shown.items())
     overview += f'<h2>Settings</h2><div class="facts"><div><dl class="kv">{items}</dl></div></div>'

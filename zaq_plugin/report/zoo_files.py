@@ -1,0 +1,54 @@
+"""The table of the files that a run exported, measured on the files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from zaq_plugin.report import columns as col
+from zaq_plugin.report._html import table
+
+_ANSWERS = (
+    ("Agreement, synthetic (%)", "agreement", 1),
+    ("Agreement (%)", "eval_agreement", 2),
+    ("Top-1 (%)", "top1", 2),
+)
+_PEERS = (("", ""), ("float_", "Float "), ("stock_", "Stock int8 "))
+
+
+def files_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table, one line a file; nothing if no row tells of files.
+
+    Args:
+        rows: Results with ``key`` and ``files``: ``file``, ``bytes``, ``zipped_bytes``, ``ms``,
+            what the same tool's float file and stock int8 have (``float_bytes``, ``stock_ms``,
+            ...), and how the file agrees with the float model; what is missing is left out.
+    """
+    told = [{"model": row["key"], **file} for row in rows for file in row.get("files", ())]
+    if not told:
+        return ""
+    found = [_texts("Model", "model", told), _texts("File", "file", told)]
+    for prefix, word in _PEERS:
+        for name, key in (("kB", f"{prefix}bytes"), ("kB zipped", f"{prefix}zipped_bytes")):
+            sizes: list[int | None] = [file.get(key) for file in told]
+            if any(sizes):
+                title = f"{word}{name}".strip()
+                found.append(col.Column(title, title, col.kilobytes(sizes), list(sizes)))
+        found += _numbers(f"{word}latency (ms)".strip().capitalize(), f"{prefix}ms", 2, told)
+    for title, key, places in _ANSWERS:
+        found += _numbers(title, key, places, told)
+    return "<h2>Files</h2>" + table(found, caption="Exported files", kind="results")
+
+
+def _texts(title: str, key: str, told: Sequence[Mapping[str, Any]]) -> col.Column:
+    values = [str(file[key]) for file in told]
+    return col.Column(title, title, values, list(values), numeric=False)
+
+
+def _numbers(
+    title: str, key: str, places: int, told: Sequence[Mapping[str, Any]]
+) -> list[col.Column]:
+    values: list[float | None] = [file.get(key) for file in told]
+    if all(value is None for value in values):
+        return []
+    return [col.Column(title, title, [col.number(v, places) for v in values], list(values))]
