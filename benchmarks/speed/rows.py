@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -161,6 +162,41 @@ def solved(policy: str) -> Callable[[Path, int], Row]:
     return measure
 
 
+def in_host(name: str, what: str) -> Callable[[Path, int], Row]:
+    """Conversion after calibration, or a training step, beside the host's own 8-bit quantizers."""
+
+    def measure(data: Path, seed: int) -> Row:
+        import timm
+
+        from benchmarks import hosts
+
+        torch.manual_seed(seed)
+        model = timm.create_model("resnet18", pretrained=False).eval()
+        host = getattr(hosts, name)(model, torch.randn(8, 3, 64, 64))
+        row: Row = {}
+        yard: Row = {}
+        if what == "convert":
+            made = {pwlq: host.prepared(pwlq, qat=False) for pwlq in (True, False)}
+            with measured(yard):
+                host.convert(made[False], False)
+            with measured(row):
+                host.convert(made[True], True)
+        else:
+            made = {pwlq: host.prepared(pwlq, qat=True) for pwlq in (True, False)}
+            steps = {pwlq: hosts.training_step(m, host.images) for pwlq, m in made.items()}
+            taken: dict[bool, list[float]] = {True: [], False: []}
+            for _ in range(6):
+                for pwlq, step in steps.items():
+                    one: Row = {}
+                    with measured(one):
+                        step()
+                    taken[pwlq].append(one["cpu"])
+            row["cpu"], yard["cpu"] = (statistics.median(taken[p][1:]) for p in (True, False))
+        return {**row, "yardstick": yard["cpu"], "ratio": row["cpu"] / yard["cpu"]}
+
+    return measure
+
+
 ROWS: dict[str, Callable[[Path, int], Row]] = {
     "gptq": gptq,
     "zaq": zaq,
@@ -169,6 +205,10 @@ ROWS: dict[str, Callable[[Path, int], Row]] = {
     "bias": bias,
     "closed-form": solved("gaussian"),
     "joint": solved("joint"),
+    "convert-pt2e": in_host("PT2E", "convert"),
+    "convert-fx": in_host("FX", "convert"),
+    "qat-pt2e": in_host("PT2E", "step"),
+    "qat-fx": in_host("FX", "step"),
 }
 
 

@@ -31,10 +31,10 @@ TITLES = {
     "bias": "bias correction, ResNet-50 at 224 px, 8 images for 8/384 of the default memory",
     "closed-form": "closed form, 25.5 M weights (beside torch's fused operator)",
     "joint": "`joint`, 25.5 M weights (beside torch's fused operator)",
-    "convert-pt2e": "conversion after calibration, PT2E, ResNet-20 (beside the stock one)",
-    "convert-fx": "conversion after calibration, FX, ResNet-20 (beside the stock one)",
-    "qat-pt2e": "training step of our fake-quantizers, PT2E, ResNet-20 (beside stock)",
-    "qat-fx": "training step of our fake-quantizers, FX, ResNet-20 (beside stock)",
+    "convert-pt2e": "conversion after calibration, PT2E, ResNet-18 (beside the stock one)",
+    "convert-fx": "conversion after calibration, FX, ResNet-18 (beside the stock one)",
+    "qat-pt2e": "training step of our fake-quantizers, PT2E, ResNet-18 (beside stock)",
+    "qat-fx": "training step of our fake-quantizers, FX, ResNet-18 (beside stock)",
 }
 
 
