@@ -5,7 +5,7 @@
 
 Every measurement is a process of its own on one thread, and a line of ``results/speed.jsonl`` as
 soon as it is there. Times are seconds of processor, so that other jobs on the machine count little.
-``python benchmarks/speed/run.py --table`` writes the page from the lines.
+``python benchmarks/speed/run.py --table`` writes the page from the lines and from notes.md.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def main() -> None:
                     with file.open("a") as out:
                         out.write(json.dumps({**line, **found}) + "\n")
     lines = [json.loads(text) for text in file.read_text().splitlines()]
-    (RESULTS / "speed.md").write_text(table(lines))
+    (RESULTS / "speed.md").write_text(table(lines) + (HERE / "notes.md").read_text())
 
 
 if __name__ == "__main__":
