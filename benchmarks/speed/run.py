@@ -26,9 +26,9 @@ RESULTS = HERE.parent / "results"
 TITLES = {
     "gptq": "`pwlq+gptq` 4/4, ResNet-20, 384 images at hand",
     "zaq": "`zaq` 4/4, ResNet-20, 256 images made",
-    "images-cifar10": "128 images of 32 px from BatchNorm statistics (agreement: `pwlq` 4/8)",
+    "images-cifar10": "64 images of 32 px from BatchNorm statistics (agreement: `pwlq` 4/8)",
     "images-imagenet": "16 images of 224 px, MobileNetV1-0.25 (agreement: `pwlq` 4/8)",
-    "bias": "bias correction, ResNet-50 at 224 px, 8 images for 8/384 of the default memory",
+    "bias": "bias correction, ResNet-50 at 64 px, 16 images, 12 MiB for what waits",
     "closed-form": "closed form, 25.5 M weights (beside torch's fused operator)",
     "joint": "`joint`, 25.5 M weights (beside torch's fused operator)",
     "convert-pt2e": "conversion after calibration, PT2E, ResNet-18 (beside the stock one)",
