@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -97,6 +98,7 @@ def made_images(name: str, count: int) -> Callable[[Path, int], Row]:
         row: Row = {}
         with measured(row):
             images = synthetic_images("pwlq", task.model, asked)
+        assert images is not None
         calibrated = quantized(task, "pwlq", (4, 8), seed, images=images)
         return {**row, "agreement": calibrated["agreement"]}
 
@@ -104,9 +106,9 @@ def made_images(name: str, count: int) -> Callable[[Path, int], Row]:
 
 
 def bias(data: Path, seed: int) -> Row:
-    """Bias correction of ResNet-50 at 224 px, 8 images, where not all fit into the memory.
+    """Bias correction of a ResNet-50 at 64 px: 16 images, 12 MiB for what waits.
 
-    The memory is an eighth of the default for an eighth of the images that the default just holds.
+    It is a small stand-in for 384 images at 224 px and 1 to 3 GiB: 192 times the operations.
     """
     import timm
 
@@ -115,15 +117,12 @@ def bias(data: Path, seed: int) -> Row:
 
     torch.manual_seed(seed)
     model = timm.create_model("resnet50", pretrained=False).eval()
-    images = torch.randn(8, 3, 224, 224)
+    images = torch.randn(16, 3, 64, 64)
     student = simulate(model, UniformSpec(4), 8, example_inputs=(images[:2],))
     calibrate(student, [images[:4]])
     row: Row = {}
-    share = 8 / 384  # of the images; the old default was 1 GiB, the present one is 3
-    from zaq_plugin.student.walk import MEMORY
-
     with measured(row):
-        correct_bias(student, images.split(4), memory=int(share * MEMORY))
+        correct_bias(student, images.split(4), memory=12 << 20)
     return row
 
 
@@ -161,14 +160,53 @@ def solved(policy: str) -> Callable[[Path, int], Row]:
     return measure
 
 
+def in_host(name: str, what: str) -> Callable[[Path, int], Row]:
+    """Conversion after calibration, or a training step, beside the host's own 8-bit quantizers."""
+
+    def measure(data: Path, seed: int) -> Row:
+        import timm
+
+        from benchmarks import hosts
+
+        torch.manual_seed(seed)
+        model = timm.create_model("resnet18", pretrained=False).eval()
+        host = getattr(hosts, name)(model, torch.randn(8, 3, 64, 64))
+        row: Row = {}
+        yard: Row = {}
+        if what == "convert":
+            made = {pwlq: host.prepared(pwlq, qat=False) for pwlq in (True, False)}
+            with measured(yard):
+                host.convert(made[False], False)
+            with measured(row):
+                host.convert(made[True], True)
+        else:
+            made = {pwlq: host.prepared(pwlq, qat=True) for pwlq in (True, False)}
+            steps = {pwlq: hosts.training_step(m, host.images) for pwlq, m in made.items()}
+            taken: dict[bool, list[float]] = {True: [], False: []}
+            for _ in range(6):
+                for pwlq, step in steps.items():
+                    one: Row = {}
+                    with measured(one):
+                        step()
+                    taken[pwlq].append(one["cpu"])
+            row["cpu"], yard["cpu"] = (statistics.median(taken[p][1:]) for p in (True, False))
+        return {**row, "yardstick": yard["cpu"], "ratio": row["cpu"] / yard["cpu"]}
+
+    return measure
+
+
 ROWS: dict[str, Callable[[Path, int], Row]] = {
     "gptq": gptq,
     "zaq": zaq,
-    "images-cifar10": made_images("cifar10", 128),
+    "images-cifar10": made_images("cifar10", 64),
     "images-imagenet": made_images("imagenet", 16),
     "bias": bias,
     "closed-form": solved("gaussian"),
     "joint": solved("joint"),
+    "convert-pt2e": in_host("PT2E", "convert"),
+    "convert-fx": in_host("FX", "convert"),
+    "qat-pt2e": in_host("PT2E", "step"),
+    "qat-fx": in_host("FX", "step"),
 }
 
 

@@ -5,7 +5,7 @@
 
 Every measurement is a process of its own on one thread, and a line of ``results/speed.jsonl`` as
 soon as it is there. Times are seconds of processor, so that other jobs on the machine count little.
-``python benchmarks/speed/run.py --table`` writes the page from the lines.
+``python benchmarks/speed/run.py --table`` writes the page from the lines and from notes.md.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ RESULTS = HERE.parent / "results"
 TITLES = {
     "gptq": "`pwlq+gptq` 4/4, ResNet-20, 384 images at hand",
     "zaq": "`zaq` 4/4, ResNet-20, 256 images made",
-    "images-cifar10": "128 images of 32 px from BatchNorm statistics (agreement: `pwlq` 4/8)",
+    "images-cifar10": "64 images of 32 px from BatchNorm statistics (agreement: `pwlq` 4/8)",
     "images-imagenet": "16 images of 224 px, MobileNetV1-0.25 (agreement: `pwlq` 4/8)",
-    "bias": "bias correction, ResNet-50 at 224 px, 8 images for 8/384 of the default memory",
+    "bias": "bias correction, ResNet-50 at 64 px, 16 images, 12 MiB for what waits",
     "closed-form": "closed form, 25.5 M weights (beside torch's fused operator)",
     "joint": "`joint`, 25.5 M weights (beside torch's fused operator)",
-    "convert-pt2e": "conversion after calibration, PT2E, ResNet-20 (beside the stock one)",
-    "convert-fx": "conversion after calibration, FX, ResNet-20 (beside the stock one)",
-    "qat-pt2e": "training step of our fake-quantizers, PT2E, ResNet-20 (beside stock)",
-    "qat-fx": "training step of our fake-quantizers, FX, ResNet-20 (beside stock)",
+    "convert-pt2e": "conversion after calibration, PT2E, ResNet-18 (beside the stock one)",
+    "convert-fx": "conversion after calibration, FX, ResNet-18 (beside the stock one)",
+    "qat-pt2e": "training step of our fake-quantizers, PT2E, ResNet-18 (beside stock)",
+    "qat-fx": "training step of our fake-quantizers, FX, ResNet-18 (beside stock)",
 }
 
 
@@ -137,7 +137,7 @@ def main() -> None:
                     with file.open("a") as out:
                         out.write(json.dumps({**line, **found}) + "\n")
     lines = [json.loads(text) for text in file.read_text().splitlines()]
-    (RESULTS / "speed.md").write_text(table(lines))
+    (RESULTS / "speed.md").write_text(table(lines) + (HERE / "notes.md").read_text())
 
 
 if __name__ == "__main__":

@@ -74,11 +74,11 @@ def side_levels(edges: Tensor, spec: QuantSpec, times: int = 1) -> Tensor:
     pairs = _fractions(steps)
     piece = torch.tensor([a for a, _ in pairs], device=edges.device)
     position = torch.tensor([b for _, b in pairs], device=edges.device, dtype=edges.dtype)
-    upper = edges[..., piece]
+    upper = edges.index_select(-1, piece)
     below = torch.cat([torch.zeros_like(edges[..., :1]), edges[..., :-1]], -1)
     if spec.overlapping:
         below = torch.zeros_like(edges)
-    lower = below[..., piece]
+    lower = below.index_select(-1, piece)
     # Written so that position 1 gives the edge itself, exactly.
     return lower * (1 - position) + upper * position
 

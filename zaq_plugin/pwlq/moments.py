@@ -48,18 +48,19 @@ def measure(rows: Tensor, low: Tensor, high: Tensor, bins: int, dtype: torch.dty
         bins: number of bins.
         dtype: of the tables; float64 is needed above 5 bits, whose errors are small differences.
     """
-    channels, length = rows.shape
+    length = rows.shape[1]
     span = high - low
     width = torch.where(span > 0, span / bins, torch.ones_like(span))
     shifted = rows - low.unsqueeze(1)
     index = (shifted / width.unsqueeze(1)).to(torch.int64).clamp_(0, bins - 1)
-    share = torch.full_like(shifted, 1.0 / length, dtype=torch.float64)
-    table = torch.zeros(channels, bins + 1, dtype=torch.float64, device=rows.device)
-    count = table.scatter_add(1, index + 1, share).cumsum(1)
-    mass = table.scatter_add(1, index + 1, shifted.double() / length).cumsum(1)
+    exact = rows.double()
+    inside = exact if not bool(low.any()) else shifted.double()
+    count, mass = (
+        torch.nn.functional.pad(sums / length, (1, 0)).cumsum(1)
+        for sums in _histograms(index, inside, bins)
+    )
     edges = torch.arange(bins + 1, dtype=torch.float64, device=rows.device)
     area = edges * width.double().unsqueeze(1) * count - mass
-    exact = rows.double()
     return Moments(
         low.to(dtype),
         width.to(dtype),
@@ -68,6 +69,20 @@ def measure(rows: Tensor, low: Tensor, high: Tensor, bins: int, dtype: torch.dty
         exact.mean(1).to(dtype),
         exact.square().mean(1).to(dtype),
     )
+
+
+def _histograms(index: Tensor, values: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    """(C, bins) how many values fall in each bin of their channel, and their sums; float64."""
+    channels = index.shape[0]
+    if index.is_cpu:
+        first = torch.arange(channels, device=index.device).unsqueeze(1) * bins
+        flat, size = (index + first).view(-1), channels * bins
+        count = torch.bincount(flat, minlength=size).double()
+        mass = torch.bincount(flat, weights=values.reshape(-1), minlength=size)
+        return count.view(channels, bins), mass.view(channels, bins)
+    table = torch.zeros(channels, bins, dtype=torch.float64, device=index.device)
+    ones = torch.ones_like(values)
+    return table.scatter_add(1, index, ones), table.scatter_add(1, index, values)
 
 
 def _interpolate(table: Tensor, position: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -20,8 +20,8 @@ from zaq_plugin.student.layer import QuantLayer
 from zaq_plugin.student.view import Student
 
 
-class Left(Exception):
-    """Raised inside a pass to leave it early."""
+class Left(BaseException):
+    """Raised inside a pass to leave it early; no model that catches its own errors holds it up."""
 
 
 class Pass:
@@ -44,6 +44,7 @@ class Pass:
         self.x: Tensor | None = None
         self._error: BaseException | None = None
         self._leaving = False
+        self._surroundings = _Surroundings()
         self._mine, self._theirs = threading.Semaphore(0), threading.Semaphore(0)
         self._thread: threading.Thread | None = None
         self._ended = False
@@ -71,14 +72,15 @@ class Pass:
     def leave(self) -> None:
         """End the pass where it is."""
         self._leaving = True
-        if self._thread is not None:
-            if not self._ended:
-                self.go()
-            self._thread.join()
+        if self._thread is None:
+            return
+        with suppress(Exception):  # what a model says about being left is no error of the caller's
+            self.go()
+        self._thread.join()
 
     def _run(self) -> None:
         try:
-            with torch.no_grad():
+            with self._surroundings.entered():
                 self.student.run(fresh(self.call), self._before)
         except Left:
             pass
@@ -91,13 +93,40 @@ class Pass:
 
     def _before(self, layer: QuantLayer, x: Tensor) -> None:
         # Hooks of all passes stand in front of the same modules.
-        if threading.current_thread() is not self._thread or not self.stops_at(layer.name):
+        if threading.current_thread() is not self._thread:
+            return
+        if self._leaving:
+            raise Left
+        if not self.stops_at(layer.name):
             return
         self.at, self.x = layer.name, x
         self._theirs.release()
         self._mine.acquire()
         if self._leaving:
             raise Left
+
+
+class _Surroundings:
+    """What torch keeps for each thread, as it is on the caller's: default device and autocast."""
+
+    def __init__(self) -> None:
+        self._device = torch.get_default_device()
+        self._autocast = [
+            (kind, torch.get_autocast_dtype(kind))
+            for kind in ("cpu", "cuda")
+            if torch.is_autocast_enabled(kind)
+        ]
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """The same on this thread, without gradients."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            if self._device.type != "cpu":
+                stack.enter_context(self._device)
+            for kind, dtype in self._autocast:
+                stack.enter_context(torch.autocast(kind, dtype))
+            yield
 
 
 class Passes:

@@ -90,6 +90,13 @@ def test_compositions_add_what_comes_before_and_after(model: nn.Module, request_
     assert any(n.startswith("adaround: ") for n in applied.notes)
 
 
+@pytest.mark.parametrize("name", ["pwlq+gptq", "gptq+bias-correction", "dfq+gptq"])
+def test_error_feedback_replaces_other_corrections_of_the_bias(name: str) -> None:
+    """It takes them back and corrects biases itself: once is enough."""
+    after = [stage.name for stage in compose(name).stages if stage.slot == "after"]
+    assert after == ["gptq"]
+
+
 @pytest.mark.parametrize("name", ["equalise", "mse+real", "bias-correction"])
 def test_parts_alone_are_no_strategy(name: str) -> None:
     with pytest.raises(ValueError, match="does not say which grid .* name a strategy first"):

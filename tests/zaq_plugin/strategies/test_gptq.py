@@ -70,6 +70,35 @@ def test_gptq_goes_with_what_comes_before_and_behind_it(
         assert record.sqnr_db == pytest.approx(10 * float(torch.log10(ratio)), abs=1e-2)
 
 
+def test_memory_is_the_request_s(model: nn.Module, request_of: Make, real: Tensor) -> None:
+    """Without any, batches are run anew for each layer; the result is the same."""
+    runs: list[int] = []
+    made = []
+    for memory in (1 << 30, 0):
+        before = len(runs)
+        request = request_of(images=real, weight_bits=3, memory=memory)
+        hook = nn.modules.module.register_module_forward_pre_hook(
+            lambda module, args: runs.append(1) if type(module) is type(model) else None
+        )
+        made.append(apply("pwlq+gptq", model, request).model.state_dict())
+        hook.remove()
+        runs[before:] = [len(runs) - before]
+    assert runs[1] > runs[0]
+    for name, value in made[0].items():
+        assert torch.allclose(value.double(), made[1][name].double(), atol=1e-5), name
+    with pytest.raises(ValueError, match="memory must be a number of bytes; got -1"):
+        request_of(memory=-1)
+
+
+def test_zaq_tells_its_parts_apart_and_does_not_train(model: nn.Module, request_of: Make) -> None:
+    applied = apply("zaq", model, request_of(synthetic_count=12))
+    parts = {name for name in applied.stages if name.startswith("zero-shot (")}
+    assert {"zero-shot (reconstruction)", "zero-shot (error feedback)"} <= parts
+    assert "zero-shot (training)" not in parts
+    whole = applied.stages["zero-shot"]
+    assert sum(applied.stages[name] for name in parts) <= whole
+
+
 def test_gptq_s_state_is_where_training_starts(
     model: nn.Module, request_of: Make, real: Tensor
 ) -> None:

@@ -147,6 +147,53 @@ def test_an_error_of_the_model_arrives() -> None:
     assert threading.active_count() == before
 
 
+class Watching(Net):
+    """Notes what torch keeps for each thread, and catches what its layers raise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()
+        try:
+            return super().forward(x)
+        except Exception:
+            return self.third(self.first(x))
+
+
+def test_a_pass_has_its_caller_s_surroundings() -> None:
+    images = torch.randn(20, 3, 6, 6)
+    model = simulate(Watching().eval(), UniformSpec(bits=4), None, example_inputs=(images[:2],))
+    seen: list[tuple[bool, bool]] = []
+    for cast in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            walk_layers(
+                student_of(model), images.split(5), lambda layer, _: Quiet(), what="t"
+            )  # fmt: skip
+        seen.append(model.seen)  # type: ignore[arg-type]
+    assert seen == [(True, False), (False, False)]
+
+
+class Quiet:
+    """Takes inputs and does nothing; or fails at the end."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.fails = fails
+
+    def add(self, x: Tensor) -> None:
+        """Nothing."""
+
+    def finish(self) -> None:
+        if self.fails:
+            raise RuntimeError("no")
+
+
+def test_a_model_that_catches_errors_is_left_all_the_same() -> None:
+    images = torch.randn(20, 3, 6, 6)
+    model = simulate(Watching().eval(), UniformSpec(bits=4), None, example_inputs=(images[:2],))
+    before = threading.active_count()
+    with pytest.raises(RuntimeError, match="no"):
+        walk_layers(student_of(model), images.split(5), lambda layer, _: Quiet(True), what="t")
+    assert threading.active_count() == before
+
+
 def test_live_bytes_are_those_that_somebody_holds() -> None:
     with LiveBytes() as live:
         x = torch.ones(1000)

@@ -46,6 +46,31 @@ def test_learned_step_rounds_as_torch(
     torch.testing.assert_close(LearnedStep(place)(x).detach(), expected, rtol=1e-6, atol=1e-6)
 
 
+def test_dropped_values_pass_by_the_step(
+    tiny: Callable[..., nn.Module], make_student: Callable[..., nn.Module]
+) -> None:
+    """Forward and backward as if the untouched parts were put in afterwards, bit for bit."""
+    learned = activation(tiny, make_student)
+    learned.drop = 0.25
+    found = []
+    for together in (True, False):
+        learned.zero_grad()
+        learned.rng = torch.Generator().manual_seed(5)
+        x = 3 * torch.randn(64, 30, generator=torch.Generator().manual_seed(0))
+        x.requires_grad_(True)
+        if together:
+            out = learned.train()(x)
+        else:
+            kept = drop_mask(x, 0.25, learned.rng)
+            out = torch.where(kept, x, learned.eval()(x))
+        (out * torch.linspace(-1, 2, 30)).sum().backward()
+        found.append((out.detach(), x.grad, learned.step.grad.clone()))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+    untouched = (found[0][0] == x).double().mean()
+    assert float(untouched) > 0.2
+
+
 def test_learned_step_has_lsqs_gradients(
     tiny: Callable[..., nn.Module], make_student: Callable[..., nn.Module]
 ) -> None:
