@@ -118,9 +118,9 @@ class PWLQTensor:
     def stored_bytes(self) -> int:
         """Bytes on disk: dense codes, and what the levels take.
 
-        Clip and breakpoints generate the levels, 4 bytes each, and a byte a channel says what the
-        largest one of a PWLQ grid is that is kept from overflowing; levels that were moved afterwards
-        are stored themselves, with the scales.
+        Clip and breakpoints generate the levels, 4 bytes each; a byte a channel says what the
+        largest one of a PWLQ grid is that is kept from overflowing. Levels that were moved
+        afterwards are stored themselves, with the scales.
         """
         kept = {"codebook": self.codebook, "scale": self.scale} if self.edges is None else None
         levels = kept or _generators(self.edges, self.spec)
