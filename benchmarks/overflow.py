@@ -243,6 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder of models and images")
     parser.add_argument("--model", choices=tuple(CALIBRATION), nargs="+", default=[*CALIBRATION])
     parser.add_argument("--processor", choices=("native", "avx2"), default="native")
+    parser.add_argument("--bits", type=int, nargs="+", help="only these MAC bits")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--runner", nargs="+", default=["simulated", "fx", "stock", "pt2e", "onnx"])
     parser.add_argument("--out", type=Path, default=RESULTS / "overflow.jsonl")
@@ -258,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for runner in args.runner:
             if runner == "simulated" and args.processor == "avx2":
                 continue  # it computes in float
-            bits = range(2, 9) if runner == "simulated" else CONVERTED
+            bits = args.bits or (range(2, 9) if runner == "simulated" else CONVERTED)
             for width in (8,) if runner == "stock" else bits:
                 for overflow in ("stock",) if runner == "stock" else OVERFLOW:
                     job = {"model": model, "bits": width, "stored": width, "overflow": overflow,

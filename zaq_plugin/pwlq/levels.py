@@ -215,12 +215,11 @@ def build_grid(edges: Tensor, spec: QuantSpec) -> Grid:
 
 
 def _uniform_grid(edges: Tensor, spec: UniformSpec) -> Grid:
-    clip = edges[..., 0]
+    clip = edges[..., -1]  # the reach, where there is one: a coarser grid is one that goes further
     count = spec.num_levels - 1
     width = clip.sum(0) if spec.symmetry == "asymmetric" else clip[0]
     if spec.symmetry == "symmetric":
         width = 2 * width
-    width = width * (INT8_MAX / tops_of(edges, spec))
     scale = torch.where(width > _SMALLEST_CLIP, width / count, torch.ones_like(width))
     if spec.symmetry == "asymmetric":
         offset = torch.round(clip[1] / scale)

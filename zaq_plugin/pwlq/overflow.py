@@ -54,7 +54,8 @@ def worst_pairs(integers: Tensor, axis: int | None) -> Tensor:
     worst = torch.zeros(channels_of(integers, axis), dtype=torch.int16, device=integers.device)
     for sums in _neighbour_sums(integers, axis):
         if sums.numel():
-            worst = torch.maximum(worst, sums.abs().flatten(1).amax(1))
+            rows = sums.flatten(1)
+            worst = torch.maximum(worst, torch.maximum(rows.amax(1), -rows.amin(1)))
     return worst
 
 
@@ -73,9 +74,9 @@ def guarded(integers: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None) 
     Returns:
         The same tensor if there is nothing to do, else a new one.
     """
-    if not any(_exceeds(sums) for sums in _neighbour_sums(integers, axis)):
-        return integers
     wide = (worst_pairs(integers, axis) > LIMIT).nonzero().squeeze(1)
+    if not len(wide):
+        return integers
     made = integers.clone()
     some = made if axis is None else made.index_select(axis, wide)
     books = _reachable(edges[:, wide], spec)
@@ -135,13 +136,6 @@ def integers_of(
     grid = grid or build_grid(edges, spec)
     rows = look_up(to_rows(w, axis), grid, edges, spec, grid.values.to(torch.int8))
     return from_rows(rows, w, axis)
-
-
-def _exceeds(sums: Tensor) -> bool:
-    if sums.numel() == 0:
-        return False
-    low, high = torch.aminmax(sums)
-    return int(high) > LIMIT or int(low) < -LIMIT
 
 
 def _neighbour_sums(integers: Tensor, axis: int | None) -> Iterator[Tensor]:

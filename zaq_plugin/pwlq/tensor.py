@@ -118,9 +118,9 @@ class PWLQTensor:
     def stored_bytes(self) -> int:
         """Bytes on disk: dense codes, and what the levels take.
 
-        Clip and breakpoints generate the levels, 4 bytes each, and a byte a channel says what the
-        largest one is where the format is kept from overflowing; levels that were moved afterwards
-        are stored themselves, with the scales.
+        Clip and breakpoints generate the levels, 4 bytes each; a byte a channel says what the
+        largest one of a PWLQ grid is that is kept from overflowing. Levels that were moved
+        afterwards are stored themselves, with the scales.
         """
         kept = {"codebook": self.codebook, "scale": self.scale} if self.edges is None else None
         levels = kept or _generators(self.edges, self.spec)
@@ -141,6 +141,8 @@ class PWLQTensor:
 def _generators(edges: Tensor | None, spec: QuantSpec) -> dict[str, Tensor]:
     """What levels are made of again: clip, breakpoints, and the largest level of each channel."""
     assert edges is not None
+    if not spec.breakpoints:  # a uniform grid is its reach
+        return {"edges": edges[..., -1:]}
     found = {"edges": without_tops(edges, spec)}
     if spec.guarded:
         found["tops"] = tops_of(edges, spec).to(torch.uint8)
@@ -208,7 +210,9 @@ def _read(file: Any, name: str, entry: dict[str, Any], idle: bool) -> PWLQTensor
             empty = lone_sides(edges, spec).flip(0).unsqueeze(-1)
             edges = torch.where(empty, torch.finfo(torch.float32).tiny, edges)
         if spec.guarded:
-            edges = with_tops(edges, file.get_tensor(f"{name}.tops"))
+            known = f"{name}.tops" in file.keys()  # noqa: SIM118
+            tops = file.get_tensor(f"{name}.tops") if known else torch.full(edges.shape[1:2], 127)
+            edges = with_tops(edges, tops)
         codebook, scale = codebook_from(edges, spec)
     else:
         edges = None
