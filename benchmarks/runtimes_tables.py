@@ -31,7 +31,8 @@ def markdown(rows: list[Row]) -> str:
     parts = [
         f"Networks: {', '.join(networks)}. x86-64 processor"
         + (f" {kind} VNNI" if kind else "")
-        + "; one thread, a batch of one, the least of many runs on a shared machine. All networks "
+        + "; one thread, a batch of one, the least of a "
+        "few runs on a busy machine: latencies are rough. All networks "
         "but the digits have random weights, 64 x 64 pixels, 16 classes and scrambled BatchNorm: "
         "they amplify one rounding to several steps, in whatever runtime. A cell that names "
         "networks says nothing of the others.",
