@@ -142,6 +142,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--files", type=Path, required=True, help="folder for the files")
     parser.add_argument("--node-modules", type=Path, help="where npm put ONNX Runtime's packages")
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=list(FORMS))
     parser.add_argument("--runtimes", nargs="+", default=list(zaq_onnx.ADAPTERS))
     parser.add_argument("--seconds", type=float, default=0.5, help="to time a file for")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for a runtime")
@@ -153,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     done = {identity(row) for row in read_rows(args.out)}
     for name in args.networks:
         make(name, args.files / name)
-        for form in FORMS:
+        for form in args.forms:
             data = (args.files / name / f"{form}.onnx").read_bytes()
             for runtime in args.runtimes:
                 version = zaq_onnx.ADAPTERS[runtime](args.node_modules).installed()
