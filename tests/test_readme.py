@@ -45,7 +45,7 @@ def test_every_command_line_of_ours_is_understood(capsys: pytest.CaptureFixture[
             with pytest.raises(SystemExit) as caught:
                 build_parser().parse_args(shlex.split(line)[1:])
             assert caught.value.code == 0
-        else:
+        elif line != "zaq-quantize verify":  # named, not called
             build_parser().parse_args(shlex.split(line)[1:])
 
 

@@ -166,7 +166,7 @@ def in_host(name: str, what: str) -> Callable[[Path, int], Row]:
     def measure(data: Path, seed: int) -> Row:
         import timm
 
-        from benchmarks import hosts
+        from benchmarks.hosts import speed as hosts
 
         torch.manual_seed(seed)
         model = timm.create_model("resnet18", pretrained=False).eval()
