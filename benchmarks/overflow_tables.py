@@ -43,7 +43,9 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     for model in dict.fromkeys(row["model"] for row in rows):
         own = [row for row in rows if row["model"] == model]
         lines += ["", f"## {TITLES[model]}", ""]
-        lines += [*_weights(own), "", *_converted(own)]
+        lines += _weights(own)
+        if any(row["host"] != "simulated" for row in own):
+            lines += ["", *_converted(own)]
     return "\n".join(lines) + "\n"
 
 
