@@ -22,6 +22,7 @@ from zaq_executorch.running import runner
 from zaq_plugin.report import Audit
 from zaq_pt2e.audit import audit
 from zaq_pt2e.device.making import check_batch, sized
+from zaq_pt2e.device.tolerance import largest, run_graph, tolerance
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,19 @@ def export(
                 "itself asks for its batch's size. Export it with batch=1."
             )
         try:
-            runner(part)(example)
+            made = runner(part)(example)
         except ValueError as error:
             raise ValueError(
                 f"executorch: the file would not run: {error}. XNNPACK takes operators whose "
                 "inputs are int8 in part, and cannot make them; leave the layers around it float."
             ) from error
+        apart, allowed = largest(made, run_graph(graph, example)), tolerance(graph, example)
+        if not apart <= allowed * (1 + 1e-6) + 1e-6:
+            raise ValueError(
+                f"executorch: with a batch of {len(example[0])} the file's output differs by "
+                f"{apart:.3g} from the model's, more than {allowed:.3g}; nothing was written. "
+                "Export it with batch=1."
+            )
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)

@@ -27,7 +27,8 @@ def verify(
 
     It is run with one sample and with the largest batch that it says it takes (the inputs repeated,
     if they are fewer). The outputs may differ from the model's by one step of their grid, or by
-    what the model itself moves when its input is off by one step of its own.
+    what the model itself moves when its values are off by about a step of theirs, see
+    `zaq_pt2e.device.tolerance`.
 
     Args:
         path: A file from `export`.

@@ -27,7 +27,7 @@ def verify(
 
     By LiteRT's interpreter with its XNNPACK delegate, which is its default, and without it. The
     outputs may differ from the model's by one step of their grid, or by what the model itself moves
-    when its input is off by one step of its own.
+    when its values are off by about a step of theirs, see `zaq_pt2e.device.tolerance`.
 
     Args:
         path: A file from `export`.
