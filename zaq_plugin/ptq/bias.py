@@ -18,6 +18,7 @@ from zaq_plugin.layers import wide_dtype
 from zaq_plugin.student import FloatWeights, QuantLayer, student_of
 from zaq_plugin.student.walk import MEMORY, walk_layers
 
+
 class MeanInput:
     """Mean input of a layer by shape of one sample, which is all that its mean error needs."""
 
