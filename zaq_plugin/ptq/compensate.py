@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zaq_plugin.ptq.bias import MeanInput, mean_output_error
 from zaq_plugin.ptq.compound import CompoundFakeQuantize
 from zaq_plugin.ptq.error_feedback import output_error, round_with_feedback
-from zaq_plugin.ptq.input_moments import PATCHES, InputMoments, enough_patches, why_no_patches
+from zaq_plugin.ptq.input_moments import PATCHES, InputMoments, why_no_patches
 from zaq_plugin.pwlq.cells import fitting_edges, float_for_levels
 from zaq_plugin.pwlq.layout import to_rows
 from zaq_plugin.student import FloatWeights, QuantLayer, student_of
@@ -113,7 +113,7 @@ def compensate_rounding(
         assert layer.plain is not None  # it has been run
         moments: InputMoments | str = reason
         if not reason:
-            per_sample = max(1, enough_patches(layer.plain, PATCHES) // max(1, samples))
+            per_sample = max(1, PATCHES // max(1, samples))
             moments = InputMoments(layer.plain, rng, per_sample)
         works[layer.name] = _Compensation(layer, weights.of(layer), moments)
         return works[layer.name]

@@ -67,7 +67,7 @@ class Distilled(ImageStage):
 
     def options(self, work: Work) -> DistillOptions:
         """How they are distilled: that of the default zero-shot preset."""
-        return DistillOptions(steps=work.request.steps(20), batch_size=batch_of(work))
+        return DistillOptions(steps=work.request.steps(40), batch_size=batch_of(work))
 
     def make(self, work: Work) -> Tensor:
         """(n, C, H, W), between black and white."""

@@ -186,7 +186,7 @@ class ZeroShotConfig:
     images: str = "distilled"
     generated_share: float = 0.5
     distilled_images: int = 256
-    distill_steps: int = 20
+    distill_steps: int = 40
     distill_start: str = "leaves"
     distill_lr: float = 0.1
     distill_method: str = "pixels"
@@ -215,7 +215,7 @@ class ZeroShotConfig:
     calibration_images: int = 256
     recalibrate: bool = True
     reconstruct: bool = True
-    reconstruct_iterations: int = 150
+    reconstruct_iterations: int = 300
     reconstruct_batch_size: int = 32
     reconstruct_copies: int = 4
     reconstruct_scale_lr: float = 1e-2
