@@ -21,8 +21,6 @@ CHUNK = 1 << 24
 """Elements of patches that are in memory at once."""
 SQUARED = 512
 """Columns of a product that are computed at once."""
-SQUARED = 512
-"""Columns of a product that are computed at once."""
 
 
 def why_no_patches(layer: nn.Module) -> str:
