@@ -1,5 +1,6 @@
 """Files for WebAssembly: depthwise layers multiply in float, all others in integers."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,20 @@ def test_verify_compares_the_float_levels(made: Any) -> None:
     graph.add_constant("body.weight", value * np.float32(1.01))
     (problem,) = compare_weights(graph, case.model, (case.images,), reduced)
     assert problem == "'body.weight' is float, and differs from the model's levels."
+
+
+def test_without_care_onnx_runtime_rounds_the_float_weight(
+    pt2e_case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Why a Max follows: else the layer is one of integers again, with other levels."""
+    targets, exporting = import_module("zaq_onnx.targets"), import_module("zaq_onnx.export")
+    monkeypatch.setattr(targets, "_keep_float", lambda graph, node: None)
+    monkeypatch.setattr(exporting, "_refuse_float_weights", lambda graph: None)
+    case, path = pt2e_case, tmp_path / "a.onnx"
+    zaq_onnx.export(case.model, (case.images,), path, target="wasm", check=False, reduce_range=True)
+    assert [kind for kind, groups in kinds(path) if groups > 1] == ["QLinearConv"]
+    report = zaq_onnx.verify(path, case.model, case.images, runtimes=("onnxruntime",))
+    assert any("requantized a float weight" in problem for problem in report.problems)
 
 
 class Pooled(nn.Module):
