@@ -7,7 +7,7 @@ from onnx import NodeProto
 
 from zaq_onnx.graph import Graph, make
 
-_MOVES = ("MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Pad")
+MOVES = ("MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Pad")
 """Operators over which ONNX Runtime carries a grid forward."""
 
 
@@ -39,7 +39,7 @@ def keep_grids_apart(graph: Graph) -> int:
 
 def _grid_before(producers: dict[str, NodeProto], quantize: NodeProto) -> NodeProto | None:
     node = producers.get(quantize.input[0])
-    while node is not None and node.op_type in _MOVES:
+    while node is not None and node.op_type in MOVES:
         node = producers.get(node.input[0])
     return node if node is not None and node.op_type == "DequantizeLinear" else None
 

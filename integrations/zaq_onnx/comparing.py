@@ -8,8 +8,9 @@ import numpy as np
 from torch import nn
 
 from zaq_onnx.export import graph_of
+from zaq_onnx.floats import dequantized
 from zaq_onnx.graph import Array, Graph
-from zaq_onnx.packing import weights_of
+from zaq_onnx.packing import Weight, weights_of
 
 
 def compare_weights(
@@ -25,15 +26,18 @@ def compare_weights(
     """
     problems = []
     expected, _, _ = graph_of(model, inputs, reduce_range=reduced)
-    there = _by_name(graph)
-    for name, (integers, scale) in _by_name(expected).items():
-        if name not in there:
+    there, floats = _by_name(graph), _float_weights(graph)
+    for name, (weight, scale) in _by_name(expected).items():
+        integers = weight.integers
+        if name in floats:
+            if not np.array_equal(floats[name], dequantized(weight, scale)):
+                problems.append(f"{name!r} is float, and differs from the model's levels.")
+        elif name not in there:
             problems.append(f"the file has no weight {name!r}, which the model has.")
-        elif not np.array_equal(there[name][0], integers):
+        elif not np.array_equal(there[name][0].integers, integers):
+            found = there[name][0].integers
             wrong = (
-                int((there[name][0] != integers).sum())
-                if (there[name][0].shape == integers.shape)
-                else integers.size
+                int((found != integers).sum()) if found.shape == integers.shape else integers.size
             )
             problems.append(f"{wrong} integers of {name!r} differ from the model's.")
         elif not np.array_equal(there[name][1], scale):
@@ -41,10 +45,17 @@ def compare_weights(
     return problems
 
 
-def _by_name(graph: Graph) -> dict[str, tuple[Array, Array]]:
+def _by_name(graph: Graph) -> dict[str, tuple[Weight, Array]]:
     made = {}
     for weight in weights_of(graph):
         scale = graph.array(weight.node.input[1])
         assert scale is not None
-        made[weight.name] = weight.integers, scale
+        made[weight.name] = weight, scale
     return made
+
+
+def _float_weights(graph: Graph) -> dict[str, Array]:
+    """Of convolutions; see `zaq_onnx.targets`."""
+    names = {node.input[1] for node in graph.of_type("Conv")} & graph.constants.keys()
+    values = {name: graph.array(name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}

@@ -20,8 +20,14 @@ from zaq_plugin import __version__
 from zaq_plugin.report import LayerRecord
 
 
-def records_of(graph: Graph, notes: dict[str, Note]) -> list[LayerRecord]:
-    """One record per convolution, linear layer and matrix product, with what is known of it."""
+def records_of(graph: Graph, notes: dict[str, Note], reasons: dict[str, str]) -> list[LayerRecord]:
+    """One record per convolution, linear layer and matrix product, with what is known of it.
+
+    Args:
+        graph: Of the file.
+        notes: What the model knows of its layers.
+        reasons: Why some weights are float, by their names.
+    """
     producers, computed = graph.producers(), computed_weights(graph)
     known = {weight.name: weight for weight in weights_of(graph)}
     records: dict[str, LayerRecord] = {}
@@ -34,6 +40,7 @@ def records_of(graph: Graph, notes: dict[str, Note]) -> list[LayerRecord]:
             if name == read:  # no parameter: the exporter may have folded what computes it
                 name = graph.layers.get(node.output[0], name)
                 reason = "its weight is computed from constants, in float"
+            reason = reasons.get(read, reason)
             if value is not None and value.ndim >= 2:
                 records.setdefault(name, LayerRecord(name, node.op_type, value.size, False, reason))
             elif read in computed:

@@ -30,6 +30,7 @@ from zaq_onnx.portable import IR_VERSIONS, make_portable, name_batch
 from zaq_onnx.reducing import reduce_weights
 from zaq_onnx.refusals import refuse_operators, refuse_program
 from zaq_onnx.sources import batch_shapes, exportable, program_of
+from zaq_onnx.targets import check_target, depthwise_to_float
 from zaq_onnx.tidy import tidy
 from zaq_plugin.report import Audit
 
@@ -69,6 +70,7 @@ def export(
     *,
     pack: bool = True,
     portable: bool = True,
+    target: str = "any",
     opset: int | None = None,
     dynamic_batch: bool = True,
     dynamic_shapes: Any = None,
@@ -92,6 +94,9 @@ def export(
         pack: Pack the weights; see `zaq_onnx.pack`.
         portable: Write what every runtime reads, see `zaq_onnx.pack` and docs/onnx_files.md; False
             gives the smallest file, for ONNX Runtime and OpenVINO.
+        target: Where the file is to run: ``"any"``, or ``"wasm"`` for onnxruntime-web, which has no
+            fast int8 depthwise convolution: depthwise layers multiply in float there, by the
+            model's levels, which the file holds as float32. Their records say so.
         opset: Version of ONNX's operators: 19 or newer, which is the default, or 21 for a file that
             is not portable.
         dynamic_batch: Let the first dimension of the inputs vary. Give at least two samples.
@@ -114,11 +119,12 @@ def export(
     Raises:
         TypeError, ValueError: a model that is not quantized, not converted, or cannot be
             exported; a layer between quantized activations with a float weight, which ONNX Runtime
-            would quantize silently; an opset that does not exist; a file that computes something
-            else, which is taken away again.
+            would quantize silently; an opset or a target that does not exist; a file that computes
+            something else, which is taken away again.
     """
     opset = OPSETS[portable] if opset is None else opset
     _check(example_inputs, opset, portable)
+    check_target(target)
     graph, source, known = graph_of(
         model,
         example_inputs,
@@ -128,8 +134,9 @@ def export(
         reduce_range=reduce_range,
         audit=audit,
     )
+    floats = depthwise_to_float(graph) if target == "wasm" else {}
     _refuse_float_weights(graph)
-    records = records_of(graph, known)
+    records = records_of(graph, known, floats)
     if portable:
         make_portable(graph)
     shorten(graph)
@@ -137,7 +144,11 @@ def export(
     name_batch(made)
     made.ir_version = IR_VERSIONS[min(opset, max(IR_VERSIONS))]
     packed, done = pack_model(made, portable=portable)
-    changes = {"completed": graph.completed, "reduced": graph.reduced}
+    changes = {
+        "completed": graph.completed,
+        "reduced": graph.reduced,
+        "float_depthwise": len(floats),
+    }
     describe(made, source, records, opset, changes)
     del packed.metadata_props[:]
     packed.metadata_props.extend(made.metadata_props)

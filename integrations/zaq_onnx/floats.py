@@ -8,7 +8,15 @@ from onnx import ModelProto
 from zaq_onnx.files import Path_
 from zaq_onnx.graph import Array, Graph
 from zaq_onnx.naming import LAYERS
-from zaq_onnx.packing import load, unpack_model, weights_of
+from zaq_onnx.packing import Weight, load, unpack_model, weights_of
+
+
+def dequantized(weight: Weight, scale: Array) -> Array:
+    """Integers times scales, as DequantizeLinear multiplies them."""
+    shape = [1] * weight.integers.ndim
+    shape[weight.axis] = -1 if scale.size > 1 else 1
+    values: Array = weight.integers.astype(np.float32) * scale.astype(np.float32).reshape(shape)
+    return values
 
 
 def float_weights(path: Path_) -> dict[str, tuple[str, Array]]:
@@ -34,9 +42,7 @@ def weights_of_model(model: ModelProto) -> dict[str, tuple[str, Array]]:
             scale = graph.array(weight.node.input[1])
             name, value = weight.name, weight.integers.astype(np.float32)
             if scale is not None:
-                shape = [1] * value.ndim
-                shape[weight.axis] = -1 if scale.size > 1 else 1
-                value = value * scale.astype(np.float32).reshape(shape)
+                value = dequantized(weight, scale)
         else:
             name, constant = node.input[1], graph.array(node.input[1])
             if constant is None or constant.ndim < 2:

@@ -31,6 +31,7 @@ from zaq_onnx.packing import load, unpack_model, weights_of
 from zaq_onnx.reducing import saturable
 from zaq_onnx.runtimes import as_array, optimized, ort_session, run_ort
 from zaq_onnx.saturation import ADVICE, WARNING, saturates
+from zaq_onnx.targets import REASON
 from zaq_onnx.tolerance import Run, largest, moves
 from zaq_onnx.verdict import (
     ABSENT,
@@ -284,10 +285,13 @@ def _look_inside(found: Verification, report: RuntimeReport, model: ModelProto) 
             "requantized a float weight."
         )
     heavy = float_layers(graph)
-    if heavy:
+    meant = int((manifest_of(model) or {}).get("float_depthwise", 0))
+    if meant:
+        found.remarks.append(f"{meant} depthwise layers are float: {REASON}.")
+    if len(heavy) > meant:
         found.remarks.append(
-            f"{len(heavy)} layers run in float under ONNX Runtime, because their input or output "
-            "is not quantized; export(..., calibration=batches) gives it a range."
+            f"{len(heavy) - meant} layers run in float under ONNX Runtime, because their input or "
+            "output is not quantized; export(..., calibration=batches) gives it a range."
         )
     found.float_operations = float_operations(graph)
     report.integer_layers, report.float_layers = len(integer_layers(graph)), len(heavy)

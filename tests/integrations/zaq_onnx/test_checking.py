@@ -25,8 +25,10 @@ def enlarged(model: ModelProto, layer: str = "wide") -> ModelProto:
 
 
 def break_file(monkeypatch: pytest.MonkeyPatch, layer: str) -> None:
-    stock: Callable[[ModelProto], Any] = exporting.pack_model
-    monkeypatch.setattr(exporting, "pack_model", lambda made: stock(enlarged(made, layer)))
+    stock: Callable[..., Any] = exporting.pack_model
+    monkeypatch.setattr(
+        exporting, "pack_model", lambda made, **given: stock(enlarged(made, layer), **given)
+    )
 
 
 @pytest.mark.slow

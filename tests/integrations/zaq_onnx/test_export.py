@@ -9,6 +9,7 @@ import onnx
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import fuse_conv_bn_eval
 
 import zaq_onnx
 from zaq_onnx.graph import Graph
@@ -47,9 +48,15 @@ def test_the_file_holds_the_levels_of_the_format(case: Any, make: Make) -> None:
         uniform = case.name == "simulated" and name == "body"
         expected = quantize(floats, UniformSpec(8) if uniform else SPEC)
         if name == "stem.0" and case.name not in ("simulated",):
-            # Hosts fold BatchNorm by themselves, with other roundings of the last bit.
-            np.testing.assert_allclose(scale, expected.scale.numpy(), rtol=1e-5)
-            assert np.abs(integers - expected.integer_weight().numpy()).max() <= 1
+            # Hosts fold BatchNorm by themselves, with other roundings of the last bit, which may
+            # tip the choice between two grids of a channel: each has that of one of two foldings.
+            again = quantize(fuse_conv_bn_eval(*model.stem[:2]).weight.detach(), SPEC)
+            foldings = (expected, again)
+            same = [np.isclose(scale, q.scale.numpy().reshape(-1), rtol=1e-5) for q in foldings]
+            assert np.logical_or(*same).all(), scale
+            for channels, q in zip(same, foldings, strict=True):
+                apart = np.abs(integers - q.integer_weight().numpy())[channels]
+                assert apart.max(initial=0) <= 1
             continue
         np.testing.assert_array_equal(scale, expected.scale.numpy(), err_msg=name)
         np.testing.assert_array_equal(integers, expected.integer_weight().numpy(), err_msg=name)

@@ -239,15 +239,21 @@ def pwlq_rows(channels: int, count: int, spec: PWLQSpec, seed: int) -> np.ndarra
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5])
 @pytest.mark.parametrize("symmetry", ["asymmetric", "symmetric"])
-def test_codebooks_of_pwlq_are_three_numbers(bits: int, symmetry: Any) -> None:
-    """For the weights of the core's own PWLQ: 4.5 bytes a channel, exceptions under 1 %."""
-    spec = PWLQSpec(bits=bits, symmetry=symmetry)
+@pytest.mark.parametrize(("overflow", "nibbles"), [("allowed", 9), ("pairs", 11)])
+def test_codebooks_of_pwlq_are_three_numbers(
+    bits: int, symmetry: Any, overflow: Any, nibbles: int
+) -> None:
+    """For the weights of the core's own PWLQ: 4.5 bytes a channel, exceptions under 1 %.
+
+    Where no two products may overflow, the larger clip is a number, too, and takes a byte more.
+    """
+    spec = PWLQSpec(bits=bits, symmetry=symmetry, overflow=overflow)
     rows = pwlq_rows(40, 900, spec, seed=bits)
     coded = encode(rows)
     assert coded is not None
     assert coded.curve is not None
     assert coded.width == spec.stored_bits
-    assert coded.curve.nibbles.shape == (40, 9)
+    assert coded.curve.nibbles.shape == (40, nibbles)
     assert len(coded.curve.exceptions) <= 0.01 * 40 * spec.num_levels
     np.testing.assert_array_equal(np.take_along_axis(coded.book, coded.codes.astype(int), 1), rows)
 
