@@ -174,7 +174,7 @@ class Unfolding:
     def _digits(self, digits: Array) -> str:
         """(channels, `Shape.nibbles`) float: digits of four bits; one row more where it is odd."""
         if self.portable:
-            even = np.pad(digits, ((0, len(digits) % 2), (0, 0)))
+            even = np.pad(digits, ((0, len(digits) % 2), (0, 0)), mode="edge")
             made = self._halves("curves", even, 0)
         else:
             made = self.constant("curves", digits, TensorProto.UINT4)

@@ -126,7 +126,7 @@ def test_a_copy_shares_the_batch_and_a_file_does_not_hold_it() -> None:
 
 
 def test_saturation_is_a_warning_and_in_the_audit(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = student(Way("fx"), UniformSpec(8, "symmetric"), 8)
+    made = student(Way("fx"), UniformSpec(8, "symmetric", overflow="allowed"), 8)
     break_second(monkeypatch, Way("fx"))
     monkeypatch.setattr(zaq_fx.checking, "saturates", lambda module: True)
     with pytest.warns(zaq_fx.checking.Saturation, match="layer 'second': torch's int8 kernel"):

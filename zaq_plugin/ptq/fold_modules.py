@@ -65,7 +65,10 @@ class LayerTracer(fx.Tracer):
 
     def is_leaf_module(self, module: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is one node of the graph."""
-        if isinstance(module, LAYERS) or is_norm(module):
+        read = self.read.copy()
+        whole = isinstance(module, LAYERS) or is_norm(module)
+        self.read = read  # what `is_norm` looked at, the model did not
+        if whole:
             return True
         return super().is_leaf_module(module, module_qualified_name)
 

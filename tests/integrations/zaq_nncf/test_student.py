@@ -143,8 +143,9 @@ def test_parts_in_lists_run_with_their_own_quantizers() -> None:
         assert torch.equal(view.part(before, name, seen["x"]), seen["y"]), name
         if name in PLACES[:5]:
             quantizers += view.quantizers_inside(name)
-    assert [len(view.quantizers_inside(name)) for name in PLACES] == [3] * 6
-    assert len(set(map(id, quantizers))) == 15  # none of them in two parts
+    assert [len(view.quantizers_inside(name)) for name in PLACES] == [4] * 6  # two
+    # weights, what is between them, and the block's input as its first layer multiplies it
+    assert len(set(map(id, quantizers))) == 20  # none of them in two parts
 
 
 def test_blocks_in_lists_are_reconstructed() -> None:

@@ -49,7 +49,8 @@ def test_gptq_rounds_the_float_weights_for_the_inputs_that_the_student_has(
         total += torch.stack([now.square().mean(), before.square().mean()])
         shift = layer.bias.detach().double() + now.mean(1) - original.bias.detach().double()
         assert float(shift.abs().max()) < 1e-5, "the bias takes the mean error"
-    assert float(total[0]) < 0.9 * float(total[1])
+    # Of PWLQ's levels at this width the larger ones may not stand beside each other.
+    assert float(total[0]) < {"uniform": 0.9, "pwlq": 0.95}[levels] * float(total[1])
 
 
 def test_gptq_goes_with_what_comes_before_and_behind_it(
