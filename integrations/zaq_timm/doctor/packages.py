@@ -50,6 +50,9 @@ class Package:
 def packages(requirements: Iterable[str] | None = None) -> list[Package]:
     """Every package that zaq_plugin names, those always needed first.
 
+    A package that is always needed has a second row where an extra narrows its range: that range
+    is no matter of somebody who does not use the extra.
+
     Args:
         requirements: as metadata holds them; those of the installed zaq_plugin by default.
 
@@ -58,19 +61,17 @@ def packages(requirements: Iterable[str] | None = None) -> list[Package]:
     """
     if requirements is None:
         requirements = metadata.requires("zaq_plugin") or []
-    extras: dict[str, list[str]] = {}
-    bounds: dict[str, set[str]] = {}
+    extras: dict[tuple[str, bool], list[str]] = {}
+    bounds: dict[tuple[str, bool], set[str]] = {}
     for line in requirements:
         found = _REQUIREMENT.match(line)
         if found is None or found[3] in _FOR_TESTS or found[1] == "zaq_plugin":
             continue
-        name = found[1]
-        extras.setdefault(name, [])
-        if found[3]:
-            extras[name].append(found[3])
-        bounds.setdefault(name, set()).update(b.strip() for b in found[2].split(",") if b.strip())
-    found_packages = [_package(name, tuple(extras[name]), bounds[name]) for name in extras]
-    return sorted(found_packages, key=lambda package: not package.needed)
+        key = (found[1], found[3] is None)
+        extras.setdefault(key, []).extend([found[3]] if found[3] else [])
+        bounds.setdefault(key, set()).update(b.strip() for b in found[2].split(",") if b.strip())
+    rows = [_package(key[0], tuple(extras[key]), bounds[key]) for key in extras]
+    return sorted(rows, key=lambda package: not package.needed)
 
 
 def _package(name: str, extras: tuple[str, ...], bounds: set[str]) -> Package:

@@ -79,6 +79,14 @@ def test_packages_are_judged_by_the_range_and_the_command_brings_one_that_fits()
     assert found["safetensors"].extras == ("a", "b")
 
 
+def test_an_extra_narrows_what_is_always_needed_for_its_own_users_only() -> None:
+    rows = packages(["torch>=2.0", 'torch<1.0; extra == "old"'])
+    assert [(p.name, p.needed, p.extras, p.accepted, p.status) for p in rows] == [
+        ("torch", True, (), ">=2.0", OK),
+        ("torch", False, ("old",), "<1.0", TOO_NEW),
+    ]
+
+
 def test_every_host_and_runtime_of_setup_cfg_is_looked_at() -> None:
     names = {p.name for p in packages()}
     assert {"torch", "torchao", "nncf", "openvino", "onnx", "onnxruntime", "timm"} <= names
