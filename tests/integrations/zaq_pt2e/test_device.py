@@ -51,6 +51,26 @@ def gated() -> nn.Module:
     return perturb(Gated())
 
 
+@pytest.mark.parametrize("last", [nn.Identity(), nn.ReLU(), nn.Hardswish()])
+def test_a_batch_norm_in_training_belongs_to_its_layer(images: Tensor, last: nn.Module) -> None:
+    """A grid between the two keeps the host from folding them: the layer is no int8 layer then."""
+    torch.manual_seed(0)
+    model = perturb(nn.Sequential(nn.Conv2d(3, 8, 3, bias=True), nn.BatchNorm2d(8), last))
+    host = DeviceHost()
+    prepared = host.prepare(model, (images[:2],), Assignment(PWLQSpec()), train=True).model
+    calibrate(prepared, [images])
+    converted = host.convert(prepared)
+    assert isinstance(converted, GraphModule)
+    targets = [n.target for n in converted.graph.nodes if n.op == "call_function"]
+    assert torch.ops.aten.batch_norm.default not in targets
+    (conv,) = (n for n in converted.graph.nodes if n.target is torch.ops.aten.conv2d.default)
+    behind = next(iter(conv.users))
+    fused = isinstance(last, nn.ReLU)
+    assert behind.target is (torch.ops.aten.relu.default if fused else PER_TENSOR)
+    assert isinstance(conv.args[2], torch.fx.Node)
+    assert conv.args[2].op == "get_attr"
+
+
 def by_host(model: nn.Module, images: Tensor) -> GraphModule:
     host = DeviceHost()
     prepared = host.prepare(model, (images[:2],), Assignment(PWLQSpec())).model
