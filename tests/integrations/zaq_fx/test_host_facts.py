@@ -168,7 +168,7 @@ def test_our_subclasses_are_found_by_the_hosts_patterns(kind):
 
 
 def test_layers_for_training_see_weight_times_factor_behind_a_batch_norm(make_net, images):
-    """ConvBnLayer relies on it: the fake-quantizer sees ``w gamma / sqrt(var + eps)``."""
+    """BatchNormLayer relies on it: the fake-quantizer sees ``w gamma / sqrt(var + eps)``."""
     prepared = zaq_fx.prepare(make_net(), (images,), qat=True).eval()
     stem, seen = prepared.stem, []
     assert isinstance(stem, nniqat.ConvBn2d)
