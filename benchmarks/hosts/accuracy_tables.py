@@ -24,8 +24,8 @@ OLDER = """
 Rows whose processor is not recorded are older. Of uniform weights in PT2E and the hosts' own
 defaults one each was run again and came out the same. PWLQ weights have moved a little since:
 breakpoints of a few channels are better (0.003 dB), and no two weights overflow 16 bits
-(`overflow="pairs"`, 0.03 dB less at 4 bits). FX's and NNCF's biases are corrected by the core since,
-and a tensor that is added and multiplied has a narrow grid for the layers alone."""
+(`overflow="pairs"`, 0.03 dB less at 4 bits). FX's and NNCF's biases are corrected by the core
+since, and a tensor that is added and multiplied has a narrow grid for the layers alone."""
 
 
 @dataclass(frozen=True)
