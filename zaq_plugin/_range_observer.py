@@ -151,6 +151,10 @@ class RangeObserver(HostModule):
         self.min_val.copy_(low)
         self.max_val.copy_(high)
 
+    def widen(self, factor: float) -> None:
+        """Multiply the range, once all is observed: what comes later knows nothing of it."""
+        self._publish(self.min_val * factor, self.max_val * factor)
+
     def reset_min_max_vals(self) -> None:
         """Forget everything seen."""
         self.min_val.zero_()

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.ptq import calibrate
 from zaq_plugin.strategies.compose import compose
 from zaq_plugin.strategies.images import Distilled, Real
 from zaq_plugin.strategies.request import Request
@@ -126,8 +125,7 @@ def quantize_prepared(
     work = Work(request, model, model)
     work.source = source
     work.student = prepared
-    calibrate(prepared, work.batches())
-    work.calibrated = True
+    work.calibrate()
     for stage in chosen.stages:
         if stage.slot == "after":
             stage.finish(work)

@@ -142,7 +142,7 @@ def compare_command(args: argparse.Namespace) -> int:
 
     if args.out:
         from zaq_plugin.report._json import write_atomic
-        from zaq_plugin.report.table_page import render_table_page
+        from zaq_plugin.report.page import render_table_page
 
         columns = difference_columns(found, args.first, args.second)
         lead = f"{args.first} and {args.second}: worst layers first; 6 dB are one bit."
