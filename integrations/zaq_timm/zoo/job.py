@@ -81,7 +81,7 @@ def _calibration_count(settings: Settings) -> int:
     if settings.zero_shot == "none":
         return settings.calibration_images
     config = ZeroShotConfig.preset(settings.zero_shot)
-    wanted = config.distilled_images + config.validation_images if config.uses_distilled else 0
+    wanted = config.distillation.images + config.judging.images if config.uses_distilled else 0
     return max(settings.calibration_images, wanted)
 
 
@@ -184,7 +184,7 @@ def _finetune(job: Job, student: nn.Module, correct: Correct | None) -> Finetune
     config = config.with_changes(
         batch_size=batch,
         calibration_images=settings.calibration_images,
-        reconstruct_batch_size=min(config.reconstruct_batch_size, settings.batch),
+        reconstruct_batch_size=min(config.reconstruction.batch_size, settings.batch),
     )
 
     def on_step(step: int) -> None:
@@ -195,10 +195,8 @@ def _finetune(job: Job, student: nn.Module, correct: Correct | None) -> Finetune
         return zero_shot_finetune(
             student,
             config,
-            image_shape=inputs.shape,
+            image_shape=inputs,
             float_model=job.loaded.model,
-            mean=inputs.mean,
-            std=inputs.std,
             images=job.images.calibration if config.uses_distilled else None,
             correct=correct,
             progress=False,
