@@ -20,6 +20,7 @@ from zaq_timm.zoo.hosts import Converted, Correct, Request, convert, depthwise_o
 from zaq_timm.zoo.model_job import Job, Report
 from zaq_timm.zoo.models import load
 from zaq_timm.zoo.pareto import best_within, code_bits, code_bytes, frontier
+from zaq_timm.zoo.quantities import parse_budget
 from zaq_timm.zoo.ranks import averaged_gradients, rank_and_size
 from zaq_timm.zoo.references import Reference
 from zaq_timm.zoo.row import measure
@@ -29,7 +30,7 @@ from zaq_timm.zoo.sensitivity import (
     measure_sensitivities,
     widths_of,
 )
-from zaq_timm.zoo.settings import Settings, parse_budget
+from zaq_timm.zoo.settings import Settings
 from zaq_timm.zoo.strategies import convert_by_strategy, images_wanted
 from zaq_timm.zoo.synthetic import make_images
 

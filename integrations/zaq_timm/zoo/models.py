@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from zaq_plugin.ptq.wrappers import without_prefixes
 from zaq_plugin.zero_shot import ImageFormat
 from zaq_timm.zoo.errors import LeftOut
+from zaq_timm.zoo.quantities import input_shape
 from zaq_timm.zoo.references import Reference, import_timm
-from zaq_timm.zoo.settings import Settings, input_shape
+from zaq_timm.zoo.settings import Settings
 
 _DEFAULT = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
