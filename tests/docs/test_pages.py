@@ -154,6 +154,25 @@ def test_the_page_of_errors_has_every_package(hooks: ModuleType) -> None:
     assert "no timm model matches …; timm.list_models() tells them all." in page
     code = "def f(x):\n    raise ValueError(f'got {x!r}, ' 'expected two words' + x)\n"
     assert list(hooks.texts_raised(code)) == ["got …, expected two words…"]
+    code = "def f(x):\n    text = 'one text' if x else 'or another'\n    return ValueError(text)\n"
+    assert list(hooks.texts_raised(code)) == ["one text", "or another"]
+
+
+def test_every_error_of_ours_is_on_the_page_of_errors(hooks: ModuleType) -> None:
+    """But for those that hand on what another error, a host or a report says."""
+    told = re.compile(r"\b(error|reason|reasons)\b|str\(self\)|checked\.problems")
+    for top in hooks.SOURCES:
+        for path in sorted((ROOT / top).rglob("*.py")):
+            for call in hooks.raises_without_text(path.read_text(encoding="utf-8")):
+                assert told.search(call), f"{path.relative_to(ROOT)}: {call}"
+
+
+def test_errors_are_found_by_words_in_a_checkout(
+    hooks: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hooks.main(["VALID", "json", "zeroshotconfig"])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("zaq_plugin.zero_shot: ZeroShotConfig.from_json: not valid JSON (")
 
 
 def test_figures_of_the_concepts_are_those_that_the_script_draws() -> None:
@@ -170,6 +189,7 @@ def words_of(svg: str) -> list[str]:
     return re.findall(r">([^<>]+)</text>", svg)
 
 
+@pytest.mark.slow
 def test_mkdocs_builds_the_site_without_a_warning(tmp_path: Path) -> None:
     if importlib.util.find_spec("mkdocs") is None:
         pytest.skip("mkdocs is not installed: pip install -e '.[docs]'")

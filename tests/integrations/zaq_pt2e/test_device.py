@@ -175,3 +175,26 @@ def test_tolerance_is_what_a_step_of_the_input_moves(gated: nn.Module, images: T
     moved = run_graph(converted, (images + 0.2 * step,))[0]
     assert (moved - run_graph(converted, (images,))[0]).abs().max() <= allowed
     assert (run_graph(converted, (-images,))[0] - moved).abs().max() > allowed
+
+
+class Scaled(nn.Module):
+    """A branch that a parameter multiplies: the host stores its codes, not a quantize node."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.own = nn.Conv2d(3, 4, 3), nn.Parameter(torch.full((4, 1, 1), 0.5))
+        self.other = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv(x))
+        return torch.relu(x + self.own * self.other(x))
+
+
+def test_constants_that_are_stored_as_codes_move_along(images: Tensor) -> None:
+    torch.manual_seed(0)
+    converted = by_host(Scaled().eval(), images)
+    signed = to_int8(converted, "a test")
+    expected = converted(images)
+    assert torch.equal(signed(images), expected)
+    assert torch.equal(to_int8(signed, "a test")(images), expected)  # twice is once
+    assert torch.equal(to_uint8(signed)(images), expected)
