@@ -84,6 +84,7 @@ def build_parser() -> Parser:
     """Returns the parser with every command that there is."""
     from importlib.metadata import version  # zaq_plugin.__version__, without loading torch
 
+    from zaq_timm.archiving import add_archiving
     from zaq_timm.looking.command import add_commands as add_looking
     from zaq_timm.verifying import add_verify
     from zaq_timm.zoo.command import add_commands
@@ -137,6 +138,7 @@ def build_parser() -> Parser:
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
     doctor.set_defaults(run=doctor_command)
     add_verify(commands, Format)
+    add_archiving(commands, Format)
     return parser
 
 

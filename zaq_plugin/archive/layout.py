@@ -130,7 +130,7 @@ def numbers(given: Any, count: int) -> list[int]:
         or len(given) != count
         or not all(type(n) is int and 0 <= n < 2**40 for n in given)
     ):
-        raise ValueError(f"its description has {str(given)[:40]} where {count} numbers belong")
+        raise ValueError(f"its description has {str(given)[:40]!r} where {count} numbers belong")
     return given
 
 
@@ -141,7 +141,7 @@ def records(given: Any) -> list[Any]:
         ValueError: It is something else.
     """
     if not isinstance(given, list):
-        raise ValueError(f"its description has {str(given)[:40]} where a list belongs")
+        raise ValueError(f"its description has {str(given)[:40]!r} where a list belongs")
     return given
 
 
