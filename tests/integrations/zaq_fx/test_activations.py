@@ -86,6 +86,7 @@ def test_layers_in_training(name: str) -> None:
 
 
 KEPT = {
+    "instance norm": ("InstanceNorm2d", "wrong for tensors whose channels lie last in memory"),
     "instance norm, running": ("InstanceNorm2d", "the input's statistics in place of the running"),
     "batch norm, by batches": ("BatchNorm2d", "track_running_stats=False"),
     "prelu": ("PReLU", "does not compute its slopes"),
@@ -108,6 +109,11 @@ def running(y: Tensor) -> Tensor:
     return functional.instance_norm(y, mean, var, use_input_stats=False)
 
 
+def few(y: Tensor) -> Tensor:
+    """Fewer values a channel than the batch has samples."""
+    return y[..., ::5, ::5]
+
+
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "alpha": lambda y: torch.add(y, torch.sigmoid(y), alpha=5),
     "alpha, relu": lambda y: torch.relu(torch.add(y, torch.sigmoid(y), alpha=5)),
@@ -126,6 +132,8 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "global average": lambda y: functional.adaptive_avg_pool2d(y, 3),
     "bicubic": lambda y: functional.interpolate(y, size=(15, 15), mode="bicubic"),
     "running instance norm": running,
+    "instance norm of a few values": lambda y: functional.instance_norm(few(y)),
+    "group norm of a few values": lambda y: functional.group_norm(few(y), 4),
     "sigmoid of floats": lambda y: torch.sigmoid(4 * y - 1),
     "sigmoid by a method": lambda y: (y * 1.0).sigmoid(),
     "maximum": lambda y: torch.maximum(y, torch.sigmoid(y)),
