@@ -80,6 +80,15 @@ def folder(text: str) -> Path:
     return path
 
 
+def device_kinds(text: str) -> tuple[str, ...]:
+    """Reads kinds of files for devices, joined by commas."""
+    found = tuple(dict.fromkeys(text.split(",")))
+    for kind in found:
+        if kind not in ("pte", "tflite"):
+            raise argparse.ArgumentTypeError(f"expected pte, tflite, or pte,tflite; got {text!r}")
+    return found
+
+
 def build_parser() -> Parser:
     """Returns the parser with every command that there is."""
     from importlib.metadata import version  # zaq_plugin.__version__, without loading torch
@@ -122,6 +131,14 @@ def build_parser() -> Parser:
         "PT2E (default: fx)",
     )
     demo.add_argument(
+        "--export",
+        type=device_kinds,
+        default=(),
+        metavar="KINDS",
+        help="also write files for devices, and run them: pte (ExecuTorch), tflite (LiteRT), or "
+        "both, joined by a comma",
+    )
+    demo.add_argument(
         "--json",
         action="store_true",
         help="print the results as JSON instead of a table",
@@ -154,8 +171,9 @@ def demo_command(args: argparse.Namespace) -> int:
     # So small a network gains nothing from threads, and on a busy machine they wait for each other.
     torch.set_num_threads(1)
     try:
-        with progress(STEPS, "{steps} steps in {seconds} s") as step:
-            run = run_demo(args.out, args.seed, args.host, step)
+        steps = STEPS + len(args.export)
+        with progress(steps, "{steps} steps in {seconds} s") as step:
+            run = run_demo(args.out, args.seed, args.host, step, args.export)
     except OSError as error:
         build_parser().error(f"cannot write to {args.out}: {error.strerror or error}")
     except ImportError as error:
