@@ -18,6 +18,7 @@ from zaq_plugin.pwlq import PWLQSpec, QuantSpec
 from zaq_plugin.report import Figure, Manifest, ResultRow, write_page
 from zaq_timm.checkpoint import save_checkpoint
 from zaq_timm.converted import CONVERTED
+from zaq_timm.demo_devices import tool_of, write_device_file
 from zaq_timm.deployment import Shipped, ship
 from zaq_timm.digits import DigitsSplit, load_digits_split
 from zaq_timm.doctor.kernels import warning
@@ -71,6 +72,7 @@ class DemoRun:
         kept: the quantized model that the run hands back.
         converted: the same, converted to int8 by the host.
         shipped: the ONNX file.
+        exports: kinds of files for devices, keys of `zaq_timm.zoo.device_files.DEVICES`.
     """
 
     out: Path
@@ -88,6 +90,7 @@ class DemoRun:
     kept: Quantized = field(init=False)
     converted: nn.Module = field(init=False)
     shipped: Shipped = field(init=False)
+    exports: tuple[str, ...] = ()
 
 
 def load(run: DemoRun) -> None:
@@ -236,6 +239,20 @@ def write_onnx(run: DemoRun) -> None:
     run.files.append(run.shipped.path)
 
 
+def write_for_devices(run: DemoRun) -> None:
+    """Exports the network to the kinds of files that were asked for."""
+    for kind in run.exports:
+        run.step(f"exporting to .{kind}")
+        with run.manifest.stage(f"export to .{kind}", format="W{1}A{2} {0}".format(*KEPT)) as facts:
+            images, labels = run.split.test_images, run.split.test_labels
+            written, told, text = write_device_file(
+                kind, run.model, run.batches, images, labels, run.out
+            )
+            facts.update(told)
+        run.files += written
+        run.notes.append(text)
+
+
 def write_report(run: DemoRun) -> None:
     """Draws the figures and writes the page, and the manifest last of all."""
     run.step("drawing the page")
@@ -262,6 +279,7 @@ STAGES: tuple[Callable[[DemoRun], None], ...] = (
     recover_without_data,
     write_checkpoint,
     write_onnx,
+    write_for_devices,
     write_report,
 )
 """What a run does, in order."""
@@ -271,14 +289,21 @@ STEPS = len(compared()) + len(CONVERTED_WIDTHS) + 5
 
 
 def run_demo(
-    out: Path, seed: int = 0, host: str = "fx", step: Callable[[str], None] = nothing
+    out: Path,
+    seed: int = 0,
+    host: str = "fx",
+    step: Callable[[str], None] = nothing,
+    exports: tuple[str, ...] = (),
 ) -> DemoRun:
     """Runs all stages; see `DemoRun` for arguments and result.
 
     Raises:
-        ImportError: scikit-learn, which holds the images, or matplotlib is missing.
+        ImportError: scikit-learn, which holds the images, or matplotlib is missing; or what writes
+            a file that is asked for.
         OSError: the folder cannot be made or written to.
     """
+    for kind in exports:
+        tool_of(kind)
     out.mkdir(parents=True, exist_ok=True)
     manifest = Manifest.start(
         "digits, depthwise separable network", seeds={"calibration images": seed}
@@ -287,7 +312,7 @@ def run_demo(
         "evaluation": EVALUATION,
         **PROTOCOL,
     }
-    run = DemoRun(out, seed, host, step, manifest)
+    run = DemoRun(out, seed, host, step, manifest, exports=exports)
     for stage in STAGES:
         stage(run)
     return run
