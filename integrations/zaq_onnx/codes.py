@@ -91,7 +91,7 @@ def planes_of(codes: Array, width: int) -> list[tuple[int, int, Array]]:
 
 
 def pack_plane(values: Array, bits: int) -> Array:
-    """Values of 1 or 2 bits, flat, as bytes: the first value in the lowest bits."""
+    """Values of 1, 2 or 4 bits, flat, as bytes: the first value in the lowest bits."""
     per = 8 // bits
     padded = np.pad(values.reshape(-1), (0, -values.size % per)).reshape(-1, per)
     shifts = (np.arange(per) * bits).astype(np.uint8)

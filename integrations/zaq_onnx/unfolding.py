@@ -10,15 +10,17 @@ two in a byte there, not in UINT4.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from zaq_onnx.codes import pack_plane, pairs_of, planes_of
+from zaq_onnx.codes import pack_plane
 from zaq_onnx.graph import Array, Graph, make
 from zaq_onnx.items import Item
+from zaq_onnx.stacks import Stack, twos
 from zaq_plugin.archive.readers import Codes, Plane
 from zaq_plugin.pwlq.curves import Shape
 
@@ -27,29 +29,8 @@ BOOKS = ("book", "curves", "where", "what")
 """Last words of the names of constants that hold codes and codebooks."""
 
 
-def _shape_of_codes(
-    codes: Array, cut: Sequence[int], whole: tuple[int, ...], pairs: bool
-) -> tuple[int, ...]:
-    """Shape of an index; where possible, rows of what a byte of the smallest plane holds.
-
-    Reshaping costs a copy of every index. With a dimension of two for each halving, bytes of every
-    plane are rows, and none needs it.
-
-    Args:
-        codes: (channels, codes or pairs of them).
-        cut: Bits of planes whose bytes hold several values.
-        whole: Shape of the weight, the channels first.
-        pairs: Whether two codes at a time are an index.
-    """
-    twos = _twos(min(cut)) if cut else ()
-    if twos and codes.shape[1] % 2 ** len(twos) == 0:
-        return (len(codes), -1, *twos)
-    return codes.shape if pairs else whole
-
-
-def _twos(bits: int) -> tuple[int, ...]:
-    """Shape of what a byte holds: a two for each halving."""
-    return (2,) * ((8 // bits).bit_length() - 1)
+_SMALL = 2**17
+"""Values of four bits are looked up by the byte where there are fewer: nodes cost more."""
 
 
 def unfold(items: Sequence[Item], *, portable: bool = True) -> Unfolding:
@@ -64,16 +45,15 @@ def unfold(items: Sequence[Item], *, portable: bool = True) -> Unfolding:
     for item in items:
         kinds.setdefault(item.kind, []).append(item)
     for same in kinds.values():
-        stacks: dict[tuple[object, ...], list[Item]] = {}
-        for item in sorted(same, key=lambda item: not item.pairs):
-            stacks.setdefault(item.stack, []).append(item)
-        ordered = [item for stack in stacks.values() for item in stack]
-        tables, row = made.tables(ordered), 0
-        for stack in stacks.values():
-            pairs = stack[0].pairs
-            rows = _rows([item for item in ordered if item.pairs] if pairs else ordered)
-            made.stack(stack, tables[pairs], row, rows)
-            row += _rows(stack)
+        found: dict[tuple[object, ...], list[Item]] = {}
+        for item in same:
+            found.setdefault(item.stack, []).append(item)
+        stacks = [Stack(items) for items in found.values()]
+        stacks.sort(key=lambda stack: (not stack.pairs, len(stack.shape)))
+        tables = made.tables([item for stack in stacks for item in stack.items])
+        offsets = made.offsets(stacks)
+        for stack, first in zip(stacks, offsets, strict=True):
+            made.stack(stack, tables[stack.pairs], first)
     return made
 
 
@@ -209,34 +189,49 @@ class Unfolding:
         joined = self.node("Concat", both, axis=3)
         return self.node("Reshape", [joined, self.common([-1, 2])])
 
-    def stack(self, items: Sequence[Item], table: str, row: int, rows: int) -> None:
+    def offsets(self, stacks: Sequence[Stack]) -> list[str]:
+        """For each stack where its codebooks begin in the table, as its indices are shaped.
+
+        Args:
+            stacks: Of one kind; those of pairs first, and of each those of one rank together.
+        """
+        made, row = [], 0
+        for _, same in itertools.groupby(stacks, lambda stack: (stack.pairs, len(stack.shape))):
+            some = list(same)
+            entries, sizes = some[0].entries, [stack.rows for stack in some]
+            # A table of pairs has those of pairs alone, which are the first.
+            ends = [row * entries, (row + sum(sizes)) * entries, entries]
+            whole = self.node("Range", [self.common(n) for n in ends])
+            shape = [-1, *[1] * (len(some[0].shape) - 1)]
+            whole = self.node("Reshape", [whole, self.common(shape)])
+            made += self._split(whole, sizes) if len(sizes) > 1 else [whole]
+            row += sum(sizes)
+        return made
+
+    def _split(self, x: str, sizes: list[int]) -> list[str]:
+        first = self.node("Split", [x, self.common(sizes)], axis=0)
+        names = [first, *(f"{first}.{i}" for i in range(1, len(sizes)))]
+        self.nodes[-1].output.extend(names[1:])
+        return names
+
+    def stack(self, stack: Stack, table: str, offsets: str) -> None:
         """Unfold weights of one shape per channel.
 
         Args:
-            items: They.
+            stack: They.
             table: Where their levels, or pairs of them, are.
-            row: Their first codebook's place in it.
-            rows: How many codebooks it has.
+            offsets: Where in it their codebooks begin.
         """
-        head, width = items[0], items[0].coded.width
-        codes = np.concatenate([item.coded.codes for item in items])
-        channels, pairs = len(codes), head.pairs
+        items, shape, whole = stack.items, stack.shape, stack.whole
+        head = items[0]
         alone = head.shared or len(items) == 1
-        whole = (sum(item.shape[head.axis] for item in items), *head.tail)
-        entries = 4**width if pairs else 2**width
-        planes = pairs_of(codes, width) if pairs else planes_of(codes, width)
-        cut = [bits for bits, _, _ in planes if bits < 4]
-        shape = _shape_of_codes(planes[0][2], cut, whole, pairs)
         self._planes = []
-        parts = [self._plane(v.reshape(shape), bits, low) for bits, low, v in planes]
-        self.stacks.append(Codes(codes.reshape(-1), width, pairs, tuple(self._planes)))
+        parts = [self._plane(v.reshape(shape), bits, low) for bits, low, v in stack.planes]
+        planes = tuple(self._planes)
+        self.stacks.append(Codes(stack.codes.reshape(-1), stack.width, stack.pairs, planes))
         index = parts[0]
         for other in parts[1:]:
             index = self.node("Add", [index, other])
-        offsets = self.node("Range", [self.common(n) for n in (0, rows * entries, entries)])
-        offsets = self.node("Reshape", [offsets, self.common([-1, *[1] * (len(shape) - 1)])])
-        if channels < rows:
-            offsets = self._rows(offsets, row, row + channels)
         index = self.node("Add", [index, offsets])
         # The last node has the weight's name, or those of all weights.
         last = ["Gather"]
@@ -265,17 +260,18 @@ class Unfolding:
 
     def _plane(self, values: Array, bits: int, low: int) -> str:
         """Values of ``bits`` bits as int32, at their place within the index."""
-        if bits == 4 and self.portable:
+        cut = twos(bits)
+        rows = bits <= 4 and values.shape[-len(cut) :] == cut  # what a byte holds is a row
+        small = rows and values.size <= _SMALL
+        if bits == 4 and self.portable and not small:
             return self._nibbles(values, low)
         self._planes.append(Plane(bits, low))
-        if bits >= 4:
+        if bits > 4 or (bits == 4 and not self.portable):
             kind = TensorProto.UINT4 if bits == 4 else None
             part = self.constant(f"u{bits}", values.astype(np.uint8), kind)
             return self.node("Cast", [part], to=TensorProto.INT32)
-        twos = _twos(bits)
         packed = pack_plane(values, bits)
-        rows = values.shape[-len(twos) :] == twos  # what a byte holds is a row
-        packed = packed.reshape(values.shape[: -len(twos)]) if rows else packed
+        packed = packed.reshape(values.shape[: -len(cut)]) if rows else packed
         part = self.node("Cast", [self.constant(f"u{bits}", packed)], to=TensorProto.INT32)
         part = self.node("Gather", [self._bits(bits, low), part])
         return part if rows else self._shaped(part, values, 8 // bits)
@@ -300,12 +296,10 @@ class Unfolding:
     def _bits(self, bits: int, low: int) -> str:
         """(256, 2, ...) int32: what every byte holds, at its place within the index."""
         ends = [self.common(n) for n in (0, 256, 1)]
-        twos = _twos(bits)
-        every = self.node(
-            "Reshape", [self.node("Range", ends), self.common([-1, *[1] * len(twos)])]
-        )
+        cut = twos(bits)
+        every = self.node("Reshape", [self.node("Range", ends), self.common([-1, *[1] * len(cut)])])
         powers = (1 << bits * np.arange(8 // bits)).astype(np.int32)
-        part = self.node("Div", [every, self.common(powers.reshape(twos))])
+        part = self.node("Div", [every, self.common(powers.reshape(cut))])
         part = self.node("Mod", [part, self.common(1 << bits)])
         return self.node("Mul", [part, self.common(1 << low)]) if low else part
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from zaq_plugin.pwlq import solve, statistics
 from zaq_plugin.pwlq.kernels import Codebook, codebook_dtype, codebook_of, look_up
 from zaq_plugin.pwlq.layout import channels_of, from_rows, from_rows_shape, to_rows
-from zaq_plugin.pwlq.levels import build_grid
-from zaq_plugin.pwlq.overflow import guarded, integers_of, solve_tops
+from zaq_plugin.pwlq.levels import Grid, build_grid
+from zaq_plugin.pwlq.overflow import guarded, lower, wide_channels
 from zaq_plugin.pwlq.spec import QuantSpec, spec_from_json
 from zaq_plugin.pwlq.straight_through import edge_gradients, value_gradient
+from zaq_plugin.pwlq.tops import solve_tops
 
 
 def code_dtype(spec: QuantSpec) -> torch.dtype:
@@ -102,22 +103,30 @@ def _(codes: Tensor, codebook: Tensor, scale: Tensor, axis: int | None) -> Tenso
 
 def fake_quantized(w: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None) -> Tensor:
     """The quantized and dequantized values of w, in its dtype; no gradient of its own."""
-    if spec.guarded:
-        return _guarded_values(w, edges, spec, axis)
     grid = build_grid(edges, spec)
     values = grid.values * grid.scale.unsqueeze(1) if grid.integer else grid.values
     rows = look_up(to_rows(w, axis), grid, edges, spec, values + 0.0)
+    if spec.guarded:
+        _mend(rows, w.shape, edges, spec, axis, grid)
     return from_rows(rows.to(w.dtype), w, axis)
 
 
-def _guarded_values(w: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None) -> Tensor:
-    grid = build_grid(edges, spec)
-    made = guarded(integers_of(w, edges, spec, axis, grid), edges, spec, axis)
-    shape = [1] * w.dim()
+def _mend(
+    rows: Tensor, shape: torch.Size, edges: Tensor, spec: QuantSpec, axis: int | None, grid: Grid
+) -> None:
+    """Make values in rows that overflow smaller, in place; few channels have any."""
+    wide = wide_channels(rows, grid.scale, shape, axis)
+    if not len(wide):
+        return
+    scale = grid.scale[wide].unsqueeze(1)
+    levels = torch.round(rows[wide] / scale)
+    some = list(shape)
     if axis is not None:
-        shape[axis] = -1
-    values: Tensor = made * grid.scale.view(shape)
-    return values.to(w.dtype)
+        some[axis] = len(wide)
+    known = Grid(grid.values[wide], grid.thresholds[wide], grid.scale[wide], True)
+    made = from_rows_shape(levels, tuple(some), axis)
+    lower(made, edges[:, wide], spec, axis, known)
+    rows[wide] = to_rows(made, axis) * scale
 
 
 @torch.library.custom_op("zaq::pwlq_fake_quantize", mutates_args=())

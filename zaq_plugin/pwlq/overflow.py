@@ -6,8 +6,8 @@ activation (0 to 255) and a weight (-127 to 127) in 16 bits, which saturate, sil
 of one sign add up to at most `LIMIT`. Formats with ``overflow="pairs"`` keep to that:
 
 * *The grid.* A channel whose neighbours would add up to more is put on a coarser int8 grid: its
-  largest level is not 127 but an integer below, its *top*. `solve_tops` chooses it once, for the
-  weights whose edges were solved: the one with which the weights, and their sum, change least.
+  largest level is not 127 but an integer below, its *top*. `zaq_plugin.pwlq.tops` chooses it once,
+  for the weights whose edges were solved.
 * *The way down.* Edges carry the top in one more column, the grid's *reach* ``clip * 127 / top``:
   (sides, channels, n + 2). So it goes wherever edges go (observers, fake-quantizers, state dicts,
   converters, files), and `build_grid` alone reads it (`tops_of`). Edges without it, as
@@ -23,24 +23,22 @@ Depthwise layers count, too: FBGEMM multiplies them in 16 bits. The float grid i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from zaq_plugin.pwlq.kernels import codebook_of, look_up
+from zaq_plugin.pwlq.kernels import BLOCK, codebook_of, look_up
 from zaq_plugin.pwlq.layout import channels_of, from_rows, to_rows
-from zaq_plugin.pwlq.levels import INT8_MAX, Grid, build_grid, signed_levels, with_tops
-from zaq_plugin.pwlq.spec import PWLQSpec, QuantSpec
+from zaq_plugin.pwlq.levels import Grid, build_grid
+from zaq_plugin.pwlq.spec import QuantSpec
 
 LIMIT = (2**15 - 1) // 255
 """The largest sum of two weights whose products with 255 fit in 16 bits: 128."""
 
-_HALF = LIMIT // 2
-_LOWEST = 0.65
-"""Grids coarser than this share of the finest that is allowed are not tried."""
-_CHUNK = 1 << 22
-"""Levels that the search looks at together."""
+HALF = LIMIT // 2
+"""What two neighbours may both be."""
 
 
 def worst_pairs(integers: Tensor, axis: int | None) -> Tensor:
@@ -57,6 +55,37 @@ def worst_pairs(integers: Tensor, axis: int | None) -> Tensor:
             rows = sums.flatten(1)
             worst = torch.maximum(worst, torch.maximum(rows.amax(1), -rows.amin(1)))
     return worst
+
+
+def wide_channels(rows: Tensor, scale: Tensor, shape: Sequence[int], axis: int | None) -> Tensor:
+    """Indices of channels of which some neighbours are too large; quickly, as training asks it.
+
+    Args:
+        rows: (channels, elements) float32, levels times their scale.
+        scale: (channels,) the int8 grid's step.
+        shape: the weight's.
+        axis: as for `worst_pairs`; without one the answer may be one too many.
+    """
+    if axis is None:
+        return torch.arange(1, device=rows.device)
+    length = rows.shape[1]
+    inputs = [n for i, n in enumerate(shape) if i != axis][:1]
+    places = length // math.prod(inputs)
+    step = len(rows) if rows.is_cuda else max(1, BLOCK // length)
+    highest, lowest = [], []
+    if places < length:
+        for start in range(0, len(rows), step):
+            block = rows[start : start + step]
+            sums = block[:, places:] + block[:, :-places]
+            highest.append(sums.amax(1))  # aminmax takes ten times as long
+            lowest.append(sums.amin(1))
+    worst = [torch.cat(highest), -torch.cat(lowest)] if highest else []
+    if places > 1:
+        across = rows[:, 1:places] + rows[:, length - places : -1]
+        worst += [across.amax(1), -across.amin(1)]
+    if not worst:
+        return torch.empty(0, dtype=torch.long, device=rows.device)
+    return (torch.stack(worst).amax(0) > (LIMIT + 0.5) * scale).nonzero().squeeze(1)
 
 
 def guarded(integers: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None) -> Tensor:
@@ -79,37 +108,26 @@ def guarded(integers: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None) 
         return integers
     made = integers.clone()
     some = made if axis is None else made.index_select(axis, wide)
-    books = _reachable(edges[:, wide], spec)
-    for order in _orders(some, axis):
-        moved = some.permute(order)
-        rows = moved.reshape(len(wide), -1)
-        moved.copy_(_lowered(rows, books).reshape(moved.shape))
+    lower(some, edges[:, wide], spec, axis)
     return some if axis is None else made.index_copy_(axis, wide, some)
 
 
-def solve_tops(w: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None) -> Tensor:
-    """(channels,) float32 integers up to 127: the largest level of each channel's int8 grid.
+def lower(
+    integers: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None, grid: Grid | None = None
+) -> None:
+    """`guarded` for channels of which most overflow; in place.
 
     Args:
-        w: the weight.
-        edges: (sides, channels, n + 1), without a reach.
-        spec: a guarded format.
-        axis: as for `worst_pairs`.
+        integers: of any type.
+        edges, spec, axis: as for `guarded`.
+        grid: of the edges, if it is known.
     """
-    w, edges = w.detach().contiguous(), edges.detach().float()
-    tops = torch.full((edges.shape[1],), float(INT8_MAX), device=edges.device)
-    worst = worst_pairs(integers_of(w, edges, spec, axis), axis)
-    wide = (worst > LIMIT).nonzero().squeeze(1)
-    if not len(wide):
-        return tops
-    some = w if axis is None else w.index_select(axis, wide)
-    known, sums = edges[:, wide].contiguous(), worst[wide].float()
-    # A level is rounded, so that a sum may be smaller by one than the ratio says.
-    found = (INT8_MAX * (LIMIT + 1) / sums).ceil().clamp(max=INT8_MAX)
-    if isinstance(spec, PWLQSpec):
-        found = _least_change(some, known, spec, axis, found)
-    found = _until_allowed(some, known, spec, axis, found)
-    return tops.index_copy(0, wide, found)
+    known = grid is not None and not spec.overlapping
+    books = grid.values if known and grid is not None else _reachable(edges, spec)
+    for order in orders(integers, axis):
+        moved = integers.permute(order)
+        rows = moved.reshape(len(books), -1)
+        moved.copy_(_lowered(rows, books).reshape(moved.shape))
 
 
 def _reachable(edges: Tensor, spec: QuantSpec) -> Tensor:
@@ -141,11 +159,11 @@ def integers_of(
 def _neighbour_sums(integers: Tensor, axis: int | None) -> Iterator[Tensor]:
     """(channels, ...) int16 sums of all neighbours: those of opposite signs never exceed `LIMIT`.
 
-    Neighbours are next to each other in the orders of `_orders`; nothing is put in that order.
+    Neighbours are next to each other in the orders of `orders`; nothing is put in that order.
     """
     wide = integers.to(torch.int16)
     if axis is None:
-        for order in _orders(integers, axis):
+        for order in orders(integers, axis):
             row = wide.permute(order).reshape(1, -1)
             yield row[:, 1:] + row[:, :-1]
         return
@@ -159,7 +177,7 @@ def _neighbour_sums(integers: Tensor, axis: int | None) -> Iterator[Tensor]:
     yield places[:, 0, 1:] + places[:, -1, :-1]  # from one place to the next
 
 
-def _orders(integers: Tensor, axis: int | None) -> Iterator[list[int]]:
+def orders(integers: Tensor, axis: int | None) -> Iterator[list[int]]:
     """Orders of the axes in which kernels may walk through a weight: channels first, inputs last.
 
     One grid per tensor does not say which axis its channels are on: it is either of the first two.
@@ -173,108 +191,29 @@ def _orders(integers: Tensor, axis: int | None) -> Iterator[list[int]]:
 def _lowered(rows: Tensor, levels: Tensor) -> Tensor:
     """Rows (C, K) in the kernel's order, no two neighbours of one sign above `LIMIT` together.
 
+    Training moves few weights at a step, so only pairs that overflow are looked at.
+
     Args:
-        rows: int8.
+        rows: integers.
         levels: (C, L) ascending.
     """
-    rows = rows.to(torch.int16)
-    size = rows.abs()
-    beside = torch.zeros_like(rows)  # the larger neighbour of the same sign
-    for one, other in ((slice(1, None), slice(-1)), (slice(-1), slice(1, None))):
-        same = rows[:, one] * rows[:, other] > 0
-        part = beside[:, one]
-        part.copy_(torch.maximum(part, torch.where(same, size[:, other], 0)))
-    room = (LIMIT - beside).clamp_(min=_HALF)
-    channel, place = (size > room).nonzero(as_tuple=True)
-    books, limit = levels[channel], room[channel, place].to(levels).unsqueeze(1)
-    high = (torch.searchsorted(books, limit, right=True) - 1).clamp(min=0)
-    low = torch.searchsorted(books, -limit).clamp(max=levels.shape[1] - 1)
-    index = torch.where(rows[channel, place].unsqueeze(1) > 0, high, low)
-    made = rows.clone()
-    made[channel, place] = books.gather(1, index).squeeze(1).to(made.dtype)
-    return made
-
-
-def _until_allowed(
-    w: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None, tops: Tensor
-) -> Tensor:
-    """The same tops where the nearest levels overflow with none of them, else smaller ones."""
-    while True:
-        made = integers_of(w, with_tops(edges, tops), spec, axis)
-        sums = worst_pairs(made, axis).float()
-        wide = sums > LIMIT
-        if not bool(wide.any()):
-            return tops
-        less = torch.minimum(tops - 1, (tops * (LIMIT + 1) / sums.clamp(min=1)).floor())
-        tops = torch.where(wide, less.clamp(min=1), tops)
-
-
-def _least_change(
-    w: Tensor, edges: Tensor, spec: PWLQSpec, axis: int | None, finest: Tensor
-) -> Tensor:
-    """Tops with which weights that keep their codes, and each channel's sum of them, change least.
-
-    Only pairs that are wide on the finest grid are looked at: `_until_allowed` finds the others.
-    """
-    grid = build_grid(edges, spec)
-    book = codebook_of(grid)
-    rows = to_rows(w, axis)
-    codes = look_up(rows, grid, edges, spec, book.rank)
-    channels, count = book.levels.shape
-    flat = (codes + torch.arange(channels, device=codes.device).unsqueeze(1) * count).reshape(-1)
-    size = channels * count
-    number = torch.bincount(flat, minlength=size).view(channels, count).double()
-    total = torch.bincount(flat, rows.reshape(-1).double(), size).view(channels, count)
-    first, second = _wide_pairs(from_rows(flat.view_as(codes), w, axis), book.levels, axis)
-    found = torch.full_like(finest, float(_HALF))
-    tried = torch.arange(max(1, int((1 - _LOWEST) * float(finest.max()))), device=w.device)
-    ideal = signed_levels(edges, spec).sort(dim=1).values.unsqueeze(1)
-    clip = edges[..., -1].amax(0)
-    step = max(1, _CHUNK // (len(tried) * count))
-    for start in range(0, channels, step):
-        part = slice(start, min(start + step, channels))
-        inside = (first >= start * count) & (first < part.stop * count)
-        pairs = first[inside] - start * count, second[inside] - start * count
-        tops = finest[part].unsqueeze(1) - tried
-        scale = (clip[part].unsqueeze(1) / tops.clamp(min=1)).unsqueeze(2)
-        levels = torch.round(ideal[part] / scale)
-        worst = _pair_sums(levels, pairs)
-        allowed = (worst <= LIMIT) & (tops >= _LOWEST * finest[part].unsqueeze(1))
-        values = levels.double() * scale
-        n, s = number[part].unsqueeze(1), total[part].unsqueeze(1)
-        change = (n * values.square() - 2 * s * values).sum(2)
-        change += ((n * values).sum(2) - s.sum(2)).square()
-        best = change.masked_fill(~allowed, torch.inf).argmin(1, keepdim=True)
-        chosen = torch.where(allowed.gather(1, best), tops.gather(1, best), float(_HALF))
-        found[part] = chosen.squeeze(1)
-    return found
-
-
-def _wide_pairs(flat: Tensor, levels: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
-    """Pairs of codes, channel * L + code each, that are neighbours and nearly wide or wider."""
-    size = levels.reshape(-1)
-    firsts, seconds = [], []
-    for order in _orders(flat, axis):
-        rows = flat.permute(order).reshape(levels.shape[0], -1)
-        values = size[rows]
-        wide = (values[:, 1:] + values[:, :-1]).abs_() >= LIMIT - 2
-        firsts.append(rows[:, 1:][wide])
-        seconds.append(rows[:, :-1][wide])
-    first, second = torch.cat(firsts), torch.cat(seconds)
-    keys = torch.unique(first * len(size) + second)
-    return torch.div(keys, len(size), rounding_mode="floor"), keys % len(size)
-
-
-def _pair_sums(levels: Tensor, pairs: tuple[Tensor, Tensor]) -> Tensor:
-    """(channels, tops) the largest sum of two magnitudes, of the pairs of codes given.
-
-    Args:
-        levels: (channels, tops, L).
-        pairs: channel * L + code, each.
-    """
-    channels, tried, count = levels.shape
-    size = levels.abs().transpose(1, 2).reshape(channels * count, tried)
-    sums = size[pairs[0]] + size[pairs[1]]
-    where = torch.div(pairs[0], count, rounding_mode="floor").unsqueeze(1).expand_as(sums)
-    worst = torch.zeros(channels, tried, dtype=sums.dtype, device=sums.device)
-    return worst.scatter_reduce(0, where, sums, "amax")
+    made = torch.nn.functional.pad(rows.to(levels), (1, 1))  # all have two neighbours
+    wide = (made[:, 1:] + made[:, :-1]).abs_() > LIMIT
+    width, flat = made.shape[1], made.view(-1)
+    channel, place = wide.nonzero(as_tuple=True)
+    first = channel * width + place
+    at = torch.cat([first, first + 1])
+    value, earlier, later = flat[at], flat[at - 1], flat[at + 1]
+    positive = value > 0
+    larger, smaller = torch.maximum(earlier, later), -torch.minimum(earlier, later)
+    beside = torch.where(positive, larger, smaller).clamp_(min=0)  # of the same sign
+    room = (LIMIT - beside).clamp_(min=HALF)
+    large = value.abs() > room
+    at, positive, room = at[large], positive[large], room[large]
+    books = levels[torch.div(at, width, rounding_mode="floor")]
+    # The first level above; of negative ones the first above the next smaller integer.
+    limit = torch.where(positive, room, -room - 1).unsqueeze(1)
+    index = torch.searchsorted(books, limit, right=True).squeeze(1) - positive.long()
+    index = index.clamp_(0, levels.shape[1] - 1).unsqueeze(1)
+    flat[at] = books.gather(1, index).squeeze(1)
+    return made[:, 1:-1]

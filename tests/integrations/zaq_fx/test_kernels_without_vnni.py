@@ -8,8 +8,10 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"), reason="only x86 has kernels that saturate"
@@ -81,3 +83,42 @@ def test_no_layer_saturates(engine: str) -> None:
     saturating = {name for name, _, free in lines if float(free) > 1}
     assert {"dense", "grouped", "linear"} <= saturating
     assert ("depthwise" in saturating) == (engine == "fbgemm")
+
+
+ANSWERS = """
+import sys
+import torch
+from networks import Net, perturb
+import zaq_fx
+from zaq_plugin.pwlq import PWLQSpec
+
+torch.manual_seed(0)
+model, images = perturb(Net(10)).eval(), torch.randn(8, 3, 17, 17)
+prepared = zaq_fx.prepare(model, (images,), PWLQSpec(4, symmetry="symmetric"))
+zaq_fx.calibrate(prepared, [images])
+if sys.argv[2] == "write":
+    torch.save(prepared.state_dict(), sys.argv[1])
+prepared.load_state_dict(torch.load(sys.argv[1]))
+torch.save(zaq_fx.convert(prepared)(images), sys.argv[1] + "." + sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_a_converted_model_answers_the_same(tmp_path: Path) -> None:
+    """Bit for bit, with VNNI and without; ranges are those of one processor, float sums differ."""
+    path = tmp_path / "prepared.pt"
+    support = Path(__file__).parents[2] / "support"
+    for what, more in (("write", {}), ("read", WITHOUT_VNNI)):
+        environment = {**os.environ, **more}
+        environment["PYTHONPATH"] = os.pathsep.join([str(support), *sys.path])
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", ANSWERS, str(path), what],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    written, read = (torch.load(f"{path}.{what}") for what in ("write", "read"))
+    assert written.std() > 0
+    assert torch.equal(written, read)

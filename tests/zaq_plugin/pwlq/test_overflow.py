@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from overflow import overflows
+from overflow import overflows, walks
 
 from zaq_plugin.fake_quantize import PWLQPerChannelFakeQuantize
 from zaq_plugin.pwlq import (
@@ -219,3 +219,37 @@ def test_chosen_levels_get_the_milder_of_two_remedies():
     untouched = guard == 0
     assert bool(untouched.any())
     assert torch.equal(made[:, untouched], edges[:, untouched])
+
+
+@pytest.mark.parametrize("spec", [PWLQSpec(4), PWLQSpec(6), UniformSpec(8)], ids=lambda s: s.label)
+@pytest.mark.parametrize(("shape", "axis"), [*SHAPES, ((5, 4, 2, 3, 2), 1), ((3, 2, 1), 0)])
+def test_exactly_the_weights_that_are_too_large_become_smaller(spec, shape, axis):
+    """Written out, one weight after the other, in the order in which kernels add them."""
+    w = normal(*shape)
+    edges = complete_edges(w, solve_edges(w, spec, axis), spec, axis)
+    moved = 1.4 * w + 0.1 * w.std() * normal(*shape, seed=1)
+    if len(shape) == 4:
+        moved = moved.to(memory_format=torch.channels_last)
+    q = quantize(moved, spec, axis, edges=edges)
+    scale = q.scale.reshape([-1 if i == axis else 1 for i in range(moved.dim())])
+    nearest = (nearest_levels(moved, levels_of(edges, spec), axis) / scale).round()
+    wanted = _made_smaller(nearest.numpy(), q.codebook.numpy().astype(int), axis)
+    assert np.array_equal(q.integer_weight().numpy(), wanted)
+    found = fake_quantize(moved, spec, axis, edges=edges)
+    assert np.array_equal((found / scale).round().numpy(), wanted)
+
+
+def _made_smaller(integers, books, axis):
+    made = integers.astype(int).flatten()
+    for order in walks(np.arange(made.size).reshape(integers.shape), axis):
+        before = made.copy()
+        for book, row in zip(books, order, strict=True):
+            for j, place in enumerate(row):
+                value = before[place]
+                both = [before[row[k]] for k in (j - 1, j + 1) if 0 <= k < len(row)]
+                beside = max([abs(other) for other in both if other * value > 0], default=0)
+                room = max(128 - beside, 64)
+                if abs(value) > room:
+                    fit = [x for x in book if 0 <= x * np.sign(value) <= room]
+                    made[place] = max(fit, key=abs)
+    return made.reshape(integers.shape)

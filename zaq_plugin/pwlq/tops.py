@@ -1,0 +1,130 @@
+"""The largest level of each channel's int8 grid, such that no two products overflow 16 bits.
+
+The one with which the weights, and their sum, change least; see `zaq_plugin.pwlq.overflow`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zaq_plugin.pwlq.kernels import codebook_of, look_up
+from zaq_plugin.pwlq.layout import from_rows, to_rows
+from zaq_plugin.pwlq.levels import INT8_MAX, build_grid, signed_levels, with_tops
+from zaq_plugin.pwlq.overflow import HALF, LIMIT, integers_of, orders, worst_pairs
+from zaq_plugin.pwlq.spec import PWLQSpec, QuantSpec
+
+_LOWEST = 0.65
+"""Grids coarser than this share of the finest that is allowed are not tried."""
+_CHUNK = 1 << 22
+"""Levels that the search looks at together."""
+
+
+def solve_tops(w: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None) -> Tensor:
+    """(channels,) float32 integers up to 127: the largest level of each channel's int8 grid.
+
+    Args:
+        w: the weight.
+        edges: (sides, channels, n + 1), without a reach.
+        spec: a guarded format.
+        axis: as for `worst_pairs`.
+    """
+    w, edges = w.detach().contiguous(), edges.detach().float()
+    tops = torch.full((edges.shape[1],), float(INT8_MAX), device=edges.device)
+    worst = worst_pairs(integers_of(w, edges, spec, axis), axis)
+    wide = (worst > LIMIT).nonzero().squeeze(1)
+    if not len(wide):
+        return tops
+    some = w if axis is None else w.index_select(axis, wide)
+    known, sums = edges[:, wide].contiguous(), worst[wide].float()
+    # A level is rounded, so that a sum may be smaller by one than the ratio says.
+    found = (INT8_MAX * (LIMIT + 1) / sums).ceil().clamp(max=INT8_MAX)
+    if isinstance(spec, PWLQSpec):
+        found = _least_change(some, known, spec, axis, found)
+    found = _until_allowed(some, known, spec, axis, found)
+    return tops.index_copy(0, wide, found)
+
+
+def _until_allowed(
+    w: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None, tops: Tensor
+) -> Tensor:
+    """The same tops where the nearest levels overflow with none of them, else smaller ones."""
+    while True:
+        made = integers_of(w, with_tops(edges, tops), spec, axis)
+        sums = worst_pairs(made, axis).float()
+        wide = sums > LIMIT
+        if not bool(wide.any()):
+            return tops
+        less = torch.minimum(tops - 1, (tops * (LIMIT + 1) / sums.clamp(min=1)).floor())
+        tops = torch.where(wide, less.clamp(min=1), tops)
+
+
+def _least_change(
+    w: Tensor, edges: Tensor, spec: PWLQSpec, axis: int | None, finest: Tensor
+) -> Tensor:
+    """Tops with which weights that keep their codes, and each channel's sum of them, change least.
+
+    Only pairs that are wide on the finest grid are looked at: `_until_allowed` finds the others.
+    """
+    grid = build_grid(edges, spec)
+    book = codebook_of(grid)
+    rows = to_rows(w, axis)
+    codes = look_up(rows, grid, edges, spec, book.rank)
+    channels, count = book.levels.shape
+    flat = (codes + torch.arange(channels, device=codes.device).unsqueeze(1) * count).reshape(-1)
+    size = channels * count
+    number = torch.bincount(flat, minlength=size).view(channels, count).double()
+    total = torch.bincount(flat, rows.reshape(-1).double(), size).view(channels, count)
+    first, second = _wide_pairs(from_rows(flat.view_as(codes), w, axis), book.levels, axis)
+    found = torch.full_like(finest, float(HALF))
+    tried = torch.arange(max(1, int((1 - _LOWEST) * float(finest.max()))), device=w.device)
+    ideal = signed_levels(edges, spec).sort(dim=1).values.unsqueeze(1)
+    clip = edges[..., -1].amax(0)
+    step = max(1, _CHUNK // (len(tried) * count))
+    for start in range(0, channels, step):
+        part = slice(start, min(start + step, channels))
+        inside = (first >= start * count) & (first < part.stop * count)
+        pairs = first[inside] - start * count, second[inside] - start * count
+        tops = finest[part].unsqueeze(1) - tried
+        scale = (clip[part].unsqueeze(1) / tops.clamp(min=1)).unsqueeze(2)
+        levels = torch.round(ideal[part] / scale)
+        worst = _pair_sums(levels, pairs)
+        allowed = (worst <= LIMIT) & (tops >= _LOWEST * finest[part].unsqueeze(1))
+        values = levels.double() * scale
+        n, s = number[part].unsqueeze(1), total[part].unsqueeze(1)
+        change = (n * values.square() - 2 * s * values).sum(2)
+        change += ((n * values).sum(2) - s.sum(2)).square()
+        best = change.masked_fill(~allowed, torch.inf).argmin(1, keepdim=True)
+        chosen = torch.where(allowed.gather(1, best), tops.gather(1, best), float(HALF))
+        found[part] = chosen.squeeze(1)
+    return found
+
+
+def _wide_pairs(flat: Tensor, levels: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
+    """Pairs of codes, channel * L + code each, that are neighbours and nearly wide or wider."""
+    size = levels.reshape(-1)
+    firsts, seconds = [], []
+    for order in orders(flat, axis):
+        rows = flat.permute(order).reshape(levels.shape[0], -1)
+        values = size[rows]
+        wide = (values[:, 1:] + values[:, :-1]).abs_() >= LIMIT - 2
+        firsts.append(rows[:, 1:][wide])
+        seconds.append(rows[:, :-1][wide])
+    first, second = torch.cat(firsts), torch.cat(seconds)
+    keys = torch.unique(first * len(size) + second)
+    return torch.div(keys, len(size), rounding_mode="floor"), keys % len(size)
+
+
+def _pair_sums(levels: Tensor, pairs: tuple[Tensor, Tensor]) -> Tensor:
+    """(channels, tops) the largest sum of two magnitudes, of the pairs of codes given.
+
+    Args:
+        levels: (channels, tops, L).
+        pairs: channel * L + code, each.
+    """
+    channels, tried, count = levels.shape
+    size = levels.abs().transpose(1, 2).reshape(channels * count, tried)
+    sums = size[pairs[0]] + size[pairs[1]]
+    where = torch.div(pairs[0], count, rounding_mode="floor").unsqueeze(1).expand_as(sums)
+    worst = torch.zeros(channels, tried, dtype=sums.dtype, device=sums.device)
+    return worst.scatter_reduce(0, where, sums, "amax")
