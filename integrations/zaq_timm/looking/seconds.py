@@ -55,7 +55,10 @@ class Factors:
 
 
 FITTED = Factors(column=110, fed=12_700, cubic=3.3, block=4.6, learned=220)
-"""By DigitsResNet, ResNet-18 at 32 pixels and MobileNetV2 0.5 at 64; the last two by the first two."""
+"""By DigitsResNet, ResNet-18 at 32 pixels and MobileNetV2 0.5 at 64.
+
+Of the last the training (`block`, `learned`) was not timed.
+"""
 
 
 @dataclass(frozen=True)
