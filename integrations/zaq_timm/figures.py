@@ -39,7 +39,7 @@ def demo_figures(
             "Accuracy over stored bits",
             plots.accuracy_over_bits(charted(rows)),
             "Top-1 on the held-out digits over the bits that a weight takes on disk, with one grid "
-            "an output channel and one a tensor; activations of 8 bits. A PWLQ weight is stored in "
+            "a tensor and activations of 8 bits. A PWLQ weight is stored in "
             "one bit more than it multiplies with, so it stands one bit further right than the "
             "uniform grid with the same multiplier.",
         ),
@@ -65,8 +65,8 @@ def demo_figures(
 
 
 def charted(rows: Sequence[ResultRow]) -> list[ResultRow]:
-    """The float network, and the simulated formats, per channel and per tensor: six lines."""
-    names = {name for form in FORMATS for name in (form.name, form.name + PER_TENSOR)}
+    """The float network, and the simulated formats with one grid a tensor: three lines."""
+    names = {form.name + PER_TENSOR for form in FORMATS}
     return [
         row
         for row in rows
