@@ -207,7 +207,10 @@ class ActivationFakeQuantize(FakeQuantizeModule):
         observing, quantizing = self.switches()
         if observing and x.numel():
             self.activation_post_process(x)
-            self._take_range()
+            with torch.no_grad():
+                scale, zero_point = self.activation_post_process.qparams()
+                self.scale.copy_(scale)
+                self.zero_point.copy_(zero_point)
         if not quantizing:
             return x
         wide = x.float()
@@ -219,17 +222,6 @@ class ActivationFakeQuantize(FakeQuantizeModule):
                 wide, self.scale, self.zero_point, self.quant_min, self.quant_max
             )
         return out.to(x.dtype)
-
-    @torch.no_grad()
-    def _take_range(self) -> None:
-        scale, zero_point = self.activation_post_process.qparams()
-        self.scale.copy_(scale)
-        self.zero_point.copy_(zero_point)
-
-    def widen(self, factor: float) -> None:
-        """Multiply the range that was observed, and take the grid over it."""
-        self.activation_post_process.widen(factor)
-        self._take_range()
 
     def reset_min_max_vals(self) -> None:
         """Forget everything seen; the grid stays in use until the next batch is observed."""

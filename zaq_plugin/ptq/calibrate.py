@@ -38,7 +38,8 @@ def calibrate(
             `zaq_plugin.student.batches.as_call`.
         output_margin: What the ranges of the model's outputs are multiplied by, where its host puts
             them on a grid: more than 1 for made images, of which a network is less sure than of
-            real ones. Logits beyond their grid tie for the top class.
+            real ones. Logits beyond their grid tie for the top class. It stays, whatever sets the
+            ranges anew, until the next call.
 
     Raises:
         ValueError: If there are no batches, nothing is quantized, an activation is not finite, or
@@ -47,10 +48,9 @@ def calibrate(
     """
     view = student_of(student)
     calls = as_calls(batches, "calibrate", inputs_of(student))
+    for quantizer in output_quantizers(student):
+        quantizer.activation_post_process.margin = output_margin
     set_ranges(view, calls)
-    if output_margin != 1:
-        for quantizer in output_quantizers(student):
-            quantizer.widen(output_margin)
     keep_inputs(student, calls[0])
     if hasattr(student, "zaq_plan"):  # a simulated student remembers its own audit
         student.zaq_audit = audit(student)  # type: ignore[assignment]

@@ -80,13 +80,14 @@ def activation_slots(model: nn.Module) -> list[Slot]:
 
 
 def output_quantizers(model: nn.Module) -> list[Any]:
-    """Fake-quantizers of a graph's outputs that have a range; none where outputs stay float."""
+    """Uniform fake-quantizers of a graph's outputs, of ours; none where outputs stay float."""
     if not isinstance(model, fx.GraphModule):
         return []
     (output,) = model.graph.find_nodes(op="output")
     called = [node for node in output.all_input_nodes if node.op == "call_module"]
     found = {id(m): m for m in (model.get_submodule(str(node.target)) for node in called)}
-    return [m for m in found.values() if is_uniform(m) and hasattr(m, "widen") and has_range(m)]
+    observers = {k: getattr(m, "activation_post_process", None) for k, m in found.items()}
+    return [m for k, m in found.items() if is_uniform(m) and hasattr(observers[k], "margin")]
 
 
 def grid_of(slot: Slot) -> Tensor:

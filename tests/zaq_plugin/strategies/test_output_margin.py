@@ -62,3 +62,19 @@ def test_hosts_that_leave_outputs_float_have_nothing_to_widen() -> None:
         request = Request(4, 8, example_inputs=(images[:2],), synthetic=images, host=host)
         assert output_quantizers(apply("pwlq", model, request).model) == []
     assert output_quantizers(fold_batch_norm(model)) == []
+
+
+def test_ranges_that_training_sets_anew_leave_the_room_too() -> None:
+    model, images = network()
+    request = Request(
+        4, 8, example_inputs=(images[:2],), host="fx", synthetic=images, effort=0.01, batch_size=16
+    )
+    (quantizer,) = output_quantizers(apply("zaq", model, request).model)
+    observer = quantizer.activation_post_process
+    with torch.no_grad():
+        logits = model(images)
+    assert 0 < observer.max_val.item() <= logits.max().item() + 1e-4
+    scale, zero_point = observer.calculate_qparams()
+    top = float(scale) * (255 - int(zero_point))
+    assert top == pytest.approx(2 * observer.max_val.item(), abs=float(scale))
+    assert torch.equal(quantizer.zero_point, zero_point)
