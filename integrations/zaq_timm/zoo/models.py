@@ -38,11 +38,12 @@ class Inputs(ImageFormat):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A float model in evaluation mode, its inputs, and where its weights come from."""
+    """A float model in evaluation mode, its inputs, where its weights come from, and remarks."""
 
     model: nn.Module
     inputs: Inputs
     weights: str
+    notes: tuple[str, ...] = ()
 
 
 def load(reference: Reference, settings: Settings) -> Loaded:
@@ -61,9 +62,9 @@ def load(reference: Reference, settings: Settings) -> Loaded:
         load_weights(model, Path(reference.checkpoint))
         weights = f"checkpoint {Path(reference.checkpoint).name}"
     model = model.eval().float().requires_grad_(False)
-    inputs = _inputs(model, settings)
+    inputs, notes = _inputs(model, settings)
     _try(model, inputs)
-    return Loaded(model, inputs, weights)
+    return Loaded(model, inputs, weights, notes)
 
 
 def _create(reference: Reference, settings: Settings) -> tuple[nn.Module, str]:
@@ -198,7 +199,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return {str(name): value for name, value in held.items()}
 
 
-def _inputs(model: nn.Module, settings: Settings) -> Inputs:
+def _inputs(model: nn.Module, settings: Settings) -> tuple[Inputs, tuple[str, ...]]:
     held: Any = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     config = dict(held) if isinstance(held, Mapping) else {}
     shape = input_shape(settings.input_size) or config.get("input_size")
@@ -215,13 +216,19 @@ def _inputs(model: nn.Module, settings: Settings) -> Inputs:
             fill = 0.5 if channels != 1 else sum(told) / len(told)
             told = (told[0],) * channels if len(set(told)) == 1 else (fill,) * channels
         values[name] = told
-    return Inputs(
+    assumed = [name for name in ("mean", "std") if not config.get(name)]
+    note = (
+        f"the model does not say its images' {' and '.join(assumed)}: ImageNet's is taken; give it "
+        'a pretrained_cfg, such as model.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.25,) * 3}'
+    )
+    inputs = Inputs(
         (channels, int(shape[1]), int(shape[2])),
         values["mean"],
         values["std"],
         str(config.get("interpolation") or "bicubic"),
         float(config.get("crop_pct") or 1.0),
     )
+    return inputs, (note,) if assumed else ()
 
 
 @torch.no_grad()

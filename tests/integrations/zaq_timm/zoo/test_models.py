@@ -35,7 +35,17 @@ def test_transforms_come_from_the_pretrained_cfg() -> None:
     assert loaded.inputs.crop_pct == config["crop_pct"]
     assert loaded.inputs.interpolation == config["interpolation"]
     assert loaded.weights == "random"
+    assert loaded.notes == ()
     assert not loaded.model.training
+
+
+def test_a_model_that_does_not_say_its_images_is_remarked() -> None:
+    loaded = load(Reference("zoo_own_models:branching"), Settings())
+    assert loaded.inputs.mean == (0.485, 0.456, 0.406)
+    assert loaded.notes[0].startswith(
+        "the model does not say its images' mean and std: ImageNet's is taken; give it a pretrained"
+    )
+    assert load(Reference("zoo_own_models:grey"), Settings()).notes == ()
 
 
 def test_a_seed_fixes_random_weights() -> None:
