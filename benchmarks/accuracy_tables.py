@@ -19,6 +19,8 @@ INTRODUCTION = """Written by `python benchmarks/accuracy.py --data DIR`. Each me
 MAC bits; a uniform grid also at one bit more, which is what PWLQ *stores*: compare methods at equal
 stored bits, or at equal MAC bits where the multiplier counts. A top-1 difference below about one
 standard error of the evaluation (0.5 points for 5,000 images, 2.5 for 400) means nothing by itself.
+PWLQ's rows are older than `overflow="pairs"`, which is the default now and costs less than 0.1 dB
+up to 4 MAC bits, 0.3 and 0.8 dB at 5 and 6 ([overflow.md](overflow.md)).
 """
 SOURCE = {"cifar10": "`train` images", "imagenet": "images distilled from BatchNorm statistics"}
 
