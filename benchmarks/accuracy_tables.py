@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
+from benchmarks.rows import append_row, read_rows
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
 from zaq_plugin.report import ResultRow
 from zaq_plugin.report.tables import results_markdown
@@ -90,26 +90,16 @@ def read_lines(path: Path) -> dict[Cell, Measured]:
 def read_pairs(path: Path, key: type[K], value: type[V]) -> dict[K, V]:
     """What `append_line` wrote: dataclasses by dataclasses; half-written lines are dropped."""
     done: dict[K, V] = {}
-    if not path.exists():
-        return done
     names = [f.name for f in fields(key)]  # type: ignore[arg-type]
-    for line in path.read_text().splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
+    for entry in read_rows(path):
         found = key(**{n: entry.pop(n) for n in names if n in entry})
         done[found] = value(**entry)
     return done
 
 
 def append_line(path: Path, key: object, value: object) -> None:
-    """Add a result, on a line of its own even after a line that was left half-written."""
-    text = json.dumps({**asdict(key), **asdict(value)}) + "\n"  # type: ignore[call-overload]
-    before = path.read_text() if path.exists() else ""
-    broken = before != "" and not before.endswith("\n")
-    with path.open("a") as file:
-        file.write("\n" + text if broken else text)
+    """Add a result: a dataclass and what it gave."""
+    append_row(path, {**asdict(key), **asdict(value)})  # type: ignore[call-overload]
 
 
 def to_rows(done: dict[Cell, Measured], task: str, images: int) -> list[ResultRow]:

@@ -16,7 +16,6 @@ was stopped goes on with the next network.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -35,6 +34,7 @@ import zaq_onnx
 from benchmarks.deploy_floor import floor_files
 from benchmarks.deploy_networks import BITS, DATA, RUNTIMES, TIMM, Facts, facts_of
 from benchmarks.deploy_tables import tables
+from benchmarks.rows import append_row, read_rows
 
 
 class Times(NamedTuple):
@@ -130,13 +130,6 @@ def _note(row: Facts, key: str, times: Mapping[str, Times]) -> None:
     row[f"{key}_wall"] = {name: value.wall for name, value in times.items()}
 
 
-def done(path: Path) -> list[dict[str, Any]]:
-    """Results of an earlier run."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-
-
 def main() -> None:
     """Measures what is not measured yet, and writes the table after each network."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -154,16 +147,15 @@ def main() -> None:
     lines = options.out.with_suffix(".jsonl") if options.out else Path(tempfile.mkdtemp(), "rows")
     console = Console(stderr=True)
     for number, name in enumerate(names):
-        if any(row["name"] == name for row in done(lines)):
+        if any(row["name"] == name for row in read_rows(lines)):
             continue
         with console.status(f"{name} ({number + 1} of {len(names)})"):
             row = measure(options.work / name, options.repeats, options.loads, options.threads)
-        with lines.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_row(lines, row)
         console.print(f"{name}: {row['seconds']} s")
         if options.out:
-            options.out.write_text(tables(done(lines)))
-    print(tables(done(lines)))
+            options.out.write_text(tables(read_rows(lines)))
+    print(tables(read_rows(lines)))
 
 
 if __name__ == "__main__":

@@ -35,16 +35,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.field_images import request_for, shared_images
 from benchmarks.field_jobs import (
     BITS,
-    append_row,
     default_methods,
     grid,
     is_peer,
     missing,
-    read_rows,
 )
 from benchmarks.field_peers import run_peer
 from benchmarks.field_tables import write_tables
 from benchmarks.field_tasks import Subject, clock, load_subject
+from benchmarks.rows import append_row, read_rows
 from zaq_plugin.strategies import Applied, apply
 from zaq_plugin.strategies.compose import compose
 

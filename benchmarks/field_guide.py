@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.field_jobs import BITS, read_rows
+from benchmarks.field_jobs import BITS
 from benchmarks.field_rows import BOTH, Row, mean_seconds, rows_with
+from benchmarks.rows import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks.field_tasks import EFFORT
@@ -133,26 +132,6 @@ def grid(
 def key(of: Job) -> str:
     """A job as a text that tells it from others."""
     return json.dumps(of, sort_keys=True)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of earlier runs; a line that a stopped run left half-written is dropped."""
-    rows = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-    return rows
-
-
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Add a row on a line of its own, even after a line that was left half-written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    broken = path.exists() and path.stat().st_size > 0 and not path.read_text().endswith("\n")
-    with path.open("a") as file:
-        file.write(("\n" if broken else "") + json.dumps(row) + "\n")
 
 
 def missing(

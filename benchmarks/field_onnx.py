@@ -25,10 +25,11 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.field import Measure
 from benchmarks.field_images import request_for, shared_images
-from benchmarks.field_jobs import append_row, job, key, read_rows
+from benchmarks.field_jobs import job, key
 from benchmarks.field_pages import Grid, Page
 from benchmarks.field_tables import line_of, method_name
 from benchmarks.field_tasks import BATCH, EFFORT, TITLES, Subject, load_subject
+from benchmarks.rows import append_row, read_rows
 from zaq_plugin.strategies import apply
 
 OUT = Path(__file__).parent / "results" / "field_onnx.jsonl"

@@ -19,9 +19,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.field_images import shared_images
-from benchmarks.field_jobs import REAL_IMAGES, append_row, job, read_rows
+from benchmarks.field_jobs import REAL_IMAGES, job
 from benchmarks.field_pages import Grid, Page
 from benchmarks.field_tasks import TITLES, Subject, load_subject
+from benchmarks.rows import append_row, read_rows
 from zaq_plugin.observers import TopKMedianObserver
 from zaq_plugin.ptq import calibrate, correct_bias, fold_batch_norm, quantized_tensors, simulate
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec

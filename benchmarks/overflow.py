@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import shutil
 import subprocess
@@ -36,8 +35,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.accuracy import RESULTS
 from benchmarks.data import foreign_images, load_task
 from benchmarks.field_tasks import Subject, load_subject
-from benchmarks.overflow_tables import KEY, markdown, read
+from benchmarks.overflow_tables import KEY, markdown
 from benchmarks.processor import processor
+from benchmarks.rows import append_row, read_rows
 from zaq_plugin.layers import is_depthwise
 from zaq_plugin.ptq import calibrate, correct_bias
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
@@ -253,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     runners = {"fx": in_fx, "pt2e": in_pt2e, "onnx": on_onnx, "stock": stock_fx}
-    done = {tuple(row[k] for k in ("runner", *KEY)) for row in read(args.out)}
+    done = {tuple(row[k] for k in ("runner", *KEY)) for row in read_rows(args.out)}
     for model in args.model:
         bed = Bed(model, args.data, args.images)
         for runner in args.runner:
@@ -272,10 +272,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                         continue
                     for found in {"simulated": simulated, **runners}[runner](bed, job):
                         row = {**found, "flags": processor()}
-                        with args.out.open("a", encoding="utf-8") as file:
-                            file.write(json.dumps(row) + "\n")
+                        append_row(args.out, row)
                         print(row, file=sys.stderr, flush=True)
-    args.out.with_suffix(".md").write_text(markdown(read(args.out)))
+    args.out.with_suffix(".md").write_text(markdown(read_rows(args.out)))
     return 0
 
 

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks.field_tasks import TITLES
 
 KEY = ("model", "bits", "overflow", "processor")
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """All rows that are there."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:

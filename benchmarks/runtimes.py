@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.field_jobs import append_row, read_rows
+from benchmarks.rows import append_row, read_rows
 from benchmarks.runtimes_tables import FORMS, NETWORKS, markdown, put_between_markers
 
 OUT = Path(__file__).parent / "results" / "runtimes.jsonl"

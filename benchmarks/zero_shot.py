@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.data import Task, foreign_images, load_task
+from benchmarks.rows import append_row
 from benchmarks.zero_shot_jobs import activation_spec, config_of, jobs_of, rows_of, weight_spec
 from benchmarks.zero_shot_tables import ablation, layer_weights, results
 from zaq_plugin.observers import MinMaxObserver
@@ -288,8 +289,7 @@ def main() -> None:
     todo = [j for j in jobs_of(args) if json.dumps(j, sort_keys=True) not in done]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for row in run_all(todo, args):
-        with args.out.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_row(args.out, row)
         show([row])
         sys.stdout.flush()
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.rows import read_rows
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
 from zaq_plugin.zero_shot import ZeroShotConfig
 
@@ -99,10 +100,7 @@ def jobs_of(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """What a result file holds; what a job does not say has its default."""
-    if not path.exists():
-        return []
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    return [{**row, "job": {**DEFAULTS, **row["job"]}} for row in rows]
+    return [{**row, "job": {**DEFAULTS, **row["job"]}} for row in read_rows(path)]
 
 
 def by_their_recipe(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

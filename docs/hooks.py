@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ ROOT_PAGES = ("ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
 ERRORS = "how_to/errors.md"
 RAISED = {
     "ValueError", "TypeError", "ImportError", "RunError", "LeftOut", "FileNotFoundError",
-    "RuntimeError", "OutOfMemory", "TrainingDiverged",
+    "RuntimeError", "OutOfMemory", "TrainingDiverged", "AttributeError", "KeyError",
+    "ArgumentTypeError",
 }  # fmt: skip
 SOURCES = ("zaq_plugin", "integrations")
 ERRORS_INTRODUCTION = """\
@@ -80,13 +82,54 @@ def error_texts() -> dict[str, list[str]]:
 
 
 def texts_raised(source: str) -> Iterator[str]:
-    """The texts of the errors that a source raises itself."""
-    for node in ast.walk(ast.parse(source)):
-        call = node.exc if isinstance(node, ast.Raise) else None
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.args:
-            text = _template(call.args[0]) if call.func.id in RAISED else ""
+    """The texts of the errors that a source makes itself, where it raises them or for others."""
+    tree = ast.parse(source)
+    for call in _calls(tree):
+        for text in _texts(call.args[0], _assigned(tree)) if call.args else ():
             if len(text.replace("…", "").split()) >= 2:
                 yield text
+
+
+def raises_without_text(source: str) -> Iterator[str]:
+    """Raised errors whose text `texts_raised` does not find, as the source has them."""
+    tree = ast.parse(source)
+    for call in _calls(tree):
+        texts = _texts(call.args[0], _assigned(tree)) if call.args else ()
+        if not any(len(text.replace("…", "").split()) >= 2 for text in texts):
+            yield ast.unparse(call)
+
+
+def _calls(tree: ast.AST) -> Iterator[ast.Call]:
+    """Errors that are made."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            func = node.func
+            name = func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "")
+            if name in RAISED or ast.unparse(func) == "type(error)":
+                yield node
+
+
+def _assigned(tree: ast.AST) -> dict[str, list[ast.expr]]:
+    """What names in a source stand for."""
+    found: dict[str, list[ast.expr]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                if isinstance(target, ast.Name):
+                    found.setdefault(target.id, []).append(node.value)
+    return found
+
+
+def _texts(node: ast.expr, names: dict[str, list[ast.expr]]) -> Iterator[str]:
+    if isinstance(node, ast.Name) and node.id in names:
+        for value in names[node.id]:
+            if not isinstance(value, ast.Name):
+                yield from _texts(value, names)
+    elif isinstance(node, ast.IfExp):
+        yield from _texts(node.body, names)
+        yield from _texts(node.orelse, names)
+    else:
+        yield _template(node)
 
 
 def _template(node: ast.expr) -> str:
@@ -97,3 +140,15 @@ def _template(node: ast.expr) -> str:
     if isinstance(node, ast.BinOp):
         return _template(node.left) + _template(node.right)
     return "…"
+
+
+def main(words: list[str]) -> None:
+    """Prints the texts of all errors, or those with all of these words."""
+    for package, texts in error_texts().items():
+        for text in texts:
+            if all(word.lower() in text.lower() for word in words):
+                print(f"{package}: {text}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

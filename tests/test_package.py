@@ -263,6 +263,7 @@ def test_importing_the_core_loads_only_its_four_dependencies() -> None:
     assert "zaq_plugin" in names
 
 
+@pytest.mark.slow
 def test_importing_the_core_takes_at_most_1_3_times_as_long_as_torch() -> None:
     """Both are timed in one process after the other, so that a busy machine slows them alike."""
     code = (

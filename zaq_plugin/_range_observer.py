@@ -76,10 +76,14 @@ class RangeObserver(HostModule):
         is_dynamic: Must be False.
         factory_kwargs: ``device`` of the buffers; its dtype is ignored, ranges stay float32.
 
+    Attributes:
+        margin: What the range is multiplied by before a grid is laid over it.
+
     Raises:
         ValueError: a width, type or scheme that does not exist.
     """
 
+    margin: float = 1.0
     min_val: Tensor
     max_val: Tensor
     num_batches: Tensor
@@ -161,8 +165,8 @@ class RangeObserver(HostModule):
     def qparams(self) -> tuple[Tensor, Tensor]:
         """`calculate_qparams` without its checks; float32 and int32, shape (1,)."""
         scale, zero_point = uniform_qparams(
-            self.min_val,
-            self.max_val,
+            self.min_val * self.margin,
+            self.max_val * self.margin,
             self.bits,
             self.symmetric,
             self.quant_min,

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 import tempfile
 import time
@@ -31,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.accuracy import RESULTS
 from benchmarks.field_images import request_for, shared_images
 from benchmarks.field_tasks import BATCH, TITLES, Subject, load_subject, traceable
+from benchmarks.rows import append_row, read_rows
 from zaq_plugin.strategies import apply
 from zaq_plugin.student.host import find_host
 
@@ -118,13 +118,6 @@ def measure(
         }
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """All rows that are there."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-
-
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The table."""
     lines = [
@@ -210,8 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
     args.cache.mkdir(parents=True, exist_ok=True)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    done = {tuple(row[k] for k in KEY) for row in read(args.out)}
+    done = {tuple(row[k] for k in KEY) for row in read_rows(args.out)}
     for model in args.model:
         subject = load_subject(model, args.data)
         for method, bits, hosts in itertools.product(args.method, args.bits, STUDENTS):
@@ -225,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             missing = [job for job in jobs if tuple(job[k] for k in KEY) not in done]
             if missing:
                 _write(missing, subject, args)
-    args.out.with_suffix(".md").write_text(markdown(read(args.out)))
+    args.out.with_suffix(".md").write_text(markdown(read_rows(args.out)))
     return 0
 
 
@@ -240,10 +232,9 @@ def _write(jobs: list[dict[str, Any]], subject: Subject, args: argparse.Namespac
             row = {**left[0], "float": subject.published, "error": str(error)[:300]}
             rows = measure(left[1:], subject, args.cache)
         left.pop(0)
-        with args.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_row(args.out, row)
         print(*(f"{row[k]}" for k in KEY), _cell(row, None), file=sys.stderr, flush=True)
-        args.out.with_suffix(".md").write_text(markdown(read(args.out)))
+        args.out.with_suffix(".md").write_text(markdown(read_rows(args.out)))
 
 
 if __name__ == "__main__":

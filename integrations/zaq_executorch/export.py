@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 from zaq_executorch._compat import SMALL_BATCH
 from zaq_executorch.host import HOST, VERBS
 from zaq_executorch.lowering import lower
+from zaq_executorch.pooling import means_outside
 from zaq_executorch.reading import read
 from zaq_executorch.running import runner
 from zaq_plugin.report import Audit
@@ -94,7 +95,10 @@ def export(
     example = sized(example_inputs, most)
     dim = torch.export.Dim("batch", min=1, max=most) if batch > 1 else None
     shapes = tuple({0: dim} if isinstance(x, Tensor) and x.dim() > 1 else None for x in example)
-    data = lower(graph, example, shapes if dim is not None else None)
+    if dim is None:
+        data = lower(graph, example, None)
+    else:
+        data = lower(means_outside(graph), example, shapes)
     target = Path(path)
     part = target.with_name(target.name + ".part")
     part.write_bytes(data)
@@ -108,20 +112,7 @@ def export(
                 f"executorch: the file takes batches up to {found.batch}, not {batch}: the model "
                 "itself asks for its batch's size. Export it with batch=1."
             )
-        try:
-            made = runner(part)(example)
-        except ValueError as error:
-            raise ValueError(
-                f"executorch: the file would not run: {error}. XNNPACK takes operators whose "
-                "inputs are int8 in part, and cannot make them; leave the layers around it float."
-            ) from error
-        apart, allowed = largest(made, run_graph(graph, example)), tolerance(graph, example)
-        if not apart <= allowed * (1 + 1e-6) + 1e-6:
-            raise ValueError(
-                f"executorch: with a batch of {len(example[0])} the file's output differs by "
-                f"{apart:.3g} from the model's, more than {allowed:.3g}; nothing was written. "
-                "Export it with batch=1."
-            )
+        _compare(part, graph, [sized(example, 1), example] if dim is not None else [example])
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
@@ -136,3 +127,27 @@ def export(
         found.outside,
         graph,
     )
+
+
+def _compare(path: Path, graph: GraphModule, examples: list[tuple[Any, ...]]) -> None:
+    """Run a file on batches in this order: what it remembers of a small one must not harm.
+
+    Raises:
+        ValueError: it does not run, or computes something else than the graph.
+    """
+    run = runner(path)
+    for example in examples:
+        try:
+            made = run(example)
+        except ValueError as error:
+            raise ValueError(
+                f"executorch: the file would not run: {error}. XNNPACK takes operators whose "
+                "inputs are int8 in part, and cannot make them; leave the layers around it float."
+            ) from error
+        apart, allowed = largest(made, run_graph(graph, example)), tolerance(graph, example)
+        if not apart <= allowed * (1 + 1e-6) + 1e-6:
+            raise ValueError(
+                f"executorch: with a batch of {len(example[0])} the file's output differs by "
+                f"{apart:.3g} from the model's, more than {allowed:.3g}; nothing was written. "
+                "Export it with batch=1."
+            )

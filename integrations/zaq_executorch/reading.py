@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zaq_executorch._compat import DYNAMIC, INT8, delegates, parse_program
+from zaq_plugin.archive.readers import Weight, channel_axis
 
 LAYERS = ("XNNConv2d", "XNNDepthwiseConv2d", "XNNConvTranspose2d", "XNNFullyConnected")
 HEAVY = ("convolution", "conv1d", "conv2d", "conv3d", "linear", "addmm", "aten::mm")
@@ -77,6 +79,16 @@ def read(path: str | os.PathLike[str]) -> PteFile:
         found.batch = int(sizes[0]) if sizes else 1
         found.dynamic = int(getattr(tensor, "shape_dynamism", 0)) == DYNAMIC
     return found
+
+
+def weights(path: str | os.PathLike[str]) -> Iterator[Weight]:
+    """The int8 weights of a file, for `zaq_plugin.archive`.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read`.
+    """
+    for codes, scales in read(path).weights:
+        yield Weight(codes, channel_axis(codes.shape, len(scales)))
 
 
 def is_layer(operator: str) -> bool:

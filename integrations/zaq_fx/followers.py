@@ -111,9 +111,12 @@ def follow(prepared: fx.GraphModule) -> list[str]:
     found = []
     for watcher, nodes in groups.items():
         inner: Any = getattr(watcher, "activation_post_process", watcher)
-        if not hasattr(inner, "batch_range") or isinstance(inner, MinMaxObserver):
-            continue  # another package's, or the range of all it saw: nothing is averaged
-        leader = nodes[int(len(nodes) > 1 and _is_saturated(nodes[0], nodes[1], modules))]
+        if not hasattr(inner, "batch_range"):
+            continue  # another package's
+        saturated = len(nodes) > 1 and _is_saturated(nodes[0], nodes[1], modules)
+        if isinstance(inner, MinMaxObserver) and not saturated:
+            continue  # the range of all it saw: nothing is averaged
+        leader = nodes[int(saturated)]
         for node in nodes:
             if node is not leader:
                 prepared.set_submodule(str(node.target), Follower(watcher))

@@ -60,6 +60,10 @@ OWN_GRID = (
     "torch.ao keeps one grid for the inputs and outputs of concatenations and averages, of which "
     "the smaller ones use a few integers only"
 )
+_CHANNELS_LAST = (
+    "torch.ao's int8 instance and group norms are wrong for tensors whose channels lie last in "
+    "memory, as its convolutions give them, where a batch has more samples than a group has values"
+)
 _RUNNING = "torch.ao's int8 instance norm takes the input's statistics in place of the running ones"
 
 
@@ -89,8 +93,8 @@ def _inside_kept(model: nn.Module, name: str) -> bool:
 def _reason(module: nn.Module) -> str | None:
     """Why a layer stays float; None if the host converts it rightly."""
     kind = type(module)
-    if kind in _INSTANCE_NORMS and module.track_running_stats:
-        return _RUNNING
+    if kind in _INSTANCE_NORMS:
+        return _RUNNING if module.track_running_stats else _CHANNELS_LAST
     if kind in _BATCH_NORMS and getattr(module, "running_mean", None) is None:
         return (
             "it normalises by the batch's statistics (track_running_stats=False), which torch.ao "
@@ -194,7 +198,9 @@ def _operator_reason(node: fx.Node) -> str | None:
         return "torch.ao's int8 transposed convolution as a function wants a bias"
     if target is functional.instance_norm:
         by_input = _argument(node, "use_input_stats", 5, True) is True
-        return None if by_input else _RUNNING
+        return _CHANNELS_LAST if by_input else _RUNNING
+    if target is functional.group_norm:
+        return _CHANNELS_LAST
     return None
 
 

@@ -28,7 +28,7 @@ from zaq_plugin.student import ModuleStudent, QuantLayer, register_student
 from zaq_plugin.student.fake_quantizers import is_fake_quantizer
 from zaq_plugin.student.module_student import CarriedLayer, carried_layer
 
-CONV_BN = (nniqat.ConvBn1d, nniqat.ConvBn2d, nniqat.ConvBn3d)
+WITH_BATCH_NORM = (nniqat.ConvBn1d, nniqat.ConvBn2d, nniqat.ConvBn3d, nniqat.LinearBn1d)
 CARRIERS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv1d: nnqat.Conv1d,
     nn.Conv2d: nnqat.Conv2d,
@@ -43,8 +43,8 @@ CARRIERS: dict[type[nn.Module], type[nn.Module]] = {
 """The host's module for training in the place of a float one."""
 
 
-class ConvBnLayer(CarriedLayer):
-    """A convolution with its BatchNorm, folded on the fly: the fake-quantizer sees the product."""
+class BatchNormLayer(CarriedLayer):
+    """A layer with its BatchNorm, folded on the fly: the fake-quantizer sees the product."""
 
     @property
     def weight(self) -> Tensor:
@@ -98,8 +98,8 @@ class FXStudent(ModuleStudent):
             if node.op != "call_module" or name in found:
                 continue
             layer = carried_layer(name, modules[name])
-            if layer is not None and isinstance(modules[name], CONV_BN):
-                layer = ConvBnLayer(name, modules[name], layer.slot)
+            if layer is not None and isinstance(modules[name], WITH_BATCH_NORM):
+                layer = BatchNormLayer(name, modules[name], layer.slot)
             if layer is not None:
                 found[name] = layer
         return found
@@ -125,7 +125,7 @@ def _carry(prepared: fx.GraphModule, layer: Layer, owned: dict[int, nn.Parameter
     """
     module: Any = layer.module
     if hasattr(module, "weight_fake_quant"):
-        if not isinstance(module, CONV_BN) and module.bias is None:
+        if not isinstance(module, WITH_BATCH_NORM) and module.bias is None:
             module.bias = nn.Parameter(module.weight.detach().new_zeros(out_features(module)))
         return
     plain: Any = layer.root
@@ -173,7 +173,7 @@ def _untie_biases(found: Iterable[QuantLayer], model: nn.Module) -> None:
         module: Any = layer.module if isinstance(layer, CarriedLayer) else None
         if module is None or layer.bias is None:
             continue
-        owner = module.bn if isinstance(layer, ConvBnLayer) else module
+        owner = module.bn if isinstance(layer, BatchNormLayer) else module
         if id(layer.bias) in (read if owner is not module else biases):
             owner.bias = nn.Parameter(layer.bias.detach().clone(), layer.bias.requires_grad)
         if id(layer.quantizer) in quantizers and not hasattr(module, "bias_memory"):
@@ -200,6 +200,23 @@ def student(prepared: nn.Module, who: str) -> FXStudent:
             "correct. Was it prepared with pwlq_qconfig_mapping?"
         )
     return view
+
+
+def twin(prepared: fx.GraphModule) -> nn.Module:
+    """A deep copy of a prepared model that computes the float function.
+
+    See `zaq_plugin.student.Student.twin`: every module and node keeps its name, so that a tap in
+    one is the same tap in the other.
+
+    Raises:
+        ValueError: the model was not prepared.
+    """
+    if not is_prepared(prepared):
+        raise ValueError(
+            f"twin expects a model from prepare_fx or prepare_qat_fx; got {type(prepared).__name__}"
+            " that was not prepared (or is already converted)."
+        )
+    return FXStudent(prepared).twin()
 
 
 register_student(is_prepared, FXStudent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from zaq_litert._compat import operators
 from zaq_litert.running import interpreter_of
+from zaq_plugin.archive.readers import Weight, channel_axis
 
 LAYERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "CONV_3D", "TRANSPOSE_CONV", "FULLY_CONNECTED")
 _WEIGHT, _INPUT = {"TRANSPOSE_CONV": 1}, {"TRANSPOSE_CONV": 2}
@@ -79,6 +81,16 @@ def read(path: str | os.PathLike[str]) -> TfliteFile:
     taken = operators(interpreter_of(path))
     found.delegated = any(node["op_name"] == _DELEGATE for node in taken)
     return found
+
+
+def weights(path: str | os.PathLike[str]) -> Iterator[Weight]:
+    """The int8 weights of a file, for `zaq_plugin.archive`.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read`.
+    """
+    for codes, scales in read(path).weights:
+        yield Weight(codes, channel_axis(codes.shape, len(scales)))
 
 
 def _constant(interpreter: Any, tensor: dict[str, Any]) -> NDArray[np.int8]:

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from zaq_plugin.student.batches import Arguments, as_call, inputs_of
 from zaq_plugin.zero_shot import (
-    DistillOptions,
-    ImageStatistics,
+    ImageFormat,
     ZeroShotConfig,
     ZeroShotLoader,
     distill_images,
@@ -73,7 +72,7 @@ def as_dataset(
     model: nn.Module,
     subset_size: int,
     *,
-    image_shape: tuple[int, int, int] | None,
+    image_shape: ImageFormat | tuple[int, int, int] | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     config: ZeroShotConfig | None,
@@ -185,7 +184,7 @@ def _from_loader(loader: ZeroShotLoader, subset_size: int) -> list[Tensor]:
 def generate(
     model: nn.Module,
     count: int,
-    image_shape: tuple[int, int, int] | None = None,
+    image_shape: ImageFormat | tuple[int, int, int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     config: ZeroShotConfig | None = None,
@@ -202,38 +201,31 @@ def generate(
         ValueError: the shape is not known.
     """
     config = config or ZeroShotConfig()
-    image_shape, mean, std = _known(model, image_shape, mean, std)
-    options = DistillOptions(
-        steps=config.distill_steps,
-        batch_size=max(2, min(128, count)),
-        lr=config.distill_lr,
-        method="generator" if config.images == "generator" else config.distill_method,
-        total_variation=config.total_variation,
-        class_weight=config.class_weight,
-        swing=config.swing,
-        low_pass=config.low_pass,
-    )
+    images = _known(model, image_shape, mean, std)
+    if config.source.kind == "generator":
+        config = config.with_changes(distill_method="generator")
     return distill_images(
         model,
         max(2, count),
-        image_shape,
-        options=options,
-        statistics=ImageStatistics.for_channels(image_shape[0], mean, std),
+        images,
+        options=config.distillation.options(config.source, max(2, min(128, count))),
         rng=torch.Generator().manual_seed(config.seed),
     ).to(next(model.parameters()).dtype)
 
 
 def _known(
     model: nn.Module,
-    image_shape: tuple[int, int, int] | None,
+    image_shape: ImageFormat | tuple[int, int, int] | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
-) -> tuple[tuple[int, int, int], Sequence[float] | None, Sequence[float] | None]:
+) -> ImageFormat:
     """Shape and normalisation, completed from the model's ``pretrained_cfg`` (timm) if it has one.
 
     Raises:
         ValueError: the shape is not known.
     """
+    if isinstance(image_shape, ImageFormat):
+        return ImageFormat.of(image_shape, mean, std)
     said: Any = getattr(model, "pretrained_cfg", None) or {}
     if image_shape is None:
         if "input_size" not in said:
@@ -243,7 +235,7 @@ def _known(
                 f"is normalised. ({type(model).__name__} has no pretrained_cfg that says them.)"
             )
         image_shape = tuple(said["input_size"])
-    return (
+    return ImageFormat.of(
         image_shape,
         said.get("mean") if mean is None else mean,
         said.get("std") if std is None else std,

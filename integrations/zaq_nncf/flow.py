@@ -33,7 +33,7 @@ from zaq_plugin.strategies.prepared import Method, quantize_prepared
 from zaq_plugin.student.assign import Classes, module_classes
 from zaq_plugin.student.batches import as_call
 from zaq_plugin.student.hand_over import keep_inputs
-from zaq_plugin.zero_shot import ZeroShotConfig, ZeroShotLoader
+from zaq_plugin.zero_shot import ImageFormat, ZeroShotConfig, ZeroShotLoader
 
 CORRECTION_IMAGES = 128
 """Images that correct biases."""
@@ -49,7 +49,7 @@ def quantize(
     bias_correction: str | None = "activations",
     learnable: bool = False,
     observer: Callable[..., Any] | None = None,
-    image_shape: tuple[int, int, int] | None = None,
+    image_shape: ImageFormat | tuple[int, int, int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     config: ZeroShotConfig | None = None,
@@ -83,7 +83,7 @@ def quantize(
         observer: Range observer of zaq_plugin for activations of fewer than 8 bits; the 99.9th
             percentile by default. At 8 bits NNCF measures the ranges.
         image_shape, mean, std: (channels, height, width) and normalisation of images made from the
-            model; a timm model says its own.
+            model, or an `ImageFormat` in place of all three; a timm model says its own.
         config: Seed and settings of image making.
         method: In place of bias correction alone, a published method on the PWLQ weights and the
             images that calibrate: ``pwlq+gptq``, ``adaround``, ``brecq``, ``zaq``, ...

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zaq_onnx.curves import Curve
-from zaq_onnx.fitting import fit
 from zaq_onnx.graph import Array
+from zaq_plugin.pwlq.curves import Curve, codes_in, used_levels
+from zaq_plugin.pwlq.fitting import fit
 
 MAX_WIDTH = 7
 
@@ -49,21 +49,19 @@ def encode(rows: Array) -> Coded | None:
     Args:
         rows: (channels, weights a channel) int8.
     """
-    channels = len(rows)
-    used = np.zeros((channels, 256), bool)
-    used[np.arange(channels)[:, None], rows.astype(np.int64) + 128] = True
+    used = used_levels(rows)
     whole: Array = np.array([used.any(0)])
     width = _width(int(used.sum(1).max(initial=1)))
     found = []
     if _width(int(whole.sum())) <= min(width, MAX_WIDTH):
         shared = _listed(whole, width)
-        found.append(Coded(_codes(rows.reshape(1, -1), shared), shared, width))
+        found.append(Coded(codes_in(rows.reshape(1, -1), shared), shared, width))
     elif width <= MAX_WIDTH:
         listed = _listed(used, width)
-        found.append(Coded(_codes(rows, listed), listed, width))
+        found.append(Coded(codes_in(rows, listed), listed, width))
         curve = fit(used, rows.shape[1])
         if curve is not None:
-            codes = _codes(rows, curve.book)
+            codes = codes_in(rows, curve.book)
             found.append(Coded(codes, curve.book, curve.shape.width, curve))
     return min(found, key=lambda coded: coded.bytes, default=None)
 
@@ -80,14 +78,6 @@ def _listed(used: Array, width: int) -> Array:
         if len(levels):
             row[: len(levels)], row[len(levels) :] = levels, levels[-1]
     return book
-
-
-def _codes(rows: Array, book: Array) -> Array:
-    codes = np.zeros((len(book), 256), np.uint8)
-    for code in reversed(range(book.shape[1])):
-        codes[np.arange(len(book)), book[:, code].astype(np.int64) + 128] = code
-    made: Array = codes[np.arange(len(book))[:, None], rows.astype(np.int64) + 128]
-    return made
 
 
 def planes_of(codes: Array, width: int) -> list[tuple[int, int, Array]]:

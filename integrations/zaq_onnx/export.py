@@ -28,7 +28,7 @@ from zaq_onnx.notes import Note, notes_of
 from zaq_onnx.packing import pack_model
 from zaq_onnx.portable import IR_VERSIONS, make_portable, name_batch
 from zaq_onnx.reducing import reduce_weights
-from zaq_onnx.refusals import refuse_operators, refuse_program
+from zaq_onnx.refusals import refuse_operators, refuse_program, untranslated
 from zaq_onnx.sources import batch_shapes, exportable, program_of
 from zaq_onnx.targets import check_target, depthwise_to_float
 from zaq_onnx.tidy import tidy
@@ -239,9 +239,12 @@ def _quiet() -> Any:
 
 def _to_onnx(program: ExportedProgram, opset: int) -> ModelProto:
     with _quiet():
-        made = torch.onnx.export(
-            program, (), dynamo=True, opset_version=opset, verbose=False, optimize=True
-        )
+        try:
+            made = torch.onnx.export(
+                program, (), dynamo=True, opset_version=opset, verbose=False, optimize=True
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise untranslated(program, error) from error
     if made is None:
         raise ValueError("torch.onnx.export returned nothing.")
     model = made.model_proto

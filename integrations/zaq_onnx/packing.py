@@ -184,6 +184,11 @@ def load(path: Path_, *, checked: bool = True) -> ModelProto:
         plain = unpack_model(model)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{name}: damaged: a node has not the inputs or attributes of its operator "
+            f"({type(error).__name__}: {error}). Write the file again with zaq_onnx.export."
+        ) from error
     if checked:
         check(model, name)
     if manifest is not None and digest(plain) != manifest.get("digest"):

@@ -22,10 +22,18 @@ import numpy as np
 from onnx import NodeProto
 
 from zaq_onnx.codes import encode
-from zaq_onnx.curves import BREAKPOINT, CLIP, LARGEST, MARGIN, Shape, exact_levels, numbers_of
 from zaq_onnx.graph import Array, Graph, attribute
 from zaq_onnx.naming import LAYERS
 from zaq_onnx.packing import Weight, weights_of
+from zaq_plugin.pwlq.curves import (
+    BREAKPOINT,
+    CLIP,
+    LARGEST,
+    MARGIN,
+    Shape,
+    exact_levels,
+    numbers_of,
+)
 
 SUM = 2**15 - 1
 """The largest sum of two products that 16 bits hold."""

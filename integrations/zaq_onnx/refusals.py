@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 from typing import Any
 
 import torch
 from onnx import NodeProto
 from torch.export import ExportedProgram
+from torch.fx import Node
 
 from zaq_onnx._compat import SCOPES
 from zaq_onnx.graph import Graph, attribute, make
@@ -33,12 +35,39 @@ def refuse_program(program: ExportedProgram) -> None:
             node.args[place] if len(node.args) > place else node.kwargs.get("divisor_override")
         )
         if divisor is not None:
-            stack = list((node.meta.get("nn_module_stack") or {}).values())
-            name = str(stack[-1][0]) if stack else node.name
             raise ValueError(
-                f"{name!r}: average pooling with divisor_override={divisor} has no counterpart in "
-                "ONNX. Leave divisor_override out, and multiply the pooled tensor by the quotient."
+                f"{_place(node)!r}: average pooling with divisor_override={divisor} has no "
+                "counterpart in ONNX. Leave divisor_override out, and multiply the pooled tensor "
+                "by the quotient."
             )
+
+
+def _place(node: Node) -> str:
+    """The innermost module around a node of an exported program; else the node's name."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return (str(stack[-1][0]) if stack else "") or node.name
+
+
+def untranslated(program: ExportedProgram, error: BaseException) -> ValueError:
+    """What to raise where the ONNX exporter gives up: the operator, and the module around it."""
+    texts: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        texts.append(str(cause))
+        cause = cause.__cause__
+    named = re.search(
+        r"OpOverload\(op='(\w+)\.(\w+)'|target=torch\.ops\.(\w+)\.(\w+)", "\n".join(texts)
+    )
+    if named is None:
+        first = next((t.strip().splitlines()[0] for t in reversed(texts) if t.strip()), "")
+        return ValueError(f"torch.onnx cannot write this model: {first}")
+    name = ".".join(g for g in named.groups() if g)
+    places = [_place(n) for n in program.graph.nodes if str(n.target).startswith(f"{name}.")]
+    where = f", which {places[0]!r} calls," if places else ""
+    return ValueError(
+        f"torch.onnx has no counterpart of {name}{where} among ONNX's operators. Write that part "
+        "of the model with other operators."
+    )
 
 
 def refuse_operators(graph: Graph) -> None:

@@ -32,13 +32,12 @@ def from_simulated(model: nn.Module) -> nn.Module:
     made = copy.deepcopy(model).eval()
     for attribute in ("zaq_plan", "zaq_audit"):
         made.__dict__.pop(attribute, None)
-    shared: dict[int, nn.Parameter] = {}
+    tied: dict[int, list[nn.Parameter]] = {}
     for name, tensor in tensors.items():
         layer = made.get_submodule(name)
         parametrized: Any = layer.parametrizations
-        integers = shared.setdefault(
-            id(parametrized.weight.original),
-            nn.Parameter(_int8(name, tensor), requires_grad=False),
+        integers = _one_of(
+            tied.setdefault(id(parametrized.weight.original), []), _int8(name, tensor)
         )
         weight = IntegerWeight(tensor.scale, 0 if tensor.axis is None else tensor.axis)
         # Not removed and registered anew: deep copies share the class that holds the property.
@@ -47,6 +46,15 @@ def from_simulated(model: nn.Module) -> nn.Module:
         if isinstance(module, ActivationFakeQuantize | PWLQActivationFakeQuantize):
             made.set_submodule(name, static_grid(name, module))
     return made
+
+
+def _one_of(known: list[nn.Parameter], integers: torch.Tensor) -> nn.Parameter:
+    """The parameter with these integers: tied layers share one, unless their axes differ."""
+    for parameter in known:
+        if torch.equal(parameter, integers):
+            return parameter
+    known.append(nn.Parameter(integers, requires_grad=False))
+    return known[-1]
 
 
 def _int8(name: str, tensor: PWLQTensor) -> torch.Tensor:

@@ -16,6 +16,8 @@ class Stack:
 
     Attributes:
         items: They.
+        codes: (channels, codes a channel).
+        width: Bits of a code.
         pairs: Whether two codes at a time are an index.
         planes: Bits, position of the lowest bit, and values of the parts of an index.
         shape: Of an index.
@@ -26,7 +28,7 @@ class Stack:
     def __init__(self, items: Sequence[Item]) -> None:
         head, width = items[0], items[0].coded.width
         codes = np.concatenate([item.coded.codes for item in items])
-        self.items, self.pairs = items, head.pairs
+        self.items, self.codes, self.width, self.pairs = items, codes, width, head.pairs
         self.planes = pairs_of(codes, width) if head.pairs else planes_of(codes, width)
         self.entries = 4**width if head.pairs else 2**width
         self.whole = (sum(item.shape[head.axis] for item in items), *head.tail)

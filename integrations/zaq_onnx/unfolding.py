@@ -18,10 +18,11 @@ import numpy as np
 from onnx import NodeProto, TensorProto
 
 from zaq_onnx.codes import pack_plane
-from zaq_onnx.curves import Shape
 from zaq_onnx.graph import Array, Graph, make
 from zaq_onnx.items import Item
 from zaq_onnx.stacks import Stack, twos
+from zaq_plugin.archive.readers import Codes, Plane
+from zaq_plugin.pwlq.curves import Shape
 
 CODES = ("u1", "u2", "u4", "u8")
 BOOKS = ("book", "curves", "where", "what")
@@ -70,6 +71,8 @@ class Unfolding:
         self.constants: dict[str, tuple[Array, int | None]] = {}
         self._made: dict[tuple[object, ...], str] = {}
         self._number = 0
+        self.stacks: list[Codes] = []
+        self._planes: list[Plane] = []
 
     def node(self, kind: str, inputs: list[str], *, output: str = "", **attributes: object) -> str:
         """The output of a node; the same node again is not made again. Names take room."""
@@ -222,7 +225,10 @@ class Unfolding:
         items, shape, whole = stack.items, stack.shape, stack.whole
         head = items[0]
         alone = head.shared or len(items) == 1
+        self._planes = []
         parts = [self._plane(v.reshape(shape), bits, low) for bits, low, v in stack.planes]
+        planes = tuple(self._planes)
+        self.stacks.append(Codes(stack.codes.reshape(-1), stack.width, stack.pairs, planes))
         index = parts[0]
         for other in parts[1:]:
             index = self.node("Add", [index, other])
@@ -258,7 +264,8 @@ class Unfolding:
         rows = bits <= 4 and values.shape[-len(cut) :] == cut  # what a byte holds is a row
         small = rows and values.size <= _SMALL
         if bits == 4 and self.portable and not small:
-            return self._nibbles(values)
+            return self._nibbles(values, low)
+        self._planes.append(Plane(bits, low))
         if bits > 4 or (bits == 4 and not self.portable):
             kind = TensorProto.UINT4 if bits == 4 else None
             part = self.constant(f"u{bits}", values.astype(np.uint8), kind)
@@ -269,12 +276,15 @@ class Unfolding:
         part = self.node("Gather", [self._bits(bits, low), part])
         return part if rows else self._shaped(part, values, 8 // bits)
 
-    def _nibbles(self, values: Array) -> str:
+    def _nibbles(self, values: Array, low: int) -> str:
         """Values of four bits, the lowest of an index."""
         axes = [i for i, size in enumerate(values.shape) if size % 2 == 0]
         if axes:
+            half = math.prod(values.shape[axes[0] :]) // 2
+            self._planes.append(Plane(4, low, half))
             return self._halves("u4", values, axes[0])
         padded = np.pad(values.reshape(-1), (0, 1))
+        self._planes.append(Plane(4, low, padded.size // 2))
         return self._shaped(self._halves("u4", padded, 0), values, 2)
 
     def _shaped(self, flat: str, values: Array, per: int) -> str:

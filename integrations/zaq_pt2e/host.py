@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e, prepare_qat_pt2e
 
 from zaq_plugin.report import Audit
-from zaq_plugin.student.host import Assignment, Prepared, why_not_int8
+from zaq_plugin.student.host import Assignment, Prepared, in_short, why_not_int8
 from zaq_pt2e.audit import audit
 from zaq_pt2e.batch_norm import set_training
 from zaq_pt2e.flow import convert
@@ -83,13 +83,13 @@ def export(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        first = _short(error)
+        first = in_short(error)
     try:
         program = torch.export.export(model, example_inputs)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        raise ValueError(f"torch.export cannot follow it: {_short(error)}") from error
+        raise ValueError(f"torch.export cannot follow it: {in_short(error)}") from error
     size = next((x.shape[0] for x in example_inputs if _batched(x)), None)
     note = f"exported for batches of {size} only; any size failed: {first}"
     return program.module(), size, [note]
@@ -102,14 +102,6 @@ def _two(x: Any) -> Any:
 
 def _batched(x: object) -> bool:
     return isinstance(x, Tensor) and x.dim() > 1
-
-
-def _short(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    if text.endswith(":") and len(lines) > 1:
-        text = f"{text} {lines[1]}"
-    return f"{type(error).__name__}: {text}"[:400]
 
 
 HOST = PT2E()

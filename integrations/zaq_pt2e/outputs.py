@@ -14,7 +14,9 @@ from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, SharedQuantizationSpec
 
 from zaq_pt2e._compat import ANNOTATION, annotation_of
-from zaq_pt2e.graph import is_constant, is_float_tensor
+from zaq_pt2e.batch_norm import keeps_statistics
+from zaq_pt2e.graph import WEIGHTED, is_constant, is_float_tensor, note_of
+from zaq_pt2e.rewrites import BATCH_NORM
 
 _aten = torch.ops.aten
 _BINARY = (_aten.add.Tensor, _aten.add_.Tensor, _aten.mul.Tensor, _aten.mul_.Tensor)
@@ -31,10 +33,26 @@ FUSED = (
 
 
 def last_of(node: Node) -> Node:
-    """The node behind which a layer's kernel rounds: the layer's, or that of its activation."""
-    while len(node.users) == 1 and next(iter(node.users)).target in FUSED:
-        node = next(iter(node.users))
+    """The node behind which a layer's kernel rounds: the layer's, or that of its activation.
+
+    A BatchNorm that the host keeps for training and folds in conversion belongs to the layer.
+    """
+    while len(node.users) == 1:
+        user = next(iter(node.users))
+        if user.target not in FUSED and not _trained_with(node, user):
+            break
+        node = user
     return node
+
+
+def _trained_with(layer: Node, user: Node) -> bool:
+    """Whether a node is a layer's BatchNorm: one that could not be folded stands in its note."""
+    return (
+        user.target is BATCH_NORM
+        and layer.target in WEIGHTED
+        and keeps_statistics(user)
+        and note_of(layer).get("norm") is None
+    )
 
 
 def annotate_joins(model: GraphModule, qspec: Callable[[], Any]) -> None:

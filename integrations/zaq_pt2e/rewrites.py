@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from zaq_plugin.ptq.fold_graph import delete_tensor
 from zaq_pt2e.graph import (
     WEIGHTED,
     add_note,
@@ -139,7 +140,7 @@ def bake_constants(model: GraphModule) -> list[str]:
     model.graph.eliminate_dead_code()
     read = {str(n.target) for n in model.graph.nodes if n.op == "get_attr"}
     for target in raw - read:
-        _delete(model, target)
+        delete_tensor(model, target)
     for fresh, name in wanted.items():
         _rename(model, fresh, name)
     model.recompile()
@@ -218,13 +219,6 @@ def _rename(model: GraphModule, node: Node, name: str) -> None:
     delattr(model.get_submodule(path), attribute)
     put_tensor(model, name, value)
     node.target = name
-
-
-def _delete(model: GraphModule, target: str) -> None:
-    path, _, attribute = target.rpartition(".")
-    owner = model.get_submodule(path)
-    if hasattr(owner, attribute):
-        delattr(owner, attribute)
 
 
 # ---- BatchNorm -----------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from torch.nn.utils import parametrize
 
 from zaq_plugin.ptq import fold_batch_norm, simulate
 from zaq_plugin.pwlq import PWLQTensor, UniformSpec, load_quantized, save_quantized
-from zaq_timm.digits import IMAGE_SHAPE, DigitsResNet
+from zaq_timm.digits import IMAGE_SHAPE
+from zaq_timm.separable import DigitsSeparableNet
 
 WEIGHTS_FILE = "quantized.safetensors"
 REST_FILE = "rest.safetensors"
@@ -56,7 +57,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: str | os.PathLike[str]) -> nn.Module:
-    """Returns the digits network that `save_checkpoint` wrote, computing exactly what it computed.
+    """Returns the demo's network that `save_checkpoint` wrote, computing exactly what it computed.
 
     Its weights are the dequantized levels, and its layers' inputs are quantized.
 
@@ -75,9 +76,11 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> nn.Module:
             )
         rest = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     example = torch.zeros(1, *IMAGE_SHAPE)
-    folded = fold_batch_norm(DigitsResNet().eval(), (example,))
+    folded = fold_batch_norm(DigitsSeparableNet().eval(), (example,))
     activations = json.loads(metadata["activations"])
-    model = simulate(folded, UniformSpec(), activations, example_inputs=(example,))
+    model = simulate(
+        folded, UniformSpec(), activations, depthwise="as-told", example_inputs=(example,)
+    )
     named = model.named_modules()
     layers = {name: module for name, module in named if parametrize.is_parametrized(module)}
     if layers.keys() != tensors.keys() or _rest(model).keys() != rest.keys():

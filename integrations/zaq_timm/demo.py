@@ -7,6 +7,7 @@ export) is a function and one more line there.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,45 +18,34 @@ from zaq_plugin.pwlq import PWLQSpec, QuantSpec
 from zaq_plugin.report import Figure, Manifest, ResultRow, write_page
 from zaq_timm.checkpoint import save_checkpoint
 from zaq_timm.converted import CONVERTED
+from zaq_timm.demo_devices import tool_of, write_device_file
 from zaq_timm.deployment import Shipped, ship
-from zaq_timm.digits import DigitsSplit, digits_model, load_digits_split
+from zaq_timm.digits import DigitsSplit, load_digits_split
+from zaq_timm.doctor.kernels import warning
 from zaq_timm.figures import demo_figures
-from zaq_timm.formats import WIDTHS, formats_at
+from zaq_timm.formats import compared
 from zaq_timm.hosts import Host, Quantized, simulated
 from zaq_timm.measures import float_bytes, percent, sqnr
 from zaq_timm.recovery import ACTIVATIONS, DATA_FREE, SPEC, recover, recovery_figures
+from zaq_timm.separable import separable_model
+from zaq_timm.wording import (
+    CALIBRATION_IMAGES,
+    EVALUATION,
+    FLOAT_LEVELS,
+    HOST_NAMES,
+    LEAD,
+    PROTOCOL,
+    SAFE,
+    TENSORS,
+    UNSAFE,
+)
 
-CALIBRATION_IMAGES, BATCH = 512, 32
+BATCH = 128
 KEPT = ("PWLQ", 4, 8)
 """Format and widths of the checkpoint that the demo hands back: the paper's, chosen beforehand."""
 
 PAGE, MANIFEST = "report.html", "manifest.json"
-LEAD = (
-    "A small residual network on handwritten digits, {images} of them never seen in training. "
-    "The checkpoint in this folder is {method} with {weights}-bit multiplications, {stored} bits "
-    "stored a weight, and {activations}-bit activations."
-)
-PROTOCOL = {
-    "first_last": "like all other layers; the network's own input at 8 bits",
-    "residual_adds": "in float",
-    "symmetry": "weights and activations asymmetric",
-    "granularity": "weights per output channel, activations per tensor",
-    "calibration": f"{CALIBRATION_IMAGES} training images, drawn by the seed, for activation "
-    "ranges (top-10 median) and bias correction",
-    "quantized model": "simulated in float",
-}
-
-FLOAT_LEVELS = "float, since int8 cannot tell them apart: PWLQ is meant for 6 bits and fewer"
-
-
-HOST_NAMES = {
-    "fx": "converted by torch.ao FX, run on its int8 kernels",
-    "pt2e": "converted by torchao PT2E, its integer graph run operator by operator",
-}
-HOST_PROTOCOL = {
-    "residual_adds": "quantized at 8 bits, as is all that no convolution or linear layer reads",
-}
-CONVERTED_WIDTHS = ((6, 8), (4, 8), (4, 4))
+CONVERTED_WIDTHS = ((4, 8), (4, 4))
 
 
 def nothing(_: str) -> None:
@@ -82,6 +72,7 @@ class DemoRun:
         kept: the quantized model that the run hands back.
         converted: the same, converted to int8 by the host.
         shipped: the ONNX file.
+        exports: kinds of files for devices, keys of `zaq_timm.zoo.device_files.DEVICES`.
     """
 
     out: Path
@@ -99,6 +90,7 @@ class DemoRun:
     kept: Quantized = field(init=False)
     converted: nn.Module = field(init=False)
     shipped: Shipped = field(init=False)
+    exports: tuple[str, ...] = ()
 
 
 def load(run: DemoRun) -> None:
@@ -106,7 +98,7 @@ def load(run: DemoRun) -> None:
     run.step("loading the network")
     with run.manifest.stage("load and fold BatchNorm") as facts:
         run.split = load_digits_split()
-        model = digits_model()
+        model = separable_model()
         run.model = fold_batch_norm(model, (run.split.train_images[:1],))
         generator = torch.Generator().manual_seed(run.seed)
         order = torch.randperm(len(run.split.train_images), generator=generator)
@@ -126,33 +118,46 @@ def load(run: DemoRun) -> None:
 
 def quantize_all(run: DemoRun) -> None:
     """Quantizes in every format at every width, and measures on the held-out images."""
-    for weights, activations in WIDTHS:
-        for name, spec in formats_at(weights):
-            run.step(f"{name}, W{spec.mac_bits}A{activations}")
-            _quantize_one(run, name, spec, activations, simulated, {})
+    for name, spec, width in compared():
+        run.step(f"{name}, W{spec.mac_bits}A{width.activations}")
+        host = partial(simulated, per_tensor=width.per_tensor)
+        stated = {"granularity": TENSORS} if width.per_tensor else {}
+        _quantize_one(run, name, spec, width.activations, host, stated)
 
 
 def convert_all(run: DemoRun) -> None:
-    """Converts to int8 what the hosts can run, and measures the converted models."""
-    stated = {"quantized model": HOST_NAMES[run.host]} | HOST_PROTOCOL
+    """Converts to int8 what the hosts can run, and measures the converted models.
+
+    Where the processor's kernels saturate, a footnote says that these levels cannot, and one more
+    row what levels do that can.
+    """
+    stated = {"quantized model": HOST_NAMES[run.host]}
+    note = warning("torch") if run.host == "fx" else None
+    if note is not None:
+        run.notes.append(f"{note}. The demo's PWLQ levels never do (overflow='pairs').")
     for weights, activations in CONVERTED_WIDTHS:
         name = f"PWLQ, converted ({run.host})"
         run.step(f"{name}, W{weights}A{activations}")
-        spec = PWLQSpec(bits=weights)
-        _quantize_one(run, name, spec, activations, CONVERTED[run.host], stated)
+        kernels = {} if note is None else {"int8 kernels": SAFE}
+        host = CONVERTED[run.host]
+        _quantize_one(run, name, PWLQSpec(bits=weights), activations, host, stated | kernels)
+        if note is not None:
+            spec = PWLQSpec(bits=weights, overflow="allowed")
+            unsafe = stated | {"levels": UNSAFE}
+            _quantize_one(run, name + ", unguarded", spec, activations, host, unsafe)
 
 
 def recover_without_data(run: DemoRun) -> None:
-    """Quantizes to W2A4 without any image, and fine-tunes that without any image."""
-    run.step("zero-shot fine-tuning, W2A4")
+    """Quantizes to W4A4 per tensor without any image, and fine-tunes without any image."""
+    run.step("zero-shot fine-tuning, W4A4")
     with run.manifest.stage("zero-shot fine-tuning") as facts:
         begin = time.perf_counter()
         recovery = recover(run.model, run.seed)
         seconds = time.perf_counter() - begin
         facts["kept state"] = recovery.result.best.label if recovery.result.best else "untrained"
         facts["seconds"] = recovery.result.seconds
-    stated = {"calibration": DATA_FREE}
-    name = "uniform, best clip, data-free"
+    stated = {"calibration": DATA_FREE, "granularity": TENSORS}
+    name = "uniform, best clip, per tensor, data-free"
     _record(run, name, SPEC, ACTIVATIONS, recovery.before, stated, None)
     _record(run, name + ", zero-shot", SPEC, ACTIVATIONS, recovery.after, stated, seconds)
     run.figures += recovery_figures(recovery.result)
@@ -168,13 +173,13 @@ def _quantize_one(
 ) -> None:
     begin = time.perf_counter()
     name = f"{method}, W{spec.mac_bits}A{activations}"
-    with run.manifest.stage("quantize " + name, host=host.__name__) as facts:
+    with run.manifest.stage("quantize " + name, host=stated.get("quantized model")) as facts:
         result = host(run.model, spec, activations, run.batches)
         seconds = time.perf_counter() - begin
         facts["layers quantized"] = len(result.layers.quantized)
         facts["layers left alone"] = len(result.layers.skipped)
     _record(run, method, spec, activations, result, stated, seconds)
-    if host is not simulated and (spec.mac_bits, activations) == KEPT[1:]:
+    if method == f"PWLQ, converted ({run.host})" and (spec.mac_bits, activations) == KEPT[1:]:
         run.converted = result.model
     if (method, spec.mac_bits, activations) == KEPT:
         run.kept = result
@@ -234,6 +239,20 @@ def write_onnx(run: DemoRun) -> None:
     run.files.append(run.shipped.path)
 
 
+def write_for_devices(run: DemoRun) -> None:
+    """Exports the network to the kinds of files that were asked for."""
+    for kind in run.exports:
+        run.step(f"exporting to .{kind}")
+        with run.manifest.stage(f"export to .{kind}", format="W{1}A{2} {0}".format(*KEPT)) as facts:
+            images, labels = run.split.test_images, run.split.test_labels
+            written, told, text = write_device_file(
+                kind, run.model, run.batches, images, labels, run.out
+            )
+            facts.update(told)
+        run.files += written
+        run.notes.append(text)
+
+
 def write_report(run: DemoRun) -> None:
     """Draws the figures and writes the page, and the manifest last of all."""
     run.step("drawing the page")
@@ -260,30 +279,40 @@ STAGES: tuple[Callable[[DemoRun], None], ...] = (
     recover_without_data,
     write_checkpoint,
     write_onnx,
+    write_for_devices,
     write_report,
 )
 """What a run does, in order."""
 
-STEPS = sum(len(formats_at(weights)) for weights, _ in WIDTHS) + len(CONVERTED_WIDTHS) + 5
+STEPS = len(compared()) + len(CONVERTED_WIDTHS) + 5
 """How many steps the stages announce."""
 
 
 def run_demo(
-    out: Path, seed: int = 0, host: str = "fx", step: Callable[[str], None] = nothing
+    out: Path,
+    seed: int = 0,
+    host: str = "fx",
+    step: Callable[[str], None] = nothing,
+    exports: tuple[str, ...] = (),
 ) -> DemoRun:
     """Runs all stages; see `DemoRun` for arguments and result.
 
     Raises:
-        ImportError: scikit-learn, which holds the images, or matplotlib is missing.
+        ImportError: scikit-learn, which holds the images, or matplotlib is missing; or what writes
+            a file that is asked for.
         OSError: the folder cannot be made or written to.
     """
+    for kind in exports:
+        tool_of(kind)
     out.mkdir(parents=True, exist_ok=True)
-    manifest = Manifest.start("digits residual network", seeds={"calibration images": seed})
+    manifest = Manifest.start(
+        "digits, depthwise separable network", seeds={"calibration images": seed}
+    )
     manifest.protocol = {
-        "evaluation": "599 held-out images, a third of scikit-learn's handwritten digits",
+        "evaluation": EVALUATION,
         **PROTOCOL,
     }
-    run = DemoRun(out, seed, host, step, manifest)
+    run = DemoRun(out, seed, host, step, manifest, exports=exports)
     for stage in STAGES:
         stage(run)
     return run

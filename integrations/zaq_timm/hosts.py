@@ -36,17 +36,29 @@ Host = Callable[[nn.Module, QuantSpec, int, Sequence[Tensor]], Quantized]
 
 
 def simulated(
-    model: nn.Module, weights: QuantSpec, activations: int, batches: Sequence[Tensor]
+    model: nn.Module,
+    weights: QuantSpec,
+    activations: int,
+    batches: Sequence[Tensor],
+    per_tensor: bool = False,
 ) -> Quantized:
     """Every layer computes with grid values in float; biases corrected from activations.
 
     Args:
         model: float, in evaluation mode, BatchNorm folded; it is not touched.
-        weights: the grid of all weights, per output channel.
+        weights: the grid of all weights.
         activations: the width of the layers' inputs (the network's own input stays at 8 bits).
         batches: images that set ranges and biases.
+        per_tensor: one grid a weight tensor instead of one per output channel.
     """
-    student = simulate(model, weights, activations, example_inputs=(batches[0],))
+    student = simulate(
+        model,
+        weights,
+        activations,
+        depthwise="as-told",
+        example_inputs=(batches[0],),
+        per_tensor=per_tensor,
+    )
     calibrate(student, batches)
     correct_bias(student, batches)
     return Quantized(student, quantized_tensors(student), audit(student), input_ranges(student))

@@ -13,12 +13,15 @@ from zaq_plugin.ptq import audit, correct_bias, quantized_tensors, simulate
 from zaq_plugin.pwlq import UniformSpec
 from zaq_plugin.report import Figure, image_grid, training_figures
 from zaq_plugin.zero_shot import FinetuneResult, ZeroShotConfig, zero_shot_finetune
-from zaq_timm.digits import IMAGE_SHAPE, digits_model
+from zaq_timm.digits import IMAGE_SHAPE
 from zaq_timm.hosts import Quantized
+from zaq_timm.separable import separable_model
 
-WEIGHTS, ACTIVATIONS = 2, 4
+WEIGHTS, ACTIVATIONS = 4, 4
 SPEC = UniformSpec(WEIGHTS, "asymmetric", "mse")
-CONFIG = ZeroShotConfig.preset("fast", validate_every=20)
+CONFIG = ZeroShotConfig.preset(
+    "fast", steps=60, validate_every=20, distilled_images=128, reconstruct_iterations=60
+)
 DATA_FREE = "none: images distilled from the network's BatchNorm statistics"
 SHOWN_IMAGES = 32
 
@@ -39,7 +42,7 @@ class Recovery:
 
 
 def recover(model: nn.Module, seed: int) -> Recovery:
-    """Quantizes the folded network to W2A4 and fine-tunes it without data.
+    """Quantizes the folded network to W4A4, one grid a tensor, and fine-tunes it without data.
 
     Args:
         model: float, in evaluation mode, BatchNorm folded; it is not touched.
@@ -54,7 +57,7 @@ def recover(model: nn.Module, seed: int) -> Recovery:
 
 
 def _student(model: nn.Module) -> nn.Module:
-    return simulate(model, SPEC, ACTIVATIONS)
+    return simulate(model, SPEC, ACTIVATIONS, depthwise="as-told", per_tensor=True)
 
 
 def _finetune(student: nn.Module, config: ZeroShotConfig) -> FinetuneResult:
@@ -62,7 +65,7 @@ def _finetune(student: nn.Module, config: ZeroShotConfig) -> FinetuneResult:
         student,
         config,
         image_shape=IMAGE_SHAPE,
-        float_model=digits_model(),
+        float_model=separable_model(),
         correct=correct_bias,
         progress=False,
     )

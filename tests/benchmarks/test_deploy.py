@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.deploy import alternating, done, measure
+from benchmarks.deploy import alternating, measure
 from benchmarks.deploy_prepare import network
 from benchmarks.deploy_tables import tables
+from benchmarks.rows import read_rows
 
 
 def row(**changes: Any) -> dict[str, Any]:
@@ -91,9 +92,9 @@ def test_what_was_not_prepared_is_an_error(tmp_path: Path) -> None:
 
 
 def test_results_of_an_earlier_run_are_read(tmp_path: Path) -> None:
-    assert done(tmp_path / "none.jsonl") == []
+    assert read_rows(tmp_path / "none.jsonl") == []
     (tmp_path / "some.jsonl").write_text('{"name": "a"}\n\n{"name": "b"}\n')
-    assert [entry["name"] for entry in done(tmp_path / "some.jsonl")] == ["a", "b"]
+    assert [entry["name"] for entry in read_rows(tmp_path / "some.jsonl")] == ["a", "b"]
 
 
 def test_networks_of_the_data_folder_bring_their_images(data: Path) -> None:

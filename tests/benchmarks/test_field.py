@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from benchmarks.field import main
-from benchmarks.field_jobs import append_row, grid, job, missing, parse, read_rows, sources
+from benchmarks.field_jobs import grid, job, missing, parse, sources
 from benchmarks.field_pages import Grid, Page
 from benchmarks.field_peers import pythons
 from benchmarks.field_rows import rows_with, taken_over
 from benchmarks.field_tables import failed, page, seconds_text, summary, write_tables
+from benchmarks.rows import append_row, read_rows
 
 LEVELS = ("pwlq", "uniform")
 

@@ -16,8 +16,9 @@ from benchmarks.field_guide import (
     filled,
     seeds_of,
 )
-from benchmarks.field_jobs import job, read_rows
+from benchmarks.field_jobs import job
 from benchmarks.field_rows import rows_with
+from benchmarks.rows import read_rows
 
 
 def row(score: float, method: str = "rq", bits: str = "4/8", seed: int = 0, **more: Any) -> Any:

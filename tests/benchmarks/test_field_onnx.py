@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.field_jobs import read_rows
 from benchmarks.field_onnx import main
+from benchmarks.rows import read_rows
 
 pytest.importorskip("zaq_onnx", reason="the files are ONNX")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.field_jobs import read_rows
+from benchmarks.rows import read_rows
 from benchmarks.runtimes import OUT, PAGE, main
 from benchmarks.runtimes_tables import BEGIN, END, markdown, put_between_markers
 

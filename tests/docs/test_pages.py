@@ -81,6 +81,10 @@ def test_every_page_with_code_is_tried() -> None:
     assert set(PAGES) >= SLOW
 
 
+READ = (".onnx", ".npz", ".pte", ".tflite", ".zaq")
+NAMED = ("run", "compare", "inspect", "verify", "pack", "unpack")
+
+
 def command_lines(page: str) -> list[str]:
     """What a reader may type: in blocks, behind ``$`` in consoles, and in running text."""
     text = text_of(page)
@@ -99,13 +103,13 @@ def test_commands_are_understood(
     for line in command_lines(page):
         words = shlex.split(line)[1:]
         for word in words:
-            if Path(word).suffix in (".onnx", ".npz") and not Path(word).parent.name:
+            if Path(word).suffix in READ and not Path(word).parent.name:
                 Path(word).touch()
         if "--help" in words:
             with pytest.raises(SystemExit) as caught:
                 build_parser().parse_args(words)
             assert caught.value.code == 0
-        elif words not in (["run"], ["compare"], ["inspect"], ["verify"]):  # named, not called
+        elif len(words) > 1 or words[0] not in NAMED:  # named, not called
             build_parser().parse_args(words)
 
 
@@ -154,6 +158,25 @@ def test_the_page_of_errors_has_every_package(hooks: ModuleType) -> None:
     assert "no timm model matches …; timm.list_models() tells them all." in page
     code = "def f(x):\n    raise ValueError(f'got {x!r}, ' 'expected two words' + x)\n"
     assert list(hooks.texts_raised(code)) == ["got …, expected two words…"]
+    code = "def f(x):\n    text = 'one text' if x else 'or another'\n    return ValueError(text)\n"
+    assert list(hooks.texts_raised(code)) == ["one text", "or another"]
+
+
+def test_every_error_of_ours_is_on_the_page_of_errors(hooks: ModuleType) -> None:
+    """But for those that hand on what another error, a host or a report says."""
+    told = re.compile(r"\b(error|reason|reasons)\b|str\(self\)|checked\.problems")
+    for top in hooks.SOURCES:
+        for path in sorted((ROOT / top).rglob("*.py")):
+            for call in hooks.raises_without_text(path.read_text(encoding="utf-8")):
+                assert told.search(call), f"{path.relative_to(ROOT)}: {call}"
+
+
+def test_errors_are_found_by_words_in_a_checkout(
+    hooks: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hooks.main(["VALID", "json", "zeroshotconfig"])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("zaq_plugin.zero_shot: ZeroShotConfig.from_json: not valid JSON (")
 
 
 def test_figures_of_the_concepts_are_those_that_the_script_draws() -> None:
@@ -170,6 +193,7 @@ def words_of(svg: str) -> list[str]:
     return re.findall(r">([^<>]+)</text>", svg)
 
 
+@pytest.mark.slow
 def test_mkdocs_builds_the_site_without_a_warning(tmp_path: Path) -> None:
     if importlib.util.find_spec("mkdocs") is None:
         pytest.skip("mkdocs is not installed: pip install -e '.[docs]'")

@@ -19,10 +19,11 @@ def run(out: Path, *arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def test_a_seed_fixes_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("recipe", ["residual", "separable"])
+def test_a_seed_fixes_the_run(monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
     train = importlib.import_module(SCRIPT.stem).train
-    one, two, other = (train(seed, epochs=1).state_dict() for seed in (3, 3, 4))
+    one, two, other = (train(seed, epochs=1, recipe=recipe).state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert not torch.equal(one["linear.weight"], other["linear.weight"])
 

@@ -260,7 +260,11 @@ def _openvino(model: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
 Host = Callable[[nn.Module, Tensor, PWLQSpec, bool], Outcome]
 HOSTS: dict[str, Host] = {"fx": fx, "pt2e": pt2e, "nncf": nncf}
 
-SPECS = [PWLQSpec(bits=b, breakpoints=n) for b in (3, 4, 5, 6) for n in (1, 2)]
+SPECS = [
+    pytest.param(PWLQSpec(bits=b, breakpoints=n), marks=[pytest.mark.slow] * (b != 4))
+    for b in (3, 4, 5, 6)
+    for n in (1, 2)
+]
 SPECS += [PWLQSpec(bits=4, symmetry="symmetric", policy="laplacian", shared_endpoints=True)]
 
 

@@ -125,8 +125,14 @@ HOSTS = [
     Way("nncf"),
 ]
 
-every_host = pytest.mark.parametrize("way", HOSTS, ids=lambda way: way.id)
-"""Gives a test each of them, as ``way``."""
+every_host = pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(way, id=way.id, marks=[pytest.mark.slow] * (way.id == "pt2e-qat"))
+        for way in HOSTS
+    ],
+)
+"""Gives a test each of them, as ``way``; the one that takes longest is slow."""
 
 
 def ranges(student: nn.Module) -> dict[str, Tensor]:

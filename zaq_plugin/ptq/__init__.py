@@ -10,13 +10,12 @@ activations (`correct_bias`), and rounding with error feedback (`compensate_roun
     print(audit(student))
 """
 
-from zaq_plugin.ptq.auditing import audit
+from zaq_plugin.ptq.auditing import audit, quantized_tensors
 from zaq_plugin.ptq.bias import correct_bias
 from zaq_plugin.ptq.calibrate import calibrate
 from zaq_plugin.ptq.compensate import Compensated, compensate_rounding
 from zaq_plugin.ptq.fold import Folding, fold_batch_norm
 from zaq_plugin.ptq.simulate import simulate
-from zaq_plugin.ptq.student import quantized_tensors
 from zaq_plugin.ptq.unlift import restore_layers
 from zaq_plugin.student import twin
 

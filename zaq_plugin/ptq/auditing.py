@@ -1,4 +1,4 @@
-"""The audit of a simulated student: one record for each weight."""
+"""What became of a simulated student's weights: their codes and levels, and the audit's records."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from zaq_plugin.ptq.plan import LayerPlan
 from zaq_plugin.pwlq import PWLQTensor, sqnr_db
 from zaq_plugin.report import Audit, LayerRecord
 from zaq_plugin.report.records import weight_facts
-from zaq_plugin.student import FloatWeights
+from zaq_plugin.student import FloatWeights, student_of
 from zaq_plugin.student.module_student import parametrized_layer
 
 
@@ -82,3 +82,23 @@ def _activation_label(layer: nn.Module) -> str:
     if not bool(watcher.fake_quant_enabled[0]):
         label += " (not calibrated)"
     return label
+
+
+def quantized_tensors(student: nn.Module) -> dict[str, PWLQTensor]:
+    """Codes and levels of every quantized weight by layer name.
+
+    ``dequantize()`` of each equals the layer's fake-quantized weight bit for bit.
+
+    Raises:
+        ValueError: If the model has no fake-quantized weights, or one that is several tensors.
+    """
+    tensors = {}
+    for name, layer in student_of(student).layers().items():
+        if isinstance(layer.quantizer, CompoundFakeQuantize):
+            raise ValueError(
+                f"the weight of layer {name!r} is put together from "
+                f"{len(layer.quantizer.tensors)} quantized tensors ({layer.quantizer.remark}); "
+                "read them from its fake-quantizer"
+            )
+        tensors[name] = layer.tensor()
+    return tensors

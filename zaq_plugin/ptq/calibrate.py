@@ -12,11 +12,17 @@ from zaq_plugin.ptq.auditing import audit
 from zaq_plugin.ptq.plan import trace_order
 from zaq_plugin.student import Student, student_of
 from zaq_plugin.student.batches import Call, as_calls, fresh, inputs_of
-from zaq_plugin.student.fake_quantizers import fake_quantizers, is_weight_quantizer
+from zaq_plugin.student.fake_quantizers import (
+    fake_quantizers,
+    is_weight_quantizer,
+    output_quantizers,
+)
 from zaq_plugin.student.hand_over import keep_inputs
 
 
-def calibrate(student: nn.Module, batches: Iterable[Any]) -> None:
+def calibrate(
+    student: nn.Module, batches: Iterable[Any], *, output_margin: float = 1.0
+) -> None:
     """Set the ranges of all activation fake-quantizers from data, and freeze them.
 
     The data flow is the float model's, as long as nothing has moved the student's float weights:
@@ -30,6 +36,10 @@ def calibrate(student: nn.Module, batches: Iterable[Any]) -> None:
         student: Prepared in any host.
         batches: Tensors, ``(images, labels)`` pairs as from a DataLoader, or keyword mappings; see
             `zaq_plugin.student.batches.as_call`.
+        output_margin: What the ranges of the model's outputs are multiplied by, where its host puts
+            them on a grid: more than 1 for made images, of which a network is less sure than of
+            real ones. Logits beyond their grid tie for the top class. It stays, whatever sets the
+            ranges anew, until the next call.
 
     Raises:
         ValueError: If there are no batches, nothing is quantized, an activation is not finite, or
@@ -38,6 +48,8 @@ def calibrate(student: nn.Module, batches: Iterable[Any]) -> None:
     """
     view = student_of(student)
     calls = as_calls(batches, "calibrate", inputs_of(student))
+    for quantizer in output_quantizers(student):
+        quantizer.activation_post_process.margin = output_margin
     set_ranges(view, calls)
     keep_inputs(student, calls[0])
     if hasattr(student, "zaq_plan"):  # a simulated student remembers its own audit

@@ -311,12 +311,13 @@ def _remove(model: fx.GraphModule, norm: _Norm, source: fx.Node) -> None:
             target = str(tensor.target)
             model.graph.erase_node(tensor)
             if not any(n.op == "get_attr" and n.target == target for n in model.graph.nodes):
-                _delete(model, target)
+                delete_tensor(model, target)
     if norm.module is not None:
         model.delete_submodule(norm.module)
 
 
-def _delete(model: nn.Module, target: str) -> None:
+def delete_tensor(model: nn.Module, target: str) -> None:
+    """Take a parameter or buffer out of a model, by its dotted name; none is none."""
     parent_name, _, name = target.rpartition(".")
     parent = model.get_submodule(parent_name)
     if hasattr(parent, name):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import math
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from zaq_plugin.report.columns import Column
@@ -28,6 +31,45 @@ _THEME = {
 def esc(value: object) -> str:
     """Text made harmless for HTML, in content and in attributes."""
     return html.escape(str(value), quote=True)
+
+
+def document(
+    title: str,
+    lead: str,
+    body: str,
+    *,
+    nav: str = "",
+    footer: str = "",
+    styles: Sequence[str] = ("page.css",),
+) -> str:
+    """A whole page, whose policy lets nothing in from outside.
+
+    Args:
+        title: of the page.
+        lead: a sentence under it.
+        body: HTML of the page.
+        nav: HTML of the links at its top.
+        footer: HTML at its end.
+        styles: files of this folder.
+    """
+    here = Path(__file__).parent
+    style = "".join((here / name).read_text(encoding="utf-8") for name in styles)
+    script = (here / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+        f"script-src 'sha256-{digest}'"
+    )
+    links = f"<nav>{nav}</nav>" if nav else ""
+    end = f"<footer><div>{footer}</div></footer>" if footer else ""
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{esc(title)}</title><style>{style}</style></head>\n<body>"
+        f'<header><div><h1>{esc(title)}</h1><p class="lead">{esc(lead)}</p>{links}</div></header>\n'
+        f"<main>{body}</main>\n{end}<script>{script}</script></body></html>\n"
+    )
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from zaq_plugin.report import columns as col
-from zaq_plugin.report._html import Figure, esc, pairs, table
+from zaq_plugin.report._html import Figure, document, esc, pairs, table
 from zaq_plugin.report._json import plain, write_atomic
 from zaq_plugin.report.headline import Headline, featured_row, headlines
 from zaq_plugin.report.manifest import Manifest
 from zaq_plugin.report.protocol import footnotes, label
 from zaq_plugin.report.records import Audit, ResultRow
-
-_HERE = Path(__file__).parent
 
 
 def render_page(
@@ -72,26 +68,27 @@ def render_page(
         f'<section id="s{i}"><h2>{esc(name)}</h2>{inner}</section>'
         for i, (name, inner) in enumerate(sections)
     )
-    style = (_HERE / "page.css").read_text(encoding="utf-8")
-    script = (_HERE / "page.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = (
-        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
-        f"script-src 'sha256-{digest}'"
-    )
     version = manifest.versions.get("zaq-plugin", "")
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{esc(title)}</title><style>{style}</style></head>\n<body>"
-        f'<header><div><h1>{esc(title)}</h1><p class="lead">{esc(what + lead)}</p>'
-        f"<nav>{nav}</nav></div></header>\n<main>"
-        + (f'<dl class="cards">{cards}</dl>' if cards else "")
-        + f"{body}</main>\n<footer><div>Written by zaq-plugin {esc(version)}. "
-        "Everything on this page comes from the run's manifest.</div></footer>"
-        f"<script>{script}</script></body></html>\n"
+    return document(
+        title,
+        what + lead,
+        (f'<dl class="cards">{cards}</dl>' if cards else "") + body,
+        nav=nav,
+        footer=f"Written by zaq-plugin {esc(version)}. "
+        "Everything on this page comes from the run's manifest.",
     )
+
+
+def render_table_page(columns: Sequence[col.Column], title: str, lead: str) -> str:
+    """A page with one sortable table on it, as HTML text.
+
+    Args:
+        columns: the table; the first holds the rows' heads.
+        title: of the page.
+        lead: a sentence under it.
+    """
+    body = f"<section><h2>Layers</h2>{table(columns, caption=title)}</section>"
+    return document(title, lead, body)
 
 
 def write_page(

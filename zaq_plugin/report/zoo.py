@@ -5,22 +5,17 @@ It is made of plain dictionaries, as a run writes them; a key that is missing le
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from zaq_plugin.report import columns as col
-from zaq_plugin.report._html import esc, table
+from zaq_plugin.report._html import document, esc, table
 from zaq_plugin.report.zoo_figures import Dot, size_scatter
 from zaq_plugin.report.zoo_files import files_table
 from zaq_plugin.report.zoo_model import DONE, figure, model_section
-
-_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -68,23 +63,13 @@ def render_zoo_page(
         )
         for i, e in enumerate(entries)
     )
-    style = "".join((_HERE / n).read_text(encoding="utf-8") for n in ("page.css", "zoo.css"))
-    script = (_HERE / "page.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = (
-        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
-        f"script-src 'sha256-{digest}'"
-    )
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{esc(title)}</title><style>{style}</style></head>\n<body>"
-        f'<header><div><h1>{esc(title)}</h1><p class="lead">{esc(_lead(entries, done))}</p>'
-        '<nav><a href="#overview">All models</a></nav></div></header>\n'
-        f'<main><section id="overview">{overview}</section>{pages}</main>\n'
-        "<footer><div>Written by zaq-quantize. Everything on this page comes from the run's "
-        f"results.</div></footer><script>{script}</script></body></html>\n"
+    return document(
+        title,
+        _lead(entries, done),
+        f'<section id="overview">{overview}</section>{pages}',
+        nav='<a href="#overview">All models</a>',
+        footer="Written by zaq-quantize. Everything on this page comes from the run's results.",
+        styles=("page.css", "zoo.css"),
     )
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from zaq_plugin.observers import MinMaxObserver, TopKMedianObserver
-from zaq_plugin.ptq import calibrate
 from zaq_plugin.ptq.range_observers import LeastSquaresObserver
 from zaq_plugin.strategies.stage import Stage, Work
 
@@ -24,8 +23,7 @@ class ObservedActivations(Stage):
     def finish(self, work: Work) -> None:
         """Run the images through the float model, and freeze the ranges."""
         if work.request.activation_bits is not None:
-            calibrate(work.student, work.batches())
-            work.calibrated = True
+            work.calibrate()
 
 
 class MinMaxActivations(ObservedActivations):

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zaq_plugin.ptq import calibrate
 from zaq_plugin.ptq.bias_by_moments import correct_bias_by_moments
 from zaq_plugin.ptq.channel_moments import Moments, input_moments
 from zaq_plugin.ptq.equalise import absorb_bias, equalise
@@ -85,13 +84,13 @@ class BatchNormRanges(Stage):
         own = {n: getattr(x.plain, "input_fake_quant", None) for n, x in layers.items()}
         unknown = [n for n in layers if known.get(n) is None]
         if all(watcher is None for watcher in own.values()):
-            calibrate(work.student, work.batches())
+            work.calibrate()
             work.notes.append(
                 f"ranges from distilled images: {work.host.name} has grids for tensors, and "
                 "BatchNorm statistics are known for layers"
             )
         elif unknown:
-            calibrate(work.student, work.batches())
+            work.calibrate()
             work.notes.append(
                 f"ranges of {len(unknown)} layers from distilled images: BatchNorm statistics do "
                 f"not reach {', '.join(unknown[:3])}"

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zaq_plugin.strategies.activations import MinMaxActivations
-from zaq_plugin.strategies.images import classes_of, statistics_of
+from zaq_plugin.strategies.images import classes_of
 from zaq_plugin.strategies.reconstruction import refuse_compound
 from zaq_plugin.strategies.stage import ImageStage, Stage, Strategy, Work
 from zaq_plugin.strategies.weights import LeastSquaresWeights
 from zaq_plugin.student.fake_quantizers import set_switches
 from zaq_plugin.student.modes import frozen, to_evaluation
-from zaq_plugin.zero_shot import Generator, ImageStatistics, ZeroShotConfig
+from zaq_plugin.zero_shot import Generator, ImageFormat, ZeroShotConfig
 from zaq_plugin.zero_shot.bn_statistics import BatchNormLoss
 from zaq_plugin.zero_shot.discrepancy import teacher_divergence
 from zaq_plugin.zero_shot.judge import Judge
@@ -34,16 +34,13 @@ class ConditionalGenerator(nn.Module):
     """``G(z, y)``: the noise is multiplied by an embedding of the label.
 
     Args:
-        image_shape: (channels, height, width).
+        images: Their format.
         classes: Number of labels.
-        statistics: The model's input normalisation.
     """
 
-    def __init__(
-        self, image_shape: tuple[int, int, int], classes: int, statistics: ImageStatistics
-    ) -> None:
+    def __init__(self, images: ImageFormat, classes: int) -> None:
         super().__init__()
-        self.generator = Generator(image_shape, statistics=statistics)
+        self.generator = Generator(images.shape, statistics=images.statistics)
         self.embedding = nn.Embedding(classes, self.generator.latent_dim)
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
@@ -145,7 +142,7 @@ class Conditional(ImageStage):
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(request.seed * 1009 + 5)
-            generator = ConditionalGenerator(request.image_shape, classes, statistics_of(work))
+            generator = ConditionalGenerator(request.image_format, classes)
         game = Game(
             generator.to(work.device).train(),
             work.model,
@@ -205,7 +202,7 @@ class GenerativeTraining(Stage):
             for step in range(1, config.steps + 1):
                 images, labels = game.step()
                 learner.update(self.loss(teacher, student, images, labels))
-                if step == config.steps or step % config.validate_every == 0:
+                if step == config.steps or step % config.judging.every == 0:
                     with learner.judged():
                         judge.look(student, f"step {step}")
             learner.detach()

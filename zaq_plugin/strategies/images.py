@@ -78,9 +78,8 @@ class Distilled(ImageStage):
         images = distill_images(
             work.model,
             request.synthetic_count,
-            request.image_shape,
+            request.image_format,
             options=options,
-            statistics=statistics_of(work),
             rng=work.rng(1),
             device=work.device,
         )
@@ -107,5 +106,4 @@ def batch_of(work: Work) -> int:
 
 def statistics_of(work: Work) -> ImageStatistics:
     """The model's input normalisation."""
-    request = work.request
-    return ImageStatistics.for_channels(request.image_shape[0], request.mean, request.std)
+    return work.request.image_format.statistics

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.ptq import calibrate
 from zaq_plugin.strategies.compose import compose
 from zaq_plugin.strategies.images import Distilled, Real
 from zaq_plugin.strategies.request import Request
@@ -23,6 +22,7 @@ from zaq_plugin.student.modes import to_quantized_evaluation
 from zaq_plugin.student.proof import require_float_function
 from zaq_plugin.student.walk import MEMORY
 from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs
+from zaq_plugin.zero_shot.statistics import ImageFormat
 
 Method = str | Strategy | Sequence[str | Strategy | Stage]
 
@@ -33,7 +33,7 @@ def quantize_prepared(
     method: Method = "pwlq+gptq",
     *,
     float_model: nn.Module | None = None,
-    image_shape: tuple[int, int, int] | None = None,
+    image_shape: ImageFormat | tuple[int, int, int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     adapter: OutputAdapter = all_outputs,
@@ -54,8 +54,9 @@ def quantize_prepared(
         method: A name of `STRATEGIES` or a composition. What it says of weights' grids and
             observers is not used: the prepared model has its own.
         float_model: The model that was prepared, with its BatchNorms; needed without batches.
-        image_shape: (channels, height, width) of the images that are made.
-        mean, std: The model's input normalisation, pixels in 0..1.
+        image_shape: An `ImageFormat` of the images that are made, or (channels, height, width).
+        mean, std: The model's input normalisation, pixels in 0..1, where ``image_shape`` does not
+            say it.
         adapter: From the model's output to a list of tensors, for models with several outputs.
         count: How many images are made.
         batch_size: Images at a time.
@@ -104,7 +105,9 @@ def quantize_prepared(
                 "model that was prepared, and image_shape=(channels, height, width); or give "
                 "batches"
             )
-        example = torch.zeros(2, *image_shape)
+        image_format = ImageFormat.of(image_shape, mean, std)
+        mean, std = image_format.mean, image_format.std
+        example = torch.zeros(2, *image_format.shape)
     else:
         example = images[:2]
     model = prepared if float_model is None else float_model
@@ -126,8 +129,7 @@ def quantize_prepared(
     work = Work(request, model, model)
     work.source = source
     work.student = prepared
-    calibrate(prepared, work.batches())
-    work.calibrated = True
+    work.calibrate()
     for stage in chosen.stages:
         if stage.slot == "after":
             stage.finish(work)

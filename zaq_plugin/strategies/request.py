@@ -14,6 +14,7 @@ from zaq_plugin.report import LayerRecord
 from zaq_plugin.student.assign import Override
 from zaq_plugin.student.walk import MEMORY
 from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs
+from zaq_plugin.zero_shot.statistics import ImageFormat
 
 Levels = Literal["auto", "uniform", "pwlq"]
 Granularity = Literal["channel", "tensor"]
@@ -139,6 +140,12 @@ class Request:
         """(channels, height, width)."""
         channels, height, width = self.example_inputs[0].shape[1:]
         return int(channels), int(height), int(width)
+
+    @property
+    def image_format(self) -> ImageFormat:
+        """Shape and normalisation of the model's images."""
+        mean, std = (None if v is None else tuple(v) for v in (self.mean, self.std))
+        return ImageFormat(self.image_shape, mean, std)
 
     def steps(self, count: int) -> int:
         """So many steps at this effort, at least one."""

@@ -55,14 +55,15 @@ class ZeroShot(Stage):
         """
         request = work.request
         config = ZeroShotConfig.preset(self.preset, seed=request.seed, **dict(self.changes))
+        warm_up = config.generator.warmup_steps
         return config.with_changes(
             steps=request.steps(config.steps) if config.steps else 0,
-            reconstruct_iterations=request.steps(config.reconstruct_iterations),
-            warmup_steps=request.steps(config.warmup_steps) if config.warmup_steps else 0,
+            reconstruct_iterations=request.steps(config.reconstruction.iterations),
+            warmup_steps=request.steps(warm_up) if warm_up else 0,
             batch_size=min(config.batch_size, request.batch_size),
-            reconstruct_batch_size=min(config.reconstruct_batch_size, request.batch_size),
+            reconstruct_batch_size=min(config.reconstruction.batch_size, request.batch_size),
             calibration_images=request.synthetic_count,
-            recalibrate=config.recalibrate and not work.moved,
+            recalibrate=config.calibration.renew and not work.moved,
         )
 
     def finish(self, work: Work) -> None:
@@ -70,22 +71,18 @@ class ZeroShot(Stage):
         refuse_compound(work, self.name)
         request, teacher = work.request, work.teacher
         config = self.config(work)
-        if config.reconstruct:
+        if config.reconstruction.enabled:
             note_uncovered(work)
 
         def feedback(student: nn.Module, batches: Sequence[Tensor]) -> None:
-            compensate_rounding(
-                student, batches, teacher, seed=request.seed, memory=request.memory
-            )
+            compensate_rounding(student, batches, teacher, seed=request.seed, memory=request.memory)
 
         result = zero_shot_finetune(
             work.student,
             config,
-            image_shape=request.image_shape,
+            image_shape=request.image_format,
             float_model=work.model,
             teacher=teacher,
-            mean=request.mean,
-            std=request.std,
             adapter=request.adapter,
             images=None if self.own_images else work.images,
             alternatives={"gptq": feedback} if self.feedback and not work.moved else None,

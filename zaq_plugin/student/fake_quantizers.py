@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,17 @@ def activation_slots(model: nn.Module) -> list[Slot]:
         if not is_weight_quantizer(slot.module)
         and (is_uniform(slot.module) or hasattr(slot.module, "format"))
     ]
+
+
+def output_quantizers(model: nn.Module) -> list[Any]:
+    """Uniform fake-quantizers of a graph's outputs, of ours; none where outputs stay float."""
+    if not isinstance(model, fx.GraphModule):
+        return []
+    (output,) = model.graph.find_nodes(op="output")
+    called = [node for node in output.all_input_nodes if node.op == "call_module"]
+    found = {id(m): m for m in (model.get_submodule(str(node.target)) for node in called)}
+    observers = {k: getattr(m, "activation_post_process", None) for k, m in found.items()}
+    return [m for k, m in found.items() if is_uniform(m) and hasattr(observers[k], "margin")]
 
 
 def grid_of(slot: Slot) -> Tensor:

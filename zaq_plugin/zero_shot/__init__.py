@@ -12,13 +12,14 @@ from zaq_plugin.zero_shot.outputs import all_outputs, select
 from zaq_plugin.zero_shot.reconstruct_options import BlockResult, ReconstructOptions
 from zaq_plugin.zero_shot.reconstruction import reconstruct
 from zaq_plugin.zero_shot.result import FinetuneResult, TrainingDiverged
-from zaq_plugin.zero_shot.statistics import ImageStatistics
+from zaq_plugin.zero_shot.statistics import ImageFormat, ImageStatistics
 
 __all__ = [
     "BlockResult",
     "DistillOptions",
     "FinetuneResult",
     "Generator",
+    "ImageFormat",
     "ImageStatistics",
     "ReconstructOptions",
     "TrainingDiverged",

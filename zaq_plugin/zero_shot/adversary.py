@@ -24,7 +24,7 @@ from zaq_plugin.zero_shot.discrepancy import (
 from zaq_plugin.zero_shot.distill import low_pass, swinging
 from zaq_plugin.zero_shot.generator import Generator
 from zaq_plugin.zero_shot.outputs import OutputAdapter, mean_over
-from zaq_plugin.zero_shot.statistics import ImageStatistics
+from zaq_plugin.zero_shot.statistics import ImageFormat
 from zaq_plugin.zero_shot.taps import TapSet
 
 logger = logging.getLogger(__name__)
@@ -35,10 +35,9 @@ class Adversary:
 
     Args:
         config: The settings.
-        image_shape: (channels, height, width).
+        images: Their format.
         teacher: P, whose features L_a excites.
         memory: The float model with its BatchNorms (the teacher itself, if it has them).
-        statistics: The model's input normalisation.
         adapter: From the model's output to tensors.
         rng: CPU source of noise; each rank has its own.
         device: Where the generator lives.
@@ -47,16 +46,15 @@ class Adversary:
     def __init__(
         self,
         config: ZeroShotConfig,
-        image_shape: tuple[int, int, int],
+        images: ImageFormat,
         teacher: nn.Module,
         memory: nn.Module,
-        statistics: ImageStatistics,
         adapter: OutputAdapter,
         rng: torch.Generator,
         device: torch.device,
     ) -> None:
         self.config, self.teacher, self.memory = config, teacher, memory
-        self.image_shape, self.statistics = image_shape, statistics
+        self.format, self.statistics = images, images.statistics
         self.adapter, self.rng, self.device = adapter, rng, device
         self.dtype = next((p.dtype for p in teacher.parameters()), torch.float32)
         self.bn_loss = BatchNormLoss(memory)
@@ -71,15 +69,18 @@ class Adversary:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed * 1009 + len(self.restarts))
             self.generator = Generator(
-                self.image_shape, config.latent_dim, config.generator_width, self.statistics
+                self.format.shape,
+                config.generator.latent_dim,
+                config.generator.width,
+                self.statistics,
             )
         self.generator.to(self.device).train()
         groups: list[dict[str, Any]] = [{"params": list(self.generator.parameters())}]
-        if config.latent_lr > 0:
+        if config.generator.latent_lr > 0:
             self.latents = self.generator.noise(config.batch_size, self.rng, self.device)
             self.latents.requires_grad_(True)
-            groups.append({"params": [self.latents], "lr": config.latent_lr})
-        self.optimizer = torch.optim.Adam(groups, lr=config.generator_lr)
+            groups.append({"params": [self.latents], "lr": config.generator.latent_lr})
+        self.optimizer = torch.optim.Adam(groups, lr=config.generator.lr)
 
     def images(self) -> Tensor:
         """A new batch, with gradients to the generator, (batch_size, C, H, W)."""
@@ -89,8 +90,8 @@ class Adversary:
             half = self.config.batch_size // 2
             z = torch.cat([self.latents[:half], z[half:]])
         x = self.statistics.clamp(self.generator(z))
-        if self.config.low_pass > 0:
-            x = low_pass(x, self.config.low_pass)
+        if self.config.source.low_pass > 0:
+            x = low_pass(x, self.config.source.low_pass)
         return x.to(self.dtype)
 
     def sample(self) -> Tensor:
@@ -102,7 +103,7 @@ class Adversary:
         """Train G on BatchNorm statistics (and L_a) alone; returns the last loss."""
         last = 0.0
         for step in range(steps):
-            loss, _ = self._own_loss(self.images(), beta=self.config.beta or 0.1)
+            loss, _ = self._own_loss(self.images(), beta=self.config.losses.beta or 0.1)
             self._update(loss)
             last = float(loss.detach())
             if report is not None:
@@ -125,25 +126,25 @@ class Adversary:
         """
         config = self.config
         x = self.images()
-        own, terms = self._own_loss(x, beta=config.beta, taps=teacher_taps)
+        own, terms = self._own_loss(x, beta=config.losses.beta, taps=teacher_taps)
         teacher_out = self.adapter(self._teacher_output)
         student_out = self.adapter(student(x.clone()))  # a model may write into its input
-        measure = output_discrepancy if config.generator_loss == "l1" else teacher_divergence
+        measure = output_discrepancy if config.generator.loss == "l1" else teacher_divergence
         d_o = mean_over(measure, teacher_out, student_out)
         gap = d_o
         terms["D_o"] = float(d_o.detach())
-        if config.alpha > 0 and student_taps and teacher_taps and weights is not None:
+        if config.losses.alpha > 0 and student_taps and teacher_taps and weights is not None:
             d_f, _ = feature_discrepancy(
-                self._teacher_features, student_taps.take(), weights, config.relation_norm
+                self._teacher_features, student_taps.take(), weights, config.losses.relation_norm
             )
-            gap = gap + config.alpha * d_f
+            gap = gap + config.losses.alpha * d_f
             terms["D_f"] = float(d_f.detach())
         if student_taps is not None:
             student_taps.clear()
-        if config.margin > 0:
+        if config.generator.margin > 0:
             # Between agreement and disagreement: nothing is gained beyond the margin.
-            gap = gap.clamp(max=config.margin)
-        loss = own - config.gamma * gap
+            gap = gap.clamp(max=config.generator.margin)
+        loss = own - config.generator.gamma * gap
         terms["generator"] = float(loss.detach())
         self._update(loss)
         return terms
@@ -157,26 +158,26 @@ class Adversary:
         features: list[Tensor] = []
         handle = _last_map_hook(self.teacher, features)
         try:
-            with swinging(self.memory, self.rng, config.swing), self.bn_loss.recording():
+            with swinging(self.memory, self.rng, config.source.swing), self.bn_loss.recording():
                 if self.memory is self.teacher:
                     self._teacher_output = self.teacher(x.clone())
                 else:
                     self._teacher_output = self.teacher(x.clone())
-                    if len(self.bn_loss) and config.bn_weight > 0:
+                    if len(self.bn_loss) and config.generator.bn_weight > 0:
                         self.memory(x.clone())
                 value = self.bn_loss.value().to(x)
         finally:
             handle()
         self._teacher_features = taps.take() if taps is not None else {}
-        loss = config.bn_weight * value
+        loss = config.generator.bn_weight * value
         terms["bn"] = float(value.detach())
         if beta > 0 and features:
             l_a = activation_regulariser(features[-1])
             loss = loss + beta * l_a
             terms["L_a"] = float(l_a.detach())
-        if config.diversity_weight > 0 and features:
+        if config.generator.diversity_weight > 0 and features:
             spread = batch_similarity(features[-1])
-            loss = loss + config.diversity_weight * spread
+            loss = loss + config.generator.diversity_weight * spread
             terms["similarity"] = float(spread.detach())
         return loss, terms
 
@@ -200,10 +201,10 @@ class Adversary:
 
         Says so in the log. A generator whose output is not finite is restarted, too.
         """
-        if self.config.restart_below <= 0 or self.reference_diversity <= 0:
+        if self.config.generator.restart_below <= 0 or self.reference_diversity <= 0:
             return False
         now = self.diversity(images)
-        if now >= self.config.restart_below * self.reference_diversity:
+        if now >= self.config.generator.restart_below * self.reference_diversity:
             return False
         logger.warning(
             "step %d: the generator has collapsed (diversity %.3g, %.3g after its warm-up); "
@@ -214,7 +215,7 @@ class Adversary:
         )
         self.restarts.append(step)
         self._build()
-        self.warm_up(max(1, self.config.warmup_steps))
+        self.warm_up(max(1, self.config.generator.warmup_steps))
         return True
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,8 +14,11 @@ from torch.nn.functional import mse_loss
 from zaq_plugin.student import QuantLayer
 from zaq_plugin.student.fake_quantizers import Slot, activation_slots, grid_of
 from zaq_plugin.zero_shot.block import Block
-from zaq_plugin.zero_shot.drops import drop_mask
-from zaq_plugin.zero_shot.learned_activations import LearnedActivation, learned_activation
+from zaq_plugin.zero_shot.learned_activations import (
+    LearnedActivation,
+    drop_mask,
+    learned_activation,
+)
 from zaq_plugin.zero_shot.reconstruct_options import BlockResult, ReconstructOptions
 from zaq_plugin.zero_shot.rounding import LearnedRounding
 

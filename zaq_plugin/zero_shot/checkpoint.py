@@ -36,7 +36,7 @@ def load_checkpoint(folder: Path, config: str, device: torch.device | str) -> di
     state = torch.load(path, map_location=device, weights_only=True)
     if not isinstance(state, dict) or "config" not in state:
         raise ValueError(f"{path} is no checkpoint of zero-shot fine-tuning; delete it or move it.")
-    if state["config"] != config:
+    if json.loads(state["config"]) != json.loads(config):
         changed = _differences(state["config"], config)
         raise ValueError(
             f"{path} belongs to a run with other settings ({changed}); resume with those, or give "

@@ -17,7 +17,7 @@ from zaq_plugin.student.modes import frozen
 from zaq_plugin.zero_shot.bn_statistics import BatchNormLoss
 from zaq_plugin.zero_shot.dead_leaves import dead_leaves
 from zaq_plugin.zero_shot.generator import Generator
-from zaq_plugin.zero_shot.statistics import ImageStatistics
+from zaq_plugin.zero_shot.statistics import ImageFormat, ImageStatistics
 
 Progress = Callable[[int, int, float], None]
 
@@ -81,7 +81,7 @@ class DistillOptions:
 def distill_images(
     model: nn.Module,
     count: int,
-    image_shape: tuple[int, int, int],
+    image_shape: ImageFormat | tuple[int, int, int],
     *,
     options: DistillOptions | None = None,
     statistics: ImageStatistics | None = None,
@@ -96,8 +96,8 @@ def distill_images(
             what remains are the priors, the class term and the image statistics; with none of them
             either, images are what they start from, at once.
         count: Number of images; batches of ``options.batch_size``.
-        image_shape: (channels, height, width).
-        statistics: The model's input normalisation.
+        image_shape: An `ImageFormat`, or (channels, height, width).
+        statistics: The model's input normalisation, where ``image_shape`` does not say it.
         rng: CPU source of all noise.
         progress: Called with (step, steps, loss).
 
@@ -105,7 +105,10 @@ def distill_images(
         (count, C, H, W) float32, in the model's normalisation, between black and white.
     """
     model, options = unwrapped(model), options or DistillOptions()
-    statistics = statistics or ImageStatistics.for_channels(image_shape[0])
+    if statistics is None:
+        images = ImageFormat.of(image_shape)
+    else:
+        images = ImageFormat.of(image_shape, statistics.mean, statistics.std)
     rng = rng or torch.Generator().manual_seed(0)
     if device is None:
         first = next(model.parameters(), None)
@@ -117,7 +120,7 @@ def distill_images(
         bn_loss = BatchNormLoss(model, relative=options.relative)
         while done < count:
             # A short last batch would have statistics of its own.
-            job = _Job(model, bn_loss, image_shape, options, statistics, rng, torch.device(device))
+            job = _Job(model, bn_loss, images, options, rng, torch.device(device))
 
             def step_done(step: int, loss: float, start: int = len(batches)) -> None:
                 if progress is not None:
@@ -146,21 +149,21 @@ class _Job:
         self,
         model: nn.Module,
         bn_loss: BatchNormLoss,
-        image_shape: tuple[int, int, int],
+        images: ImageFormat,
         options: DistillOptions,
-        statistics: ImageStatistics,
         rng: torch.Generator,
         device: torch.device,
     ) -> None:
         self.model, self.bn_loss, self.options = model, bn_loss, options
-        self.statistics, self.rng = statistics, rng
-        shape = (options.batch_size, *image_shape)
+        statistics, self.rng = images.statistics, rng
+        self.statistics = statistics
+        shape = (options.batch_size, *images.shape)
         self.dtype = next((p.dtype for p in model.parameters()), torch.float32)
         self.classes: Tensor | None = None
         self.generator: Generator | None = None
         if options.method == "pixels":
             if options.start == "leaves":
-                start = dead_leaves(options.batch_size, image_shape, rng).to(device)
+                start = dead_leaves(options.batch_size, images.shape, rng).to(device)
             else:
                 start = torch.randn(shape, generator=rng).to(device)
             start = start * statistics.scale(start) + statistics.shift(start)
@@ -172,7 +175,7 @@ class _Job:
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(int(torch.randint(2**31, (1,), generator=rng)))
-                self.generator = Generator(image_shape, statistics=statistics)
+                self.generator = Generator(images.shape, statistics=statistics)
             self.generator.to(device)
             self.latents = self.generator.noise(options.batch_size, rng, device)
             self.latents.requires_grad_(True)

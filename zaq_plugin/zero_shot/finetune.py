@@ -12,6 +12,7 @@ from zaq_plugin.zero_shot.alternatives import Alternative
 from zaq_plugin.zero_shot.config import ZeroShotConfig
 from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs
 from zaq_plugin.zero_shot.result import FinetuneResult
+from zaq_plugin.zero_shot.statistics import ImageFormat
 from zaq_plugin.zero_shot.trainer import Run
 
 
@@ -19,7 +20,7 @@ def zero_shot_finetune(
     student: nn.Module,
     config: ZeroShotConfig | None = None,
     *,
-    image_shape: tuple[int, int, int],
+    image_shape: ImageFormat | tuple[int, int, int],
     float_model: nn.Module | None = None,
     teacher: nn.Module | None = None,
     mean: Sequence[float] | None = None,
@@ -41,12 +42,13 @@ def zero_shot_finetune(
     Args:
         student: Prepared for quantization-aware training, in any host; changed in place.
         config: Settings; `ZeroShotConfig.preset` has three.
-        image_shape: (channels, height, width).
+        image_shape: An `ImageFormat`, or (channels, height, width).
         float_model: The float model before its BatchNorms were folded, if they were: its
             statistics guide the synthetic images.
         teacher: P; by default the student's twin, whose weights are the student's: give one if
             the student's have been moved away from the float model's.
-        mean, std: The model's input normalisation, pixels in 0..1.
+        mean, std: The model's input normalisation, pixels in 0..1, where ``image_shape`` does not
+            say it.
         adapter: From the model's output to a list of tensors, for models with several outputs.
         images: (N, C, H, W) images in place of distilled ones; real ones make it fine-tuning with
             data, the ceiling.
@@ -77,11 +79,9 @@ def zero_shot_finetune(
         progress,
         on_step,
         {
-            "image_shape": image_shape,
+            "image_shape": ImageFormat.of(image_shape, mean, std),
             "float_model": float_model,
             "teacher": teacher,
-            "mean": mean,
-            "std": std,
             "adapter": adapter,
         },
     )

@@ -12,8 +12,18 @@ from torch import Tensor, nn
 
 from zaq_plugin.pwlq import fake_quantize
 from zaq_plugin.student.fake_quantizers import Slot, is_uniform
-from zaq_plugin.zero_shot.drops import drop_mask
 from zaq_plugin.zero_shot.learned_levels import EdgeFactors
+
+
+def drop_mask(like: Tensor, share: float, rng: torch.Generator | None) -> Tensor:
+    """Each element True with probability ``share``, in steps of 1/256; same shape, bool.
+
+    Four elements share one random integer: drawing is a fifth of a reconstruction step otherwise.
+    """
+    count = like.numel()
+    words = torch.empty(-(-count // 4), dtype=torch.int32, device=like.device)
+    words.random_(-(2**31), 2**31, generator=rng)
+    return (words.view(torch.uint8)[:count] < round(256 * share)).view(like.shape)
 
 
 class LearnedActivation(nn.Module):

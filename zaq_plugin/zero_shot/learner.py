@@ -36,11 +36,12 @@ class Learner:
 
     def __init__(self, student: nn.Module, example: Tensor, config: ZeroShotConfig) -> None:
         self.student, self.config = student, config
+        training = config.training
         self.weights = reached_layers(student, example)
-        self.activations: list[Slot] = activation_slots(student) if config.step_lr > 0 else []
+        self.activations: list[Slot] = activation_slots(student) if training.step_lr > 0 else []
         device = example.device
         self.edges: list[LearnedEdges] = []
-        if config.edge_lr > 0:
+        if training.edge_lr > 0:
             self.edges = [LearnedEdges(s).to(device) for s in self.weights]
         self.steps = [learned_activation(s).to(device) for s in self.activations]
         self._pairs: list[tuple[Slot, nn.Module]] = [
@@ -55,18 +56,18 @@ class Learner:
                 f"{type(student).__name__} requires a gradient; call requires_grad_(True) on the "
                 "model before it is prepared"
             )
-        if config.optimizer == "sgd":
-            self.optimizer: Optimizer = torch.optim.SGD(groups, momentum=config.momentum)
+        if training.optimizer == "sgd":
+            self.optimizer: Optimizer = torch.optim.SGD(groups, momentum=training.momentum)
         else:
             self.optimizer = torch.optim.Adam(groups)
         self._rates = [group["lr"] for group in groups]
-        self.average = [p.detach().clone() for p in self.trained] if config.ema_decay > 0 else []
+        self.average = [p.detach().clone() for p in self.trained] if training.ema_decay > 0 else []
         self.done = 0
         self.attached = False
         self.attach()
 
     def _groups(self) -> list[dict[str, Any]]:
-        config = self.config
+        training = self.config.training
         known = {id(layer.parameter): layer for layer in self.weights}
         stand_ins = {id(p) for _, module in self._pairs for p in module.parameters()}
         own = [
@@ -74,20 +75,20 @@ class Learner:
             for p in self.student.parameters()
             if p.requires_grad and id(p) not in known and id(p) not in stand_ins
         ]
-        gaps = [self._gap(layer) if config.relative_lr else 1.0 for layer in known.values()]
+        gaps = [self._gap(layer) if training.relative_lr else 1.0 for layer in known.values()]
         groups: list[dict[str, Any]] = [
             {
                 "params": [layer.parameter],
-                "lr": config.student_lr * gap,
-                "weight_decay": config.weight_decay,
+                "lr": training.lr * gap,
+                "weight_decay": training.weight_decay,
             }
             for layer, gap in zip(known.values(), gaps, strict=True)
         ]
         mean_gap = sum(gaps) / len(gaps)
-        groups.append({"params": own, "lr": config.student_lr * mean_gap * config.bias_lr})
+        groups.append({"params": own, "lr": training.lr * mean_gap * training.bias_lr})
         learned = [p for e in self.edges for p in e.parameters() if p.numel()]
-        groups.append({"params": learned, "lr": config.edge_lr})
-        groups += [{"params": [s.learned], "lr": s.rate(config.step_lr)} for s in self.steps]
+        groups.append({"params": learned, "lr": training.edge_lr})
+        groups += [{"params": [s.learned], "lr": s.rate(training.step_lr)} for s in self.steps]
         return [group for group in groups if group["params"]]
 
     @staticmethod
@@ -146,27 +147,32 @@ class Learner:
 
     def update(self, loss: Tensor) -> float:
         """One optimizer step; returns the gradient's norm."""
-        config = self.config
+        training = self.config.training
         self._set_rates()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        limit = config.grad_clip if config.grad_clip > 0 else math.inf
+        limit = training.grad_clip if training.grad_clip > 0 else math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.trained, limit))
-        before = [s.parameter.detach().clone() for s in self.weights] if config.crossing > 0 else []
+        before = (
+            [s.parameter.detach().clone() for s in self.weights] if training.crossing > 0 else []
+        )
         self.optimizer.step()
         for layer, old in zip(self.weights, before, strict=False):
-            _scale_update(layer.parameter, old, layer.levels(), layer.rows, config.crossing)
+            _scale_update(layer.parameter, old, layer.levels(), layer.rows, training.crossing)
         self.done += 1
         with torch.no_grad():
             for mean, parameter in zip(self.average, self.trained, strict=False):
-                mean.lerp_(parameter, 1 - min(config.ema_decay, (1 + self.done) / (10 + self.done)))
+                mean.lerp_(
+                    parameter,
+                    1 - min(training.ema_decay, (1 + self.done) / (10 + self.done)),
+                )
         return norm
 
     def _set_rates(self) -> None:
         share = self.done / max(1, self.config.steps)
         cosine = 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
-        factor = cosine if self.config.schedule == "cosine" else 1.0
-        rising = self.config.lr_warmup * self.config.steps
+        factor = cosine if self.config.training.schedule == "cosine" else 1.0
+        rising = self.config.training.warmup * self.config.steps
         factor *= min(1.0, (self.done + 1) / max(rising, 1.0))
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor

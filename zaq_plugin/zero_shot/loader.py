@@ -22,10 +22,10 @@ from zaq_plugin.zero_shot.discrepancy import (
     output_discrepancy,
     teacher_divergence,
 )
-from zaq_plugin.zero_shot.distill import DistillOptions, distill_images
+from zaq_plugin.zero_shot.distill import distill_images
 from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs, detached, mean_over
 from zaq_plugin.zero_shot.sources import ImageSource
-from zaq_plugin.zero_shot.statistics import ImageStatistics
+from zaq_plugin.zero_shot.statistics import ImageFormat
 from zaq_plugin.zero_shot.taps import TapSet, find_taps
 
 logger = logging.getLogger(__name__)
@@ -41,12 +41,12 @@ class ZeroShotLoader:
 
     Args:
         student: A prepared model, with fake-quantizers; may be wrapped in DDP.
-        image_shape: (channels, height, width).
+        image_shape: An `ImageFormat`, or (channels, height, width).
         config: Settings; ``len(loader)`` is ``config.steps``.
         teacher: P; the student's twin by default.
         float_model: The float model before its BatchNorms were folded, whose statistics guide the
             images. By default the teacher is looked at.
-        mean, std: The model's input normalisation; see `ImageStatistics.for_channels`.
+        mean, std: The model's input normalisation, where ``image_shape`` does not say it.
         adapter: From the model's output to a list of tensors; all of floating point by default.
         device, dtype: Of the yielded images; the student's by default.
         rank: Position among the processes of a distributed run, which decides the noise; taken from
@@ -59,7 +59,7 @@ class ZeroShotLoader:
     def __init__(
         self,
         student: nn.Module,
-        image_shape: tuple[int, int, int],
+        image_shape: ImageFormat | tuple[int, int, int],
         config: ZeroShotConfig | None = None,
         *,
         teacher: nn.Module | None = None,
@@ -83,8 +83,7 @@ class ZeroShotLoader:
         first = next(core.parameters())
         self.device = torch.device(device) if device is not None else first.device
         self.dtype = dtype or first.dtype
-        self.image_shape = (image_shape[0], image_shape[1], image_shape[2])
-        self.statistics = ImageStatistics.for_channels(image_shape[0], mean, std)
+        self.images = ImageFormat.of(image_shape, mean, std)
         self.teacher = (teacher if teacher is not None else twin(core)).to(self.device)
         self.memory = self.teacher if float_model is None else float_model.to(self.device)
         if self.memory is not self.teacher:
@@ -127,22 +126,21 @@ class ZeroShotLoader:
         if config.uses_generator:
             self.adversary = Adversary(
                 config,
-                self.image_shape,
+                self.images,
                 self.teacher,
                 self.memory,
-                self.statistics,
                 self.adapter,
                 self.rng,
                 self.device,
             )
             if warm_up:
-                steps = config.warmup_steps
+                steps = config.generator.warmup_steps
                 self.adversary.warm_up(
                     steps,
                     None if report is None else lambda s, v: report("warm-up", s, steps, v),
                 )
         if pool is None and config.uses_distilled:
-            pool = self.distill(config.distilled_images, report)
+            pool = self.distill(config.distillation.images, report)
         if pool is not None:
             pool = pool.to(self.device, self.dtype)
         self.source = ImageSource(
@@ -155,23 +153,11 @@ class ZeroShotLoader:
     ) -> Tensor:
         """Distilled images, the same on every rank, (count, C, H, W)."""
         config = self.config
-        options = DistillOptions(
-            steps=config.distill_steps,
-            start=config.distill_start,
-            batch_size=min(128, max(2, count)),
-            lr=config.distill_lr,
-            method=config.distill_method,
-            total_variation=config.total_variation,
-            class_weight=config.class_weight,
-            swing=config.swing,
-            low_pass=config.low_pass,
-        )
         return distill_images(
             self.memory,
             count,
-            self.image_shape,
-            options=options,
-            statistics=self.statistics,
+            self.images,
+            options=config.distillation.options(config.source, min(128, max(2, count))),
             rng=self.shared_rng,
             device=self.device,
             progress=None if report is None else lambda s, n, v: report("distil", s, n, v),
@@ -184,12 +170,12 @@ class ZeroShotLoader:
 
     def _place_taps(self) -> None:
         config = self.config
-        if config.alpha <= 0 and config.feature_weight <= 0:
+        if config.losses.alpha <= 0 and config.losses.feature_weight <= 0:
             return
-        example = torch.zeros(2, *self.image_shape, device=self.device, dtype=self.dtype)
-        names = find_taps(self.teacher, example, config.taps)
+        example = torch.zeros(2, *self.images.shape, device=self.device, dtype=self.dtype)
+        names = find_taps(self.teacher, example, config.losses.taps)
         self._taps = TapSet(self.teacher, names), TapSet(unwrapped(self.student), names)
-        self.layer_weights = LayerWeights(len(names), config.lambda_decay).to(self.device)
+        self.layer_weights = LayerWeights(len(names), config.losses.lambda_decay).to(self.device)
         logger.info("taps: %s", ", ".join(names))
 
     # ---- the loop ------------------------------------------------------------------------------
@@ -220,7 +206,7 @@ class ZeroShotLoader:
     def _generator_step(self) -> None:
         if self.layer_weights is not None and self.step and self.step % self.epoch == 0:
             self.layer_weights.end_epoch()
-        if self.adversary is None or self.config.gamma == 0:
+        if self.adversary is None or self.config.generator.gamma == 0:
             return
         core = unwrapped(self.student)
         with frozen(core):
@@ -247,24 +233,24 @@ class ZeroShotLoader:
         """
         config = self.config
         teacher_out, student_out = self.adapter(detached(targets)), self.adapter(output)
-        measure = output_discrepancy if config.loss == "l1" else teacher_divergence
+        measure = output_discrepancy if config.losses.output == "l1" else teacher_divergence
         total = mean_over(measure, teacher_out, student_out)
-        terms = {"D_o" if config.loss == "l1" else "KL": total.detach()}
+        terms = {"D_o" if config.losses.output == "l1" else "KL": total.detach()}
         if self._taps is not None and self.layer_weights is not None:
             student_features = self._taps[1].take()
-            if config.alpha > 0:
+            if config.losses.alpha > 0:
                 d_f, distances = feature_discrepancy(
                     self._teacher_features,
                     student_features,
                     self.layer_weights,
-                    config.relation_norm,
+                    config.losses.relation_norm,
                 )
                 self.layer_weights.observe(distances)
-                total = total + config.alpha * d_f
+                total = total + config.losses.alpha * d_f
                 terms["D_f"] = d_f.detach()
-            if config.feature_weight > 0:
+            if config.losses.feature_weight > 0:
                 gap = feature_distance(self._teacher_features, student_features)
-                total = total + config.feature_weight * gap
+                total = total + config.losses.feature_weight * gap
                 terms["features"] = gap.detach()
         terms["loss"] = total.detach()
         self.losses.update({name: float(value) for name, value in terms.items()})
@@ -297,7 +283,7 @@ class ZeroShotLoader:
         Raises:
             ValueError: if the state belongs to another config.
         """
-        if state["config"] != self.config.to_json():
+        if ZeroShotConfig.from_json(state["config"]) != self.config:
             raise ValueError(
                 "ZeroShotLoader: the saved state belongs to another config; build the loader with "
                 f"ZeroShotConfig.from_json({state['config']!r})."

@@ -18,7 +18,6 @@ from zaq_plugin.zero_shot.alternatives import Alternative, states_of, weigh
 from zaq_plugin.zero_shot.config import ZeroShotConfig
 from zaq_plugin.zero_shot.judge import Judge
 from zaq_plugin.zero_shot.loader import ZeroShotLoader
-from zaq_plugin.zero_shot.reconstruct_options import ReconstructOptions
 from zaq_plugin.zero_shot.reconstruction import reconstruct
 from zaq_plugin.zero_shot.result import FinetuneResult
 from zaq_plugin.zero_shot.sources import copies
@@ -58,17 +57,17 @@ class Preparation:
             images: (N, C, H, W) in place of distilled ones.
         """
         held_out = self._timed("images", lambda: self._make_images(images))
-        if self.config.recalibrate:
+        if self.config.calibration.renew:
             self._timed("calibration", self._calibrate)
         set_switches(self.student, observe=False, quantize=True)
         if self.correct is not None:
             self._timed("bias correction", self._correct)
         judge = judge_of(
-            self.loader, copies(held_out, self.config.validation_copies, self.loader.shared_rng)
+            self.loader, copies(held_out, self.config.judging.copies, self.loader.shared_rng)
         )
         tried = self._timed("alternatives", self._alternatives) if self.alternatives else {}
         judge.look(self.student, "start")
-        if self.config.reconstruct:
+        if self.config.reconstruction.enabled:
             # Learned roundings start from the weights themselves, whose biases are the float ones.
             student_of(self.student).restore_biases()
             self._timed("reconstruction", self._reconstruct)
@@ -85,19 +84,19 @@ class Preparation:
 
         if images is not None:
             images = images.to(loader.device, loader.dtype)
-            count = min(config.validation_images, max(2, len(images) // 3))
+            count = min(config.judging.images, max(2, len(images) // 3))
             loader.prepare(images[:-count], report)
             self.pool = images[:-count]
             return images[-count:]
         if config.uses_distilled:
-            total = config.distilled_images + config.validation_images
+            total = config.distillation.images + config.judging.images
             made = loader.distill(total, report).to(loader.dtype)
-            loader.prepare(made[: config.distilled_images], report)
-            self.pool = made[: config.distilled_images]
-            return made[config.distilled_images :]
+            loader.prepare(made[: config.distillation.images], report)
+            self.pool = made[: config.distillation.images]
+            return made[config.distillation.images :]
         loader.prepare(None, report)
-        held_out = self._generate(config.validation_images)
-        self.pool = self._generate(max(config.calibration_images, 2))
+        held_out = self._generate(config.judging.images)
+        self.pool = self._generate(max(config.calibration.images, 2))
         return held_out
 
     def _generate(self, count: int) -> Tensor:
@@ -108,13 +107,13 @@ class Preparation:
 
     @torch.no_grad()
     def _calibrate(self) -> None:
-        images = self.pool[: self.config.calibration_images].split(self.config.batch_size)
+        images = self.pool[: self.config.calibration.images].split(self.config.batch_size)
         set_ranges(student_of(self.student), [((batch,), {}) for batch in images])
         to_quantized_evaluation(self.student)
 
     def _batches(self) -> list[Tensor]:
         """Calibration images, in batches of one size, as hosts want them."""
-        batches = self.pool[: self.config.calibration_images].split(self.config.batch_size)
+        batches = self.pool[: self.config.calibration.images].split(self.config.batch_size)
         return [b for b in batches if len(b) == len(batches[0])]
 
     def _correct(self) -> None:
@@ -127,21 +126,11 @@ class Preparation:
 
     def _reconstruct(self) -> None:
         config = self.config
-        options = ReconstructOptions(
-            iterations=config.reconstruct_iterations,
-            batch_size=config.reconstruct_batch_size,
-            step_lr=config.reconstruct_step_lr,
-            scale_lr=config.reconstruct_scale_lr,
-            rounding_lr=config.reconstruct_rounding_lr,
-            regulariser=config.reconstruct_regulariser,
-            drop=config.drop,
-            harden_until=config.reconstruct_harden,
-        )
         self.result.blocks = reconstruct(
             self.student,
             self.loader.teacher,
-            copies(self.pool, config.reconstruct_copies, self.loader.shared_rng),
-            options,
+            copies(self.pool, config.reconstruction.copies, self.loader.shared_rng),
+            config.reconstruction.options(),
             rng=self.loader.shared_rng,
             progress=lambda name, n, total, error: self.show(
                 "reconstruct", n, total, {"error": error}
@@ -159,7 +148,7 @@ def judge_of(loader: ZeroShotLoader, images: Tensor) -> Judge:
         loader: Of the run.
         images: (N, C, H, W) that nothing is trained on.
     """
-    return Judge(loader.teacher, images, loader.adapter, loader.config.loss)
+    return Judge(loader.teacher, images, loader.adapter, loader.config.losses.output)
 
 
 def timed(seconds: dict[str, float], stage: str, action: Callable[[], Any]) -> Any:

@@ -41,18 +41,18 @@ class ImageSource:
         config = self.config
         if self.adversary is None:
             return self._from_pool(config.batch_size)
-        if self.replay and self._chance(config.replay_share):
+        if self.replay and self._chance(config.source.replay_share):
             batch = self.replay[self._integer(len(self.replay))]
         else:
             batch = self.adversary.sample()
             self._remember(batch, step)
         if self.pool is None:
             return batch
-        fresh = round(config.generated_share * config.batch_size)
+        fresh = round(config.source.generated_share * config.batch_size)
         return torch.cat([batch[:fresh], self._from_pool(config.batch_size - fresh)])
 
     def _remember(self, batch: Tensor, step: int) -> None:
-        limit = self.config.replay_batches
+        limit = self.config.source.replay_batches
         if limit < 1 or step % self.config.student_steps:
             return
         if len(self.replay) < limit:
@@ -67,15 +67,15 @@ class ImageSource:
 
     def _augment(self, x: Tensor) -> Tensor:
         config = self.config
-        if config.flip:
+        if config.source.flip:
             mirrored = torch.rand(len(x), 1, 1, 1, generator=self.rng).to(x.device) < 0.5
             x = torch.where(mirrored, x.flip(-1), x)
-        if config.shift > 0:
-            reach = min(config.shift, x.shape[-1] - 1, x.shape[-2] - 1)
+        if config.source.shift > 0:
+            reach = min(config.source.shift, x.shape[-1] - 1, x.shape[-2] - 1)
             down, right = torch.randint(2 * reach + 1, (2,), generator=self.rng).tolist()
             padded = torch.nn.functional.pad(x, (reach,) * 4, mode="reflect")
             x = padded[..., down : down + x.shape[-2], right : right + x.shape[-1]]
-        if config.mixup > 0 and self._chance(config.mixup):
+        if config.source.mixup > 0 and self._chance(config.source.mixup):
             share = torch.rand(len(x), 1, 1, 1, generator=self.rng).to(x.device)
             partner = torch.randperm(len(x), generator=self.rng).to(x.device)
             x = torch.lerp(x[partner], x, share)

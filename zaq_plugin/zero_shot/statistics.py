@@ -83,6 +83,64 @@ class ImageStatistics:
         return torch.minimum(torch.maximum(images, self.low(images)), self.high(images))
 
 
+@dataclass(frozen=True)
+class ImageFormat:
+    """What images a model takes: their shape and how their pixels are normalised.
+
+    Attributes:
+        shape: (channels, height, width).
+        mean, std: The model's input normalisation, pixels in 0..1: one value, or one per channel;
+            None for what `ImageStatistics.for_channels` takes it to be.
+
+    Raises:
+        ValueError: for a shape that is none, or values that do not fit the channels.
+    """
+
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        shape = tuple(int(size) for size in self.shape)
+        if len(shape) != 3 or min(shape) < 1:
+            raise ValueError(
+                "ImageFormat: shape must be (channels, height, width), each at least 1; got "
+                f"{tuple(self.shape)}."
+            )
+        object.__setattr__(self, "shape", shape)
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if values is not None:
+                object.__setattr__(self, name, tuple(float(v) for v in values))
+        _ = self.statistics  # which refuses what does not fit
+
+    @classmethod
+    def of(
+        cls,
+        image_shape: ImageFormat | Sequence[int],
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> ImageFormat:
+        """What users may say in its place: a shape, with mean and std beside it.
+
+        Raises:
+            ValueError: if mean or std come beside a format, which has its own.
+        """
+        if not isinstance(image_shape, ImageFormat):
+            return cls(image_shape, mean, std)  # type: ignore[arg-type]
+        if mean is not None or std is not None:
+            raise ValueError(
+                "mean and std are said twice: an ImageFormat has its own. Give it alone, or "
+                "image_shape=(channels, height, width) with mean and std."
+            )
+        return image_shape
+
+    @property
+    def statistics(self) -> ImageStatistics:
+        """The normalisation, one value per channel."""
+        return ImageStatistics.for_channels(self.shape[0], self.mean, self.std)
+
+
 def _natural(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if channels == 3:
         return NATURAL_MEAN, NATURAL_STD

@@ -101,7 +101,7 @@ class Run:
             self._check_finite("gradient's norm", self.learner.update(loss))
             step = loader.step
             last = step == config.steps
-            if step % config.validate_every == 0 or last:
+            if step % config.judging.every == 0 or last:
                 self._judge(step)
             self.progress.show("train", step, config.steps, self._shown())
             if self.folder is not None and (
@@ -117,7 +117,7 @@ class Run:
 
     def _hopeless(self) -> bool:
         """Whether the last ``patience`` judgements in training left the best state as it was."""
-        patience = self.config.patience
+        patience = self.config.judging.patience
         history = self.judge.history if self.judge is not None else []
         rounds = [v for v in history if v.label.startswith("step ")]
         if not patience or len(rounds) < patience:

@@ -33,9 +33,9 @@ def watch_layers(loader: ZeroShotLoader, images: Tensor) -> dict[str, float]:
     unwrapped(loader.student)(images.clone())
     weights = loader.layer_weights
     total, distances = feature_discrepancy(
-        teacher_taps.take(), student_taps.take(), weights, loader.config.relation_norm
+        teacher_taps.take(), student_taps.take(), weights, loader.config.losses.relation_norm
     )
-    if loader.config.alpha <= 0:
+    if loader.config.losses.alpha <= 0:
         weights.observe(distances)
         weights.end_epoch()
     values = zip(teacher_taps.names, weights.values.tolist(), strict=True)

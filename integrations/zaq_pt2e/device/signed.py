@@ -43,8 +43,24 @@ def _moved(converted: GraphModule, source: torch.dtype, to: torch.dtype, shift: 
             x, scale, zero, low, high, _ = node.args
             if high - low == 255:  # weights of one grid have -127 .. 127
                 node.args = (x, scale, zero + shift, low + shift, high + shift, to)
+                if x.op == "get_attr":
+                    _move_codes(model, x.target, source, to, shift)
     model.recompile()
     return model
+
+
+def _move_codes(
+    model: GraphModule, target: str, source: torch.dtype, to: torch.dtype, shift: int
+) -> None:
+    """The same for a constant that is stored as codes, such as a scale that multiplies a layer."""
+    path, _, name = target.rpartition(".")
+    owner = model.get_submodule(path)
+    codes = getattr(owner, name)
+    if codes.dtype != source:
+        return  # moved already: several nodes read it
+    moved = (codes.to(torch.int16) + shift).to(to)
+    delattr(owner, name)
+    owner.register_buffer(name, moved)
 
 
 def refuse(converted: GraphModule, who: str) -> None:

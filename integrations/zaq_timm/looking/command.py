@@ -12,7 +12,7 @@ from zaq_timm.zoo.errors import LeftOut, RunError
 
 INSPECT = """\
 Looks at a model before anything is quantized: its layers and shapes, what would stay float and
-why, which hosts take it, and predicted sizes at 4, 5 and 8 stored bits.
+why, which hosts take it, predicted sizes at 4, 5 and 8 stored bits, and seconds of methods.
 
 MODEL is a timm name, package.module:function, a checkpoint (with --model NAME), or an ONNX file."""
 
@@ -45,6 +45,8 @@ def add_commands(commands: Any, formatter: type[argparse.HelpFormatter]) -> None
     )
     inspect.add_argument("--hosts", action=argparse.BooleanOptionalAction, default=True,
                          help="ask every host, seconds each (default: yes)")  # fmt: skip
+    inspect.add_argument("--seconds", action=argparse.BooleanOptionalAction, default=True,
+                         help="predict what methods take (default: yes)")  # fmt: skip
     _add_loading(inspect)
     inspect.set_defaults(run=inspect_command)
     compare = commands.add_parser(
@@ -94,7 +96,7 @@ def inspect_command(args: argparse.Namespace) -> int:
             reference, settings = _reference(args, path)
             from zaq_timm.looking.predict import sketch
 
-            made = sketch(reference, settings, args.hosts)
+            made = sketch(reference, settings, args.hosts, args.seconds)
     except (ValueError, TypeError, OSError, ImportError, LeftOut) as error:
         return _fail("inspect", error)
     if args.json:
@@ -142,7 +144,7 @@ def compare_command(args: argparse.Namespace) -> int:
 
     if args.out:
         from zaq_plugin.report._json import write_atomic
-        from zaq_plugin.report.table_page import render_table_page
+        from zaq_plugin.report.page import render_table_page
 
         columns = difference_columns(found, args.first, args.second)
         lead = f"{args.first} and {args.second}: worst layers first; 6 dB are one bit."

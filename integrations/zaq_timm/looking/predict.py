@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import time
 import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from zaq_plugin.ptq import audit, fold_batch_norm, simulate
 from zaq_plugin.ptq.plan import stored_size
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
 from zaq_plugin.student.host import Assignment, find_host, host_names
+from zaq_timm.looking.seconds import measure_costs, predict_seconds
 from zaq_timm.zoo.models import load
 from zaq_timm.zoo.references import Reference
 from zaq_timm.zoo.settings import Settings
@@ -59,6 +61,7 @@ class Sketch:
         layers: every weight of two dimensions and more.
         other_bytes: what is left float besides: biases, BatchNorms that stay, 4 bytes each.
         hosts: host to how many layers it would quantize and what it says of the others.
+        seconds: method to what it would take here, see `zaq_timm.looking.seconds`.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Sketch:
     layers: list[LayerSketch]
     other_bytes: int
     hosts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def float_bytes(self) -> int:
@@ -90,13 +94,16 @@ def spec_at(stored_bits: int) -> QuantSpec:
     return PWLQSpec(bits=stored_bits - 1)
 
 
-def sketch(reference: Reference, settings: Settings, hosts: bool = True) -> Sketch:
+def sketch(
+    reference: Reference, settings: Settings, hosts: bool = True, seconds: bool = True
+) -> Sketch:
     """What would become of a model.
 
     Args:
         reference: the model; `zaq_timm.zoo.references` makes one of what users type.
         settings: how it is loaded: ``pretrained``, ``num_classes``, ``input_size``.
         hosts: also ask every host that is installed, which takes seconds each.
+        seconds: also time the model's steps, and predict what methods take.
 
     Raises:
         LeftOut: the model cannot be had, or takes no images.
@@ -104,7 +111,9 @@ def sketch(reference: Reference, settings: Settings, hosts: bool = True) -> Sket
     loaded = load(reference, settings)
     example = torch.zeros(2, *loaded.inputs.shape)
     folded = fold_batch_norm(loaded.model, (example,))
+    begin = time.perf_counter()
     student = simulate(folded, PWLQSpec(bits=4), 8, example_inputs=(example,))
+    levels = time.perf_counter() - begin
     modules = dict(folded.named_modules())
     layers = []
     for record in audit(student):
@@ -130,6 +139,9 @@ def sketch(reference: Reference, settings: Settings, hosts: bool = True) -> Sket
     weights = sum(layer.numel for layer in layers)
     rest = 4 * (sum(p.numel() for p in folded.parameters()) - weights)
     made = Sketch(reference.name, loaded.weights, loaded.inputs.shape, layers, rest)
+    if seconds:
+        costs = measure_costs(loaded.model, student, loaded.inputs, levels)
+        made.seconds = predict_seconds(costs, settings)
     for name in host_names() if hosts else ():
         if name != "simulated":
             made.hosts[name] = ask(name, loaded.model, example)

@@ -40,6 +40,9 @@ def sketch_lines(sketch: Sketch) -> list[str]:
         name = spec.label.partition(" (")[0]
         found.append(f"  {name:<32} {size / 1000:>10,.1f} kB   {whole / size:4.1f} x smaller")
     found.append(f"  {'float32':<32} {whole / 1000:>10,.1f} kB")
+    if sketch.seconds:
+        found += ["", "seconds of `zaq-quantize run --strategy ...` here, predicted"]
+        found += [f"  {name:<12} {value:>10,.1f}" for name, value in sketch.seconds.items()]
     found += ["", "hosts, asked at 4 MAC bits and 8-bit activations"] if sketch.hosts else []
     for name, told in sketch.hosts.items():
         if not told["takes"]:

@@ -13,7 +13,7 @@ from zaq_plugin.ptq import calibrate, correct_bias
 from zaq_plugin.ptq.plan import stored_size
 from zaq_plugin.pwlq import QuantSpec, UniformSpec
 from zaq_plugin.report import Audit
-from zaq_plugin.student.host import Assignment, find_host
+from zaq_plugin.student.host import Assignment, find_host, in_short
 from zaq_plugin.student.proof import require_float_function
 from zaq_plugin.zero_shot import FinetuneResult
 from zaq_timm.zoo.errors import LeftOut, is_out_of_memory
@@ -132,25 +132,17 @@ def convert(host: str, request: Request) -> tuple[str, Converted]:
         try:
             made = on_host(name, request)
         except ImportError as error:
-            reasons.append(f"{name}: {_short(error)}")
+            reasons.append(f"{name}: {in_short(error)}")
             continue
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            reasons.append(f"{name}: {_short(error)}")
+            reasons.append(f"{name}: {in_short(error)}")
             last = error
             continue
         made.notes = [f"{reason}" for reason in reasons] + made.notes
         return name, made
     raise LeftOut("; ".join(reasons)) from last
-
-
-def _short(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    if text.endswith(":") and len(lines) > 1:
-        text = f"{text} {lines[1]}"
-    return f"{type(error).__name__}: {text}"[:400]
 
 
 def depthwise_overrides(model: nn.Module, spec: QuantSpec) -> dict[str, QuantSpec]:

@@ -20,6 +20,7 @@ from zaq_timm.zoo.hosts import Converted, Correct, Request, convert, depthwise_o
 from zaq_timm.zoo.model_job import Job, Report
 from zaq_timm.zoo.models import load
 from zaq_timm.zoo.pareto import best_within, code_bits, code_bytes, frontier
+from zaq_timm.zoo.quantities import parse_budget
 from zaq_timm.zoo.ranks import averaged_gradients, rank_and_size
 from zaq_timm.zoo.references import Reference
 from zaq_timm.zoo.row import measure
@@ -29,7 +30,7 @@ from zaq_timm.zoo.sensitivity import (
     measure_sensitivities,
     widths_of,
 )
-from zaq_timm.zoo.settings import Settings, parse_budget
+from zaq_timm.zoo.settings import Settings
 from zaq_timm.zoo.strategies import convert_by_strategy, images_wanted
 from zaq_timm.zoo.synthetic import make_images
 
@@ -81,7 +82,7 @@ def _calibration_count(settings: Settings) -> int:
     if settings.zero_shot == "none":
         return settings.calibration_images
     config = ZeroShotConfig.preset(settings.zero_shot)
-    wanted = config.distilled_images + config.validation_images if config.uses_distilled else 0
+    wanted = config.distillation.images + config.judging.images if config.uses_distilled else 0
     return max(settings.calibration_images, wanted)
 
 
@@ -184,7 +185,7 @@ def _finetune(job: Job, student: nn.Module, correct: Correct | None) -> Finetune
     config = config.with_changes(
         batch_size=batch,
         calibration_images=settings.calibration_images,
-        reconstruct_batch_size=min(config.reconstruct_batch_size, settings.batch),
+        reconstruct_batch_size=min(config.reconstruction.batch_size, settings.batch),
     )
 
     def on_step(step: int) -> None:
@@ -195,10 +196,8 @@ def _finetune(job: Job, student: nn.Module, correct: Correct | None) -> Finetune
         return zero_shot_finetune(
             student,
             config,
-            image_shape=inputs.shape,
+            image_shape=inputs,
             float_model=job.loaded.model,
-            mean=inputs.mean,
-            std=inputs.std,
             images=job.images.calibration if config.uses_distilled else None,
             correct=correct,
             progress=False,

@@ -11,10 +11,11 @@ from torch import nn
 from zaq_plugin.pwlq import QuantSpec
 from zaq_plugin.report import Manifest
 from zaq_plugin.zero_shot import FinetuneResult
+from zaq_timm.zoo.format_names import weight_spec
 from zaq_timm.zoo.models import Loaded
 from zaq_timm.zoo.pareto import Point
 from zaq_timm.zoo.sensitivity import Place, Sensitivity
-from zaq_timm.zoo.settings import Settings, weight_spec
+from zaq_timm.zoo.settings import Settings
 from zaq_timm.zoo.synthetic import Synthetic
 
 Report = Callable[[str, int, int], None]

@@ -14,27 +14,24 @@ import torch
 from torch import Tensor, nn
 
 from zaq_plugin.ptq.wrappers import without_prefixes
+from zaq_plugin.zero_shot import ImageFormat
 from zaq_timm.zoo.errors import LeftOut
+from zaq_timm.zoo.quantities import input_shape
 from zaq_timm.zoo.references import Reference, import_timm
-from zaq_timm.zoo.settings import Settings, input_shape
+from zaq_timm.zoo.settings import Settings
 
 _DEFAULT = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 @dataclass(frozen=True)
-class Inputs:
+class Inputs(ImageFormat):
     """How a model wants its images, from timm's ``pretrained_cfg``.
 
     Attributes:
-        shape: channels, height, width.
-        mean, std: of the normalisation, pixels in 0..1.
         interpolation: how images are resized.
         crop_pct: the share of the resized image that is cropped out of its middle.
     """
 
-    shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
 

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from zaq_timm.zoo.format_names import format_in_words
 from zaq_timm.zoo.pool import Task
 from zaq_timm.zoo.references import Reference, find_references
-from zaq_timm.zoo.settings import Settings, format_in_words
+from zaq_timm.zoo.settings import Settings
 
 WORK = "zaq_timm.zoo.job:run_job"
 

@@ -14,8 +14,9 @@ from zaq_timm.zoo.limits import Limits
 from zaq_timm.zoo.plan import Plan
 from zaq_timm.zoo.pool import Event, Pool, Task
 from zaq_timm.zoo.progress import ZooProgress
+from zaq_timm.zoo.quantities import seconds_of, size_in_bytes
 from zaq_timm.zoo.results import Results
-from zaq_timm.zoo.settings import Settings, seconds_of, size_in_bytes
+from zaq_timm.zoo.settings import Settings
 
 
 class Planned(Protocol):

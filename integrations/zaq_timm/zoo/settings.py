@@ -4,14 +4,15 @@ a settings file."""
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # torch is loaded when a format is asked for, not to read a command line
-    from zaq_plugin.pwlq import QuantSpec
+from zaq_timm.zoo.format_names import check_format
+from zaq_timm.zoo.quantities import input_shape, parse_budget, seconds_of, size_in_bytes
+
+if TYPE_CHECKING:  # torch is loaded when it is needed, not to read a command line
     from zaq_plugin.strategies import Strategy
 
 PRESETS = ("fast", "default", "paper")
@@ -20,8 +21,6 @@ EXPORTS = ("onnx", "pte", "tflite", "pt2")
 DEVICE_HOSTS = {"pte": "executorch", "tflite": "litert"}
 """Kinds of files for devices, and the host whose int8 graph each holds."""
 RETRIES = ("killed", "failed", "none")
-_SIZES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_TIMES = {"s": 1, "m": 60, "h": 3600}
 
 
 def option(default: Any, text: str, metavar: str = "", *, same: bool = False, **more: Any) -> Any:
@@ -288,116 +287,3 @@ def _check_type(name: str, value: Any, default: Any) -> None:
 def _at_least(name: str, value: int, low: int) -> None:
     if value < low:
         raise ValueError(f"{name} must be at least {low}; got {value}.")
-
-
-def check_format(text: str) -> tuple[str, int]:
-    """Kind and MAC bits of a format's name, such as ``pwlq4``.
-
-    Raises:
-        ValueError: no such format.
-    """
-    found = re.fullmatch(r"(pwlq|uniform|minmax)(\d)", text)
-    if found and 2 <= int(found[2]) <= (6 if found[1] == "pwlq" else 8):
-        return found[1], int(found[2])
-    raise ValueError(
-        f"weights must be pwlq2 to pwlq6, uniform2 to uniform8 or minmax2 to minmax8; got {text!r}."
-    )
-
-
-def format_in_words(text: str) -> str:
-    """A format with both widths, as its spec's label begins; torch is not loaded for it.
-
-    Raises:
-        ValueError: no such format.
-    """
-    kind, bits = check_format(text)
-    name = "PWLQ" if kind == "pwlq" else "uniform"
-    return f"{name} {bits}b MAC/{bits + (kind == 'pwlq')}b stored"
-
-
-def weight_spec(text: str) -> QuantSpec:
-    """The weights' grid from its name, such as ``pwlq4``.
-
-    Raises:
-        ValueError: no such format.
-    """
-    from zaq_plugin.pwlq import PWLQSpec, UniformSpec
-
-    kind, bits = check_format(text)
-    if kind == "pwlq":
-        return PWLQSpec(bits=bits)
-    return UniformSpec(bits, "asymmetric", "mse" if kind == "uniform" else "minmax")
-
-
-@dataclass(frozen=True)
-class Budget:
-    """A limit on the weights: a mean of stored bits, or bytes in all; one of the two."""
-
-    bits: float | None = None
-    size: int | None = None
-
-
-def parse_budget(text: str) -> Budget | None:
-    """``4.5bits`` or ``1.2MB``; None for nothing.
-
-    Raises:
-        ValueError: something else.
-    """
-    if not text:
-        return None
-    found = re.fullmatch(r"\s*([\d.]+)\s*bits?\s*", text)
-    try:
-        if found:
-            bits = float(found[1])
-            if not 1 <= bits <= 32:
-                raise ValueError(f"budget must be 1 to 32 stored bits; got {bits:g}.")
-            return Budget(bits=bits)
-        return Budget(size=size_in_bytes("budget", text))
-    except ValueError as error:
-        if "1 to 32" in str(error):
-            raise
-        raise ValueError(
-            f"budget must be stored bits (4.5bits) or a size (1.2MB); got {text!r}."
-        ) from error
-
-
-def size_in_bytes(name: str, text: str) -> int | None:
-    """``4GB`` in bytes (GB is 10^9, GiB 2^30); None for nothing.
-
-    Raises:
-        ValueError: something else.
-    """
-    if not text:
-        return None
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]?i?b)\s*", text, re.IGNORECASE)
-    if not found or not float(found[1]) > 0:
-        raise ValueError(f"{name} must be a size such as 800MB or 4GB; got {text!r}.")
-    return int(float(found[1]) * _SIZES[found[2].upper()])
-
-
-def seconds_of(name: str, text: str) -> float | None:
-    """``90s``, ``30m`` or ``2h`` in seconds; None for nothing.
-
-    Raises:
-        ValueError: something else.
-    """
-    if not text:
-        return None
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh])\s*", text)
-    if not found or not float(found[1]) > 0:
-        raise ValueError(f"{name} must be a time such as 90s, 30m or 2h; got {text!r}.")
-    return float(found[1]) * _TIMES[found[2]]
-
-
-def input_shape(text: str) -> tuple[int, int, int] | None:
-    """``3x224x224`` as numbers; None for nothing.
-
-    Raises:
-        ValueError: something else.
-    """
-    if not text:
-        return None
-    found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
-    if not found or 0 in (shape := tuple(int(v) for v in found.groups())):
-        raise ValueError(f"input_size must be CHANNELSxHEIGHTxWIDTH (3x224x224); got {text!r}.")
-    return shape[0], shape[1], shape[2]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.zero_shot import DistillOptions, ImageStatistics, distill_images
+from zaq_plugin.zero_shot import DistillOptions, ImageFormat, distill_images
 from zaq_plugin.zero_shot.bn_statistics import batch_norms
 from zaq_plugin.zero_shot.distill import low_pass
 from zaq_timm.zoo.models import Inputs
@@ -52,9 +52,8 @@ def make_images(
     if wanted == "auto":
         wanted = "distilled" if batch_norms(model) else "noise"
     rng = torch.Generator().manual_seed(settings.seed)
-    statistics = ImageStatistics.for_channels(inputs.shape[0], inputs.mean, inputs.std)
     if wanted == "noise":
-        images = smooth_noise(total, inputs.shape, statistics, rng)
+        images = smooth_noise(total, inputs, rng)
     else:
         options = DistillOptions(
             steps=settings.distill_steps, batch_size=max(2, min(settings.batch, total))
@@ -62,9 +61,8 @@ def make_images(
         images = distill_images(
             model,
             total,
-            inputs.shape,
+            inputs,
             options=options,
-            statistics=statistics,
             rng=rng,
             progress=lambda step, steps, _: report("distilling images", step, steps),
         )
@@ -75,20 +73,18 @@ def make_images(
     return Synthetic(images[:calibration], images[calibration:], kind)
 
 
-def smooth_noise(
-    count: int, shape: tuple[int, int, int], statistics: ImageStatistics, rng: torch.Generator
-) -> Tensor:
+def smooth_noise(count: int, images: ImageFormat, rng: torch.Generator) -> Tensor:
     """Gaussian noise of several smoothnesses with natural images' mean and deviation.
 
     Returns:
         (count, C, H, W), between black and white.
     """
-    images = []
+    shape, statistics, made = images.shape, images.statistics, []
     for index in range(count):
         noise = torch.randn(1, *shape, generator=rng)
         blur = SMOOTHNESS[index % len(SMOOTHNESS)]
         if min(shape[1:]) > 3 * blur:
             noise = low_pass(noise, blur)
         noise = (noise - noise.mean()) / noise.std().clamp(min=1e-6)
-        images.append(statistics.clamp(noise * statistics.scale() + statistics.shift()))
-    return torch.cat(images)
+        made.append(statistics.clamp(noise * statistics.scale() + statistics.shift()))
+    return torch.cat(made)

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from benchmarks.hosts import methods
-from benchmarks.hosts.methods import HOSTS, KEY, main, markdown, read
+from benchmarks.hosts.methods import HOSTS, KEY, main, markdown
+from benchmarks.rows import read_rows
 
 RESULTS = Path(methods.__file__).parents[1] / "results" / "methods_in_hosts.jsonl"
 
 
 def test_the_committed_table_is_that_of_the_committed_rows() -> None:
-    rows = read(RESULTS)
+    rows = read_rows(RESULTS)
     assert markdown(rows) == RESULTS.with_suffix(".md").read_text(encoding="utf-8")
     keys = [tuple(row[k] for k in KEY) for row in rows]
     assert len(set(keys)) == len(keys)

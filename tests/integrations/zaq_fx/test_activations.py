@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import zaq_fx
 from zaq_fx.followers import Follower
-from zaq_plugin.observers import MinMaxObserver
+from zaq_plugin.observers import MinMaxObserver, TopKMedianObserver
 
 X = torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -86,6 +86,7 @@ def test_layers_in_training(name: str) -> None:
 
 
 KEPT = {
+    "instance norm": ("InstanceNorm2d", "wrong for tensors whose channels lie last in memory"),
     "instance norm, running": ("InstanceNorm2d", "the input's statistics in place of the running"),
     "batch norm, by batches": ("BatchNorm2d", "track_running_stats=False"),
     "prelu": ("PReLU", "does not compute its slopes"),
@@ -108,6 +109,11 @@ def running(y: Tensor) -> Tensor:
     return functional.instance_norm(y, mean, var, use_input_stats=False)
 
 
+def few(y: Tensor) -> Tensor:
+    """Fewer values a channel than the batch has samples."""
+    return y[..., ::5, ::5]
+
+
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "alpha": lambda y: torch.add(y, torch.sigmoid(y), alpha=5),
     "alpha, relu": lambda y: torch.relu(torch.add(y, torch.sigmoid(y), alpha=5)),
@@ -126,6 +132,8 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "global average": lambda y: functional.adaptive_avg_pool2d(y, 3),
     "bicubic": lambda y: functional.interpolate(y, size=(15, 15), mode="bicubic"),
     "running instance norm": running,
+    "instance norm of a few values": lambda y: functional.instance_norm(few(y)),
+    "group norm of a few values": lambda y: functional.group_norm(few(y), 4),
     "sigmoid of floats": lambda y: torch.sigmoid(4 * y - 1),
     "sigmoid by a method": lambda y: (y * 1.0).sigmoid(),
     "maximum": lambda y: torch.maximum(y, torch.sigmoid(y)),
@@ -240,20 +248,23 @@ def test_outputs_on_their_inputs_grid_add_nothing_to_its_range() -> None:
     assert torch.equal(zaq_fx.convert(fresh)(X), zaq_fx.convert(ready)(X))
 
 
+@pytest.mark.parametrize("observer", [TopKMedianObserver, MinMaxObserver])
 @pytest.mark.parametrize("qat", [False, True])
 @pytest.mark.parametrize("activation", [nn.ReLU6(), nn.Hardtanh(0.0, 6.0), functional.relu6])
-def test_no_level_is_spent_on_what_an_activation_cuts_off(activation: Any, qat: bool) -> None:
+def test_no_level_is_spent_on_what_an_activation_cuts_off(
+    activation: Any, qat: bool, observer: Any
+) -> None:
     model = between(activation)
     with torch.no_grad():
         model.a.weight.mul_(20)
         assert model.a(X).max() > 60  # ten times what comes through
-    ready = prepared(model, X, qat=qat)
+    ready = prepared(model, X, qat=qat, observer=observer)
     zaq_fx.calibrate(ready, [X])
     followers = [m for m in ready.modules() if isinstance(m, Follower)]
     assert len(followers) == 1
     assert 5.5 < 127 * float(followers[0].calculate_qparams()[0]) <= 6.01
     assert sqnr(model(X), zaq_fx.convert(ready)(X)) > 22
-    fresh = prepared(model, X, qat=qat)
+    fresh = prepared(model, X, qat=qat, observer=observer)
     fresh.load_state_dict(ready.state_dict())
     assert torch.equal(zaq_fx.convert(fresh)(X), zaq_fx.convert(ready)(X))
 

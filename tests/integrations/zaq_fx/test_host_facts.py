@@ -168,7 +168,7 @@ def test_our_subclasses_are_found_by_the_hosts_patterns(kind):
 
 
 def test_layers_for_training_see_weight_times_factor_behind_a_batch_norm(make_net, images):
-    """ConvBnLayer relies on it: the fake-quantizer sees ``w gamma / sqrt(var + eps)``."""
+    """BatchNormLayer relies on it: the fake-quantizer sees ``w gamma / sqrt(var + eps)``."""
     prepared = zaq_fx.prepare(make_net(), (images,), qat=True).eval()
     stem, seen = prepared.stem, []
     assert isinstance(stem, nniqat.ConvBn2d)
@@ -275,3 +275,19 @@ def test_a_kernel_is_tried_against_the_float_operator(monkeypatch):
     forward = kernel.forward
     monkeypatch.setattr(kernel, "forward", lambda self, x: forward(self, x.flip(1)))
     assert not kernel_is_right(layer)
+
+
+def test_normalising_groups_of_few_values_in_channels_last_is_wrong():
+    """`zaq_fx.operators` keeps these norms float. Right where all is contiguous."""
+    torch.manual_seed(0)
+    weight, bias, grid = torch.rand(8) + 0.5, torch.randn(8), (0.04, 128)
+    x = torch.quantize_per_tensor(torch.randn(12, 8, 2, 2), 0.03, 120, torch.quint8)
+    wanted = torch.nn.functional.instance_norm(x.dequantize(), weight=weight, bias=bias)
+    wanted = torch.quantize_per_tensor(wanted, *grid, torch.quint8).dequantize()
+    last = x.contiguous(memory_format=torch.channels_last)
+    right, wrong = (
+        torch.ops.quantized.instance_norm(y, weight, bias, 1e-5, *grid).dequantize()
+        for y in (x, last)
+    )
+    assert float((right - wanted).abs().max()) < 0.05
+    assert float((wrong - wanted).abs().max()) > 1

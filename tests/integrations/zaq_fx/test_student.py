@@ -47,6 +47,38 @@ def test_every_kind_of_layer_carries_its_quantizer(kind, relu):
     assert torch.equal(stored.dequantize(), expected)
 
 
+@pytest.mark.parametrize("relu", [False, True], ids=["plain", "relu"])
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear])
+def test_in_training_a_layer_with_batch_norm_is_seen_as_its_product(kind, relu):
+    """What the fake-quantizer is given, and a correction by that which makes nothing worse."""
+    layer, x = example(kind)
+    norm = (nn.BatchNorm1d if kind is nn.Linear else getattr(nn, f"BatchNorm{kind.__name__[-2:]}"))(
+        len(layer.weight)
+    )
+    nn.init.uniform_(norm.weight, 0.3, 2)
+    nn.init.uniform_(norm.running_var, 0.2, 4)
+    nn.init.normal_(norm.running_mean)
+    model = nn.Sequential(layer, norm, *[nn.ReLU()] * relu).eval()
+    with torch.no_grad():
+        x = x + 3  # a mean, such that there is something to correct
+    prepared = zaq_fx.prepare(model, (x,), SPEC, qat=True)
+    zaq_fx.calibrate(prepared, [x])
+    prepared.eval()
+    (view,) = FXStudent(prepared).layers().values()
+    seen = []
+    handle = view.quantizer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    found = prepared(x)
+    handle.remove()
+    torch.testing.assert_close(view.weight, seen[0].detach())
+    torch.testing.assert_close(
+        view.weight, layer.weight * (norm.weight / (norm.running_var + norm.eps).sqrt()).reshape(
+            -1, *[1] * (layer.weight.dim() - 1)
+        )
+    )  # fmt: skip
+    wanted = model(x)
+    assert 10 * torch.log10(wanted.square().sum() / (wanted - found).square().sum()) > 22
+
+
 def test_levels_that_an_algorithm_chose_are_those_of_stock_conversion(make_net, images):
     """Written weights and edges of another weight: conversion must not solve for edges anew."""
     backend = zaq_fx.pwlq_backend_config()

@@ -120,6 +120,7 @@ def test_weights_computed_from_the_input_are_left_and_listed():
     assert "computed from the input" in audit.skipped[0].reason
 
 
+@pytest.mark.slow
 def test_norm_activations_are_unwrapped_and_fold():
     torch.manual_seed(0)
     model = timm.create_model("mobilenetv2_100", num_classes=4).eval()

@@ -103,6 +103,7 @@ def test_a_runtime_that_hangs_is_ended(pt2e_case: Any) -> None:
     assert found.problems == ["hangs: does not load: not done within 5 s"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("stubs")
 def test_an_answer_counts_though_timing_it_took_too_long(pt2e_case: Any) -> None:
     given = one_image(pt2e_case)
@@ -134,7 +135,8 @@ def test_latency_is_that_of_a_run_beside_the_float_file(pt2e_case: Any, tmp_path
     (report,) = found.runtimes
     assert report.milliseconds is not None
     assert report.float_milliseconds is not None
-    assert 200 <= report.milliseconds < 400 <= report.float_milliseconds
+    assert 200 <= report.milliseconds < report.float_milliseconds
+    assert report.float_milliseconds >= 400
     assert 0.25 < (report.ratio or 0) < 0.999
     with pytest.raises(FileNotFoundError, match="there is no float file 'nowhere.onnx'"):
         zaq_onnx.verify(pt2e_case.plain, float_file="nowhere.onnx")

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from onnx_weights import model_of
 
 import zaq_onnx
 from zaq_onnx.codes import encode, pack_plane, pairs_pay, planes_of
@@ -22,24 +23,6 @@ from zaq_onnx.runtimes import openvino_compiled, openvino_kernels, ort_session
 from zaq_plugin import PWLQSpec
 from zaq_plugin.ptq import calibrate, fold_batch_norm, simulate
 from zaq_plugin.pwlq import quantize
-
-
-def model_of(integers: np.ndarray, axis: int) -> onnx.ModelProto:
-    """A model whose output is one dequantized weight (plus its input, a number)."""
-    channels = integers.shape[axis]
-    node = helper.make_node("DequantizeLinear", ["w", "s"], ["v"], axis=axis)
-    graph = helper.make_graph(
-        [node, helper.make_node("Add", ["v", "x"], ["y"])],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, list(integers.shape))],
-        [
-            numpy_helper.from_array(integers, "w"),
-            numpy_helper.from_array(np.ones(channels, np.float32), "s"),
-        ],
-    )
-    opsets = [helper.make_opsetid("", 21)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
 def random_weight(shape: tuple[int, ...], axis: int, levels: int, seed: int) -> np.ndarray:

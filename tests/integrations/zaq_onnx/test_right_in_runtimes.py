@@ -150,6 +150,28 @@ def test_a_divisor_of_its_own_is_refused_by_name(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_an_operator_that_onnx_lacks_is_named_with_its_layer(tmp_path: Path) -> None:
+    model, x = Pooled(nn.AdaptiveMaxPool2d(3)), torch.randn(2, 3, 8, 8)
+    with pytest.raises(ValueError, match="no counterpart of aten.adaptive_max_pool2d, which 'pool"):
+        zaq_onnx.export(student_of(model, x), (x,), tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_weight_that_is_tied_along_another_axis_is_stored_twice(tmp_path: Path) -> None:
+    """The channels of a transposed convolution lie along axis 1; same axis, same integers."""
+    x = torch.randn(4, 3, 9, 9)
+    down, up = nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 3, 1)
+    up.weight = down.weight
+    again = nn.Conv2d(3, 8, 1)
+    again.weight = down.weight
+    student = student_of(nn.Sequential(down, nn.ReLU(), up, again).eval(), x)
+    path = tmp_path / "tied.onnx"
+    for found in outputs(student, (x,), path, [x]):
+        assert sqnr(student(x).detach(), found) > 40
+    shapes = [list(t.dims) for t in onnx.load(path).graph.initializer if len(t.dims) == 4]
+    assert shapes.count([8, 3, 1, 1]) == 2
+
+
 class Resized(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.interpolate(x, size=(3, 5), mode="bilinear", antialias=True)

@@ -51,6 +51,26 @@ def gated() -> nn.Module:
     return perturb(Gated())
 
 
+@pytest.mark.parametrize("last", [nn.Identity(), nn.ReLU(), nn.Hardswish()])
+def test_a_batch_norm_in_training_belongs_to_its_layer(images: Tensor, last: nn.Module) -> None:
+    """A grid between the two keeps the host from folding them: the layer is no int8 layer then."""
+    torch.manual_seed(0)
+    model = perturb(nn.Sequential(nn.Conv2d(3, 8, 3, bias=True), nn.BatchNorm2d(8), last))
+    host = DeviceHost()
+    prepared = host.prepare(model, (images[:2],), Assignment(PWLQSpec()), train=True).model
+    calibrate(prepared, [images])
+    converted = host.convert(prepared)
+    assert isinstance(converted, GraphModule)
+    targets = [n.target for n in converted.graph.nodes if n.op == "call_function"]
+    assert torch.ops.aten.batch_norm.default not in targets
+    (conv,) = (n for n in converted.graph.nodes if n.target is torch.ops.aten.conv2d.default)
+    behind = next(iter(conv.users))
+    fused = isinstance(last, nn.ReLU)
+    assert behind.target is (torch.ops.aten.relu.default if fused else PER_TENSOR)
+    assert isinstance(conv.args[2], torch.fx.Node)
+    assert conv.args[2].op == "get_attr"
+
+
 def by_host(model: nn.Module, images: Tensor) -> GraphModule:
     host = DeviceHost()
     prepared = host.prepare(model, (images[:2],), Assignment(PWLQSpec())).model
@@ -155,3 +175,26 @@ def test_tolerance_is_what_a_step_of_the_input_moves(gated: nn.Module, images: T
     moved = run_graph(converted, (images + 0.2 * step,))[0]
     assert (moved - run_graph(converted, (images,))[0]).abs().max() <= allowed
     assert (run_graph(converted, (-images,))[0] - moved).abs().max() > allowed
+
+
+class Scaled(nn.Module):
+    """A branch that a parameter multiplies: the host stores its codes, not a quantize node."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.own = nn.Conv2d(3, 4, 3), nn.Parameter(torch.full((4, 1, 1), 0.5))
+        self.other = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv(x))
+        return torch.relu(x + self.own * self.other(x))
+
+
+def test_constants_that_are_stored_as_codes_move_along(images: Tensor) -> None:
+    torch.manual_seed(0)
+    converted = by_host(Scaled().eval(), images)
+    signed = to_int8(converted, "a test")
+    expected = converted(images)
+    assert torch.equal(signed(images), expected)
+    assert torch.equal(to_int8(signed, "a test")(images), expected)  # twice is once
+    assert torch.equal(to_uint8(signed)(images), expected)

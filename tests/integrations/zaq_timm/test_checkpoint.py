@@ -9,12 +9,13 @@ from safetensors.torch import load_file, save_file
 from zaq_plugin.ptq import fold_batch_norm
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec, load_quantized, save_quantized
 from zaq_timm.checkpoint import load_checkpoint, save_checkpoint
-from zaq_timm.digits import digits_model, load_digits_split
+from zaq_timm.digits import load_digits_split
 from zaq_timm.hosts import Quantized, simulated
+from zaq_timm.separable import separable_model
 
 
 def quantized(spec: QuantSpec, activations: int) -> Quantized:
-    model, images = digits_model(), load_digits_split().train_images[:64]
+    model, images = separable_model(), load_digits_split().train_images[:64]
     return simulated(fold_batch_norm(model, (images[:1],)), spec, activations, images.split(32))
 
 
@@ -33,7 +34,7 @@ def test_a_loaded_network_gives_the_same_logits(
     images = load_digits_split().test_images[:50]
     loaded = load_checkpoint(tmp_path)
     assert torch.equal(loaded(images), result.model(images))
-    assert not torch.equal(loaded(images), digits_model()(images))
+    assert not torch.equal(loaded(images), separable_model()(images))
 
 
 def test_the_weights_on_disk_are_as_small_as_the_table_says(tmp_path: Path) -> None:

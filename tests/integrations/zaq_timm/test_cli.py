@@ -31,6 +31,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["demo", "--out"], "argument --out: expected one argument"),
         (["demo", "--out", ""], "argument --out: expected a folder, got an empty name"),
         (["demo", "--colour"], "unrecognized arguments: --colour"),
+        (["demo", "--export", "pte,apk"], "argument --export: expected pte, tflite, or"),
         (["dmeo"], "argument COMMAND: invalid choice: 'dmeo'"),
         ([], "the following arguments are required: COMMAND"),
     ],

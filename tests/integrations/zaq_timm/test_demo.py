@@ -12,9 +12,11 @@ from zaq_plugin.report import Manifest
 from zaq_timm.checkpoint import load_checkpoint
 from zaq_timm.converted import CONVERTED
 from zaq_timm.demo import CONVERTED_WIDTHS, KEPT, STEPS, DemoRun, run_demo
-from zaq_timm.digits import digits_model, load_digits_split
-from zaq_timm.formats import FORMATS, WIDTHS, formats_at
+from zaq_timm.digits import load_digits_split
+from zaq_timm.formats import FORMATS, WIDTHS, compared
+from zaq_timm.separable import separable_model
 
+LAYERS = 30
 pytestmark = pytest.mark.slow  # one run of the demo, about 20 s, serves them all
 
 
@@ -38,22 +40,23 @@ def row(run: DemoRun, method: str, weights: int, activations: int) -> dict:
 
 
 def test_every_format_is_measured_at_every_width(run: DemoRun, steps: list[str]) -> None:
-    compared = sum(len(formats_at(weights)) for weights, _ in WIDTHS)
-    assert compared == len(FORMATS) * len(WIDTHS) + 5  # a uniform grid of 9 bits does not exist
-    compared += len(CONVERTED_WIDTHS)
-    compared += 2  # W2A4 without data, before and after fine-tuning
-    assert len(run.manifest.results) == 1 + compared
+    # A uniform grid of 9 bits does not exist; 4 bits per tensor are one more's equal, too.
+    count = len(FORMATS) * len(WIDTHS) + len(WIDTHS) - 1 - 1
+    assert len(compared()) == count
+    count += len(CONVERTED_WIDTHS)
+    count += 2  # W4A4 without data, before and after fine-tuning
+    assert len(run.manifest.results) == 1 + count
     assert len(steps) == STEPS
-    assert len(run.manifest.audits) == compared
+    assert len(run.manifest.audits) == count
     for audit in run.manifest.audits.values():
-        assert len(audit.quantized) == 10
+        assert len(audit.quantized) == LAYERS
         assert not audit.skipped
 
 
 @torch.no_grad()
 def test_the_float_row_is_the_untouched_network(run: DemoRun) -> None:
     split = load_digits_split()
-    right = int((digits_model()(split.test_images).argmax(1) == split.test_labels).sum())
+    right = int((separable_model()(split.test_images).argmax(1) == split.test_labels).sum())
     float_row = row(run, "FP32", 32, 32)
     assert float_row["top1"] == pytest.approx(100 * right / 599, abs=1e-9)
     assert float_row["top1"] >= 98
@@ -65,33 +68,34 @@ def test_the_checkpoint_does_what_its_row_says(run: DemoRun) -> None:
     top = load_checkpoint(run.out)(split.test_images).argmax(1)
     told = row(run, *KEPT)
     assert told["top1"] == pytest.approx(100 * int((top == split.test_labels).sum()) / 599)
-    float_top = digits_model()(split.test_images).argmax(1)
+    float_top = separable_model()(split.test_images).argmax(1)
     assert told["agreement"] == pytest.approx(100 * int((top == float_top).sum()) / 599)
 
 
 def test_stored_bits_and_size_are_told_for_what_they_are(run: DemoRun) -> None:
     weights = sum(p.numel() for n, p in run.model.named_parameters() if n.endswith("weight"))
-    for weight_bits, activation_bits in WIDTHS:
+    for width in WIDTHS:
         for form in FORMATS:
-            told = row(run, form.name, weight_bits, activation_bits)
+            told = row(run, width.named(form.name), width.weights, width.activations)
             extra = 1 if form.name == "PWLQ" else 0
-            assert told["weight_stored_bits"] == weight_bits + extra
+            assert told["weight_stored_bits"] == width.weights + extra
             codes = weights * told["weight_stored_bits"] / 8
             assert told["size_bytes"] > codes
 
 
 def test_pwlq_is_nearer_to_the_weights_than_uniform_of_the_same_multiplier(run: DemoRun) -> None:
-    for widths in WIDTHS:
-        noise = {form.name: row(run, form.name, *widths)["sqnr_db"] for form in FORMATS}
+    for width in WIDTHS:
+        bits = width.weights, width.activations
+        noise = {f.name: row(run, width.named(f.name), *bits)["sqnr_db"] for f in FORMATS}
         assert all(math.isfinite(value) for value in noise.values())
         assert noise["PWLQ"] > noise["uniform, best clip"] >= noise["uniform, min-max"] - 0.01
 
 
 def test_fine_tuning_without_data_mends_what_it_is_given(run: DemoRun) -> None:
-    before = row(run, "uniform, best clip, data-free", 2, 4)
-    after = row(run, "uniform, best clip, data-free, zero-shot", 2, 4)
+    before = row(run, "uniform, best clip, per tensor, data-free", 4, 4)
+    after = row(run, "uniform, best clip, per tensor, data-free, zero-shot", 4, 4)
     assert after["top1"] >= before["top1"] + 1
-    assert after["top1"] >= 97
+    assert after["top1"] >= 95
     assert after["size_bytes"] == before["size_bytes"]
     assert "none" in after["protocol"]["calibration"]
     titles = ["Images nobody took", "Teacher and student", "Where they differ"]
@@ -99,10 +103,18 @@ def test_fine_tuning_without_data_mends_what_it_is_given(run: DemoRun) -> None:
 
 
 def test_every_pwlq_row_has_a_uniform_row_of_equal_stored_bits(run: DemoRun) -> None:
-    rows = [r for r in run.manifest.results if r.method == "PWLQ" and r.weight_stored_bits <= 8]
+    names = ("PWLQ", "PWLQ, per tensor")
+    rows = [r for r in run.manifest.results if r.method in names and r.weight_stored_bits <= 8]
     assert len(rows) == len(WIDTHS) - 1
     for pwlq in rows:
-        equal = row(run, "uniform, best clip", pwlq.weight_stored_bits, pwlq.activation_mac_bits)
+        uniform = pwlq.method.replace("PWLQ", "uniform, best clip")
+        (equal,) = (
+            r.to_dict()
+            for r in run.manifest.results
+            if r.method == uniform
+            and r.weight_mac_bits == pwlq.weight_stored_bits
+            and r.activation_mac_bits == pwlq.activation_mac_bits
+        )
         assert equal["weight_stored_bits"] == pwlq.weight_stored_bits
 
 
@@ -114,14 +126,14 @@ def test_the_converted_network_has_the_simulations_levels(run: DemoRun) -> None:
         assert converted["size_bytes"] == simulated["size_bytes"]
         assert converted["top1"] == pytest.approx(simulated["top1"], abs=1.0)
     audit = run.manifest.audits["PWLQ, converted (fx), W4A8"]
-    assert len(audit.quantized) == 10
+    assert len(audit.quantized) == LAYERS
     assert all((record.kernel or "").startswith("int8 ") for record in audit.quantized)
 
 
 @torch.no_grad()
 def test_pt2e_converts_the_network(run: DemoRun) -> None:
     converted = CONVERTED["pt2e"](run.model, PWLQSpec(bits=4), 8, run.batches)
-    assert len(converted.layers.quantized) == 10
+    assert len(converted.layers.quantized) == LAYERS
     top = converted.model(run.split.test_images).argmax(1)
     assert float((top == run.top).float().mean()) > 0.99
     kept = run.kept.tensors
@@ -166,7 +178,7 @@ def test_the_page_is_self_contained_and_has_its_pictures(run: DemoRun) -> None:
     assert page.count("data:image/png;base64,") == 1
     assert 'src="http' not in page
     assert 'href="http' not in page
-    for text in ("Accuracy over stored bits", "Error over the breakpoint", "PWLQ", "99.50"):
+    for text in ("Accuracy over stored bits", "Error over the breakpoint", "PWLQ", "98.66"):
         assert text in page
 
 

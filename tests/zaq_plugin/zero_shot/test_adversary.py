@@ -11,7 +11,7 @@ from zaq_plugin.student import twin
 from zaq_plugin.zero_shot.adversary import Adversary, batch_similarity
 from zaq_plugin.zero_shot.config import ZeroShotConfig
 from zaq_plugin.zero_shot.outputs import all_outputs
-from zaq_plugin.zero_shot.statistics import ImageStatistics
+from zaq_plugin.zero_shot.statistics import ImageFormat
 
 CONFIG = ZeroShotConfig(
     batch_size=16,
@@ -29,10 +29,9 @@ CONFIG = ZeroShotConfig(
 def adversary(student: nn.Module, memory: nn.Module, config: ZeroShotConfig) -> Adversary:
     return Adversary(
         config,
-        (3, 8, 8),
+        ImageFormat((3, 8, 8)),
         twin(student),
         memory,
-        ImageStatistics(),
         all_outputs,
         torch.Generator().manual_seed(0),
         torch.device("cpu"),

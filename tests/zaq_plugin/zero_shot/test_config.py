@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
+from dataclasses import replace
 
 import pytest
 
 from zaq_plugin.zero_shot.config import ZeroShotConfig
+from zaq_plugin.zero_shot.config_parts import FLAT, LossSettings, TrainingSettings
 from zaq_plugin.zero_shot.presets import PRESETS
 
 
@@ -69,3 +72,47 @@ def test_presets() -> None:
     assert fast.steps < default.steps
     with pytest.raises(ValueError, match="no preset 'best'; known are paper, default, fast"):
         ZeroShotConfig.preset("best")
+
+
+def test_every_flat_setting_is_read_and_given_where_its_part_is() -> None:
+    """68 names of before, each in one part; what one side is told, the other reads."""
+    assert len(FLAT) + 5 == 68
+    default = ZeroShotConfig()
+    for flat, (part, own) in FLAT.items():
+        held = getattr(getattr(default, part), own)
+        assert getattr(default, flat) is held
+        changed = ("x", "y") if flat == "taps" else not held if isinstance(held, bool) else held
+        again = ZeroShotConfig(**{flat: changed})
+        assert getattr(getattr(again, part), own) == changed
+        by_part = replace(getattr(default, part), **{own: changed})
+        assert ZeroShotConfig(**{part: by_part}) == again
+        assert ZeroShotConfig(**{part: {own: changed}}) == again
+
+
+def test_parts_and_flat_settings_mix() -> None:
+    config = ZeroShotConfig(training=TrainingSettings(lr=1e-2, step_lr=0.0), student_lr=2e-2)
+    assert (config.training.lr, config.step_lr) == (2e-2, 0.0)
+    again = config.with_changes(patience=3, training={"lr": 1.0})
+    assert (again.judging.patience, again.training.lr, again.training.step_lr) == (3, 1.0, 1e-3)
+    assert replace(config, steps=7).training == config.training
+    assert pickle.loads(pickle.dumps(config)) == config  # noqa: S301
+
+
+def test_texts_of_earlier_versions_are_read() -> None:
+    """Their order was another one; what a resumed run compares is what they say."""
+    values = json.loads(ZeroShotConfig.preset("fast", seed=3).to_json())
+    own = {"seed", "steps", "batch_size", "student_steps", "checkpoint_every"}
+    assert set(values) == {*FLAT, *own}
+    turned = json.dumps(dict(reversed(values.items())))
+    assert ZeroShotConfig.from_json(turned) == ZeroShotConfig.preset("fast", seed=3)
+
+
+def test_parts_refuse_nonsense() -> None:
+    with pytest.raises(ValueError, match=r"student_lr must not be negative; got -1"):
+        TrainingSettings(lr=-1)
+    with pytest.raises(ValueError, match=r"training has no setting 'rl'; known are optimizer, lr"):
+        ZeroShotConfig(training={"rl": 1})
+    with pytest.raises(TypeError, match=r"training must be TrainingSettings\(\.\.\.\) or a dict"):
+        ZeroShotConfig(training=LossSettings())
+    with pytest.raises(AttributeError, match=r"no setting 'studnt_lr'\. Did you mean 'student_lr'"):
+        _ = ZeroShotConfig().studnt_lr

@@ -15,10 +15,10 @@ from zaq_plugin.pwlq import PWLQSpec, UniformSpec
 from zaq_plugin.student import twin
 from zaq_plugin.student.fake_quantizers import activation_slots, grid_of
 from zaq_plugin.zero_shot import ZeroShotConfig, zero_shot_finetune
-from zaq_plugin.zero_shot.drops import drop_mask
 from zaq_plugin.zero_shot.learned_activations import (
     LearnedActivationEdges,
     LearnedStep,
+    drop_mask,
     learned_activation,
 )
 from zaq_plugin.zero_shot.reconstruct_options import ReconstructOptions

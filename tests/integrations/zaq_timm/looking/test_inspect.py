@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import zaq_onnx
 from zaq_plugin import PWLQSpec, calibrate, fold_batch_norm, quantize, simulate
 from zaq_timm import cli
 from zaq_timm.looking.predict import sketch, sketch_onnx, spec_at
+from zaq_timm.looking.seconds import METHODS
 from zaq_timm.zoo.references import Reference
 from zaq_timm.zoo.settings import Settings
 
@@ -77,8 +79,14 @@ def test_the_command_tells_layers_and_sizes_and_hosts(
     assert cli.main([*words, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["hosts"] == {"fx": {"takes": True, "layers": 2, "quantized": 2, "float": {}}}
+    assert list(told["seconds"]) == list(METHODS)
+    assert all(seconds > 0 for seconds in told["seconds"].values())
+    assert cli.main([*words, "--no-hosts", "--no-seconds"]) == 0
+    assert "seconds" not in capsys.readouterr().out
     assert cli.main([*words, "--no-hosts"]) == 0
     text = capsys.readouterr().out
+    assert "seconds of `zaq-quantize run --strategy ...` here, predicted" in text
+    assert re.search(r"^  pwlq\+gptq +\d+\.\d$", text, re.MULTILINE)
     assert "8x1x3x3" in text
     assert "PWLQ 3b MAC/4b stored" in text
     assert "float32" in text

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from zaq_plugin.zero_shot import ImageStatistics
+from zaq_plugin.zero_shot import ImageFormat
 from zaq_timm.zoo.errors import LeftOut
 from zaq_timm.zoo.evaluation_images import read_set
 from zaq_timm.zoo.measure import accuracy, distance, outputs, padded
@@ -145,8 +145,8 @@ def test_paths_without_images(tmp_path: Path) -> None:
 
 
 def test_smooth_noise_looks_like_images_to_the_model() -> None:
-    statistics = ImageStatistics.for_channels(3, RGB.mean, RGB.std)
-    noise = smooth_noise(16, (3, 32, 32), statistics, torch.Generator().manual_seed(0))
+    images = ImageFormat((3, 32, 32), RGB.mean, RGB.std)
+    noise = smooth_noise(16, images, torch.Generator().manual_seed(0))
     pixels = noise * torch.tensor(RGB.std).view(3, 1, 1) + torch.tensor(RGB.mean).view(3, 1, 1)
     assert float(pixels.min()) >= -1e-5
     assert float(pixels.max()) <= 1 + 1e-5

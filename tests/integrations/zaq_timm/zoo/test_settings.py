@@ -14,16 +14,9 @@ from zaq_plugin.zero_shot.presets import PRESETS
 from zaq_timm.cli import build_parser
 from zaq_timm.zoo import settings as module
 from zaq_timm.zoo.command import GROUPS, read_arguments
-from zaq_timm.zoo.settings import (
-    Budget,
-    Settings,
-    format_in_words,
-    input_shape,
-    parse_budget,
-    seconds_of,
-    size_in_bytes,
-    weight_spec,
-)
+from zaq_timm.zoo.format_names import format_in_words, weight_spec
+from zaq_timm.zoo.quantities import Budget, input_shape, parse_budget, seconds_of, size_in_bytes
+from zaq_timm.zoo.settings import Settings
 
 
 def parsed(*words: str) -> Settings:

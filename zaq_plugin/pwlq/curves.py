@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from zaq_onnx.graph import Array
+Array = np.ndarray[Any, Any]
 
 NIBBLES = 9
 """Of 4 bits, per channel: three for each number, the lowest first; a larger clip takes two more."""
@@ -129,6 +130,27 @@ def books(nibbles: Array, shape: Shape) -> Array:
         shape: The pieces.
     """
     return np.rint(exact_levels(numbers_of(nibbles, shape), shape)).astype(np.int8)
+
+
+def used_levels(rows: Array) -> Array:
+    """(channels, 256) bool, which of the integers from -128 each row of int8 has."""
+    used = np.zeros((len(rows), 256), bool)
+    used[np.arange(len(rows))[:, None], rows.astype(np.int64) + 128] = True
+    return used
+
+
+def codes_in(rows: Array, book: Array) -> Array:
+    """(channels, weights a channel) uint8: the first place of each integer in its row's book.
+
+    Args:
+        rows: int8, of integers that the books hold.
+        book: (channels, levels) int8.
+    """
+    codes = np.zeros((len(book), 256), np.uint8)
+    for code in reversed(range(book.shape[1])):
+        codes[np.arange(len(book)), book[:, code].astype(np.int64) + 128] = code
+    made: Array = codes[np.arange(len(book))[:, None], rows.astype(np.int64) + 128]
+    return made
 
 
 @dataclass(frozen=True)

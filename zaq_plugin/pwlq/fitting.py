@@ -7,17 +7,17 @@ from dataclasses import replace
 
 import numpy as np
 
-from zaq_onnx.curves import (
+from zaq_plugin.pwlq.curves import (
     BREAKPOINT,
     CLIP,
     LARGEST,
     MARGIN,
     SHAPES,
+    Array,
     Curve,
     Shape,
     books,
 )
-from zaq_onnx.graph import Array
 
 _SHARE = 0.1
 """Of channels whose larger clip is not 127, from which on that is tried as a number."""

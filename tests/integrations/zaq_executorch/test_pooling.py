@@ -1,0 +1,93 @@
+"""Global average pools in files that take batches of several sizes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+
+class Squeeze(nn.Module):
+    """A pool in the middle of the network, and a mean that keeps its axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.gate = nn.Conv2d(8, 8, 1)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).relu()
+        x = x + self.gate(x.mean((2, 3), keepdim=True)).relu()
+        return self.fc(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    """Samples that differ: the fault leaves the first ones' values where later ones' belong."""
+    x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    return x * torch.arange(1, 5).view(4, 1, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def graph(images: Tensor) -> GraphModule:
+    import zaq_executorch
+    import zaq_pt2e
+    from zaq_pt2e.device.making import int8_graph
+
+    torch.manual_seed(0)
+    prepared = zaq_executorch.prepare(Squeeze().eval(), (images[:2],))
+    zaq_pt2e.calibrate(prepared, [images])
+    return int8_graph(zaq_executorch.convert(prepared), None, "test")
+
+
+def test_a_larger_batch_after_a_smaller_one(
+    graph: GraphModule, images: Tensor, tmp_path: Path
+) -> None:
+    import zaq_executorch
+    from zaq_executorch.running import runner
+
+    path = tmp_path / "net.pte"
+    made = zaq_executorch.export(graph, (images[:1],), path, batch=4)
+    assert "XNNGlobalAvgPooling2d" not in made.operators
+    assert zaq_executorch.verify(path, made.model, images).require().weights == 3
+    run = runner(path)
+    alone = [run((x[None],))[0] for x in images]
+    torch.testing.assert_close(run((images,))[0], torch.cat(alone), rtol=0, atol=1e-6)
+
+
+def test_one_sample_keeps_the_delegates_pool(
+    graph: GraphModule, images: Tensor, tmp_path: Path
+) -> None:
+    import zaq_executorch
+
+    made = zaq_executorch.export(graph, (images[:1],), tmp_path / "net.pte")
+    assert made.operators["XNNGlobalAvgPooling2d"] == 2
+
+
+def test_the_rewritten_graph_computes_the_same(graph: GraphModule, images: Tensor) -> None:
+    from zaq_executorch.pooling import means_outside
+
+    made = means_outside(graph)
+    assert torch.equal(made(images), graph(images))
+    names = {str(node.target) for node in made.graph.nodes}
+    assert "aten.adaptive_avg_pool2d.default" not in names
+    assert "aten.adaptive_avg_pool2d.default" in {str(node.target) for node in graph.graph.nodes}
+
+
+def test_why_the_delegates_pool_grows_wrongly(
+    graph: GraphModule, images: Tensor, tmp_path: Path
+) -> None:
+    """The host's fact; once it holds no longer, `means_outside` can go."""
+    from zaq_executorch.lowering import lower
+    from zaq_executorch.running import runner
+
+    path = tmp_path / "net.pte"
+    shapes = ({0: torch.export.Dim("batch", min=1, max=4)},)
+    path.write_bytes(lower(graph, (images,), shapes))
+    wanted, step = graph(images), 0.02 * graph(images).abs().max()
+    first, second = runner(path), runner(path)
+    assert (first((images,))[0] - wanted).abs().max() < step
+    second((images[:1],))
+    assert (second((images,))[0] - wanted).abs().max() > step
