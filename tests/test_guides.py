@@ -5,10 +5,13 @@ import sys
 from importlib import invalidate_caches
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
+from zaq_plugin.ptq import fold_batch_norm
+from zaq_plugin.pwlq import kernels, levels, spec
 from zaq_plugin.strategies import Request, apply
 from zaq_plugin.student.host import find_host, host_names
 
@@ -122,3 +125,42 @@ def test_the_recipe_for_a_host_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_the_recipe_for_a_strategy_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     load(monkeypatch, "zaq_plugin/strategies/narrow.py")
     run_tests_of(monkeypatch, "tests/zaq_plugin/strategies/test_narrow.py")
+
+
+def test_the_recipe_for_a_format_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights get the nearest of the levels written out, by the float model's own weights."""
+    from networks import Net, perturb
+
+    describe, build = (code for code in blocks() if "PowerOfTwoSpec" in code)
+    scope = dict(vars(spec))
+    exec(compile(describe, "CONTRIBUTING.md", "exec", dont_inherit=True), scope)
+    kind = scope["PowerOfTwoSpec"]
+    building = {**vars(levels), "PowerOfTwoSpec": kind}
+    exec(compile(build, "CONTRIBUTING.md", "exec", dont_inherit=True), building)
+    (radius,) = re.findall(r"`(2 \*\* \(.*?\))`", text_of("CONTRIBUTING.md"))
+    usual_grid, usual_radius = levels._uniform_grid, kernels._radius
+
+    def grid_of(edges: torch.Tensor, of: Any) -> levels.Grid:
+        if not isinstance(of, kind):
+            return usual_grid(edges, of)
+        grid: levels.Grid = building["_power_of_two_grid"](edges, of)
+        return grid
+
+    def radius_of(of: Any) -> int:
+        return int(eval(radius, {"spec": of})) if isinstance(of, kind) else usual_radius(of)
+
+    monkeypatch.setitem(spec._KINDS, kind.kind, kind)
+    monkeypatch.setattr(levels, "_uniform_grid", grid_of)
+    monkeypatch.setattr(kernels, "_radius", radius_of)
+    spec.spec_from_json.cache_clear()
+
+    torch.manual_seed(0)
+    model, images = perturb(Net(10)).requires_grad_(False), torch.randn(8, 3, 17, 17)
+    request = Request(
+        4, 8, example_inputs=(images[:2],), images=images, overrides={"*": kind(bits=4)}
+    )
+    made, w = apply("rq", model, request).model.fc.weight, fold_batch_norm(model).fc.weight
+    powers = 2.0 ** -torch.arange(7)
+    written = w.abs().amax(1, keepdim=True) * torch.cat([powers, torch.zeros(1), -powers])
+    nearest = (w[:, :, None] - written[:, None]).abs().argmin(2)
+    torch.testing.assert_close(made, written.gather(1, nearest))

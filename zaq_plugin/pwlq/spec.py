@@ -305,10 +305,16 @@ class UniformSpec(_JsonSpec):
 
 QuantSpec = PWLQSpec | UniformSpec
 
+_KINDS: dict[str, type[PWLQSpec] | type[UniformSpec]] = {
+    PWLQSpec.kind: PWLQSpec,
+    UniformSpec.kind: UniformSpec,
+}
+"""What `spec_from_json` reads."""
+
 
 @functools.lru_cache(maxsize=1024)
 def spec_from_json(text: str) -> QuantSpec:
-    """Read either kind of spec from what its ``to_json`` wrote.
+    """Read a spec of any kind from what its ``to_json`` wrote.
 
     Raises:
         ValueError: if the text is no JSON object, has no known ``kind``, or has an unknown key.
@@ -318,8 +324,7 @@ def spec_from_json(text: str) -> QuantSpec:
     except json.JSONDecodeError as error:
         raise ValueError(f"spec_from_json: not valid JSON ({error}).") from error
     kind = values.get("kind") if isinstance(values, dict) else None
-    if kind == PWLQSpec.kind:
-        return PWLQSpec.from_dict(values)
-    if kind == UniformSpec.kind:
-        return UniformSpec.from_dict(values)
-    raise ValueError(f"spec_from_json: kind must be 'pwlq' or 'uniform'; got {kind!r}.")
+    if isinstance(kind, str) and kind in _KINDS:
+        return _KINDS[kind].from_dict(values)
+    known = " or ".join(map(repr, _KINDS))
+    raise ValueError(f"spec_from_json: kind must be {known}; got {kind!r}.")

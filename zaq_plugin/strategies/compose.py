@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from zaq_plugin.observers import MinMaxObserver
@@ -85,10 +86,13 @@ def compose(what: str | Strategy | Sequence[str | Strategy | Stage]) -> Strategy
     )
 
 
+@torch.enable_grad()
 def apply(
     strategy: str | Strategy | Sequence[str | Strategy | Stage], model: nn.Module, request: Request
 ) -> Applied:
     """Quantize a float model by a strategy; the model is not touched.
+
+    Stages that learn do so under the caller's ``torch.no_grad()``, too.
 
     Args:
         strategy: A name of `STRATEGIES`, a composition such as ``dfq+adaround``, or a list of

@@ -27,6 +27,7 @@ from zaq_plugin.zero_shot.statistics import ImageFormat
 Method = str | Strategy | Sequence[str | Strategy | Stage]
 
 
+@torch.enable_grad()
 def quantize_prepared(
     prepared: nn.Module,
     batches: Iterable[Any] | None = None,
@@ -46,6 +47,8 @@ def quantize_prepared(
     check: bool = True,
 ) -> list[str]:
     """Calibrate a prepared model and quantize it by a method, in place.
+
+    Stages that learn do so under the caller's ``torch.no_grad()``, too.
 
     Args:
         prepared: In any host, not converted yet.

@@ -8,7 +8,10 @@ import torch
 from layers import quantized_layers
 from torch import Tensor, nn
 
+from zaq_plugin.ptq import fold_batch_norm, simulate
+from zaq_plugin.pwlq import UniformSpec
 from zaq_plugin.strategies import PARTS, STRATEGIES, Request, apply, compose, synthetic_images
+from zaq_plugin.strategies.prepared import quantize_prepared
 
 Make = Callable[..., Request]
 LEARNING = [name for name, s in STRATEGIES.items() if s.trains]
@@ -236,3 +239,13 @@ def test_deepinversion_without_classes_says_so(request_of: Make) -> None:
     assert not [
         n for n in apply("deepinversion", classifier.eval(), request_of()).notes if "term" in n
     ]
+
+
+def test_a_stage_learns_under_the_callers_no_grad(model: nn.Module, request_of: Make) -> None:
+    with torch.no_grad():
+        applied = apply("adaround", model, request_of(activation_bits=None))
+        prepared = simulate(fold_batch_norm(model), UniformSpec(4), None)
+        notes = quantize_prepared(prepared, [torch.randn(8, 3, 16, 16)], "adaround", effort=0.02)
+        assert not torch.is_grad_enabled()
+    for said in (applied.notes, notes):
+        assert any(note.startswith("adaround: ") for note in said)
