@@ -64,7 +64,7 @@ def measure(job: Job, host: str, made: Converted) -> dict[str, Any]:
         "output_sqnr_db": _finite(told.sqnr_db),
         **on_images,
         **_training_facts(job.finetuned),
-        "notes": [*loaded.notes, *made.notes],
+        "notes": [*made.notes, *loaded.notes],
     }
 
 

@@ -6,35 +6,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from device_tools import check_integers_and_scales
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from zaq_plugin.ptq import fold_batch_norm
-from zaq_plugin.pwlq import PWLQSpec, quantize
+from zaq_plugin.pwlq import PWLQSpec
 from zaq_plugin.student.host import Assignment, find_host
 
 
 def test_the_file_holds_the_formats_integers_and_scales(
     exported: Any, net: nn.Module, images: Tensor
 ) -> None:
-    """Against `quantize` of the folded float weights, which has never seen a graph."""
     from zaq_litert.reading import read
 
-    file = read(exported.path)
-    there = {(c.tobytes(), s.tobytes()) for c, s in file.weights}
-    layers = {
-        name: module
-        for name, module in fold_batch_norm(net, (images,)).named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-    }
-    assert len(layers) == len(there) == file.integer_layers == 5
-    for name, layer in layers.items():
-        packed = quantize(layer.weight.detach(), PWLQSpec())
-        codes = packed.integer_weight().numpy()
-        if codes.ndim == 4:  # channels are last
-            codes = codes.transpose((1, 2, 3, 0) if codes.shape[1] == 1 else (0, 2, 3, 1))
-        key = (np.ascontiguousarray(codes).tobytes(), packed.scale.numpy().tobytes())
-        assert key in there, name
+    check_integers_and_scales(read(exported.path), net, images)
 
 
 def test_what_export_tells(exported: Any) -> None:

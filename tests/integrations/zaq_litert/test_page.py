@@ -1,16 +1,13 @@
 """The code on the page about LiteRT runs as it stands."""
 
-import re
 from pathlib import Path
 
 import pytest
-
-PAGE = Path(__file__).parents[3] / "docs" / "litert.md"
+from device_tools import run_page
 
 
 @pytest.mark.slow
 def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, str(PAGE), "exec"), {})
+    run_page("litert.md")
     assert (tmp_path / "model.tflite").stat().st_size > 2_000
