@@ -22,8 +22,8 @@ stores. Means over seeds with their standard deviation; **first in its column**.
 seconds of one thread, without synthetic images: those are made once for a model and shared by all
 methods that have the same recipe. Rows that ran on a GPU or on another CPU (`machine` in the rows
 tells) count in the scores and not in the seconds: many of them ran side by side. PWLQ's rows are
-older than `overflow="pairs"`, which takes 0.1 dB at most up to 4 MAC bits, and those of
-`gptq` than batches that go side by side (0.3 points at 4/4)."""
+older than `overflow="pairs"`, which takes about 0.1 dB up to 4 MAC bits, and
+`gptq`'s than its passes of today (0.3 points at 4/4)."""
 ERRORS = {"cifar10": 0.5, "imagenet": 2.5}
 """One standard error of a score, in points."""
 AGREEMENT = """How many decisions (classes, pixels' classes) are the float model's; of a detector,
