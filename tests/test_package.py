@@ -252,6 +252,7 @@ def python(code: str, **kwargs: object) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, **kwargs).stdout  # type: ignore[call-overload]
 
 
+@pytest.mark.slow
 def test_importing_the_core_loads_only_its_four_dependencies() -> None:
     code = "import sys, {}; print(*{{name.split('.')[0] for name in sys.modules}})"
     torch_alone = set(python(code.format("torch")).split())

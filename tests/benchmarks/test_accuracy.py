@@ -33,6 +33,7 @@ def accuracy() -> ModuleType:
     return load("accuracy")
 
 
+@pytest.mark.slow
 def test_measures_writes_and_resumes(
     accuracy: ModuleType,
     data: Path,

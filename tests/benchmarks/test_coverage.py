@@ -51,6 +51,7 @@ def test_an_output_that_is_not_finite_is_a_failure(
     assert cover("test_resnet", "zaq", tmp_path)["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_test_models_stand_for_no_family(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timm.models, "list_modules", lambda: ["mlp_mixer"])
     (found,) = coverage.smallest_models().items()

@@ -198,6 +198,7 @@ def run(data: Path, out: Path, *more: str) -> list[dict[str, Any]]:
     return read_rows(out)
 
 
+@pytest.mark.slow
 def test_a_run_measures_writes_and_resumes(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

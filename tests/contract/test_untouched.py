@@ -83,7 +83,12 @@ class OutOfPlace(Plain):
 
 # NNCF's quantizers see what an operator returns, which a model that writes in place may not use.
 WRITERS = [
-    pytest.param(way, kind, id=f"{way.id}-{kind.__name__.lower()}")
+    pytest.param(
+        way,
+        kind,
+        id=f"{way.id}-{kind.__name__.lower()}",
+        marks=[pytest.mark.slow] * (way.id == "pt2e-qat"),
+    )
     for way in HOSTS
     for kind in (InPlace, Chained)
     if not (way.host == "nncf" and kind is InPlace)

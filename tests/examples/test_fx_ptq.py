@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "fx_ptq.py"
 
 
+@pytest.mark.slow
 def test_the_example_quantizes_every_layer_without_losing_accuracy() -> None:
     done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, check=True)
     assert "10 of 10 layers quantized" in done.stdout

@@ -78,6 +78,7 @@ def test_a_seed_is_one_network():
         assert all(torch.equal(x[0], y[0]) for x, y in pairs)
 
 
+@pytest.mark.slow
 def test_every_kind_of_block_occurs_and_stands():
     seen = set()
     for seed in range(400):

@@ -293,6 +293,7 @@ def test_same_levels_everywhere(host: Host, qat: bool, spec: PWLQSpec) -> None:
     assert (difference > 0.5 * outcome.output_step).float().mean() <= 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("qat", [False, True], ids=["ptq", "qat"])
 @pytest.mark.parametrize("bits", [3, 4])
 def test_exported_and_unpacked_weights_are_the_same_levels(

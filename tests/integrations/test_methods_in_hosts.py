@@ -63,6 +63,7 @@ def through_pt2e(model: nn.Module, x: Tensor, method: str | None, **options: Any
 ROUTES = {"fx": through_fx, "pt2e": through_pt2e}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", ROUTES.values(), ids=ROUTES)
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_lower_the_error_of_the_converted_model(

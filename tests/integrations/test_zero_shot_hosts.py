@@ -137,6 +137,7 @@ def test_blocks_and_taps(prepared: Callable[[], tuple[nn.Module, Host]]) -> None
     assert len(taps) >= 2
 
 
+@pytest.mark.slow
 def test_the_loader_in_a_plain_loop(prepared: Callable[[], tuple[nn.Module, Host]]) -> None:
     _, host = prepared()
     student = host.student

@@ -42,6 +42,7 @@ def test_every_width_stands_beside_uniform_grids_that_store_as_much() -> None:
     assert len(found) == len(set(found)) == 18
 
 
+@pytest.mark.slow
 def test_measures_writes_and_resumes(
     data: Path,
     tmp_path: Path,

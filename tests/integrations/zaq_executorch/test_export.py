@@ -47,6 +47,7 @@ def test_activations_move_to_int8_and_change_nothing(uint8: GraphModule, images:
     ]
 
 
+@pytest.mark.slow
 def test_a_model_of_the_pt2e_route(uint8: GraphModule, images: Tensor, tmp_path: Path) -> None:
     """Its output has no grid, without which XNNPACK would leave out the last layer."""
     import zaq_executorch

@@ -73,6 +73,7 @@ def test_a_file_takes_inputs_as_the_example_lay_in_memory(tmp_path: Path) -> Non
     torch.testing.assert_close(ours, model(x))
 
 
+@pytest.mark.slow
 def test_flatc_writes_a_graph_as_json(exported: Any) -> None:
     """Used by `zaq_executorch._compat.delegates`: names of fields, infinities, constants."""
     from zaq_executorch._compat import delegates, parse_program
@@ -91,6 +92,7 @@ def test_flatc_writes_a_graph_as_json(exported: Any) -> None:
     assert {"output_min": 0, "output_max": float("inf")} in bounds
 
 
+@pytest.mark.slow
 def test_importing_leaves_logging_alone() -> None:
     """Its partitioner calls logging.basicConfig. Used by `zaq_executorch._compat`."""
     code = (
@@ -119,6 +121,7 @@ def scales_of(quantizer: Any, model: nn.Module, x: Tensor) -> Tensor:
     return converted.get_buffer(str(node.args[1].target))
 
 
+@pytest.mark.slow
 def test_its_quantizer_floors_scales_and_with_pwlq_does_not() -> None:
     """At 2^-12: small weights lose their codes."""
     import zaq_pt2e

@@ -42,6 +42,7 @@ def graph(images: Tensor) -> GraphModule:
     return int8_graph(zaq_executorch.convert(prepared), None, "test")
 
 
+@pytest.mark.slow
 def test_a_larger_batch_after_a_smaller_one(
     graph: GraphModule, images: Tensor, tmp_path: Path
 ) -> None:
@@ -76,6 +77,7 @@ def test_the_rewritten_graph_computes_the_same(graph: GraphModule, images: Tenso
     assert "aten.adaptive_avg_pool2d.default" in {str(node.target) for node in graph.graph.nodes}
 
 
+@pytest.mark.slow
 def test_why_the_delegates_pool_grows_wrongly(tmp_path: Path) -> None:
     """The host's fact; once it holds no longer, `means_outside` can go. Not every network shows it.
 

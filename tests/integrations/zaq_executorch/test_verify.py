@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 
+@pytest.mark.slow
 def test_a_good_file(exported: Any, images: Tensor) -> None:
     import zaq_executorch
 
@@ -22,6 +23,7 @@ def test_a_good_file(exported: Any, images: Tensor) -> None:
     assert "OK under ExecuTorch with XNNPACK, batches up to 4" in str(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3, 16, 40])
 def test_it_runs_at_its_bound(
     batch: int, converted: GraphModule, images: Tensor, tmp_path: Path

@@ -73,6 +73,7 @@ save_file({"out": model(images).detach()}, sys.argv[4])
 """
 
 
+@pytest.mark.slow
 def test_a_file_in_a_fresh_process(images: Tensor, mixed: nn.Module, tmp_path: Path) -> None:
     path, given, found = (str(tmp_path / name) for name in ("m.st", "images.st", "out.st"))
     zaq_nncf.save_checkpoint(mixed, path)

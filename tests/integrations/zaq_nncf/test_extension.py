@@ -87,6 +87,7 @@ print(symmetric_quantize(x, 255, -127, 127, torch.tensor([1.27]), 0.0).tolist())
 """
 
 
+@pytest.mark.slow
 def test_without_a_compiler_it_says_what_is_missing_and_computes_the_same(tmp_path: Path) -> None:
     environment = {
         "PATH": str(tmp_path),

@@ -126,6 +126,7 @@ def largest_step(model: nn.Module) -> float:
     return max(m.scale for m in model.modules() if isinstance(m, StaticActivation))
 
 
+@pytest.mark.slow
 def test_openvino(stripped: nn.Module, images: Tensor) -> None:
     import openvino
 

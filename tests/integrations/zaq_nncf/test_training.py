@@ -28,6 +28,7 @@ def train(model: nn.Module, images: Tensor, steps: int = 40) -> tuple[float, flo
     return losses[0], losses[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activations", [8, 4])
 def test_it_learns_and_stays_on_its_levels(
     net: nn.Module, images: Tensor, hooks: Hooks, activations: int

@@ -140,7 +140,7 @@ def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
     return get
 
 
-OFTEN = ("simulated", "fx", "pt2e", "nncf")
+OFTEN = ("simulated", "pt2e")
 
 
 @pytest.fixture(

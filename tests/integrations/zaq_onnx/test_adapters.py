@@ -45,6 +45,7 @@ def test_runtimes_that_are_dependencies_are_installed_and_all_say_how_to_install
     assert [adapter.name for adapter in ADAPTERS.values()] == list(ADAPTERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(ADAPTERS))
 def test_a_packed_file_runs_or_is_refused_with_a_message(name: str, pt2e_case: Any) -> None:
     """The int8 file is right wherever it is run; a packed one is right, or does not load."""
@@ -62,6 +63,7 @@ def test_a_packed_file_runs_or_is_refused_with_a_message(name: str, pt2e_case: A
         assert (report.state == "does not load") == bool(report.message)
 
 
+@pytest.mark.slow
 def test_runtimes_of_their_own_process_find_what_this_one_finds(pt2e_case: Any) -> None:
     given = one_image(pt2e_case)
     here = zaq_onnx.verify(pt2e_case.packed, None, given)

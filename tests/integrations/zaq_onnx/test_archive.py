@@ -58,6 +58,7 @@ def test_every_layout_of_codes(
     assert told.bytes < plain + 0.02 * integers.size + 900  # the nodes that unfold it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_whole_models(kind: str, pt2e_case: Any, tmp_path: Path) -> None:
     """Also with weights that share a constant, and such as nobody packed."""

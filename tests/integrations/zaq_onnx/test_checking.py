@@ -62,6 +62,7 @@ class Wrong:
         return self.stock(loaded, optimize=optimize)
 
 
+@pytest.mark.slow
 def test_a_runtime_that_is_wrong_and_one_that_saturates(
     pt2e_case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,7 @@ def weights(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     }
 
 
+@pytest.mark.slow
 def test_the_file_holds_the_levels_of_the_format(case: Any, make: Make) -> None:
     """Quantizing the folded float weights anew gives the file's integers and scales.
 
@@ -62,6 +63,7 @@ def test_the_file_holds_the_levels_of_the_format(case: Any, make: Make) -> None:
         np.testing.assert_array_equal(integers, expected.integer_weight().numpy(), err_msg=name)
 
 
+@pytest.mark.slow
 def test_both_runtimes_agree_with_the_model(case: Any) -> None:
     report = zaq_onnx.verify(case.packed, case.model, case.images)
     assert report.ok, str(report)
@@ -89,6 +91,7 @@ def test_batches_of_any_size_run(pt2e_case: Any) -> None:
     np.testing.assert_array_equal(np.concatenate(ones), whole)
 
 
+@pytest.mark.slow
 def test_the_model_is_not_changed(make: Make, tmp_path: Path) -> None:
     student, (_, images) = make["simulated"](), make["network"]()
     before = {k: v.clone() for k, v in student.state_dict().items()}

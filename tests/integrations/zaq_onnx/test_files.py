@@ -216,6 +216,7 @@ def test_curves_of_too_few_channels_are_found(packed: bytes, tmp_path: Path) -> 
         load(written(tmp_path / "e.onnx", model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [3, 5, 6])
 def test_hostile_unfoldings_never_pass_silently(tmp_path: Path, bits: int) -> None:
     """Every constant of every kind of unfolding, changed: an error, or another weight's values.

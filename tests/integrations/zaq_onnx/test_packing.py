@@ -104,6 +104,7 @@ def test_portable_files_have_no_small_types(shape: tuple[int, ...], axis: int, l
     np.testing.assert_array_equal(ort_session(portable).run(None, {"x": x})[0], integers)
 
 
+@pytest.mark.slow
 @given(
     st.integers(1, 6),
     st.integers(1, 60),
@@ -161,6 +162,7 @@ def test_short_rows_are_gathered_one_by_one_and_long_ones_in_pairs() -> None:
     assert not pairs_pay(odd)
 
 
+@pytest.mark.slow
 def test_small_layers_stay_int8(pt2e_case: Any) -> None:
     """Nine weights a channel and their levels take more than nine bytes."""
     found = {layer.name: layer for layer in zaq_onnx.info(pt2e_case.packed).layers}
@@ -170,6 +172,7 @@ def test_small_layers_stay_int8(pt2e_case: Any) -> None:
     assert found["wide"].stored_bits == 4
 
 
+@pytest.mark.slow
 def test_unpack_restores_the_int8_file(case: Any, tmp_path: Path) -> None:
     target = tmp_path / "packed.onnx"
     assert zaq_onnx.pack(case.plain, target) == target.stat().st_size
@@ -279,6 +282,7 @@ def test_equal_codebooks_are_stored_once() -> None:
     assert unpack_model(packed).SerializeToString() == plain.SerializeToString()
 
 
+@pytest.mark.slow
 def test_layers_of_one_shape_are_unfolded_as_one(tmp_path: Path) -> None:
     """Three layers: one Gather, one Split; the runtimes fold all of it."""
     torch.manual_seed(0)

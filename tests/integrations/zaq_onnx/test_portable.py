@@ -41,6 +41,7 @@ def small(case_of: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_both_forms_give_the_same_answers_bit_for_bit(pt2e_case: Any, small: Path) -> None:
     both = [run_ort(ort_session(p), (pt2e_case.images,))[0] for p in (pt2e_case.packed, small)]
     np.testing.assert_array_equal(*both)
@@ -82,6 +83,7 @@ def test_no_two_weights_share_a_zero_point(pt2e_case: Any, small: Path) -> None:
     assert session.run(None, {"x": pt2e_case.images.numpy()})[0].shape == (8, 10)
 
 
+@pytest.mark.slow
 def test_openvinos_converter_keeps_all_layers_in_integers(pt2e_case: Any) -> None:
     import openvino
 

@@ -108,6 +108,7 @@ def weights(path: Path) -> dict[str, np.ndarray]:
     return found
 
 
+@pytest.mark.slow
 def test_files_hold_reduced_weights(wide_case: Any, tmp_path: Path) -> None:
     """Depthwise layers, whose kernels do not saturate, are as they were; others nearly."""
     path = tmp_path / "reduced.onnx"
@@ -141,6 +142,7 @@ def test_files_of_weights_that_do_not_overflow_need_no_reduction(
     assert saturable(Graph(onnx.load(path))) == []
 
 
+@pytest.mark.slow
 def test_verification_knows_the_reduction(wide_case: Any, tmp_path: Path) -> None:
     path = tmp_path / "reduced.onnx"
     zaq_onnx.export(wide_case.model, (wide_case.images,), path, reduce_range=True)
@@ -180,6 +182,7 @@ def test_a_file_that_saturates_is_told(
     assert any(ADVICE in text for text in report.problems), str(report)
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_saturate_is_not_advised_to_change(
     wide_case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,6 +82,7 @@ def test_one_scale_for_all_channels_leaves_room_too(tmp_path: Path) -> None:
         assert sqnr(model(x).detach(), found) > 35
 
 
+@pytest.mark.slow
 def test_channels_with_room_are_as_they_were(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = (
@@ -338,6 +339,7 @@ class Named(nn.Module):
         return self.conv(x) + self.grid(grid).permute(2, 0, 1)
 
 
+@pytest.mark.slow
 def test_several_inputs_calibrate_by_name(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x, grid = Named().eval(), torch.randn(4, 3, 6, 5), torch.rand(6, 5, 2)
@@ -388,6 +390,7 @@ class Calls(nn.Module):
         return self.head(self.conv(x * -3 + 0.5) + 9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", [False, True])
 def test_fx_models_may_call_a_module_often(reference: bool, tmp_path: Path) -> None:
     import zaq_fx

@@ -85,6 +85,7 @@ def test_the_records_say_which_layers_are_float_and_why(made: Any) -> None:
     assert len(exported.layers.quantized) == 4
 
 
+@pytest.mark.slow
 def test_verify_compares_the_float_levels(made: Any) -> None:
     case, path, _ = made
     graph = Graph(unpack_model(load(path)))
@@ -98,6 +99,7 @@ def test_verify_compares_the_float_levels(made: Any) -> None:
     assert problem == "'body.weight' is float, and differs from the model's levels."
 
 
+@pytest.mark.slow
 def test_without_care_onnx_runtime_rounds_the_float_weight(
     pt2e_case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +128,7 @@ class Pooled(nn.Module):
         return self.last(self.pool(self.relu(self.depthwise(torch.relu(self.first(x))))))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_grids_behind_pooling_do_not_bring_integers_back(tmp_path: Path) -> None:
     """ONNX Runtime carries a grid over pooling to the layer in front."""
@@ -146,6 +149,7 @@ def test_grids_behind_pooling_do_not_bring_integers_back(tmp_path: Path) -> None
     assert np.abs(found - expected).max() <= np.ptp(expected) / 40
 
 
+@pytest.mark.slow
 def test_a_file_without_depthwise_layers_is_the_same(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()

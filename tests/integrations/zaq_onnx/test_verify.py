@@ -53,6 +53,7 @@ class Scaled(nn.Module):
         return self.network(x / self.unit)
 
 
+@pytest.mark.slow
 def test_an_input_that_meets_its_grid_later_may_be_off_by_a_step_too(
     make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +150,7 @@ def test_silent_requantisation_by_onnx_runtime_is_caught(pt2e_case: Any, tmp_pat
     assert any("the runtime has requantized a float weight" in text for text in report.problems)
 
 
+@pytest.mark.slow
 def test_float_layers_are_counted_and_remarked(make: Any, tmp_path: Path) -> None:
     """Simulation leaves sums in float, and with them the layers in front."""
     student, (_, images) = make["simulated"](), make["network"]()

@@ -46,6 +46,7 @@ def test_without_bias_correction_biases_stay(net, images, export):
     assert audit(converted)["fc"].reason is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("qat", [False, True], ids=["ptq", "qat"])
 def test_calibrate_lowers_the_mean_error(net, images, export, qat):
     def run(correct):

@@ -58,6 +58,7 @@ def test_converting_in_train_mode_gives_the_same(net, images, export, frozen):
     assert torch.equal(one, two)
 
 
+@pytest.mark.slow
 def test_the_host_s_own_switches_work_on_a_prepared_model(net, images, export):
     """They write eps = 1e-5 into every BatchNorm; ours has 1e-3 and must not notice."""
     prepared = prepare_qat_pt2e(export(net, images), PWLQQuantizer(qat=True))

@@ -40,6 +40,7 @@ def test_the_stock_graph_with_pwlq_weights(net, images, export):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("qat", [False, True], ids=["ptq", "qat"])
 def test_lowered_kernels_compute_what_the_converted_model_does(net, images, export, qat):
     prepare = prepare_qat_pt2e if qat else prepare_pt2e

@@ -51,6 +51,7 @@ def gated() -> nn.Module:
     return perturb(Gated())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", [nn.Identity(), nn.ReLU(), nn.Hardswish()])
 def test_a_batch_norm_in_training_belongs_to_its_layer(images: Tensor, last: nn.Module) -> None:
     """A grid between the two keeps the host from folding them: the layer is no int8 layer then."""

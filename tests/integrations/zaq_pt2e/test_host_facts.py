@@ -172,6 +172,7 @@ def test_prepared_models_know_which_function_prepared_them(conv, images):
     assert _compat.prepared_for_qat(exported(conv, images)) is None
 
 
+@pytest.mark.slow
 def test_conv_bn_in_training_takes_edges_by_order(conv_bn, images):
     """Used by: PWLQQuantizer._annotate_layer, which lists the input first."""
     weight = weight_spec(PWLQPerChannelFakeQuantize.with_args(spec=PWLQSpec()))
@@ -220,6 +221,7 @@ def test_train_and_eval_of_a_prepared_model_raise(conv, images):
             method()
 
 
+@pytest.mark.slow
 def test_a_zero_gamma_gives_nan_in_the_host_s_training(conv_bn, images):
     """Used by: batch_norm._clamp_gamma."""
     with torch.no_grad():
@@ -457,6 +459,7 @@ def test_lowered_kernels_are_onednn_s_and_read_the_scale(conv, images):
     assert any(n.op == "get_attr" and "_scale" in n.target for n in kernel.all_input_nodes)
 
 
+@pytest.mark.slow
 def test_int8_patterns_are_registered_by_an_import(conv, images):
     """Used by: _compat.register_int8_kernels. Without it lowering gives float kernels, silently."""
     script = """

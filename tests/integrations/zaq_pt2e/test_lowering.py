@@ -62,6 +62,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_views_behind_convolutions_run_lowered(
     name: str, images: Tensor, export: Callable[..., Any]

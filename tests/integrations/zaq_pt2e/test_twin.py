@@ -61,6 +61,7 @@ def test_the_teacher_stays_in_evaluation_mode_and_passes_gradients_to_images(net
     assert given.grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_a_twin_of_a_twin(net, images, export):
     prepared = prepare_qat_pt2e(export(net, images), PWLQQuantizer(qat=True))
     with torch.no_grad():

@@ -12,6 +12,7 @@ from zaq_timm.demo_devices import write_device_file
 from zaq_timm.digits import digits_model, load_digits_split
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("executorch") is None, reason="executorch is not installed")
 def test_the_network_on_a_device(tmp_path: Path) -> None:
     from zaq_executorch.reading import read

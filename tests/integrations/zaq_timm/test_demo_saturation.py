@@ -20,6 +20,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> demo.DemoRun:
     return run
 
 
+@pytest.mark.slow
 def test_a_footnote_and_a_row_more(run: demo.DemoRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "warning", lambda runtime: f"int8 kernels of {runtime} saturate")
     demo.convert_all(run)

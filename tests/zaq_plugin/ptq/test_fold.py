@@ -81,6 +81,7 @@ def test_zoo_models_keep_their_function(library: str, name: str, folds: int, lef
     check_same_function(model, x, folded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "densenet121"])
 def test_exported_models_keep_their_function(name: str) -> None:
     torch.manual_seed(0)

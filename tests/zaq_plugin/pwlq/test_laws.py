@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,6 +34,7 @@ def specs(draw, symmetries=("symmetric", "asymmetric", "one-sided"), grids=("flo
     )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(ROWS, specs())
 def test_count_of_levels(rows, spec):
@@ -59,6 +61,7 @@ def test_idempotent_and_monotone(rows, spec):
     assert (torch.gather(once, 1, order).diff(dim=1) >= 0).all()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(ROWS, specs(symmetries=("symmetric",)))
 def test_odd_symmetric(rows, spec):
@@ -105,6 +108,7 @@ def test_error_is_never_above_the_uniform_grid_of_the_same_mac_bits(seed, bits, 
         assert (ours <= (uniform - w).double().square().sum(1)).all()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15)
 @given(ROWS, specs(), st.integers(0, 2))
 def test_any_memory_layout_gives_the_same_result(rows, spec, axis):

@@ -27,6 +27,7 @@ def bn_distance(model: nn.Module, images: Tensor) -> float:
     return float(loss.value())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["pixels", "generator"])
 def test_images_match_the_statistics_far_better_than_noise(
     tiny: Callable[..., nn.Module], method: str

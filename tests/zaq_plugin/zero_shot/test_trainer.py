@@ -49,6 +49,7 @@ def test_kinds_of_runs(
     assert result.examples.shape[1:] == SHAPE  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec", [UniformSpec(bits=2, symmetry="asymmetric"), PWLQSpec(bits=2)], ids=lambda s: s.kind
 )

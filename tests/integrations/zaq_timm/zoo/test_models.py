@@ -162,6 +162,7 @@ def test_models_without_weights_in_timm_say_so() -> None:
         load(Reference(name), Settings(pretrained=True))
 
 
+@pytest.mark.slow
 def test_offline_says_so_and_what_to_do(tmp_path: Path) -> None:
     code = (
         "from zaq_timm.zoo.models import load\n"

@@ -59,6 +59,7 @@ def test_a_strategy_that_a_model_cannot_take_leaves_it_out(tmp_path: Path) -> No
         do(tmp_path, "zoo_own_models:branching", input_size="3x8x8", strategy="gdfq")
 
 
+@pytest.mark.slow
 def test_what_a_strategy_made_is_exported_as_integers(tmp_path: Path) -> None:
     zaq_onnx = pytest.importorskip("zaq_onnx", reason="the file is ONNX")
     import onnxruntime
@@ -141,6 +142,7 @@ def test_a_strategy_in_a_host_is_converted_and_exported(
     assert row["output_sqnr_db"] > min(simulated["output_sqnr_db"], 30) - 4
 
 
+@pytest.mark.slow
 def test_a_strategys_eight_bits_fit_int8_kernels(tmp_path: Path) -> None:
     row = do(tmp_path, strategy="omse", weights="uniform8", export="onnx")
     assert row["exported"]["float_layers"] == 0
