@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def append_row(path: Path, row: dict[str, Any]) -> None:
     """Add a row on a line of its own, even after a line that was left half-written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    before = path.read_text(encoding="utf-8") if path.exists() else ""
-    broken = before != "" and not before.endswith("\n")
-    with path.open("a", encoding="utf-8") as file:
-        file.write(("\n" if broken else "") + json.dumps(row) + "\n")
+    with path.open("ab+") as file:
+        broken = False
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            broken = file.read() != b"\n"
+        file.write((("\n" if broken else "") + json.dumps(row) + "\n").encode())

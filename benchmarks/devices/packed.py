@@ -32,15 +32,17 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.data import LOADERS, distil, foreign_images, load_task  # noqa: E402
 from benchmarks.devices import run, tools  # noqa: E402
 from benchmarks.processor import processor  # noqa: E402
+from benchmarks.rows import append_row, read_rows  # noqa: E402
 from zaq_plugin import archive  # noqa: E402
 from zaq_plugin.archive import Codes  # noqa: E402
+from zaq_plugin.archive.curves import LEAST  # noqa: E402
 
 OUT = ROOT / "benchmarks" / "results" / "packed.jsonl"
 KINDS: dict[str, tuple[str, ...]] = {"executorch": ("stock 8/8", "ours 5/8", "ours 4/8")}
 KINDS["litert"] = KINDS["executorch"]
 KINDS["onnx"] = ("ours 8/8", "ours 5/8", "ours 4/8", "ours 5/8 dense", "ours 4/8 dense")
 SUFFIX = {"executorch": ".pte", "litert": ".tflite", "onnx": ".onnx"}
-LEAST, REPEATS = 32, 20
+REPEATS = 20
 Row = dict[str, Any]
 
 LEAD = """# Archives of files for devices
@@ -123,8 +125,7 @@ def measure(tool: str, task_name: str, data: Path, work: Path, known: set[str]) 
         row = {"tool": tool, "task": task_name, "kind": kind, **row_of(Path(named))}
         if kind in ("ours 5/8", "ours 4/8"):
             row["entropy"] = entropy_bytes(Path(named))
-        with OUT.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_row(OUT, row)
         print(json.dumps(row), flush=True)
 
 
@@ -158,8 +159,7 @@ def main() -> None:
     parser.add_argument("--task", choices=sorted(LOADERS))
     parser.add_argument("--work", type=Path, help="where the files are kept")
     args = parser.parse_args()
-    lines = OUT.read_text().splitlines() if OUT.exists() else []
-    rows = [json.loads(line) for line in lines]
+    rows = read_rows(OUT)
     if args.table:
         OUT.with_suffix(".md").write_text(table(rows))
         return

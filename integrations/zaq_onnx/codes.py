@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from zaq_onnx.graph import Array
+from zaq_plugin.archive.readers import Plane
 from zaq_plugin.pwlq.curves import Curve, codes_in, used_levels
 from zaq_plugin.pwlq.fitting import fit
 
@@ -92,10 +93,7 @@ def planes_of(codes: Array, width: int) -> list[tuple[int, int, Array]]:
 
 def pack_plane(values: Array, bits: int) -> Array:
     """Values of 1, 2 or 4 bits, flat, as bytes: the first value in the lowest bits."""
-    per = 8 // bits
-    padded = np.pad(values.reshape(-1), (0, -values.size % per)).reshape(-1, per)
-    shifts = (np.arange(per) * bits).astype(np.uint8)
-    packed: Array = np.bitwise_or.reduce(padded.astype(np.uint8) << shifts, 1)
+    packed: Array = np.frombuffer(Plane(bits, 0).bytes_of(values.reshape(-1)), np.uint8)
     return packed
 
 

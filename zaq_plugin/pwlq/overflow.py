@@ -122,8 +122,7 @@ def lower(
         edges, spec, axis: as for `guarded`.
         grid: of the edges, if it is known.
     """
-    known = grid is not None and not spec.overlapping
-    books = grid.values if known and grid is not None else _reachable(edges, spec)
+    books = _reachable(edges, spec) if grid is None or spec.overlapping else grid.values
     for order in orders(integers, axis):
         moved = integers.permute(order)
         rows = moved.reshape(len(books), -1)

@@ -85,9 +85,13 @@ def output_quantizers(model: nn.Module) -> list[Any]:
         return []
     (output,) = model.graph.find_nodes(op="output")
     called = [node for node in output.all_input_nodes if node.op == "call_module"]
-    found = {id(m): m for m in (model.get_submodule(str(node.target)) for node in called)}
-    observers = {k: getattr(m, "activation_post_process", None) for k, m in found.items()}
-    return [m for k, m in found.items() if is_uniform(m) and hasattr(observers[k], "margin")]
+    modules = dict.fromkeys(model.get_submodule(str(node.target)) for node in called)
+    return [
+        module
+        for module in modules
+        if is_uniform(module)
+        and hasattr(getattr(module, "activation_post_process", None), "margin")
+    ]
 
 
 def grid_of(slot: Slot) -> Tensor:

@@ -1,5 +1,6 @@
 """The shipped network: its split, its accuracy, its size, and that graphs can be made of it."""
 
+from collections.abc import Callable
 from importlib.resources import files
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from zaq_timm.digits import DigitsResNet, digits_model, load_digits_split
+from zaq_timm.separable import separable_model
 
 
 def test_the_split_holds_out_a_third_of_every_class() -> None:
@@ -65,9 +67,10 @@ def test_batch_norm_matters() -> None:
     assert right < 0.7
 
 
+@pytest.mark.parametrize("network", [digits_model, separable_model])
 @pytest.mark.parametrize("how", ["fx", "export"])
-def test_hosts_can_trace_it(how: str) -> None:
-    model, x = digits_model(), torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+def test_hosts_can_trace_it(how: str, network: Callable[[], nn.Module]) -> None:
+    model, x = network(), torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     if how == "fx":
         traced: nn.Module = torch.fx.symbolic_trace(model)
     else:

@@ -2,7 +2,6 @@
 
 from importlib.resources import files
 
-import pytest
 import torch
 from torch import nn
 
@@ -34,14 +33,3 @@ def test_every_block_is_a_depthwise_and_a_pointwise_convolution() -> None:
     layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     assert len(layers) == 30
     assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
-
-
-@pytest.mark.parametrize("how", ["fx", "export"])
-def test_hosts_can_trace_it(how: str) -> None:
-    model, x = separable_model(), torch.randn(4, 1, 8, 8)
-    if how == "fx":
-        traced: nn.Module = torch.fx.symbolic_trace(model)
-    else:
-        batch = {0: torch.export.Dim("batch", min=1, max=64)}
-        traced = torch.export.export(model, (x,), dynamic_shapes=(batch,)).module()
-    torch.testing.assert_close(traced(x), model(x))
