@@ -24,8 +24,8 @@ from zaq_fx.calibrate import calibrate, correct_bias, quantize
 from zaq_fx.flow import convert, prepare
 from zaq_fx.notes import HostNote, show_host_warnings
 from zaq_fx.qconfig import pwlq_qat_qconfig_mapping, pwlq_qconfig, pwlq_qconfig_mapping
-from zaq_fx.student import twin
 from zaq_fx.surgery import prepare_model
+from zaq_fx.twin import twin
 
 __all__ = [
     "HostNote",

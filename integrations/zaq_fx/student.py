@@ -202,21 +202,4 @@ def student(prepared: nn.Module, who: str) -> FXStudent:
     return view
 
 
-def twin(prepared: fx.GraphModule) -> nn.Module:
-    """A deep copy of a prepared model that computes the float function.
-
-    See `zaq_plugin.student.Student.twin`: every module and node keeps its name, so that a tap in
-    one is the same tap in the other.
-
-    Raises:
-        ValueError: the model was not prepared.
-    """
-    if not is_prepared(prepared):
-        raise ValueError(
-            f"twin expects a model from prepare_fx or prepare_qat_fx; got {type(prepared).__name__}"
-            " that was not prepared (or is already converted)."
-        )
-    return FXStudent(prepared).twin()
-
-
 register_student(is_prepared, FXStudent)

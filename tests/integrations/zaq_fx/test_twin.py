@@ -76,3 +76,11 @@ def test_stock_observers_are_silent_in_the_twin(make_net, images):
     assert (teacher(images) - expected).norm() < 1e-4 * expected.norm()
     with pytest.raises(ValueError, match="that was not prepared"):
         zaq_fx.twin(torch.fx.symbolic_trace(make_net()))
+
+
+def test_it_has_a_module_of_its_own_and_is_a_function_whatever_is_imported_first() -> None:
+    """Programs import it from there."""
+    from zaq_fx.twin import twin
+
+    assert zaq_fx.twin is twin
+    assert callable(zaq_fx.twin)
