@@ -10,9 +10,11 @@ memory limit. A second run goes on where the first one ended. Ways:
 * ``zaq``: `zaq_pt2e.PWLQQuantizer`, PWLQ weights of 4 MAC bits and 5 stored bits, 8-bit activations
 * ``torchao``: stock PT2E, `X86InductorQuantizer` with its default configuration, 8-bit weights
 * ``nncf``: stock `nncf.quantize` with its defaults, 8-bit weights
+* ``executorch``, ``litert``: `zaq_executorch.export`, `zaq_litert.export`, the weights of ``zaq``
 
-Done means: converted, run on new images, output finite, and at least one layer quantized. Layers
-are counted as torch.export sees them.
+Done means: converted, run on new images, output finite, and at least one layer quantized; for a
+device that its file runs in the device's runtime and passes verification. Layers are counted as
+torch.export sees them.
 """
 
 from __future__ import annotations
@@ -20,9 +22,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +37,7 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.rows import read_rows  # noqa: E402
 from zaq_plugin.pwlq import PWLQSpec  # noqa: E402
 from zaq_timm.zoo.errors import DONE, LeftOut  # noqa: E402
 from zaq_timm.zoo.files import write_json, write_whole  # noqa: E402
@@ -45,6 +51,8 @@ SIZES = (64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512, 768, 1024)
 IMAGES, BATCH = 8, 4
 SECONDS, MEMORY = 1800.0, 12 * 10**9
 FAMILIES = "families.json"
+FIRST = "2.15.0+cu132"
+"""Torch of the rows that do not say."""
 
 
 def smallest_models() -> dict[str, str]:
@@ -68,6 +76,14 @@ def smallest_models() -> dict[str, str]:
         if sizes:
             found[module] = min(sizes, key=lambda n: (sizes[n], n))
     return found
+
+
+def parameters(name: str) -> int:
+    """Of a model of timm's."""
+    import timm
+
+    with torch.device("meta"):
+        return sum(p.numel() for p in timm.create_model(name).parameters())
 
 
 def make(name: str) -> tuple[nn.Module, Tensor]:
@@ -176,8 +192,35 @@ def _exported_layers(model: nn.Module, images: Tensor) -> int:
     return len({layer.name for layer in layers(graph)})
 
 
-WAYS = {"zaq": by_zaq, "torchao": by_torchao, "nncf": by_nncf}
+def by_device(name: str, model: nn.Module, images: Tensor) -> Made:
+    """A file for a device, one image at a time."""
+    tool, running = import_module(f"zaq_{name}"), import_module(f"zaq_{name}.running")
+    with tempfile.TemporaryDirectory() as folder:
+        path, batches = Path(folder) / "model", list(images[:BATCH].split(1))
+        made = tool.export(model, (images[:1],), path, calibration=batches, method="pwlq")
+        checked = tool.verify(path, made.model, images[BATCH : BATCH + 2])
+        if not checked.ok:
+            raise LeftOut("; ".join(checked.problems))
+        run = running.runner(path)
+    notes = [f"{record.name}: {record.reason}" for record in made.layers.skipped]
+    notes += [f"outside: {operator} {n} times" for operator, n in sorted(checked.outside.items())]
+
+    def call(x: Tensor) -> Tensor:
+        return torch.cat([run((image.contiguous(),))[0] for image in x.split(1)])
+
+    return call, len(made.layers), len(made.layers.quantized), notes
+
+
+WAYS: dict[str, Callable[[nn.Module, Tensor], Made]] = {
+    "zaq": by_zaq,
+    "torchao": by_torchao,
+    "nncf": by_nncf,
+    "executorch": partial(by_device, "executorch"),
+    "litert": partial(by_device, "litert"),
+}
 TITLES = {
+    "executorch": "zaq_executorch, PWLQ W4A8",
+    "litert": "zaq_litert, PWLQ W4A8",
     "zaq": "zaq_pt2e, PWLQ W4A8",
     "torchao": "torchao PT2E, stock W8A8",
     "nncf": "NNCF, stock W8A8",
@@ -194,6 +237,7 @@ def cover(payload: Mapping[str, Any], folder: Path, report: Any) -> dict[str, An
         "model": payload["model"],
         "way": payload["way"],
         "input": "x".join(map(str, images.shape[1:])),
+        "torch": torch.__version__,
         "parameters": sum(p.numel() for p in model.parameters()),
     }
     reference = outputs(model, images[BATCH:], BATCH)
@@ -250,18 +294,19 @@ def markdown(rows: Mapping[str, Mapping[str, Any]], families: Mapping[str, str])
     lines = [
         "# Coverage of timm's families\n",
         f"{__doc__.split(chr(10), 4)[4].strip()}\n" if __doc__ else "",
-        f"timm {timm.__version__}, torch {torch.__version__}: {len(families)} families.\n",
-        "| way | families done | share | layers quantized in them | minutes |",
-        "|:---|---:|---:|---:|---:|",
+        f"timm {timm.__version__}: {len(families)} families.\n",
+        "| way | families done | share | layers quantized in them | minutes | torch |",
+        "|:---|---:|---:|---:|---:|:---|",
     ]
     for way in ways:
         mine = [rows[f"{f}.{way}"] for f in families if f"{f}.{way}" in rows]
         done = [row for row in mine if row["status"] == DONE]
         graded, layers = (sum(row[k] for row in done) for k in ("quantized", "layers"))
         minutes = sum(row["measured"]["seconds"] for row in mine) / 60
+        versions = ", ".join(sorted({row.get("torch", FIRST) for row in mine}))
         lines.append(
             f"| {TITLES[way]} | {len(done)} of {len(mine)} | {100 * len(done) / len(mine):.1f} % | "
-            f"{graded:,} of {layers:,} | {minutes:.0f} |"
+            f"{graded:,} of {layers:,} | {minutes:.0f} | {versions} |"
         )
     lines += [
         "\nA cell: layers quantized of those there are, or why not. "
@@ -295,6 +340,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--ways", choices=list(WAYS), nargs="+", default=list(WAYS))
     parser.add_argument("--family", nargs="+", help="only these")
+    parser.add_argument("--largest", type=float, help="only models of so many million parameters")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--retry", choices=("killed", "failed", "none"), default="killed")
     parser.add_argument("--work", type=Path, default=Path("zaq-coverage"), help="results so far")
@@ -305,14 +351,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not listed.is_file():
         write_json(listed, smallest_models())
     families: dict[str, str] = json.loads(listed.read_text(encoding="utf-8"))
+    wanted = tuple(args.family or families)
+    if args.largest is not None:
+        sizes = {family: parameters(families[family]) for family in wanted}
+        small = [family for family in wanted if sizes[family] <= 1e6 * args.largest]
+        wanted = tuple(sorted(small, key=sizes.__getitem__))
 
     limits = Limits(1, MEMORY, SECONDS)
-    plan = CoveragePlan(families, tuple(args.ways), tuple(args.family or families))
+    plan = CoveragePlan(families, tuple(args.ways), wanted)
+    lines = args.out.with_suffix(".jsonl")
+    before = read_rows(lines)
 
     def table(rows: Mapping[str, Mapping[str, Any]]) -> None:
+        rows = {**{row["key"]: row for row in before}, **rows}
         order = [f"{f}.{w}" for f in families for w in WAYS if f"{f}.{w}" in rows]
-        lines = "".join(json.dumps(rows[key]) + "\n" for key in order)
-        write_whole(args.out.with_suffix(".jsonl"), lines)
+        write_whole(lines, "".join(json.dumps(rows[key]) + "\n" for key in order))
         write_whole(args.out, markdown(rows, families))
 
     results = run(plan, args.work, jobs=args.jobs, limits=limits, retry=args.retry)
