@@ -1,9 +1,9 @@
 """Files for devices, run: sizes, latencies, and what they answer on real images.
 
 A tool's own int8 (its stock quantizer, 8-bit weights and activations) stands beside ours at 8, 5
-and 4 stored bits, all with the same activations at 8 bits and calibrated on the same images, made
-from the network's BatchNorm statistics. The images measured on calibrate nothing. Accuracy is that
-of the files. Latencies are medians, one thread, one image at a time, the files taking turns; ours
+and 4 stored bits, all with activations at 8 bits and calibrated on the same images, made from the
+network's BatchNorm statistics. The images measured on calibrate nothing. Accuracy is that of the
+files. Latencies are medians, one thread, one image at a time, the files taking turns; ours
 at 8 stored bits and the stock file differ in nothing but numbers, so that their ratio tells how
 quiet the machine was.
 
@@ -31,8 +31,15 @@ from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
-from benchmarks.data import LOADERS, Task, accuracy, distil, load_task  # noqa: E402
 from benchmarks.devices import tools  # noqa: E402
+from benchmarks.field_tasks import (  # noqa: E402
+    BATCH,
+    EFFORT,
+    SYNTHETIC,
+    TITLES,
+    Subject,
+    load_subject,
+)
 from zaq_plugin.strategies import Request, synthetic_images  # noqa: E402
 from zaq_plugin.strategies.compose import compose  # noqa: E402
 
@@ -74,37 +81,35 @@ def medians(runs: dict[str, Run], image: Tensor) -> dict[str, float]:
 
 
 def measure(
-    tool: str, task_name: str, data: Path, work: Path, known: dict[str, Row], write: Write
+    tool: str, name: str, data: Path, work: Path, known: dict[str, Row], write: Write
 ) -> None:
     """The rows of a network in a tool that are not there yet; latencies last, of all files."""
-    task = load_task(task_name, data)
-    images, labels = spread(task)
-    if task_name == "imagenet":
-        calibration = made_images(task, work / "imagenet_images.safetensors")
-    else:
-        calibration = distil(task.model, CALIBRATION, task.images.shape[2], steps=40)
+    subject = load_subject(name, data)
+    images = subject.images[:IMAGES]
+    calibration = made_images(subject, work / f"{name}_images.safetensors")
     with torch.no_grad():
-        reference = torch.cat([task.model(x) for x in images.split(50)])
+        reference = torch.cat([subject.model(x) for x in images.split(BATCH[name])])
     runs = {}
-    common = {"tool": tool, "task": task_name, "versions": tools.TOOLS[tool].versions()}
+    common = {"tool": tool, "task": name, "versions": tools.TOOLS[tool].versions()}
     for kind in KINDS:
-        path = work / f"{tool}_{task_name}_{kind.replace(' ', '_').replace('/', '_')}"
+        path = work / f"{tool}_{name}_{kind.replace(' ', '_').replace('/', '_')}"
         if kind in known and path.exists():
             runs[kind] = tools.TOOLS[tool].run(path)
             continue
         begin = time.perf_counter()
-        runs[kind], checked = make(tool, kind, task.model, calibration, path)
+        runs[kind], checked = make(tool, kind, subject.model, calibration, path)
         seconds = time.perf_counter() - begin
-        told = torch.cat([runs[kind](x[None].contiguous()) for x in images])
+        answers = torch.cat([runs[kind](x[None].contiguous()) for x in images])
         blob = path.read_bytes()
         row = {
             **common,
             "kind": kind,
             "bytes": len(blob),
             "zipped": len(zlib.compress(blob, 9)),
-            "top1": accuracy(told, labels),
-            "agreement": accuracy(told, reference.argmax(1)),
-            "float_top1": accuracy(reference, labels),
+            "metric": subject.metric,
+            "score": subject.score(answers),
+            "agreement": subject.agreement(reference, answers),
+            "float_score": subject.score(reference),
             "images": len(images),
             "seconds": seconds,
             "verified": None if checked is None else checked.ok,
@@ -115,24 +120,22 @@ def measure(
     write({**common, "kind": LATENCY, "ms": medians(runs, images[:1].contiguous())})
 
 
-def made_images(task: Task, path: Path) -> Tensor:
+def made_images(subject: Subject, path: Path) -> Tensor:
     """The images that `zaq_executorch.quantize` and its like make where they get none; kept."""
     if not path.exists():
-        half = (0.5, 0.5, 0.5)
-        example = (task.images[:1],)
         request = Request(
-            4, 8, example_inputs=example, mean=half, std=half, synthetic_count=CALIBRATION
+            4,
+            8,
+            example_inputs=(subject.images[:1],),
+            mean=tuple(subject.mean),
+            std=tuple(subject.std),
+            synthetic_count=min(CALIBRATION, SYNTHETIC[subject.name]),
+            effort=EFFORT[subject.name],
         )
-        images = synthetic_images(compose("pwlq"), task.model, request)
+        images = synthetic_images(compose("pwlq"), subject.model, request)
         assert images is not None
         save_file({"images": images.contiguous()}, path)
     return load_file(path)["images"]
-
-
-def spread(task: Task) -> tuple[Tensor, Tensor]:
-    """`IMAGES` images and labels, evenly over the files, which are in order of classes."""
-    every = max(1, len(task.images) // IMAGES)
-    return task.images[::every], task.labels[::every]
 
 
 def main() -> None:
@@ -140,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--tool", choices=sorted(tools.TOOLS), required=True)
-    parser.add_argument("--task", choices=sorted(LOADERS), required=True)
+    parser.add_argument("--task", choices=sorted(TITLES), required=True)
     parser.add_argument("--work", type=Path, required=True, help="where the files are kept")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()

@@ -64,7 +64,7 @@ class Tool:
     ) -> tuple[Run, Any]:
         """Through our host, verified."""
         tool, options = self._part(""), {"method": method, "stored_bits": stored, "levels": levels}
-        made = tool.export(model, example, path, calibration=[images], **options)
+        made = tool.export(model, example, path, synthetic=images, **options)
         return self.run(path), tool.verify(path, made.model, images[:8])
 
 

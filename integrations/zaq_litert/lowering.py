@@ -7,15 +7,18 @@ import warnings
 from typing import Any
 
 import torch
-from torch import nn
-from torch.fx import GraphModule
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
 
 from zaq_litert._compat import convert
-from zaq_pt2e.graph import new_tensor, tensor_at
+from zaq_pt2e.graph import argument, new_tensor, tensor_at
 
 _ops = torch.ops.quantized_decomposed
-QUANTIZE_WEIGHT = _ops.quantize_per_channel.default
-DEQUANTIZE_WEIGHT = _ops.dequantize_per_channel.default
+QUANTIZE = {
+    _ops.dequantize_per_channel.default: _ops.quantize_per_channel.default,
+    _ops.dequantize_per_tensor.default: _ops.quantize_per_tensor.default,
+}
+"""What undoes them; weights are on scales of their channels, other constants on one."""
 
 
 def lower(graph: nn.Module, example: tuple[Any, ...], *, quantized: bool = True) -> bytes:
@@ -44,23 +47,31 @@ def lower(graph: nn.Module, example: tuple[Any, ...], *, quantized: bool = True)
 
 @torch.no_grad()
 def unfolded(graph: GraphModule) -> GraphModule:
-    """A copy whose weights are float levels that are quantized in the graph: what the tool takes.
+    """A copy whose int8 constants are float levels, quantized in the graph: what the tool takes.
 
+    Constants are weights, and what sums and products read: tokens, embeddings, layers' scales.
     ``scale * code`` divided by the scale rounds to the code again.
     """
     model = copy.deepcopy(graph)
     for node in list(model.graph.nodes):
-        if node.target is not DEQUANTIZE_WEIGHT or node.args[0].op != "get_attr":
+        if node.target not in QUANTIZE or node.args[0].op != "get_attr":
             continue
-        codes, scale = (tensor_at(model, str(node.args[i].target)) for i in (0, 1))
-        axis = int(node.args[3])
-        shape = [1] * codes.dim()
-        shape[axis] = -1
-        name = str(node.args[0].target).replace(".", "_") + "_levels"
-        levels = nn.Parameter(codes.float() * scale.reshape(shape), requires_grad=False)
-        weight = new_tensor(model, name, levels, node)
+        name = str(node.args[0].target)
+        levels = nn.Parameter(_levels(model, node, tensor_at(model, name)), requires_grad=False)
+        constant = new_tensor(model, name.replace(".", "_") + "_levels", levels, node)
         with model.graph.inserting_before(node):
-            quantized = model.graph.call_function(QUANTIZE_WEIGHT, (weight, *node.args[1:]))
+            arguments = (constant, *node.args[1:])
+            quantized = model.graph.call_function(QUANTIZE[node.target], arguments)
         node.args = (quantized, *node.args[1:])
     model.recompile()
     return model
+
+
+def _levels(model: GraphModule, node: Node, codes: Tensor) -> Tensor:
+    if node.target is _ops.dequantize_per_tensor.default:
+        scale, zero = argument(node, 1), argument(node, 2)
+        return codes.float().sub_(zero).mul_(scale)
+    scales = tensor_at(model, str(argument(node, 1).target))
+    shape = [1] * codes.dim()
+    shape[argument(node, 3)] = -1
+    return codes.float() * scales.reshape(shape)

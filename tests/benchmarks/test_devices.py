@@ -13,9 +13,10 @@ def row(kind: str, **changes: Any) -> dict[str, Any]:
         "kind": kind,
         "bytes": 300_000,
         "zipped": 250_000,
-        "top1": 89.0,
+        "metric": "top-1",
+        "score": 89.0,
         "agreement": 98.0,
-        "float_top1": 90.0,
+        "float_score": 90.0,
         "images": 1000,
         "verified": None,
     }

@@ -52,6 +52,41 @@ def test_int8_in_and_outputs(
     torch.testing.assert_close(floats, second((images[:2],))[0], rtol=0, atol=1e-6)
 
 
+class Constants(nn.Module):
+    """What transformers do with constants: a token, an embedding, a layer's scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 8)
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.places = nn.Parameter(torch.randn(1, 10, 8))
+        self.scale = nn.Parameter(torch.rand(8) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.places
+        return self.second(x) * self.scale
+
+
+def test_int8_constants_of_sums_and_products(tmp_path: Path) -> None:
+    import zaq_litert
+    from zaq_litert.running import runner
+
+    torch.manual_seed(0)
+    model, images = Constants().eval(), torch.randn(8, 3, 12, 12)
+    made = zaq_litert.export(
+        model, (images[:1],), tmp_path / "net.tflite", calibration=[images], method="pwlq"
+    )
+    checked = zaq_litert.verify(made.path, made.model, images).require()
+    assert checked.weights == 2
+    run = runner(made.path)
+    with torch.no_grad():
+        expected = model(images)
+    answers = torch.cat([run((image[None],))[0] for image in images])
+    noise = (answers - expected).square().sum() / expected.square().sum()
+    assert 10 * torch.log10(noise) < -22  # four MAC bits
+
+
 @pytest.mark.slow
 def test_a_float_model_with_images(net: nn.Module, images: Tensor, tmp_path: Path) -> None:
     import zaq_litert
