@@ -38,9 +38,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.rows import read_rows  # noqa: E402
+from zaq_plugin.files import write_whole  # noqa: E402
 from zaq_plugin.pwlq import PWLQSpec  # noqa: E402
 from zaq_timm.zoo.errors import DONE, LeftOut  # noqa: E402
-from zaq_timm.zoo.files import write_json, write_whole  # noqa: E402
+from zaq_timm.zoo.files import write_json  # noqa: E402
 from zaq_timm.zoo.limits import Limits  # noqa: E402
 from zaq_timm.zoo.measure import distance, outputs, padded  # noqa: E402
 from zaq_timm.zoo.pool import Task  # noqa: E402

@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 
 from zaq_executorch._compat import quiet
 from zaq_executorch.reading import is_layer
+from zaq_plugin.errors import in_short
 
 
 def lower(graph: GraphModule, example: tuple[Any, ...], shapes: Any) -> bytes:
@@ -39,14 +40,15 @@ def lower(graph: GraphModule, example: tuple[Any, ...], shapes: Any) -> bytes:
             size = len(example[0])
             raise ValueError(
                 f"executorch: torch.export cannot give the model batches of "
-                f"{'up to ' if shapes else ''}{size}: {_first(error)}"
+                f"{'up to ' if shapes else ''}{size}: {in_short(error)}"
             ) from error
         try:
             edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            raise ValueError(f"executorch: the graph cannot be lowered: {_first(error)}") from error
+            text = f"executorch: the graph cannot be lowered: {in_short(error)}"
+            raise ValueError(text) from error
         left = _left(edge.exported_program().graph_module)
         if left:
             raise ValueError(
@@ -69,8 +71,3 @@ def _left(outer: GraphModule) -> list[str]:
             shape = tuple(value.shape) if isinstance(value, torch.Tensor) else ()
             found.append(f"{name} of {where or 'the model'}, output {shape}")
     return found
-
-
-def _first(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:400]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from zaq_litert._compat import convert
+from zaq_plugin.errors import in_short
 from zaq_pt2e.graph import argument, new_tensor, tensor_at
 
 _ops = torch.ops.quantized_decomposed
@@ -40,9 +41,9 @@ def lower(graph: nn.Module, example: tuple[Any, ...], *, quantized: bool = True)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # of whatever class its many stages raise
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            text = f"{type(error).__name__}: {lines[0] if lines else ''}"[:400]
-            raise ValueError(f"litert: the model cannot be converted: {text}") from error
+            raise ValueError(
+                f"litert: the model cannot be converted: {in_short(error)}"
+            ) from error
 
 
 @torch.no_grad()

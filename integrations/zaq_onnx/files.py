@@ -13,6 +13,7 @@ from onnx import ModelProto
 
 from zaq_onnx.constants import check_tensor
 from zaq_onnx.graph import metadata_of, opset_of, set_metadata
+from zaq_plugin.files import write_whole
 
 KEY = "zaq"
 """Key of our JSON text in a model's metadata."""
@@ -49,11 +50,8 @@ def digest(model: ModelProto) -> str:
 
 def write(model: ModelProto, path: Path_) -> int:
     """Write a model; the number of its bytes."""
-    target = Path(path)
     data = serialize(model)
-    partial = target.with_name(target.name + ".part")
-    partial.write_bytes(data)
-    partial.replace(target)
+    write_whole(path, data)
     return len(data)
 
 

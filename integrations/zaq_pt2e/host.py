@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e, prepare_qat_pt2e
 
+from zaq_plugin.errors import in_short
 from zaq_plugin.report import Audit
-from zaq_plugin.student.host import Assignment, Prepared, in_short, why_not_int8
+from zaq_plugin.student.host import Assignment, Prepared, why_not_int8
 from zaq_pt2e.audit import audit
 from zaq_pt2e.batch_norm import set_training
 from zaq_pt2e.flow import convert

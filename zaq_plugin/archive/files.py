@@ -11,6 +11,7 @@ from zaq_plugin.archive.layout import SIGNATURE
 from zaq_plugin.archive.readers import find_reader
 from zaq_plugin.archive.reading import file_of
 from zaq_plugin.archive.writing import archive_of
+from zaq_plugin.files import write_whole
 
 Path_ = str | os.PathLike[str]
 LARGEST = 2**31 - 1
@@ -75,7 +76,7 @@ def pack(source: Path_, target: Path_ | None = None) -> Packed:
         )
     if file_of(made, LARGEST) != data:
         raise RuntimeError(f"{name} does not unpack to itself; please report this.")
-    _write(path, made)
+    write_whole(path, made)
     zipped = len(zlib.compress(data, 9))
     return Packed(os.fspath(path), len(made), len(data), zipped, coded, integers)
 
@@ -104,7 +105,7 @@ def unpack(source: Path_, target: Path_ | None = None, *, largest: int = LARGEST
         made = file_of(data, largest)
     except ValueError as error:
         raise ValueError(f"{name}: {error}.") from error
-    _write(path, made)
+    write_whole(path, made)
     return len(made)
 
 
@@ -113,14 +114,3 @@ def _target(source: Path_, target: Path_) -> Path:
     if path.resolve() == Path(source).resolve():
         raise ValueError(f"{os.fspath(source)}: it would be overwritten; name another file.")
     return path
-
-
-def _write(path: Path, data: bytes) -> None:
-    """All or nothing."""
-    partial = path.with_name(path.name + ".part")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
+from zaq_plugin.errors import in_short
 from zaq_plugin.layers import LAYERS, out_features
 from zaq_plugin.ptq.computed_weights import random_input
 from zaq_plugin.ptq.fold_arithmetic import (
@@ -88,18 +89,13 @@ def find_pairs(model: nn.Module, example_inputs: Sequence[Any] | None) -> list[P
     except Exception as error:
         if example_inputs is None:
             raise ValueError(
-                f"torch.fx cannot trace {type(model).__name__} ({_first_line(error)}); give "
+                f"torch.fx cannot trace {type(model).__name__} ({in_short(error)}); give "
                 "example_inputs, a tuple of the tensors that the model is called with, and "
                 "torch.export is used instead"
             ) from error
         return _pairs_from_export(model, example_inputs, error)
     ranks = _linear_ranks(model, example_inputs)
     return _pairs_from_trace(model, graph, ranks, tracer.readable(model))
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}".rstrip(": ")
 
 
 def _pairs_from_trace(
@@ -176,8 +172,8 @@ def _pairs_from_export(
         program = torch.export.export(model, cloned(example_inputs), strict=False)
     except Exception as error:
         raise ValueError(
-            f"neither torch.fx ({_first_line(fx_error)}) nor torch.export "
-            f"({_first_line(error)}) can follow {type(model).__name__}; rewrite its "
+            f"neither torch.fx ({in_short(fx_error)}) nor torch.export "
+            f"({in_short(error)}) can follow {type(model).__name__}; rewrite its "
             "data-dependent control flow, or fold its parts one by one"
         ) from error
     signature = program.graph_signature

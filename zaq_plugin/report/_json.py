@@ -1,4 +1,4 @@
-"""JSON as every record of a run is written: strict, ordered, and never half a file.
+"""JSON as every record of a run is written: strict and ordered.
 
 Non-finite numbers (an exactly represented layer has infinite SQNR) have no spelling in JSON; they
 are written as the strings ``"inf"``, ``"-inf"`` and ``"nan"`` and read back with `to_float`.
@@ -10,9 +10,7 @@ import dataclasses
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 _NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
@@ -95,34 +93,3 @@ def check_keys(data: Mapping[str, Any], known: Iterable[str], what: str) -> None
 def to_float(value: Any) -> Any:
     """A float from what `plain` wrote: ``"inf"``, ``"-inf"`` and ``"nan"`` become numbers again."""
     return _NON_FINITE.get(value, value) if isinstance(value, str) else value
-
-
-def write_atomic(path: str | os.PathLike[str], text: str) -> Path:
-    """Writes `text` to `path` so that readers see the old file or the new one, never a part.
-
-    The text goes to a temporary file in the same folder, is flushed to disk, and takes the name in
-    one step. Missing folders are made.
-    """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(
-        dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"
-    )
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
-        os.chmod(temporary, mode)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return target
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zaq_plugin.report._json import check_keys, dumps, loads_object, plain, write_atomic
+from zaq_plugin.files import write_whole
+from zaq_plugin.report._json import check_keys, dumps, loads_object, plain
 from zaq_plugin.report.records import Audit, ResultRow
 
 FORMAT = 1
@@ -190,7 +191,7 @@ class Manifest:
         Raises:
             TypeError: a value that JSON cannot hold; the old file stays.
         """
-        return write_atomic(path, self.to_json())
+        return write_whole(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Manifest:

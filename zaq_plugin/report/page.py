@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from zaq_plugin.files import write_whole
 from zaq_plugin.report import columns as col
 from zaq_plugin.report._html import Figure, document, esc, pairs, table
-from zaq_plugin.report._json import plain, write_atomic
+from zaq_plugin.report._json import plain
 from zaq_plugin.report.headline import Headline, featured_row, headlines
 from zaq_plugin.report.manifest import Manifest
 from zaq_plugin.report.protocol import footnotes, label
@@ -103,7 +104,7 @@ def write_page(
 ) -> Path:
     """Writes `render_page`'s HTML to `path`, atomically; arguments as there."""
     text = render_page(manifest, figures, title, lead=lead, headline=headline, row=row)
-    return write_atomic(path, text)
+    return write_whole(path, text)
 
 
 def _results(rows: Sequence[ResultRow], place: int | None, why: str) -> str:

@@ -112,15 +112,6 @@ def why_not_int8(assignment: Assignment, host: str) -> str | None:
     return None
 
 
-def in_short(error: BaseException) -> str:
-    """An error of a tool in one line, its kind first."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    if text.endswith(":") and len(lines) > 1:
-        text = f"{text} {lines[1]}"
-    return f"{type(error).__name__}: {text}"[:400]
-
-
 def host_names() -> list[str]:
     """The names of all hosts that are installed, in alphabetical order."""
     return sorted({point.name for point in entry_points(group=GROUP)})

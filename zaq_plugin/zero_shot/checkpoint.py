@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from zaq_plugin.files import write_whole
 
 NAME = "checkpoint.pt"
 
@@ -15,13 +17,11 @@ NAME = "checkpoint.pt"
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
     """Write a state (tensors, numbers, strings, lists, dicts) to ``folder/checkpoint.pt``.
 
-    It goes to a temporary file first, so that a kill leaves the checkpoint before it.
+    A kill leaves the checkpoint before it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path, temporary = folder / NAME, folder / f"{NAME}.{os.getpid()}.tmp"
-    torch.save(state, temporary)
-    os.replace(temporary, path)
-    return path
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return write_whole(folder / NAME, buffer.getvalue())
 
 
 def load_checkpoint(folder: Path, config: str, device: torch.device | str) -> dict[str, Any] | None:

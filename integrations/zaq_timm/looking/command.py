@@ -143,13 +143,13 @@ def compare_command(args: argparse.Namespace) -> int:
     from zaq_timm.looking.shown import column_lines, difference_columns
 
     if args.out:
-        from zaq_plugin.report._json import write_atomic
+        from zaq_plugin.files import write_whole
         from zaq_plugin.report.page import render_table_page
 
         columns = difference_columns(found, args.first, args.second)
         lead = f"{args.first} and {args.second}: worst layers first; 6 dB are one bit."
         try:
-            write_atomic(args.out, render_table_page(columns, "Layer by layer", lead))
+            write_whole(args.out, render_table_page(columns, "Layer by layer", lead))
         except OSError as error:
             return _fail("compare", f"cannot write to {args.out}: {error.strerror or error}")
     if args.json:

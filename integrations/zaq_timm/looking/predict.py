@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.errors import in_short
 from zaq_plugin.layers import channel_axis
 from zaq_plugin.ptq import audit, fold_batch_norm, simulate
 from zaq_plugin.ptq.plan import stored_size
@@ -174,9 +175,7 @@ def ask(name: str, model: nn.Module, example: Tensor) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # and NNCF draws a bar where --json prints
             made = host.audit(host.prepare(model, (example,), assignment).model)
     except Exception as error:  # whatever a tool raises is its answer
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        text = lines[0] if lines else type(error).__name__
-        return {"takes": False, "reason": f"{type(error).__name__}: {text}"[:300]}
+        return {"takes": False, "reason": in_short(error)}
     finally:
         logging.disable(before)
     skipped = {record.name: record.reason for record in made.skipped}

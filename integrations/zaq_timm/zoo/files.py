@@ -1,35 +1,13 @@
-"""Files that are whole or not there: written beside, flushed to disk, renamed in one step."""
+"""Results of a run, written whole."""
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from zaq_plugin.files import write_whole
 from zaq_timm.zoo.errors import RunError
-
-
-def write_whole(path: Path, data: bytes | str) -> Path:
-    """Writes a file so that readers, and a crash at any moment, see the old one or the new one.
-
-    Raises:
-        OSError: it cannot be written; the old file is as it was.
-    """
-    held = data.encode() if isinstance(data, str) else data
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(held)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return path
 
 
 def write_json(path: Path, value: Any) -> Path:

@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from zaq_plugin.errors import in_short
 from zaq_plugin.layers import channel_axis, is_depthwise
 from zaq_plugin.ptq import calibrate, correct_bias
 from zaq_plugin.ptq.plan import stored_size
 from zaq_plugin.pwlq import QuantSpec, UniformSpec
 from zaq_plugin.report import Audit
-from zaq_plugin.student.host import Assignment, find_host, in_short
+from zaq_plugin.student.host import Assignment, find_host
 from zaq_plugin.student.proof import require_float_function
 from zaq_plugin.zero_shot import FinetuneResult
 from zaq_timm.zoo.errors import LeftOut, is_out_of_memory

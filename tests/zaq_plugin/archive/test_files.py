@@ -1,6 +1,7 @@
 """Files come back bit for bit, and their archives are as small as the codes' entropy lets them."""
 
 import hashlib
+import os
 import zlib
 from pathlib import Path
 
@@ -185,10 +186,10 @@ def test_what_cannot_be_packed(tmp_path: Path, file: Path, monkeypatch: pytest.M
 
 
 def test_a_full_disk_leaves_nothing(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Path, target: Path) -> None:
+    def full(source: str, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
         archive.pack(file)
     assert list(file.parent.iterdir()) == [file]

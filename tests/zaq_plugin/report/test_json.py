@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from zaq_plugin.pwlq import PWLQSpec
-from zaq_plugin.report._json import check_keys, dumps, loads_object, plain, to_float, write_atomic
+from zaq_plugin.report._json import check_keys, dumps, loads_object, plain, to_float
 
 
 def _refuse(name: str) -> float:
@@ -74,36 +74,3 @@ def test_text_that_is_no_object_is_refused(text, message):
 def test_unknown_keys_are_named_beside_the_known_ones():
     with pytest.raises(ValueError, match=r"Row has unknown key\(s\) 'topp1'; known keys are top1"):
         check_keys({"topp1": 1}, ["top1"], "Row")
-
-
-def test_write_makes_folders_and_leaves_no_other_file(tmp_path):
-    target = tmp_path / "new" / "m.json"
-    assert write_atomic(target, "äöü\n") == target
-    assert target.read_bytes() == "äöü\n".encode()
-    assert [p.name for p in target.parent.iterdir()] == ["m.json"]
-
-
-def test_the_file_gets_the_permissions_of_an_ordinary_new_file_and_keeps_its_own(tmp_path):
-    plain_file = tmp_path / "plain"
-    plain_file.write_text("x")
-    target = write_atomic(tmp_path / "m.json", "1")
-    assert target.stat().st_mode == plain_file.stat().st_mode
-    target.chmod(0o640)
-    write_atomic(target, "2")
-    assert target.stat().st_mode & 0o777 == 0o640
-
-
-@pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_crash_between_leaves_the_old_file(tmp_path, monkeypatch, step):
-    target = tmp_path / "m.json"
-    write_atomic(target, "old")
-
-    def crash(*_args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, step, crash)
-    with pytest.raises(KeyboardInterrupt):
-        write_atomic(target, "new")
-    monkeypatch.undo()
-    assert target.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["m.json"]

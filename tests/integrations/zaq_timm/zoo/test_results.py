@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from zoo_fake_work import FakePlan
 
-from zaq_timm.zoo import files
 from zaq_timm.zoo.errors import RunError
 from zaq_timm.zoo.limits import Limits
 from zaq_timm.zoo.results import Results
@@ -167,7 +166,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_done(
         replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "replace", full)
+        patch.setattr(os, "replace", full)
         with pytest.raises(RunError, match="No space left on device. What is done is kept"):
             go(tmp_path)
     assert [row["key"] for row in lines(tmp_path)] == ["a"]
