@@ -3,9 +3,10 @@
     python benchmarks/coverage.py [--ways zaq torchao nncf] [--jobs 1] [--work DIR]
 
 A family is a module that timm registers; its smallest model that is no test model stands for it,
-with random weights (BatchNorm statistics perturbed) and the smallest images that it takes. Each is
-done in a process of its own, by the same machinery as ``zaq-quantize run``, with a time and a
-memory limit. A second run goes on where the first one ended. Ways:
+with random weights (BatchNorm statistics perturbed) and the smallest images that it takes; heads
+for detection and segmentation of torchvision stand beside them. Each is done in a process of its
+own, by the same machinery as ``zaq-quantize run``, with a time and a memory limit. A second run
+goes on where the first one ended. Ways:
 
 * ``zaq``: `zaq_pt2e.PWLQQuantizer`, PWLQ weights of 4 MAC bits and 5 stored bits, 8-bit activations
 * ``torchao``: stock PT2E, `X86InductorQuantizer` with its default configuration, 8-bit weights
@@ -37,6 +38,7 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.coverage_heads import HEADS, make_head  # noqa: E402
 from benchmarks.rows import read_rows  # noqa: E402
 from zaq_plugin.files import write_whole  # noqa: E402
 from zaq_plugin.pwlq import PWLQSpec  # noqa: E402
@@ -80,11 +82,12 @@ def smallest_models() -> dict[str, str]:
 
 
 def parameters(name: str) -> int:
-    """Of a model of timm's."""
+    """Of a model."""
     import timm
 
     with torch.device("meta"):
-        return sum(p.numel() for p in timm.create_model(name).parameters())
+        model = HEADS[name][0]() if name in HEADS else timm.create_model(name)
+    return sum(p.numel() for p in model.parameters())
 
 
 def make(name: str) -> tuple[nn.Module, Tensor]:
@@ -93,6 +96,10 @@ def make(name: str) -> tuple[nn.Module, Tensor]:
     Raises:
         LeftOut: it takes no images of its own size either.
     """
+    if name in HEADS:
+        head, inputs = make_head(name, IMAGES)
+        _perturb(head)
+        return head, inputs
     import timm
 
     torch.manual_seed(0)
@@ -206,8 +213,9 @@ def by_device(name: str, model: nn.Module, images: Tensor) -> Made:
     notes = [f"{record.name}: {record.reason}" for record in made.layers.skipped]
     notes += [f"outside: {operator} {n} times" for operator, n in sorted(checked.outside.items())]
 
-    def call(x: Tensor) -> Tensor:
-        return torch.cat([run((image.contiguous(),))[0] for image in x.split(1)])
+    def call(x: Tensor) -> tuple[Tensor, ...]:
+        answers = [run((image.contiguous(),)) for image in x.split(1)]
+        return tuple(map(torch.cat, zip(*answers, strict=True)))
 
     return call, len(made.layers), len(made.layers.quantized), notes
 
@@ -352,6 +360,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not listed.is_file():
         write_json(listed, smallest_models())
     families: dict[str, str] = json.loads(listed.read_text(encoding="utf-8"))
+    families |= {f"torchvision_{name.split('_')[0]}": name for name in HEADS}
     wanted = tuple(args.family or families)
     if args.largest is not None:
         sizes = {family: parameters(families[family]) for family in wanted}
