@@ -59,7 +59,7 @@ def annotate_joins(model: GraphModule, qspec: Callable[[], Any]) -> None:
     """Give what sums, products and concatenations read a grid, constants included.
 
     A device's kernel for them is int8 with all of its inputs, or with none; what a concatenation
-    reads is on one grid.
+    reads is on one grid, and so is a slice and what it is of.
     """
     for node in model.graph.nodes:
         if node.op != "call_function" or annotation_of(node) is not None:
@@ -68,13 +68,15 @@ def annotate_joins(model: GraphModule, qspec: Callable[[], Any]) -> None:
             inputs = list(node.args[:2])
         elif node.target is _aten.cat.default:
             inputs = list(node.args[0])
+        elif node.target is _aten.slice.Tensor:
+            inputs = [node.args[0]]
         else:
             continue
         if not all(map(is_float_tensor, inputs)) or all(map(is_constant, inputs)):
             continue
         edges: dict[Node, Any] = {x: qspec() for x in inputs}
         output = None
-        if node.target is _aten.cat.default:
+        if node.target not in _BINARY:
             shared = SharedQuantizationSpec((inputs[0], node))
             edges = {x: shared if x is not inputs[0] else edges[x] for x in edges}
             output = shared

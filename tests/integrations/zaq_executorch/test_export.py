@@ -134,3 +134,31 @@ def test_a_layer_outside_the_delegate_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=text):
         zaq_executorch.export(zaq_executorch.convert(prepared), (x[:1],), tmp_path / "net.pte")
     assert not list(tmp_path.iterdir())
+
+
+class Sliced(nn.Module):
+    """As in GhostNet: a slice, of all there is, that is averaged and multiplied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 3), nn.Conv2d(3, 6, 3)
+        self.gate, self.last = nn.Conv2d(12, 12, 1), nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.first(x), self.second(x)], 1)[:, :12, :, :]
+        return self.last(x * self.gate(x.mean((2, 3), keepdim=True)).sigmoid())
+
+
+def test_a_slice_with_two_readers(tmp_path: Path) -> None:
+    import zaq_executorch
+
+    torch.manual_seed(0)
+    model, images = Sliced().eval(), torch.randn(8, 3, 12, 12)
+    made = zaq_executorch.export(
+        model, (images[:1],), tmp_path / "net.pte", calibration=[images], method="pwlq"
+    )
+    assert zaq_executorch.verify(made.path, made.model, images).require().weights == 4
+    with torch.no_grad():
+        expected, answers = model(images), torch.cat([made.model(x) for x in images.split(1)])
+    noise = (answers - expected).square().sum() / expected.square().sum()
+    assert 10 * torch.log10(noise) < -22  # four MAC bits
