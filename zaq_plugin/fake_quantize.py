@@ -125,7 +125,7 @@ class PWLQPerChannelFakeQuantize(FakeQuantizeModule):
 
     def _complete(self, w: Tensor) -> None:
         known = self.activation_post_process.edges.shape[-1]
-        if self.spec.guarded and known == self.spec.breakpoints + 1:
+        if self.spec.guarded and known == self.spec.edge_count:
             self.activation_post_process.complete(w)
 
     @outside_graphs
