@@ -312,7 +312,8 @@ class Format(ABC):
     def from_dict(cls: type[_F], values: dict[str, Any]) -> _F:
         """Build a spec from a dictionary; see `from_json` for the errors."""
         values = dict(values)
-        if "kind" in values:  # written by `to_json`, of earlier versions without this key
+        known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+        if "kind" in values and "overflow" in known:  # earlier versions wrote none
             values.setdefault("overflow", "allowed")
         kind = values.pop("kind", cls.kind)
         if kind != cls.kind:
@@ -320,7 +321,6 @@ class Format(ABC):
                 f"{cls.__name__}.from_json: the text describes kind {kind!r}, not {cls.kind!r}; "
                 "use zaq_plugin.pwlq.spec_from_json, which reads all."
             )
-        known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
         unknown = sorted(set(values) - set(known))
         if unknown:
             raise ValueError(

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from zaq_plugin.pwlq.base import Format, Grid, Overflow, OVERFLOWS, check_choice, check_int
+from zaq_plugin.pwlq.base import OVERFLOWS, Format, Grid, Overflow, check_choice, check_int
 from zaq_plugin.pwlq.levels import int8_scale, without_tops
+from zaq_plugin.pwlq.piecewise import PWLQSpec
 from zaq_plugin.pwlq.search import in_blocks
 from zaq_plugin.pwlq.uniform import UniformSpec
 
@@ -18,7 +19,7 @@ _ROUNDS = 60
 
 @dataclass(frozen=True)
 class CodebookSpec(Format):
-    """2^b levels a channel by Lloyd's iteration (Lloyd 1982, Max 1960), snapped to ``scale * int8``.
+    """2^b levels a channel by Lloyd's iteration (1982; Max, 1960), snapped to ``scale * int8``.
 
     The bound that formats with a formula are measured against. Edges are the levels themselves,
     (1, C, 2^b), ascending and of both signs. A file holds the levels, an int8 each, and a float32
@@ -101,7 +102,7 @@ class CodebookSpec(Format):
         return torch.zeros_like(levels).scatter_add_(1, index, grad).unsqueeze(0)
 
     def solve(self, rows: Tensor) -> Tensor:
-        """Levels (1, C, 2^b): the better of two optima, begun at quantiles and evenly."""
+        """Levels (1, C, 2^b): the best of Lloyd's optima, from three starts."""
         return in_blocks(rows, self._lloyd)
 
     def _lloyd(self, rows: Tensor) -> Tensor:
@@ -113,7 +114,12 @@ class CodebookSpec(Format):
         even = wide[:, :1] + (wide[:, -1:] - wide[:, :1]) * share
         best: Tensor | None = None
         least = torch.full_like(squares, torch.inf)
-        for start in (wide[:, place], even):
+        starts = [wide[:, place], even]
+        if self.bits > 2:
+            near = PWLQSpec(self.bits - 1, grid="float")
+            levels = near.signed_levels(near.solve(rows)).double()
+            starts.append(torch.cat([levels, levels[:, -1:]], 1))  # it has 2^b - 1
+        for start in starts:
             levels = start.contiguous()
             for _ in range(_ROUNDS):
                 number, total = _cells(wide, sums, levels)

@@ -43,6 +43,14 @@ FORMATS = {
     "uniform": Line(
         "zaq_plugin.pwlq.uniform:UniformSpec", {"uniform": _UNIFORM, "minmax": _UNIFORM}
     ),
+    "power-of-two": Line(
+        "zaq_plugin.pwlq.power_of_two:PowerOfTwoSpec",
+        {"pot": Name(2, 4, "power of two {0}b MAC/{0}b stored")},
+    ),
+    "codebook": Line(
+        "zaq_plugin.pwlq.codebook:CodebookSpec",
+        {"codebook": Name(2, 7, "codebook 8b MAC/{0}b stored")},
+    ),
 }
 
 

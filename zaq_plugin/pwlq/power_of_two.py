@@ -77,9 +77,7 @@ class PowerOfTwoSpec(Format):
     def levels_at(self, edges: Tensor) -> Grid:
         """The clip is the largest level."""
         clip = edges[0, :, 0]
-        scale = torch.where(
-            clip > SMALLEST_CLIP, clip / self.largest_level, torch.ones_like(clip)
-        )
+        scale = torch.where(clip > SMALLEST_CLIP, clip / self.largest_level, torch.ones_like(clip))
         values = self._integers(edges).repeat(edges.shape[1], 1)
         return Grid(values, values[:, 1:] + values[:, :-1], scale, True)
 

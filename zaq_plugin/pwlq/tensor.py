@@ -121,11 +121,16 @@ class PWLQTensor:
         largest one of a PWLQ grid is that is kept from overflowing. Levels that were moved
         afterwards are stored themselves, with the scales.
         """
-        kept = {"codebook": self.codebook, "scale": self.scale} if self.edges is None else None
+        kept = None if self._generated else {"codebook": self.codebook, "scale": self.scale}
         levels = kept or _generators(self.edges, self.spec)
         return packed_size(self.codes.numel(), self.stored_bits) + sum(
             t.numel() * t.element_size() for t in levels.values()
         )
+
+    @property
+    def _generated(self) -> bool:
+        """Whether files hold what makes the levels again, and not the levels."""
+        return self.edges is not None and self.spec.generated
 
     @property
     def entropy_bits(self) -> float:
@@ -162,7 +167,7 @@ def save_quantized(path: str | os.PathLike[str], tensors: Mapping[str, PWLQTenso
     entries = {}
     for name, q in tensors.items():
         arrays[f"{name}.codes"] = q.pack().cpu().contiguous()
-        if q.edges is not None:
+        if q._generated:
             for part, values in _generators(q.edges, q.spec).items():
                 arrays[f"{name}.{part}"] = values.cpu().contiguous()
         else:
@@ -170,7 +175,7 @@ def save_quantized(path: str | os.PathLike[str], tensors: Mapping[str, PWLQTenso
             arrays[f"{name}.scale"] = q.scale.cpu().contiguous()
         entries[name] = {
             "spec": json.loads(q.spec.to_json()),
-            "generated": q.edges is not None,
+            "generated": q._generated,
             "shape": list(q.shape),
             "axis": q.axis,
             "dtype": str(q.dtype).removeprefix("torch."),

@@ -112,6 +112,11 @@ class UniformSpec(PiecewiseLinear):
         """Evenly spaced; a reach makes the whole grid coarser."""
         return _grid(edges, self)
 
+    def signed_levels(self, edges: Tensor) -> Tensor:
+        """In proportion to the step; a zero point has no gradient."""
+        grid = _grid(edges, self)
+        return grid.values.detach() * grid.scale.unsqueeze(1)
+
     def limits(self, edges: Tensor) -> tuple[Tensor, Tensor]:
         """As far as the grid reaches."""
         return self._range(edges[..., -1:])
