@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from zaq_plugin.fake_quantize import PWLQPerChannelFakeQuantize
 from zaq_plugin.pwlq import (
     PWLQSpec,
     UniformSpec,
@@ -115,3 +116,8 @@ def test_widths_out_of_range_are_refused() -> None:
         CodebookSpec(8)
     with pytest.raises(ValueError, match="codebook2 to codebook7"):
         spec_from_name("codebook8")
+
+
+def test_training_of_clip_and_breakpoints_is_refused() -> None:
+    with pytest.raises(ValueError, match="trains clip and breakpoints, which codebook"):
+        PWLQPerChannelFakeQuantize(CodebookSpec(4), learnable=True)

@@ -28,9 +28,11 @@ def test_no_source_asks_which_format_a_format_is() -> None:
     for folder in ("zaq_plugin", "integrations", "benchmarks"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            for found in ask.finditer(path.read_text(encoding="utf-8")):
-                if classes[found[1]].partition(":")[0] != module:
-                    asking.append(f"{module}: {found[0]}")
+            asking += [
+                f"{module}: {found[0]}"
+                for found in ask.finditer(path.read_text(encoding="utf-8"))
+                if classes[found[1]].partition(":")[0] != module
+            ]
     assert asking == []
 
 
