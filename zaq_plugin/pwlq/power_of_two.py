@@ -118,7 +118,7 @@ class PowerOfTwoSpec(Format):
 
     def widths(self) -> list[Format]:
         """2 to 4 bits, and int8."""
-        return [*(PowerOfTwoSpec(bits) for bits in (2, 3, 4)), UniformSpec(8)]
+        return [*super().widths(), UniformSpec(8)]
 
     @classmethod
     def of_bits(cls, name: str, bits: int) -> PowerOfTwoSpec:
