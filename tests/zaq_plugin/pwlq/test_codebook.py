@@ -121,3 +121,14 @@ def test_widths_out_of_range_are_refused() -> None:
 def test_training_of_clip_and_breakpoints_is_refused() -> None:
     with pytest.raises(ValueError, match="trains clip and breakpoints, which codebook"):
         PWLQPerChannelFakeQuantize(CodebookSpec(4), learnable=True)
+
+
+def test_weights_that_moved_do_not_overflow_on_the_levels_they_had() -> None:
+    spec = CodebookSpec(4)
+    w = weights().view(6, 32, 3, 3)
+    edges = quantize(w, spec).edges
+    for seed in range(5):
+        moved = w + 0.5 * torch.randn(w.shape, generator=torch.Generator().manual_seed(seed))
+        q = quantize(moved, spec, edges=edges)
+        assert int(worst_pairs(q.integer_weight(), 0).max()) <= LIMIT
+        assert torch.equal(fake_quantize(moved, spec, edges=edges), q.dequantize())
