@@ -25,7 +25,10 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.data import load_task
 from zaq_plugin.ptq import fold_batch_norm
+from zaq_plugin.ptq.plan import stored_size
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec, quantize, sqnr_db
+from zaq_plugin.pwlq.codebook import CodebookSpec
+from zaq_plugin.pwlq.power_of_two import PowerOfTwoSpec
 
 LLOYD_ROUNDS = 60
 FEWEST = 64
@@ -78,7 +81,24 @@ def formats(bits: int) -> list[tuple[str, QuantSpec]]:
         ("the default on the float grid", PWLQSpec(bits, grid="float")),
         ("the default with 2 breakpoints", PWLQSpec(bits, breakpoints=2)),
     ]
-    return rows
+    return rows + others(bits)
+
+
+def others(bits: int) -> list[tuple[str, QuantSpec]]:
+    """Power-of-two levels of b bits, and free codebooks on int8 levels of b and b + 1."""
+    rows: list[tuple[str, QuantSpec]] = []
+    if bits <= 4:
+        rows.append(("power of two", PowerOfTwoSpec(bits)))
+    return rows + [("free codebook, int8 levels", CodebookSpec(bits + i)) for i in (0, 1)]
+
+
+def compared_sizes(bits: int) -> list[tuple[str, QuantSpec]]:
+    """Formats whose tables count, besides `others`."""
+    return [
+        ("uniform asymmetric, best clip", UniformSpec(bits, "asymmetric", "mse")),
+        ("PWLQ, joint, asymmetric, open tail (default)", PWLQSpec(bits)),
+        *others(bits),
+    ]
 
 
 def synthetic() -> dict[str, list[Tensor]]:
@@ -122,20 +142,33 @@ def table(bits: int, sets: dict[str, list[Tensor]]) -> str:
         "|---|---|---|" + "---|" * len(sets),
     ]
     for name, spec in track(formats(bits), f"b = {bits}", disable=not sys.stderr.isatty()):
-        cells = [
-            f"{mean_sqnr(ws, lambda w, s=spec: quantize(w, s).dequantize()):.2f}"  # type: ignore[misc]
-            for ws in sets.values()
-        ]
-        lines.append(
-            f"| {name} | {spec.mac_bits} | {spec.stored_bits} | " + " | ".join(cells) + " |"
-        )
+        lines.append(row(name, spec, sets))
     for stored in (bits, bits + 1):
         cells = [
             f"{mean_sqnr(ws, lambda w, k=stored: lloyd_max(w, k)):.2f}"  # type: ignore[misc]
             for ws in sets.values()
         ]
         lines.append(f"| Lloyd-Max codebook (bound) | - | {stored} | " + " | ".join(cells) + " |")
+    lines += ["", "Bits a weight on disk, levels included:", "", *lines[2:4]]
+    lines += [size_row(name, spec, sets) for name, spec in compared_sizes(bits)]
     return "\n".join(lines)
+
+
+def row(name: str, spec: QuantSpec, sets: dict[str, list[Tensor]]) -> str:
+    """A format's line: dB of each set."""
+    cells = [
+        f"{mean_sqnr(ws, lambda w: quantize(w, spec).dequantize()):.2f}" for ws in sets.values()
+    ]
+    return f"| {name} | {spec.mac_bits} | {spec.stored_bits} | " + " | ".join(cells) + " |"
+
+
+def size_row(name: str, spec: QuantSpec, sets: dict[str, list[Tensor]]) -> str:
+    """A format's line: bits a weight of each set, of codes and of what makes the levels again."""
+    cells = []
+    for ws in sets.values():
+        size = sum(stored_size(w.numel(), w.shape[0], spec) for w in ws)
+        cells.append(f"{8 * size / sum(w.numel() for w in ws):.2f}")
+    return f"| {name} | {spec.mac_bits} | {spec.stored_bits} | " + " | ".join(cells) + " |"
 
 
 def main() -> None:

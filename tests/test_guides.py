@@ -5,14 +5,13 @@ import sys
 from importlib import invalidate_caches
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 
-from zaq_plugin.ptq import fold_batch_norm
-from zaq_plugin.pwlq import kernels, levels, spec
+from zaq_plugin.pwlq import names, spec_from_json, spec_from_name
 from zaq_plugin.strategies import Request, apply
+from zaq_plugin.student import student_of
 from zaq_plugin.student.host import find_host, host_names
 
 ROOT = Path(__file__).parents[1]
@@ -128,39 +127,26 @@ def test_the_recipe_for_a_strategy_runs(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_recipe_for_a_format_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights get the nearest of the levels written out, by the float model's own weights."""
+    """In kernels, a file of JSON, a method and another host, by its line of the table alone."""
     from networks import Net, perturb
 
-    describe, build = (code for code in blocks() if "PowerOfTwoSpec" in code)
-    scope = dict(vars(spec))
-    exec(compile(describe, "CONTRIBUTING.md", "exec", dont_inherit=True), scope)
-    kind = scope["PowerOfTwoSpec"]
-    building = {**vars(levels), "PowerOfTwoSpec": kind}
-    exec(compile(build, "CONTRIBUTING.md", "exec", dont_inherit=True), building)
-    (radius,) = re.findall(r"`(2 \*\* \(.*?\))`", text_of("CONTRIBUTING.md"))
-    usual_grid, usual_radius = levels._uniform_grid, kernels._radius
-
-    def grid_of(edges: torch.Tensor, of: Any) -> levels.Grid:
-        if not isinstance(of, kind):
-            return usual_grid(edges, of)
-        grid: levels.Grid = building["_power_of_two_grid"](edges, of)
-        return grid
-
-    def radius_of(of: Any) -> int:
-        return int(eval(radius, {"spec": of})) if isinstance(of, kind) else usual_radius(of)
-
-    monkeypatch.setitem(spec._KINDS, kind.kind, kind)
-    monkeypatch.setattr(levels, "_uniform_grid", grid_of)
-    monkeypatch.setattr(kernels, "_radius", radius_of)
-    spec.spec_from_json.cache_clear()
+    (text,) = re.findall(r'^`("peak": Line\(.*)`$', text_of("CONTRIBUTING.md"), re.MULTILINE)
+    (line,) = eval("{" + text + "}", {"Line": names.Line, "Name": names.Name}).values()
+    monkeypatch.setitem(names.FORMATS, "peak", line)
+    load(monkeypatch, "zaq_plugin/pwlq/peak.py")
+    run_tests_of(monkeypatch, "tests/zaq_plugin/pwlq/test_peak.py")
+    peak = spec_from_name("peak4")
+    assert spec_from_json(peak.to_json()) == peak
+    assert peak.label.startswith(names.in_words("peak4"))
 
     torch.manual_seed(0)
     model, images = perturb(Net(10)).requires_grad_(False), torch.randn(8, 3, 17, 17)
     request = Request(
-        4, 8, example_inputs=(images[:2],), images=images, overrides={"*": kind(bits=4)}
+        4, 8, example_inputs=(images[:2],), images=images, overrides={"*": peak}, host="pt2e"
     )
-    made, w = apply("rq", model, request).model.fc.weight, fold_batch_norm(model).fc.weight
-    powers = 2.0 ** -torch.arange(7)
-    written = w.abs().amax(1, keepdim=True) * torch.cat([powers, torch.zeros(1), -powers])
-    nearest = (w[:, :, None] - written[:, None]).abs().argmin(2)
-    torch.testing.assert_close(made, written.gather(1, nearest))
+    student = apply("pwlq+gptq", model, request).model
+    for layer in student_of(student).layers().values():
+        assert layer.quantizer.spec == peak
+        assert len(layer.quantized()[0].unique()) <= 15
+    converted = find_host("pt2e").convert(student)
+    assert converted(images).shape == (8, 10)

@@ -81,6 +81,11 @@ class PWLQPerChannelFakeQuantize(FakeQuantizeModule):
         self.quant_min, self.quant_max = watch.quant_min, watch.quant_max
         self.eps, self.is_dynamic = watch.eps, watch.is_dynamic
         self.learnable = learnable
+        if learnable and self.spec.signed_edges:
+            raise ValueError(
+                f"{type(self).__name__}: learnable=True trains clip and breakpoints, which "
+                f"{self.spec.label} has not; use learnable=False: its levels are solved anew."
+            )
         if isinstance(solve_every, bool) or not isinstance(solve_every, int) or solve_every < 1:
             raise ValueError(
                 f"{type(self).__name__}: solve_every must be an int >= 1; got {solve_every!r}."
@@ -125,7 +130,7 @@ class PWLQPerChannelFakeQuantize(FakeQuantizeModule):
 
     def _complete(self, w: Tensor) -> None:
         known = self.activation_post_process.edges.shape[-1]
-        if self.spec.guarded and known == self.spec.breakpoints + 1:
+        if self.spec.guarded and known == self.spec.edge_count:
             self.activation_post_process.complete(w)
 
     @outside_graphs

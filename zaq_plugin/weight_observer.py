@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zaq_plugin._host_module import FLOAT32_EPS, HostModule, outside_graphs, refuse_dynamic
-from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec, solve_edges
+from zaq_plugin.pwlq import PWLQSpec, QuantSpec, solve_edges
 from zaq_plugin.pwlq.functional import complete_edges
 from zaq_plugin.pwlq.levels import build_grid
 
@@ -110,7 +110,7 @@ class PWLQPerChannelObserver(HostModule):
         super().__init__()
         refuse_dynamic(self, is_dynamic)
         spec = PWLQSpec() if spec is None else spec
-        if not isinstance(spec, PWLQSpec | UniformSpec):
+        if not isinstance(spec, QuantSpec):
             raise TypeError(
                 f"{type(self).__name__}: spec must be a PWLQSpec or a UniformSpec; "
                 f"got {type(spec).__name__}."

@@ -23,7 +23,8 @@ from zaq_plugin.fake_quantize import (
 )
 from zaq_plugin.layers import LAYERS
 from zaq_plugin.observers import PWLQPerChannelObserver, TopKMedianObserver
-from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
+from zaq_plugin.pwlq import PWLQSpec, QuantSpec
+from zaq_plugin.pwlq.base import is_simulated
 from zaq_plugin.student.assign import (
     Choice,
     Override,
@@ -81,7 +82,7 @@ def pwlq_qconfig(
     """
     note_host()
     spec = PWLQSpec() if spec is None else spec
-    if not isinstance(spec, PWLQSpec | UniformSpec):
+    if not isinstance(spec, QuantSpec):
         raise TypeError(f"spec must be a PWLQSpec or a UniformSpec; got {type(spec).__name__}.")
     if learnable and not qat:
         raise ValueError("learnable=True trains, which needs qat=True and prepare_qat_fx.")
@@ -105,7 +106,7 @@ def pwlq_qconfig(
 def _activation(
     activations: Activations, qat: bool, observer: Callable[..., Any], symmetric: bool, learn: bool
 ) -> Any:
-    if isinstance(activations, PWLQSpec):
+    if is_simulated(activations):
         return PWLQActivationFakeQuantize.with_args(
             spec=activations, observer=observer, fake_quant=qat
         )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from zaq_nncf.audit import audit
 from zaq_nncf.flow import quantize
 from zaq_nncf.stripping import strip
-from zaq_plugin.pwlq import PWLQSpec
+from zaq_plugin.pwlq.base import is_simulated
 from zaq_plugin.report import Audit
 from zaq_plugin.student.host import Assignment, Prepared
 
@@ -63,7 +63,7 @@ class NNCF:
         """One grid a weight, float activations and simulated formats are not for NNCF."""
         if assignment.per_tensor:
             return "nncf gives weights one grid per output channel; use granularity='channel'"
-        if isinstance(assignment.activations, PWLQSpec) or assignment.activations is None:
+        if is_simulated(assignment.activations) or assignment.activations is None:
             return "nncf quantizes activations to 2 to 8 uniform bits"
         return None
 

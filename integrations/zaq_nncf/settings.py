@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
+from zaq_plugin.pwlq import PWLQSpec, QuantSpec
 from zaq_plugin.student.assign import Classes, Overrides, classes_at, label
 
 Override = QuantSpec | None
@@ -85,7 +85,7 @@ def layer_name(weight: str) -> str:
 
 
 def _checked(spec: object, where: str) -> QuantSpec:
-    if isinstance(spec, PWLQSpec | UniformSpec):
+    if isinstance(spec, QuantSpec):
         return spec
     raise TypeError(f"{where}: expected a PWLQSpec or a UniformSpec; got {spec!r}.")
 

@@ -14,7 +14,8 @@ from zaq_plugin.fake_quantize import (
     PWLQPerChannelFakeQuantize,
 )
 from zaq_plugin.observers import TopKMedianObserver
-from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
+from zaq_plugin.pwlq import PWLQSpec, QuantSpec
+from zaq_plugin.pwlq.base import is_simulated
 from zaq_plugin.student import assign
 from zaq_plugin.student.assign import Override, Overrides, label, matches, unmatched
 from zaq_pt2e.graph import class_named
@@ -37,7 +38,7 @@ def check_weights(spec: object, where: str) -> QuantSpec:
     Raises:
         TypeError: it is none.
     """
-    if isinstance(spec, PWLQSpec | UniformSpec):
+    if isinstance(spec, QuantSpec):
         return spec
     raise TypeError(f"{where}: expected a PWLQSpec or a UniformSpec; got {spec!r}.")
 
@@ -48,7 +49,7 @@ def check_activations(activations: object, where: str) -> Activations:
     Raises:
         TypeError, ValueError: they are something else, or a width that does not exist.
     """
-    if isinstance(activations, UniformSpec):
+    if isinstance(activations, QuantSpec) and activations.activations == "affine":
         raise TypeError(
             f"{where}: activations must be a number of bits (2 to 8), a PWLQSpec (simulated), or "
             f"None (float activations); got {activations!r}. Give a uniform grid by its bits."
@@ -124,7 +125,7 @@ class Settings:
 
 def _ours(activations: object) -> Activations:
     """Activations that were checked, as this host's type."""
-    return activations if isinstance(activations, int | PWLQSpec) else None
+    return activations if isinstance(activations, int) or is_simulated(activations) else None
 
 
 def _patterns(given: Iterable[str], where: str) -> tuple[str, ...]:
@@ -167,7 +168,7 @@ def activation_qspec(
     integer type than uniform ones.
     """
     factory: Any = observer
-    if isinstance(activations, PWLQSpec):
+    if isinstance(activations, QuantSpec):
         factory = PWLQActivationFakeQuantize.with_args(
             spec=activations, observer=observer, fake_quant=qat
         )

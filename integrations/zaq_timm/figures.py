@@ -1,6 +1,7 @@
 """The pictures on the demo's page."""
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from torch import nn
 
@@ -32,7 +33,7 @@ def demo_figures(
     weight = model.get_submodule(SHOWN_LAYER).weight.detach()  # type: ignore[operator]
     tensor = tensors[SHOWN_LAYER]
     spec = tensor.spec
-    if not isinstance(spec, PWLQSpec):
+    if not spec.has_tail:  # PWLQ alone has one
         raise TypeError(f"the figures show a PWLQ weight, got {spec.label}")
     return [
         Figure(
@@ -51,7 +52,7 @@ def demo_figures(
         ),
         Figure(
             "Error over the breakpoint",
-            plots.error_over_breakpoint(weight, spec, name=SHOWN_LAYER),
+            plots.error_over_breakpoint(weight, cast(PWLQSpec, spec), name=SHOWN_LAYER),
             "Squared error of the layer's weights as the breakpoint p moves between zero and the "
             "clip m, against uniform grids.",
         ),

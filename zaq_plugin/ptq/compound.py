@@ -8,17 +8,14 @@ move them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from zaq_plugin.fake_quantize import PWLQPerChannelFakeQuantize
 from zaq_plugin.pwlq import (
-    PWLQSpec,
     PWLQTensor,
     QuantSpec,
-    UniformSpec,
     correct_mean_std,
     quantize,
     sqnr_db,
@@ -110,7 +107,7 @@ class AllocatedFakeQuantize(CompoundFakeQuantize):
         for width in self._widths.unique().tolist():
             chosen = self._widths == width
             part = weight.movedim(self.ch_axis, 0)[chosen].contiguous()
-            tensor = quantize(part, with_stored_bits(self.spec, int(width)), 0)
+            tensor = quantize(part, self.spec.with_stored_bits(int(width)), 0)
             if self._match:
                 moved = correct_mean_std(tensor, part)
                 # Its levels are the old ones times a factor plus a shift: two numbers a channel.
@@ -153,14 +150,6 @@ class ResidualFakeQuantize(CompoundFakeQuantize):
     def remark(self) -> str:
         """That there are two."""
         return "two tensors, the second for what the first leaves: twice the multiplications"
-
-
-def with_stored_bits(spec: QuantSpec, bits: int) -> QuantSpec:
-    """The same kind of grid at another number of stored bits."""
-    if isinstance(spec, UniformSpec):
-        return replace(spec, bits=bits)
-    assert isinstance(spec, PWLQSpec)
-    return replace(spec, bits=bits - (spec.stored_bits - spec.bits))
 
 
 def install(layer: QuantLayer, quantizer: CompoundFakeQuantize) -> None:

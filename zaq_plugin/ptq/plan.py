@@ -49,10 +49,8 @@ class LayerPlan:
 
 
 def stored_size(numel: int, channels: int, spec: QuantSpec) -> int:
-    """Bytes of a weight on a grid: dense codes, and each channel's clip and breakpoints."""
-    edges = channels * spec.sides * (spec.breakpoints + 1)
-    tops = channels if spec.guarded and spec.breakpoints else 0
-    return packed_size(numel, spec.stored_bits) + 4 * edges + tops
+    """Bytes of a weight on a grid: dense codes, and what each channel's levels are made of."""
+    return packed_size(numel, spec.stored_bits) + spec.table_bytes(channels)
 
 
 def make_plan(

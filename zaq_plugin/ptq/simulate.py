@@ -24,7 +24,8 @@ from zaq_plugin.ptq.auditing import audit
 from zaq_plugin.ptq.bake import bake_parametrizations, copied
 from zaq_plugin.ptq.plan import Depthwise, make_plan
 from zaq_plugin.ptq.wrappers import unwrap_parts, unwrapped
-from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
+from zaq_plugin.pwlq import QuantSpec
+from zaq_plugin.pwlq.base import is_simulated
 from zaq_plugin.student.assign import Activations, Override, module_classes
 
 
@@ -108,11 +109,11 @@ def simulate(
 def _check(model: object, weights: object, activations: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"simulate expects an nn.Module, got {type(model).__name__}")
-    if weights is not None and not isinstance(weights, PWLQSpec | UniformSpec):
+    if weights is not None and not isinstance(weights, QuantSpec):
         raise TypeError(
             f"weights must be a PWLQSpec, a UniformSpec or None, got {type(weights).__name__}"
         )
-    if activations is not None and not isinstance(activations, PWLQSpec | UniformSpec | int):
+    if activations is not None and not isinstance(activations, QuantSpec | int):
         raise TypeError(
             "activations must be a width in bits, a PWLQSpec, a UniformSpec or None, got "
             f"{type(activations).__name__}"
@@ -157,16 +158,11 @@ def activation_fake_quant(
     Raises:
         ValueError: If a width is out of range, or a uniform spec asks for a clip by squared error.
     """
-    if isinstance(activations, PWLQSpec):
+    if is_simulated(activations):
         return PWLQActivationFakeQuantize(activations, observer=observer)
-    if isinstance(activations, UniformSpec):
-        if activations.clip != "minmax":
-            raise ValueError(
-                f"activations: clip={activations.clip!r} is for weights; use clip='minmax', or a "
-                "width in bits with observer=PercentileObserver or TopKMedianObserver"
-            )
-        symmetric = activations.symmetry == "symmetric"
-        return ActivationFakeQuantize(MinMaxObserver, activations.bits, symmetric)
+    if isinstance(activations, QuantSpec):
+        bits, symmetric = activations.affine_activation()
+        return ActivationFakeQuantize(MinMaxObserver, bits, symmetric)
     return ActivationFakeQuantize(observer, activations)
 
 

@@ -15,11 +15,19 @@ from zaq_plugin.pwlq.ranges import (
     uniform_qparams,
 )
 from zaq_plugin.pwlq.solve import solve_edges
-from zaq_plugin.pwlq.spec import PWLQSpec, QuantSpec, UniformSpec, spec_from_json
+from zaq_plugin.pwlq.spec import (
+    Format,
+    PWLQSpec,
+    QuantSpec,
+    UniformSpec,
+    spec_from_json,
+    spec_from_name,
+)
 from zaq_plugin.pwlq.statistics import sqnr_db
 from zaq_plugin.pwlq.tensor import PWLQTensor, load_quantized, save_quantized
 
 __all__ = [
+    "Format",
     "PWLQSpec",
     "PWLQTensor",
     "QuantSpec",
@@ -37,6 +45,7 @@ __all__ = [
     "save_quantized",
     "solve_edges",
     "spec_from_json",
+    "spec_from_name",
     "sqnr_db",
     "topk_median_range",
     "uniform_qparams",

@@ -7,17 +7,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from zaq_plugin.pwlq.base import Format
 from zaq_plugin.pwlq.functional import complete_edges, fake_quantize
 from zaq_plugin.pwlq.kernels import codebook_of
 from zaq_plugin.pwlq.layout import from_rows, to_rows
 from zaq_plugin.pwlq.levels import build_grid, tops_of, with_tops, without_tops
-from zaq_plugin.pwlq.spec import QuantSpec
 
 MARGIN = 0.01
 """Of a step: how far inside a cell its outermost value is taken, so that rounding cannot decide."""
 
 
-def levels_of(edges: Tensor, spec: QuantSpec) -> Tensor:
+def levels_of(edges: Tensor, spec: Format) -> Tensor:
     """(channels, L) ascending levels in weight units of clips and breakpoints (sides, C, n + 1)."""
     book = codebook_of(build_grid(edges.detach(), spec))
     return book.levels * book.scale.unsqueeze(1)
@@ -63,7 +63,7 @@ def nearest_in_cell(values: Tensor, wanted: Tensor, levels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def float_for_levels(
-    weight: Tensor, wanted: Tensor, spec: QuantSpec, axis: int | None, edges: Tensor
+    weight: Tensor, wanted: Tensor, spec: Format, axis: int | None, edges: Tensor
 ) -> Tensor:
     """The float weight closest to a given one that is rounded to the levels wanted.
 
@@ -88,7 +88,7 @@ def float_for_levels(
 @torch.no_grad()
 def fitting_edges(
     wanted: Tensor,
-    spec: QuantSpec,
+    spec: Format,
     axis: int | None,
     edges: Tensor,
     error: Callable[[Tensor], Tensor],

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zaq_plugin.pwlq.spec import PWLQSpec, QuantSpec, UniformSpec
+from zaq_plugin.pwlq.base import Format
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def check_spec(spec: object) -> QuantSpec:
-    """Raise TypeError unless spec is a `PWLQSpec` or a `UniformSpec`."""
-    if not isinstance(spec, PWLQSpec | UniformSpec):
+def check_spec(spec: object) -> Format:
+    """Raise TypeError unless spec is a `Format`."""
+    if not isinstance(spec, Format):
         raise TypeError(
             f"spec must be a PWLQSpec or a UniformSpec; got {type(spec).__name__}. "
             "For 4 MAC bits write PWLQSpec(bits=4)."
@@ -74,7 +74,7 @@ def normalize_axis(w: Tensor, axis: int | None, name: str = "w") -> int | None:
     return axis % w.dim()
 
 
-def check_edges(edges: Tensor, spec: QuantSpec, channels: int) -> None:
+def check_edges(edges: Tensor, spec: Format, channels: int) -> None:
     """Shape, order and sign of given edges, (sides, channels, n + 1), or n + 2 with a reach.
 
     Raises:
@@ -84,7 +84,7 @@ def check_edges(edges: Tensor, spec: QuantSpec, channels: int) -> None:
     if not isinstance(edges, Tensor) or not edges.is_floating_point():
         kind = getattr(edges, "dtype", type(edges).__name__)
         raise TypeError(f"edges must be a floating-point tensor; got {kind}.")
-    expected = (spec.sides, channels, spec.breakpoints + 1)
+    expected = (spec.sides, channels, spec.edge_count)
     reaching = (*expected[:2], expected[2] + 1) if spec.guarded else expected
     if tuple(edges.shape) not in (expected, reaching):
         raise ValueError(
@@ -92,7 +92,9 @@ def check_edges(edges: Tensor, spec: QuantSpec, channels: int) -> None:
             "(sides, channels, breakpoints + 1), the last entry of each row being the clip m."
         )
     values = edges.detach()
-    if not bool(torch.isfinite(values).all()) or bool((values < 0).any()):
-        raise ValueError("edges must be finite and >= 0 (magnitudes p_1 <= ... <= p_n <= m).")
+    finite = bool(torch.isfinite(values).all())
+    if not finite or (not spec.signed_edges and bool((values < 0).any())):
+        wanted = "" if spec.signed_edges else " and >= 0 (magnitudes p_1 <= ... <= p_n <= m)"
+        raise ValueError(f"edges must be finite{wanted}.")
     if bool((values[..., 1:] < values[..., :-1]).any()):
         raise ValueError("edges must ascend within a channel: p_1 <= ... <= p_n <= m.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from zaq_plugin.pwlq.base import Format
 from zaq_plugin.pwlq.checks import (
     check_edges,
     check_finite,
@@ -14,12 +15,11 @@ from zaq_plugin.pwlq.checks import (
 )
 from zaq_plugin.pwlq.layout import channels_of
 from zaq_plugin.pwlq.levels import with_tops
-from zaq_plugin.pwlq.spec import QuantSpec
 from zaq_plugin.pwlq.tensor import PWLQTensor
 
 
 def quantize(
-    w: Tensor, spec: QuantSpec, axis: int | None = 0, *, edges: Tensor | None = None
+    w: Tensor, spec: Format, axis: int | None = 0, *, edges: Tensor | None = None
 ) -> PWLQTensor:
     """Quantize a tensor to codes and a codebook per channel (PWLQ section 3.1).
 
@@ -48,7 +48,7 @@ def quantize(
 
 
 def fake_quantize(
-    w: Tensor, spec: QuantSpec, axis: int | None = 0, *, edges: Tensor | None = None
+    w: Tensor, spec: Format, axis: int | None = 0, *, edges: Tensor | None = None
 ) -> Tensor:
     """Quantize and dequantize, differentiably; equal to ``quantize(...).dequantize()`` bit for bit.
 
@@ -64,7 +64,7 @@ def fake_quantize(
     return out
 
 
-def complete_edges(w: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None) -> Tensor:
+def complete_edges(w: Tensor, edges: Tensor, spec: Format, axis: int | None) -> Tensor:
     """Edges with the reach of the int8 grid on which a weight's products do not overflow.
 
     Args:
@@ -76,7 +76,7 @@ def complete_edges(w: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None) 
     Returns:
         (sides, channels, n + 2); see `zaq_plugin.pwlq.overflow`.
     """
-    if not spec.guarded or edges.shape[-1] > spec.breakpoints + 1:
+    if not spec.guarded or edges.shape[-1] > spec.edge_count:
         return edges
     axis = normalize_axis(w, axis)
     tops = torch.ops.zaq.pwlq_tops(w.detach(), edges.detach(), spec.to_json(), axis)
@@ -84,8 +84,8 @@ def complete_edges(w: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None) 
 
 
 def _prepare(
-    w: Tensor, spec: QuantSpec, axis: int | None, edges: Tensor | None
-) -> tuple[QuantSpec, int | None, Tensor]:
+    w: Tensor, spec: Format, axis: int | None, edges: Tensor | None
+) -> tuple[Format, int | None, Tensor]:
     spec = check_spec(spec)
     check_tensor(w)
     axis = normalize_axis(w, axis)

@@ -3,7 +3,7 @@
 On the int8 grid every decision threshold is a multiple of half a step, so the half step a value
 falls in decides its level: one multiplication, one truncation and one table look-up, exactly the
 nearest level. Ties go away from zero.
-On the float grid the paper's formula gives the level's number within its piece.
+On the float grid a formula of the format gives the level's number.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from zaq_plugin.pwlq.base import INT8_MAX, Format, Grid
 from zaq_plugin.pwlq.layout import blocks
-from zaq_plugin.pwlq.levels import INT8_MAX, LONE, Grid, build_grid, lone_sides
-from zaq_plugin.pwlq.spec import PWLQSpec, QuantSpec
+from zaq_plugin.pwlq.levels import build_grid
 
 BLOCK = 1 << 18
 """Elements per block: a megabyte of float32, which stays in cache and is enough for two threads."""
@@ -57,29 +57,22 @@ def codebook_of(grid: Grid) -> Codebook:
     return Codebook(levels + 0.0, grid.scale, torch.argsort(order, dim=-1))
 
 
-def codebook_dtype(spec: QuantSpec) -> torch.dtype:
+def codebook_dtype(spec: Format) -> torch.dtype:
     """int8, int16 for 8-bit asymmetric uniform levels, or float32 on the float grid."""
     if spec.grid == "float":
         return torch.float32
-    wide = spec.kind == "uniform" and spec.symmetry != "symmetric" and spec.bits == 8
-    return torch.int16 if wide else torch.int8
+    return torch.int16 if spec.largest_level > INT8_MAX else torch.int8
 
 
-def codebook_from(edges: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+def codebook_from(edges: Tensor, spec: Format) -> tuple[Tensor, Tensor]:
     """Codebook (C, L) and scale (C,) that clip and breakpoints (sides, C, n + 1) generate."""
     book = codebook_of(build_grid(edges, spec))
     return book.levels.to(codebook_dtype(spec)), book.scale.clone()
 
 
-def _radius(spec: QuantSpec) -> int:
-    if isinstance(spec, PWLQSpec):
-        return 2 * INT8_MAX
-    return 2 * (2 ** (spec.bits - 1) - 1 if spec.symmetry == "symmetric" else 2**spec.bits - 1)
-
-
-def half_steps(grid: Grid, spec: QuantSpec) -> HalfSteps:
+def half_steps(grid: Grid, spec: Format) -> HalfSteps:
     """The look-up table of every channel."""
-    radius = _radius(spec)
+    radius = 2 * spec.largest_level
     # A value v (in half steps, truncated towards zero to a cell) lies above a threshold t > 0 iff
     # cell >= t, and above t <= 0 iff cell > t.
     first = grid.thresholds + (grid.thresholds <= 0) + radius
@@ -99,86 +92,7 @@ def _cells(rows: Tensor, multiplier: Tensor, radius: int) -> Tensor:
     return cell.clamp_(-radius, radius).int().add_(radius)
 
 
-def _inverse_steps(
-    edges: Tensor, spec: PWLQSpec, times: Tensor
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Per piece of one side: its start, steps per weight unit, and its steps, (C, 1) each."""
-    below = torch.zeros_like(edges[:, :1])
-    pieces = []
-    for piece, usual in enumerate(spec.piece_steps):
-        count = usual * times
-        above = edges[:, piece : piece + 1]
-        start = torch.zeros_like(below) if spec.overlapping else below
-        width = above - start
-        finite = (count / width).clamp(max=torch.finfo(width.dtype).max)  # of subnormal pieces, too
-        inverse = torch.where(width > 0, finite, torch.zeros_like(width))
-        pieces.append((start, inverse, count))
-        below = above
-    return pieces
-
-
-def _intervals(rows: Tensor, edges: Tensor, spec: PWLQSpec) -> Tensor:
-    """Decision interval of each value on the float grid, int32; edges (sides, C, n + 1).
-
-    Each piece counts the steps that a value climbs in it, 0 below and all of them above; the sum
-    over the pieces is the level's number.
-    """
-    if spec.overlapping:
-        return _overlapping_intervals(rows, edges, spec)
-    times = _times(edges, spec)
-    symmetric, zero = spec.symmetry == "symmetric", torch.zeros_like(times[0])
-    number = torch.zeros_like(rows)
-    for piece, (start, inverse, count) in enumerate(_inverse_steps(edges[0], spec, times[0])):
-        low = -count if symmetric and piece == 0 else zero
-        number += ((rows - start) * inverse).round_().clamp_(low, count)
-    if spec.symmetry == "one-sided":
-        return number.int()
-    negative = _inverse_steps(edges[-1], spec, times[-1])
-    for start, inverse, count in negative[1:] if symmetric else negative:
-        number += ((rows + start) * inverse).round_().clamp_(-count, zero)
-    return number.int().add_(_below_zero(edges, spec))
-
-
-def _times(edges: Tensor, spec: PWLQSpec) -> Tensor:
-    """(sides, C, 1): how many times the usual steps a side's pieces have."""
-    return (1 + (LONE - 1) * lone_sides(edges, spec).to(edges.dtype)).unsqueeze(-1)
-
-
-def _below_zero(edges: Tensor, spec: PWLQSpec) -> Tensor:
-    """(C, 1) int32: number of the zero level, which is how many lie below it."""
-    total = sum(spec.piece_steps)
-    alone = lone_sides(edges, spec)
-    below = torch.full_like(alone[0], total, dtype=torch.int32)
-    if spec.symmetry == "asymmetric":
-        below = below.masked_fill(alone[0], 0).masked_fill(alone[1], LONE * total)
-    return below.unsqueeze(-1)
-
-
-def _overlapping_intervals(rows: Tensor, edges: Tensor, spec: PWLQSpec) -> Tensor:
-    """The overlapping variant: beyond p rules the tail's grid, which starts at zero."""
-    one_sided = spec.symmetry == "one-sided"
-    magnitude = rows.clamp(min=0) if one_sided else rows.abs()
-    numbers = []
-    for side, times in zip(edges, _times(edges, spec), strict=True):
-        (_, inner, center), (_, outer, tail) = _inverse_steps(side, spec, times)
-        zero = torch.zeros_like(center)
-        near = (magnitude * inner).round_().clamp_(zero, center)
-        far = (magnitude * outer).round_().clamp_(zero + 1, tail).add_(center)
-        numbers.append(torch.where(magnitude > side[:, :1], far, near))
-    if one_sided:
-        return numbers[0].int()
-    positive, negative = numbers[0], -numbers[-1]
-    if spec.symmetry == "asymmetric":  # an empty side has no levels but zero
-        empty = lone_sides(edges, spec).flip(0).unsqueeze(-1)
-        positive = positive.masked_fill(empty[0], 0)
-        negative = negative.masked_fill(empty[1], 0)
-    signed = torch.where(rows < 0, negative, positive)
-    return signed.int().add_(_below_zero(edges, spec))
-
-
-def look_up(
-    rows: Tensor, grid: Grid, edges: Tensor, spec: QuantSpec, per_interval: Tensor
-) -> Tensor:
+def look_up(rows: Tensor, grid: Grid, edges: Tensor, spec: Format, per_interval: Tensor) -> Tensor:
     """``per_interval[c, interval of rows[c, k]]`` for every value.
 
     Args:
@@ -197,9 +111,7 @@ def look_up(
     def place(channel: slice, values: Tensor) -> Tensor:
         if table is not None:
             return _cells(values, table.multiplier[channel], table.radius)
-        if not isinstance(spec, PWLQSpec):
-            raise TypeError("only PWLQ specs have a float grid.")
-        return _intervals(values, edges[:, channel], spec)
+        return spec.intervals(values, edges[:, channel])
 
     if rows.is_cuda:
         whole = slice(0, rows.shape[0])

@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from zaq_plugin.pwlq.spec import PWLQSpec, QuantSpec, UniformSpec
+from zaq_plugin.pwlq.base import INT8_MAX, SMALLEST_CLIP, Format, Grid
 
-INT8_MAX = 127
-_SMALLEST_CLIP = 1e-30
-"""Clips below this are a zero channel: their int8 step would not be a normal float32."""
 LONE = 2
 """Times as many steps as usual has a side whose other side is empty: it takes both sides' codes."""
 
 
-class Grid(NamedTuple):
-    """The levels of every channel and how values find theirs.
+class PiecewiseLinear(Format):
+    """Formats whose levels are evenly spaced between edges: PWLQ, and uniform ones of one piece."""
 
-    Attributes:
-        values: (C, J) level of each decision interval, from the most negative interval upwards:
-            integers (float32 tensor) in units of scale on the int8 grid, else levels in weight
-            units.
-        thresholds: (C, J - 1), not descending, in half steps (integers) on the int8 grid; the float
-            grid finds its levels by the paper's formula and has none, shape (C, 0).
-        scale: (C,) the int8 grid's step; ones on the float grid.
-        integer: whether values are integers in units of scale.
-    """
+    @property
+    @abstractmethod
+    def piece_steps(self) -> tuple[int, ...]:
+        """Grid steps of each piece of one side, from the center outwards."""
 
-    values: Tensor
-    thresholds: Tensor
-    scale: Tensor
-    integer: bool
+    def limits(self, edges: Tensor) -> tuple[Tensor, Tensor]:
+        """From the clip of the negative side to that of the positive one."""
+        return self._range(without_tops(edges, self)[..., -1:])
+
+    def _range(self, clip: Tensor) -> tuple[Tensor, Tensor]:
+        high = clip[0]
+        if self.symmetry == "asymmetric":
+            return -clip[1], high
+        return (torch.zeros_like(high) if self.symmetry == "one-sided" else -high), high
+
+    def signed_levels(self, edges: Tensor) -> Tensor:
+        """See `Format.signed_levels`."""
+
+        def of(side: int, times: int) -> Tensor:
+            levels = side_levels(edges[side], self, times)
+            return torch.cat([torch.zeros_like(levels[..., :1]), levels], -1)
+
+        return _both_signs(edges, self, of, zero=True)
 
 
 def _fractions(steps: tuple[int, ...]) -> tuple[tuple[int, float], ...]:
@@ -43,7 +49,7 @@ def _fractions(steps: tuple[int, ...]) -> tuple[tuple[int, float], ...]:
     )
 
 
-def lone_sides(edges: Tensor, spec: QuantSpec) -> Tensor:
+def lone_sides(edges: Tensor, spec: Format) -> Tensor:
     """(sides, C) bool: sides of an asymmetric PWLQ grid that take the codes of an empty other side.
 
     A channel of one sign leaves the other side empty (its clip is 0). That side's codes halve the
@@ -53,12 +59,12 @@ def lone_sides(edges: Tensor, spec: QuantSpec) -> Tensor:
         edges: (sides, C, n + 1).
     """
     used = edges[..., -1] > 0
-    if not isinstance(spec, PWLQSpec) or spec.symmetry != "asymmetric":
+    if not spec.shares_codes:
         return torch.zeros_like(used)
     return used & ~used.flip(0)
 
 
-def side_levels(edges: Tensor, spec: QuantSpec, times: int = 1) -> Tensor:
+def side_levels(edges: Tensor, spec: PiecewiseLinear, times: int = 1) -> Tensor:
     """Positive ideal levels of one side, PWLQ section 3.1: piece l runs from p_l to p_{l+1}.
 
     Args:
@@ -70,7 +76,7 @@ def side_levels(edges: Tensor, spec: QuantSpec, times: int = 1) -> Tensor:
         (..., J): levels without the leading zero. Ascending, but for the overlapping variant,
         whose tail grid j m / K begins again at m / K.
     """
-    steps = tuple(times * count for count in _steps(spec))
+    steps = tuple(times * count for count in spec.piece_steps)
     pairs = _fractions(steps)
     piece = torch.tensor([a for a, _ in pairs], device=edges.device)
     position = torch.tensor([b for _, b in pairs], device=edges.device, dtype=edges.dtype)
@@ -83,28 +89,8 @@ def side_levels(edges: Tensor, spec: QuantSpec, times: int = 1) -> Tensor:
     return lower * (1 - position) + upper * position
 
 
-def _steps(spec: QuantSpec) -> tuple[int, ...]:
-    if isinstance(spec, PWLQSpec):
-        return spec.piece_steps
-    return (2**spec.bits - 1,) if spec.symmetry == "one-sided" else (2 ** (spec.bits - 1) - 1,)
-
-
-def signed_levels(edges: Tensor, spec: QuantSpec) -> Tensor:
-    """(C, L) ideal levels of both signs in the order of `Grid.values`, differentiable in the edges.
-
-    Args:
-        edges: (sides, C, n + 1).
-    """
-
-    def of(side: int, times: int) -> Tensor:
-        levels = side_levels(edges[side], spec, times)
-        return torch.cat([torch.zeros_like(levels[..., :1]), levels], -1)
-
-    return _both_signs(edges, spec, of, zero=True)
-
-
 def _both_signs(
-    edges: Tensor, spec: QuantSpec, of: Callable[[int, int], Tensor], zero: bool
+    edges: Tensor, spec: PiecewiseLinear, of: Callable[[int, int], Tensor], zero: bool
 ) -> Tensor:
     """Put the sides of each channel together, (C, ...).
 
@@ -119,7 +105,7 @@ def _both_signs(
         return positive
     negative = positive if spec.symmetry == "symmetric" else of(1, 1)
     joined = torch.cat([-negative.flip(-1), positive[..., 1:] if zero else positive], -1)
-    if not isinstance(spec, PWLQSpec) or spec.symmetry != "asymmetric":
+    if not spec.shares_codes:
         return joined
     alone = lone_sides(edges, spec).unsqueeze(-1)
     joined = torch.where(alone[0], of(0, LONE), joined)
@@ -127,7 +113,7 @@ def _both_signs(
 
 
 def side_grid(
-    edges: Tensor, spec: QuantSpec, step: Tensor | None, times: int = 1
+    edges: Tensor, spec: PiecewiseLinear, step: Tensor | None, times: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Levels and thresholds of one side, including the zero level.
 
@@ -147,7 +133,7 @@ def side_grid(
     levels = torch.cat([torch.zeros_like(levels[..., :1]), levels], -1)
     sums = levels[..., 1:] + levels[..., :-1]
     thresholds = sums if step is not None else sums / 2
-    if isinstance(spec, PWLQSpec) and spec.overlapping:
+    if spec.overlapping:
         thresholds = _overlapping_thresholds(
             thresholds, levels, times * spec.piece_steps[0], edges, step
         )
@@ -164,9 +150,9 @@ def _overlapping_thresholds(
     return torch.cat([thresholds[..., :center], border.unsqueeze(-1), tail], -1)
 
 
-def without_tops(edges: Tensor, spec: QuantSpec) -> Tensor:
+def without_tops(edges: Tensor, spec: Format) -> Tensor:
     """(sides, C, n + 1): breakpoints and clip of edges with or without a reach."""
-    return edges[..., : spec.breakpoints + 1]
+    return edges[..., : spec.edge_count]
 
 
 def with_tops(edges: Tensor, tops: Tensor) -> Tensor:
@@ -175,33 +161,41 @@ def with_tops(edges: Tensor, tops: Tensor) -> Tensor:
     Returns:
         (sides, C, n + 2), differentiable; see `zaq_plugin.pwlq.overflow`.
     """
-    reach = edges[..., -1] * (INT8_MAX / tops).to(edges)
+    reach = torch.maximum(edges[..., -1], -edges[..., 0]) * (INT8_MAX / tops).to(edges)
     return torch.cat([edges, reach.unsqueeze(-1)], -1)
 
 
-def tops_of(edges: Tensor, spec: QuantSpec) -> Tensor:
+def largest_magnitudes(edges: Tensor, spec: Format) -> Tensor:
+    """(C,) magnitude of each channel's largest level: the last edge, or a negative first one."""
+    return torch.maximum(edges[..., spec.edge_count - 1], -edges[..., 0]).amax(0)
+
+
+def tops_of(edges: Tensor, spec: Format) -> Tensor:
     """(C,) the int8 grid's largest level: an integer below 127 where edges have a reach beyond."""
-    clip, reach = edges[..., spec.breakpoints].amax(0), edges[..., -1].amax(0)
+    clip = largest_magnitudes(edges, spec)
+    reach = clip if edges.shape[-1] == spec.edge_count else edges[..., -1].amax(0)
     tops = torch.round(INT8_MAX * (clip / reach)).clamp(1, INT8_MAX)
-    return torch.where(clip > _SMALLEST_CLIP, tops, torch.full_like(clip, INT8_MAX))
+    return torch.where(clip > SMALLEST_CLIP, tops, torch.full_like(clip, INT8_MAX))
 
 
-def int8_scale(edges: Tensor, spec: QuantSpec) -> Tensor:
+def int8_scale(edges: Tensor, spec: Format) -> Tensor:
     """(C,) step of the int8 grid: the channel's largest clip / its top; 1 for a zero channel."""
-    clip = edges[..., spec.breakpoints].amax(0)
-    return torch.where(clip > _SMALLEST_CLIP, clip / tops_of(edges, spec), torch.ones_like(clip))
+    clip = largest_magnitudes(edges, spec)
+    return torch.where(clip > SMALLEST_CLIP, clip / tops_of(edges, spec), torch.ones_like(clip))
 
 
-def build_grid(edges: Tensor, spec: QuantSpec) -> Grid:
+def build_grid(edges: Tensor, spec: Format) -> Grid:
     """The grid of every channel.
 
     Args:
-        edges: (sides, C, n + 1) magnitudes; sides is (positive, negative) for asymmetric specs. One
-            column more is the grid's reach, see `zaq_plugin.pwlq.overflow`.
+        edges: (sides, C, n + 1); sides is (positive, negative) for asymmetric specs. One column
+            more is the grid's reach, see `zaq_plugin.pwlq.overflow`.
     """
-    edges = edges.float()
-    if isinstance(spec, UniformSpec):
-        return _uniform_grid(edges, spec)
+    return spec.levels_at(edges.float())
+
+
+def piecewise_grid(edges: Tensor, spec: PiecewiseLinear) -> Grid:
+    """The grid of pieces whose edges are clip and breakpoints; snapped where it is int8."""
     integer = spec.grid == "int8"
     scale = int8_scale(edges, spec) if integer else torch.ones_like(edges[0, :, 0])
     step = scale if integer else None
@@ -212,19 +206,3 @@ def build_grid(edges: Tensor, spec: QuantSpec) -> Grid:
         return Grid(values, values[:, 1:] + values[:, :-1], scale, integer)
     cuts = _both_signs(edges, spec, lambda s, n: side_grid(edges[s], spec, step, n)[1], zero=False)
     return Grid(values, cuts, scale, integer)
-
-
-def _uniform_grid(edges: Tensor, spec: UniformSpec) -> Grid:
-    clip = edges[..., -1]  # the reach, where there is one: a coarser grid is one that goes further
-    count = spec.num_levels - 1
-    width = clip.sum(0) if spec.symmetry == "asymmetric" else clip[0]
-    if spec.symmetry == "symmetric":
-        width = 2 * width
-    scale = torch.where(width > _SMALLEST_CLIP, width / count, torch.ones_like(width))
-    if spec.symmetry == "asymmetric":
-        offset = torch.round(clip[1] / scale)
-    else:
-        offset = torch.full_like(scale, count / 2 if spec.symmetry == "symmetric" else 0.0)
-    ladder = torch.arange(count + 1, device=edges.device, dtype=edges.dtype)
-    values = ladder - offset.unsqueeze(-1)
-    return Grid(values, values[:, 1:] + values[:, :-1], scale, True)

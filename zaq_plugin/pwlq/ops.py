@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 
 from zaq_plugin.pwlq import solve, statistics
+from zaq_plugin.pwlq.base import Format
 from zaq_plugin.pwlq.kernels import Codebook, codebook_dtype, codebook_of, look_up
 from zaq_plugin.pwlq.layout import channels_of, from_rows, from_rows_shape, to_rows
 from zaq_plugin.pwlq.levels import Grid, build_grid
 from zaq_plugin.pwlq.overflow import guarded, lower, wide_channels
-from zaq_plugin.pwlq.spec import QuantSpec, spec_from_json
+from zaq_plugin.pwlq.registry import spec_from_json
 from zaq_plugin.pwlq.straight_through import edge_gradients, value_gradient
 from zaq_plugin.pwlq.tops import solve_tops
 
 
-def code_dtype(spec: QuantSpec) -> torch.dtype:
+def code_dtype(spec: Format) -> torch.dtype:
     """uint8 where the codes fit, else int16."""
     return torch.uint8 if spec.stored_bits <= 8 else torch.int16
 
@@ -34,7 +35,7 @@ def pwlq_solve(w: Tensor, spec: str, axis: int | None) -> Tensor:
 @pwlq_solve.register_fake
 def _(w: Tensor, spec: str, axis: int | None) -> Tensor:
     s = spec_from_json(spec)
-    shape = (s.sides, channels_of(w, axis), s.breakpoints + 1)
+    shape = (s.sides, channels_of(w, axis), s.edge_count)
     return w.new_empty(shape, dtype=torch.float32)
 
 
@@ -65,7 +66,7 @@ def pwlq_quantize(
 
 
 def _guarded_codes(
-    codes: Tensor, book: Codebook, edges: Tensor, spec: QuantSpec, axis: int | None
+    codes: Tensor, book: Codebook, edges: Tensor, spec: Format, axis: int | None
 ) -> Tensor:
     """Codes of levels that do not overflow."""
     rows = to_rows(codes, axis).long()
@@ -101,7 +102,7 @@ def _(codes: Tensor, codebook: Tensor, scale: Tensor, axis: int | None) -> Tenso
     return codes.new_empty(codes.shape, dtype=torch.float32)
 
 
-def fake_quantized(w: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None) -> Tensor:
+def fake_quantized(w: Tensor, edges: Tensor, spec: Format, axis: int | None) -> Tensor:
     """The quantized and dequantized values of w, in its dtype; no gradient of its own."""
     grid = build_grid(edges, spec)
     values = grid.values * grid.scale.unsqueeze(1) if grid.integer else grid.values
@@ -112,7 +113,7 @@ def fake_quantized(w: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None) 
 
 
 def _mend(
-    rows: Tensor, shape: torch.Size, edges: Tensor, spec: QuantSpec, axis: int | None, grid: Grid
+    rows: Tensor, shape: torch.Size, edges: Tensor, spec: Format, axis: int | None, grid: Grid
 ) -> None:
     """Make values in rows that overflow smaller, in place; few channels have any."""
     wide = wide_channels(rows, grid.scale, shape, axis)
@@ -141,7 +142,7 @@ def _(w: Tensor, edges: Tensor, spec: str, axis: int | None) -> Tensor:
 
 
 def fake_quantize_gradients(
-    grad: Tensor, w: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None, need_edges: bool
+    grad: Tensor, w: Tensor, edges: Tensor, spec: Format, axis: int | None, need_edges: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients with respect to w and, if needed, to the edges."""
     grad_rows, rows = to_rows(grad, axis), to_rows(w, axis)

@@ -29,10 +29,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from zaq_plugin.pwlq.base import Format
 from zaq_plugin.pwlq.kernels import BLOCK, codebook_of, look_up
 from zaq_plugin.pwlq.layout import channels_of, from_rows, to_rows
 from zaq_plugin.pwlq.levels import Grid, build_grid
-from zaq_plugin.pwlq.spec import QuantSpec
 
 LIMIT = (2**15 - 1) // 255
 """The largest sum of two weights whose products with 255 fit in 16 bits: 128."""
@@ -88,7 +88,7 @@ def wide_channels(rows: Tensor, scale: Tensor, shape: Sequence[int], axis: int |
     return (torch.stack(worst).amax(0) > (LIMIT + 0.5) * scale).nonzero().squeeze(1)
 
 
-def guarded(integers: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None) -> Tensor:
+def guarded(integers: Tensor, edges: Tensor, spec: Format, axis: int | None) -> Tensor:
     """Levels of a weight with those that are too large beside their neighbours made smaller.
 
     A weight larger than what its larger neighbour of the same sign leaves of `LIMIT`, and larger
@@ -113,7 +113,7 @@ def guarded(integers: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None) 
 
 
 def lower(
-    integers: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None, grid: Grid | None = None
+    integers: Tensor, edges: Tensor, spec: Format, axis: int | None, grid: Grid | None = None
 ) -> None:
     """`guarded` for channels of which most overflow; in place.
 
@@ -129,7 +129,7 @@ def lower(
         moved.copy_(_lowered(rows, books).reshape(moved.shape))
 
 
-def _reachable(edges: Tensor, spec: QuantSpec) -> Tensor:
+def _reachable(edges: Tensor, spec: Format) -> Tensor:
     """(channels, L) ascending levels that values are rounded to.
 
     The overlapping variant's tail has levels in the center, which no value takes; in their place is
@@ -147,7 +147,7 @@ def _reachable(edges: Tensor, spec: QuantSpec) -> Tensor:
 
 
 def integers_of(
-    w: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None, grid: Grid | None = None
+    w: Tensor, edges: Tensor, spec: Format, axis: int | None, grid: Grid | None = None
 ) -> Tensor:
     """The levels nearest to a weight, int8 in units of the grid's step; w's shape; unguarded."""
     grid = grid or build_grid(edges, spec)

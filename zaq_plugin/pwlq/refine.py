@@ -19,8 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zaq_plugin.pwlq.levels import LONE, build_grid
-from zaq_plugin.pwlq.spec import PWLQSpec
+from zaq_plugin.pwlq.levels import LONE, PiecewiseLinear, build_grid
 
 POINTS = 512
 """Values of a channel that are looked at: longer ones are summed up by means of neighbours."""
@@ -86,7 +85,7 @@ def points_of(rows: Tensor) -> Points:
     return Points(value, (share / length).to(rows.dtype).expand_as(value))
 
 
-def grid_error(points: Points, edges: Tensor, spec: PWLQSpec) -> Tensor:
+def grid_error(points: Points, edges: Tensor, spec: PiecewiseLinear) -> Tensor:
     """(R, Q) mean squared error of candidate grids, snapped where the format snaps.
 
     Args:
@@ -195,7 +194,7 @@ def _at_quantiles(points: Points, breakpoints: int) -> Tensor:
     return found[:, torch.tensor(shapes, device=value.device)].cummax(-1).values
 
 
-def _descend(points: Points, edges: Tensor, spec: PWLQSpec) -> tuple[Tensor, Tensor]:
+def _descend(points: Points, edges: Tensor, spec: PiecewiseLinear) -> tuple[Tensor, Tensor]:
     """The best of candidates (sides, R, Q, n + 1) on the grid itself, moved to lie better there.
 
     Returns:
@@ -215,7 +214,7 @@ def _descend(points: Points, edges: Tensor, spec: PWLQSpec) -> tuple[Tensor, Ten
 
 
 def _move(
-    points: Points, edges: Tensor, error: Tensor, spec: PWLQSpec, at: tuple[int, int, float]
+    points: Points, edges: Tensor, error: Tensor, spec: PiecewiseLinear, at: tuple[int, int, float]
 ) -> tuple[Tensor, Tensor]:
     """Move one edge of all candidates by a share, where that helps."""
     side, piece, move = at
@@ -230,7 +229,7 @@ def _move(
     return trial.gather(3, index).squeeze(3), error
 
 
-def refine_edges(rows: Tensor, known: Tensor, spec: PWLQSpec) -> Tensor:
+def refine_edges(rows: Tensor, known: Tensor, spec: PiecewiseLinear) -> Tensor:
     """Edges of least squared error found from starts of all shapes, (sides, R, n + 1).
 
     Args:
@@ -247,7 +246,7 @@ def refine_edges(rows: Tensor, known: Tensor, spec: PWLQSpec) -> Tensor:
     return torch.cat(parts, 1)
 
 
-def _refine_block(points: Points, known: Tensor, spec: PWLQSpec) -> Tensor:
+def _refine_block(points: Points, known: Tensor, spec: PiecewiseLinear) -> Tensor:
     steps = list(spec.piece_steps)
     if spec.symmetry == "symmetric":
         sides = [Points(points.value.abs(), points.share)]

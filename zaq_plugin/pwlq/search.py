@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from zaq_plugin.pwlq.kernels import look_up
-from zaq_plugin.pwlq.levels import INT8_MAX, build_grid, side_grid
+from zaq_plugin.pwlq.levels import INT8_MAX, PiecewiseLinear, build_grid, side_grid
 from zaq_plugin.pwlq.moments import Moments, mean_squared_error, measure
 from zaq_plugin.pwlq.refine import refine_edges
-from zaq_plugin.pwlq.spec import PWLQSpec, QuantSpec, UniformSpec
 
 BINS = 512
 _BLOCK_ELEMENTS = 1 << 20
@@ -50,7 +49,7 @@ _ORDINARY = (1e-12, 1e12)
 """Between these the search computes with the weights as they are."""
 
 
-def side_values(rows: Tensor, spec: QuantSpec) -> list[Tensor]:
+def side_values(rows: Tensor, spec: PiecewiseLinear) -> list[Tensor]:
     """What each side of the grid has to represent: magnitudes, (C, K) each, zeros elsewhere."""
     if spec.symmetry == "asymmetric":
         return [rows.clamp(min=0), (-rows).clamp_(min=0)]
@@ -59,21 +58,19 @@ def side_values(rows: Tensor, spec: QuantSpec) -> list[Tensor]:
     return [rows.abs()]
 
 
-def _candidate_error(moments: Moments, clip: Tensor, ratios: Tensor, spec: QuantSpec) -> Tensor:
+def _candidate_error(
+    moments: Moments, clip: Tensor, ratios: Tensor, spec: PiecewiseLinear
+) -> Tensor:
     """Error of (C, Q) candidates; ratios (C, Q, n + 1): clip / max and breakpoints / clip."""
     m = clip.unsqueeze(1) * ratios[..., 0]
     edges = torch.cat([m.unsqueeze(-1) * ratios[..., 1:], m.unsqueeze(-1)], -1)
-    step = m.clamp(min=1e-30) / INT8_MAX if _snaps(spec) else None
+    step = m.clamp(min=1e-30) / INT8_MAX if spec.snapped else None
     levels, thresholds = side_grid(edges, spec, step)
     overlapping = spec.overlapping
     if step is not None:
         levels = levels * step.unsqueeze(-1)
         thresholds = thresholds * (step / 2).unsqueeze(-1)
     return mean_squared_error(moments, levels, thresholds if overlapping else None)
-
-
-def _snaps(spec: QuantSpec) -> bool:
-    return isinstance(spec, PWLQSpec) and spec.grid == "int8"
 
 
 def _take_best(error: Tensor, ratios: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,7 +121,7 @@ class _Side(NamedTuple):
     elsewhere: Tensor
 
 
-def _search_side(values: Tensor, spec: QuantSpec, joint: bool) -> _Side:
+def _search_side(values: Tensor, spec: PiecewiseLinear, joint: bool) -> _Side:
     clip = values.amax(1)
     dtype = torch.float64 if spec.bits > 5 else torch.float32
     moments = measure(values, torch.zeros_like(clip), clip, BINS, dtype)
@@ -181,24 +178,40 @@ def _edges(clip: Tensor, chosen: Tensor) -> Tensor:
     return torch.cat([edge.unsqueeze(1) * chosen[:, 1:], edge.unsqueeze(1)], 1)
 
 
-def search_edges(rows: Tensor, spec: QuantSpec, *, joint: bool) -> Tensor:
+def search_edges(rows: Tensor, spec: PiecewiseLinear, *, joint: bool) -> Tensor:
     """Edges of least squared error, (sides, C, n + 1), for rows (C, K).
 
     Args:
         joint: move the clip too; otherwise the clip is max|w|.
     """
+
+    def search(part: Tensor) -> Tensor:
+        found = [_search_side(v, spec, joint) for v in side_values(part, spec)]
+        edges = torch.stack([side.edges for side in found])
+        if joint and _refinable(spec):
+            edges = _refined(part, edges, _odd(found, part.shape[1]), spec)
+        return edges
+
+    return in_blocks(rows, search)
+
+
+def search_range(rows: Tensor, spec: PiecewiseLinear) -> Tensor:
+    """Both ends (2, C, 1) of uniform asymmetric grids, with least squared error."""
+    return in_blocks(rows, lambda part: _search_uniform_range(part, spec))
+
+
+def in_blocks(rows: Tensor, search: Callable[[Tensor], Tensor]) -> Tensor:
+    """Edges (sides, C, E) of rows (C, K), some channels at a time, and scaled where float32 ends.
+
+    Args:
+        rows: any float dtype.
+        search: from float32 rows whose squares float32 can hold to their edges.
+    """
     block = max(1, _BLOCK_ELEMENTS // max(rows.shape[1], 16 * BINS))
     parts = []
     for start in range(0, rows.shape[0], block):
         part, factor = _ordinary(rows[start : start + block].float())
-        if isinstance(spec, UniformSpec) and spec.symmetry == "asymmetric":
-            parts.append(_search_uniform_range(part, spec) * factor)
-            continue
-        found = [_search_side(v, spec, joint) for v in side_values(part, spec)]
-        edges = torch.stack([side.edges for side in found])
-        if joint and isinstance(spec, PWLQSpec) and _refinable(spec):
-            edges = _refined(part, edges, _odd(found, part.shape[1]), spec)
-        parts.append(edges * factor)
+        parts.append(search(part) * factor)
     return torch.cat(parts, 1)
 
 
@@ -215,8 +228,8 @@ def _ordinary(rows: Tensor) -> tuple[Tensor, Tensor]:
     return (rows / factor if bool(extreme.any()) else rows), factor
 
 
-def _refinable(spec: QuantSpec) -> bool:
-    return isinstance(spec, PWLQSpec) and not spec.overlapping
+def _refinable(spec: PiecewiseLinear) -> bool:
+    return spec.breakpoints > 0 and not spec.overlapping
 
 
 def _odd(sides: list[_Side], length: int) -> Tensor:
@@ -228,7 +241,7 @@ def _odd(sides: list[_Side], length: int) -> Tensor:
     return odd
 
 
-def _refined(rows: Tensor, edges: Tensor, odd: Tensor, spec: PWLQSpec) -> Tensor:
+def _refined(rows: Tensor, edges: Tensor, odd: Tensor, spec: PiecewiseLinear) -> Tensor:
     """Edges with those of the channels that are ``odd`` (C,) refined, where that pays."""
     index = (odd & rows.any(1)).nonzero().squeeze(1)
     if not len(index):
@@ -241,14 +254,14 @@ def _refined(rows: Tensor, edges: Tensor, odd: Tensor, spec: PWLQSpec) -> Tensor
     return edges
 
 
-def _error(rows: Tensor, edges: Tensor, spec: QuantSpec) -> Tensor:
+def _error(rows: Tensor, edges: Tensor, spec: PiecewiseLinear) -> Tensor:
     """(C,) squared error of the values themselves, float64."""
     grid = build_grid(edges, spec)
     levels = grid.values * grid.scale.unsqueeze(1)
     return (look_up(rows, grid, edges, spec, levels).double() - rows).square_().sum(1)
 
 
-def _search_uniform_range(rows: Tensor, spec: UniformSpec) -> Tensor:
+def _search_uniform_range(rows: Tensor, spec: PiecewiseLinear) -> Tensor:
     """Both ends of a uniform asymmetric grid, searched together: they share one step."""
     low, high = rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0)
     dtype = torch.float64 if spec.bits > 5 else torch.float32

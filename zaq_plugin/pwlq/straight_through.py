@@ -13,26 +13,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from zaq_plugin.pwlq.base import Format
 from zaq_plugin.pwlq.kernels import cache_blocks
-from zaq_plugin.pwlq.levels import without_tops
-from zaq_plugin.pwlq.spec import QuantSpec, UniformSpec
+from zaq_plugin.pwlq.levels import PiecewiseLinear, without_tops
 
 
-def limits(edges: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
-    """Range of every channel, (C, 1) each: values outside are clipped and pass no gradient.
-
-    A uniform grid's range is its reach, where it has one.
-    """
-    clip = edges[..., -1:] if isinstance(spec, UniformSpec) else without_tops(edges, spec)[..., -1:]
-    high = clip[0]
-    if spec.symmetry == "asymmetric":
-        return -clip[1], high
-    return (torch.zeros_like(high) if spec.symmetry == "one-sided" else -high), high
-
-
-def value_gradient(grad: Tensor, rows: Tensor, edges: Tensor, spec: QuantSpec) -> Tensor:
+def value_gradient(grad: Tensor, rows: Tensor, edges: Tensor, spec: Format) -> Tensor:
     """The gradient to the values, (C, K): grad where the value lies within the range."""
-    low, high = (t.to(rows.dtype) for t in limits(edges.detach(), spec))
+    low, high = (t.to(rows.dtype) for t in spec.limits(edges.detach()))
     if rows.is_cuda:
         return torch.where((rows >= low) & (rows <= high), grad, 0.0)
     out = torch.empty_like(grad, memory_format=torch.contiguous_format)
@@ -44,7 +32,7 @@ def value_gradient(grad: Tensor, rows: Tensor, edges: Tensor, spec: QuantSpec) -
 
 
 def edge_gradients(
-    grad: Tensor, rows: Tensor, quantized: Tensor, edges: Tensor, spec: QuantSpec
+    grad: Tensor, rows: Tensor, quantized: Tensor, edges: Tensor, spec: Format
 ) -> Tensor:
     """The gradient to the edges, of their shape, summed over each channel's values.
 
@@ -57,8 +45,13 @@ def edge_gradients(
     compute = torch.float64 if edges.dtype == torch.float64 else torch.float32
     grad, rows, quantized = (t.to(compute) for t in (grad, rows, quantized))
     edges = edges.detach().to(compute)
-    if isinstance(spec, UniformSpec) and spec.symmetry == "asymmetric":
-        return _uniform_range_gradients(grad, rows, quantized, edges)
+    return spec.edge_gradients(grad, rows, quantized, edges)
+
+
+def piece_gradients(
+    grad: Tensor, rows: Tensor, quantized: Tensor, edges: Tensor, spec: PiecewiseLinear
+) -> Tensor:
+    """`edge_gradients` of clip and breakpoints, of each side by itself."""
     overlapping = spec.overlapping
     sides = []
     for side in range(edges.shape[0]):
@@ -106,9 +99,7 @@ def _reciprocal(width: Tensor) -> Tensor:
     return torch.where(wide, 1 / width, torch.zeros_like(width))
 
 
-def _uniform_range_gradients(
-    grad: Tensor, rows: Tensor, quantized: Tensor, edges: Tensor
-) -> Tensor:
+def range_gradients(grad: Tensor, rows: Tensor, quantized: Tensor, edges: Tensor) -> Tensor:
     """Both ends share one step: dq/dm+ = dq/dm- = e / (m+ + m-) inside (the zero point held)."""
     high, low = edges[0], -edges[1]
     above, below = rows > high, rows < low

@@ -14,10 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from zaq_plugin.pwlq.base import Format
 from zaq_plugin.pwlq.kernels import codebook_from
 from zaq_plugin.pwlq.levels import lone_sides, tops_of, with_tops, without_tops
 from zaq_plugin.pwlq.packing import entropy_bits, pack_codes, packed_size, unpack_codes
-from zaq_plugin.pwlq.spec import QuantSpec, spec_from_json
+from zaq_plugin.pwlq.registry import spec_from_json
 from zaq_plugin.pwlq.statistics import measure
 
 _FORMAT = "zaq_plugin.pwlq/3"
@@ -49,7 +50,7 @@ class PWLQTensor:
     codebook: Tensor
     scale: Tensor
     axis: int | None
-    spec: QuantSpec
+    spec: Format
     dtype: torch.dtype
     sqnr_db: float
     center_fraction: float
@@ -62,14 +63,12 @@ class PWLQTensor:
         codebook: Tensor,
         scale: Tensor,
         axis: int | None,
-        spec: QuantSpec,
+        spec: Format,
         w: Tensor,
         edges: Tensor,
     ) -> PWLQTensor:
         """Assemble a tensor and measure it against the original w."""
-        noise, fraction = measure(
-            w, codes, codebook, scale, axis, edges if spec.breakpoints else None
-        )
+        noise, fraction = measure(w, codes, codebook, scale, axis, edges if spec.has_tail else None)
         kept = edges.float().contiguous()
         return cls(codes, codebook, scale, axis, spec, w.dtype, noise, fraction, kept)
 
@@ -122,11 +121,16 @@ class PWLQTensor:
         largest one of a PWLQ grid is that is kept from overflowing. Levels that were moved
         afterwards are stored themselves, with the scales.
         """
-        kept = {"codebook": self.codebook, "scale": self.scale} if self.edges is None else None
+        kept = None if self._generated else {"codebook": self.codebook, "scale": self.scale}
         levels = kept or _generators(self.edges, self.spec)
         return packed_size(self.codes.numel(), self.stored_bits) + sum(
             t.numel() * t.element_size() for t in levels.values()
         )
+
+    @property
+    def _generated(self) -> bool:
+        """Whether files hold what makes the levels again, and not the levels."""
+        return self.edges is not None and self.spec.generated
 
     @property
     def entropy_bits(self) -> float:
@@ -138,7 +142,7 @@ class PWLQTensor:
         return pack_codes(self.codes, self.stored_bits)
 
 
-def _generators(edges: Tensor | None, spec: QuantSpec) -> dict[str, Tensor]:
+def _generators(edges: Tensor | None, spec: Format) -> dict[str, Tensor]:
     """What levels are made of again: clip, breakpoints, and the largest level of each channel."""
     assert edges is not None
     if not spec.breakpoints:  # a uniform grid is its reach
@@ -163,7 +167,7 @@ def save_quantized(path: str | os.PathLike[str], tensors: Mapping[str, PWLQTenso
     entries = {}
     for name, q in tensors.items():
         arrays[f"{name}.codes"] = q.pack().cpu().contiguous()
-        if q.edges is not None:
+        if q._generated:
             for part, values in _generators(q.edges, q.spec).items():
                 arrays[f"{name}.{part}"] = values.cpu().contiguous()
         else:
@@ -171,7 +175,7 @@ def save_quantized(path: str | os.PathLike[str], tensors: Mapping[str, PWLQTenso
             arrays[f"{name}.scale"] = q.scale.cpu().contiguous()
         entries[name] = {
             "spec": json.loads(q.spec.to_json()),
-            "generated": q.edges is not None,
+            "generated": q._generated,
             "shape": list(q.shape),
             "axis": q.axis,
             "dtype": str(q.dtype).removeprefix("torch."),

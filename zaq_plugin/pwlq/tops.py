@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from zaq_plugin.pwlq.base import Format
 from zaq_plugin.pwlq.kernels import codebook_of, look_up
 from zaq_plugin.pwlq.layout import from_rows, to_rows
-from zaq_plugin.pwlq.levels import INT8_MAX, build_grid, signed_levels, with_tops
+from zaq_plugin.pwlq.levels import INT8_MAX, build_grid, largest_magnitudes, with_tops
 from zaq_plugin.pwlq.overflow import HALF, LIMIT, integers_of, orders, worst_pairs
-from zaq_plugin.pwlq.spec import PWLQSpec, QuantSpec
 
 _LOWEST = 0.65
 """Grids coarser than this share of the finest that is allowed are not tried."""
@@ -20,7 +20,7 @@ _CHUNK = 1 << 22
 """Levels that the search looks at together."""
 
 
-def solve_tops(w: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None) -> Tensor:
+def solve_tops(w: Tensor, edges: Tensor, spec: Format, axis: int | None) -> Tensor:
     """(channels,) float32 integers up to 127: the largest level of each channel's int8 grid.
 
     Args:
@@ -39,14 +39,14 @@ def solve_tops(w: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None) -> T
     known, sums = edges[:, wide].contiguous(), worst[wide].float()
     # A level is rounded, so that a sum may be smaller by one than the ratio says.
     found = (INT8_MAX * (LIMIT + 1) / sums).ceil().clamp(max=INT8_MAX)
-    if isinstance(spec, PWLQSpec):
+    if spec.snapped:
         found = _least_change(some, known, spec, axis, found)
     found = _until_allowed(some, known, spec, axis, found)
     return tops.index_copy(0, wide, found)
 
 
 def _until_allowed(
-    w: Tensor, edges: Tensor, spec: QuantSpec, axis: int | None, tops: Tensor
+    w: Tensor, edges: Tensor, spec: Format, axis: int | None, tops: Tensor
 ) -> Tensor:
     """The same tops where the nearest levels overflow with none of them, else smaller ones."""
     while True:
@@ -60,7 +60,7 @@ def _until_allowed(
 
 
 def _least_change(
-    w: Tensor, edges: Tensor, spec: PWLQSpec, axis: int | None, finest: Tensor
+    w: Tensor, edges: Tensor, spec: Format, axis: int | None, finest: Tensor
 ) -> Tensor:
     """Tops with which weights that keep their codes, and each channel's sum of them, change least.
 
@@ -78,8 +78,8 @@ def _least_change(
     first, second = _wide_pairs(from_rows(flat.view_as(codes), w, axis), book.levels, axis)
     found = torch.full_like(finest, float(HALF))
     tried = torch.arange(max(1, int((1 - _LOWEST) * float(finest.max()))), device=w.device)
-    ideal = signed_levels(edges, spec).sort(dim=1).values.unsqueeze(1)
-    clip = edges[..., -1].amax(0)
+    ideal = spec.signed_levels(edges).sort(dim=1).values.unsqueeze(1)
+    clip = largest_magnitudes(edges, spec)
     step = max(1, _CHUNK // (len(tried) * count))
     for start in range(0, channels, step):
         part = slice(start, min(start + step, channels))

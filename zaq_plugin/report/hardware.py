@@ -203,13 +203,13 @@ def estimate(
         ValueError: activations out of range; no work.
         TypeError: weights is no format.
     """
-    if not isinstance(weights, PWLQSpec | UniformSpec):
+    if not isinstance(weights, QuantSpec):
         raise TypeError(f"weights must be a PWLQSpec or a UniformSpec; got {weights!r}.")
     if isinstance(activations, bool) or not 1 <= activations <= 16:
         raise ValueError(f"activations must have 1 to 16 bits; got {activations!r}.")
     machine = accelerator
     seconds = joules = waiting = moved = 0.0
-    tail = TAIL_SHARE if isinstance(weights, PWLQSpec) else 0.0
+    tail = TAIL_SHARE if weights.has_tail else 0.0
     multiply = machine.multiply_pj * weights.mac_bits * activations / 64
     for layer in work:
         tiles_in = math.ceil(layer.reduction / machine.rows)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from zaq_plugin.ptq.analytic import allocate_bits
 from zaq_plugin.ptq.compound import AllocatedFakeQuantize, install
 from zaq_plugin.ptq.range_observers import AnalyticObserver
-from zaq_plugin.pwlq import PWLQSpec
 from zaq_plugin.pwlq.layout import to_rows
 from zaq_plugin.strategies.activations import ObservedActivations
 from zaq_plugin.strategies.images import Distilled
@@ -38,7 +37,7 @@ class AllocatedWeights(Stage):
             if found.ch_axis is None or found.spec != work.spec:
                 continue  # a layer with a grid of its own, such as the first or the last
             rows = to_rows(weight, found.ch_axis)
-            low, high = (3, 7) if isinstance(work.spec, PWLQSpec) else (2, 8)
+            low, high = work.spec.stored_range
             widths = allocate_bits(
                 rows.amax(1).clamp(min=0) - rows.amin(1).clamp(max=0),
                 work.request.weight_bits,

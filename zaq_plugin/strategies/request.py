@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from zaq_plugin.ptq.plan import Depthwise
+from zaq_plugin.pwlq.names import FORMATS, family
 from zaq_plugin.report import LayerRecord
 from zaq_plugin.student.assign import Override
 from zaq_plugin.student.walk import MEMORY
 from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs
 from zaq_plugin.zero_shot.statistics import ImageFormat
 
-Levels = Literal["auto", "uniform", "pwlq"]
 Granularity = Literal["channel", "tensor"]
 
-LEVELS = ("auto", "uniform", "pwlq")
+LEVELS = ("auto", *sorted(map(family, FORMATS), reverse=True))
 GRANULARITIES = ("channel", "tensor")
 
 
@@ -32,7 +32,8 @@ class Request:
             MAC bit less.
         activation_bits: Width of the layers' inputs, 2 to 8; None leaves them float.
         input_bits: Width of the network's own input; None treats it like any other activation.
-        levels: ``uniform`` or ``pwlq`` weights; ``auto`` is what the strategy's paper uses.
+        levels: ``uniform``, ``pwlq`` or another format's name, see `zaq_plugin.pwlq.names`;
+            ``auto`` is what the strategy's paper uses.
         granularity: Weights have a grid per output ``channel``, or one per ``tensor``.
         depthwise: ``int8`` leaves depthwise layers at 8 bits where narrow codes with their levels
             take more room; ``as-told`` does not.
@@ -66,7 +67,7 @@ class Request:
     weight_bits: int
     activation_bits: int | None
     input_bits: int | None = 8
-    levels: Levels = "auto"
+    levels: str = "auto"
     example_inputs: tuple[Any, ...] = ()
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
+from zaq_plugin.pwlq import QuantSpec
+from zaq_plugin.pwlq.registry import format_named
 from zaq_plugin.strategies.stage import Stage, Work
 
 
@@ -44,25 +45,16 @@ def spec_for(work: Work, *, clip: str, policy: str) -> QuantSpec:
         policy: Of a PWLQ grid.
 
     Raises:
-        ValueError: If PWLQ does not exist at these bits.
+        ValueError: If the format does not exist at these bits, or chooses no ranges so.
     """
-    bits = work.request.weight_bits
-    # int8 kernels hold -127 to 127: an asymmetric grid of 8 bits has levels beyond.
-    symmetry = "symmetric" if bits == 8 and work.int8 else "asymmetric"
-    if work.levels == "uniform":
-        return UniformSpec(bits, symmetry, clip)  # type: ignore[arg-type]
-    if bits < 3:
-        raise ValueError(
-            f"levels='pwlq' needs at least 3 stored bits (2 MAC bits and one for the region); got "
-            f"weight_bits={bits}. Use levels='uniform'."
-        )
-    if bits == 8:
+    bits, form = work.request.weight_bits, format_named(work.levels)
+    spec = form.at_stored_bits(bits, clip=clip, policy=policy, int8=work.int8)
+    if spec.kind != form.kind:
         work.notes.append(
-            "weights at 8 stored bits are uniform: a PWLQ codebook of 255 int8 levels holds every "
-            "level there is"
+            f"weights at {bits} stored bits are {spec.family}: a {form.kind.upper()} codebook of "
+            "255 int8 levels holds every level there is"
         )
-        return UniformSpec(8, symmetry, clip)  # type: ignore[arg-type]
-    return PWLQSpec(bits - 1, policy=policy)  # type: ignore[arg-type]
+    return spec
 
 
 def per_channel_only(work: Work, what: str) -> None:

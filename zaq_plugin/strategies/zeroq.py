@@ -12,9 +12,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from zaq_plugin.ptq.compound import with_stored_bits
 from zaq_plugin.ptq.mixed_precision import allocate_widths, kl_sensitivity
-from zaq_plugin.pwlq import PWLQSpec
 from zaq_plugin.strategies.activations import MinMaxActivations
 from zaq_plugin.strategies.images import Distilled, batch_of
 from zaq_plugin.strategies.stage import Strategy, Work
@@ -67,11 +65,11 @@ class ParetoWeights(MinMaxWeights):
         """Measure every layer at every width and choose."""
         super().prepare(work)
         bits = work.request.weight_bits
-        low, high = (3, 7) if isinstance(work.spec, PWLQSpec) else (2, 8)
+        low, high = work.spec.stored_range
         widths = [b for b in range(bits - self.reach, bits + self.reach + 1) if low <= b <= high]
         found = kl_sensitivity(
             work.folded,
-            {b: with_stored_bits(work.spec, b) for b in widths},
+            {b: work.spec.with_stored_bits(b) for b in widths},
             work.images[:IMAGES],
             adapter=work.request.adapter,
         )
@@ -83,7 +81,7 @@ class ParetoWeights(MinMaxWeights):
             own = request.activation_bits
             if name in found.inputs and own is not None and request.input_bits is not None:
                 own = request.input_bits
-            work.overrides[name] = (with_stored_bits(work.spec, width), own)
+            work.overrides[name] = (work.spec.with_stored_bits(width), own)
         counts = {b: sum(w == b for w in chosen.values()) for b in widths}
         told = ", ".join(f"{n} at {b}" for b, n in counts.items() if n)
         work.notes.append(f"stored bits by sensitivity: layers {told}")

@@ -28,7 +28,7 @@ from typing import Any
 
 from torch import nn
 
-from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
+from zaq_plugin.pwlq import QuantSpec
 from zaq_plugin.student.layer import own_class
 
 Activations = QuantSpec | int | None
@@ -212,7 +212,7 @@ def check_value(value: object, default: Activations, where: str, key: Any = None
     """
     own = isinstance(value, tuple) and len(value) == 2
     weights, activations = value if isinstance(value, tuple) and own else (value, default)
-    if weights is not None and not isinstance(weights, PWLQSpec | UniformSpec):
+    if weights is not None and not isinstance(weights, QuantSpec):
         raise TypeError(
             f"{where}: expected a weight format (a PWLQSpec or a UniformSpec), a pair (weight "
             "format or None, activations), or None for a layer that stays float; got "
@@ -230,7 +230,14 @@ def check_activations(activations: object, where: str) -> None:
         TypeError: it is something else.
         ValueError: a width that does not exist.
     """
-    if activations is None or isinstance(activations, PWLQSpec | UniformSpec):
+    if activations is None:
+        return
+    if isinstance(activations, QuantSpec):
+        if activations.activations == "refused":
+            raise ValueError(
+                f"{where}: {activations.label} is for weights; activations take a number of bits "
+                "(2 to 8), a PWLQSpec (simulated) or None."
+            )
         return
     if isinstance(activations, bool) or not isinstance(activations, int):
         raise TypeError(

@@ -15,7 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 
 from zaq_plugin.observers import TopKMedianObserver
-from zaq_plugin.pwlq import PWLQSpec, QuantSpec
+from zaq_plugin.pwlq import QuantSpec
+from zaq_plugin.pwlq.base import is_simulated
 from zaq_plugin.report import Audit
 
 GROUP = "zaq.hosts"
@@ -107,7 +108,7 @@ def why_not_int8(assignment: Assignment, host: str) -> str | None:
     """Why int8 kernels of torch cannot compute with these formats; None: they can."""
     if assignment.per_tensor:
         return f"{host} gives weights one grid per output channel; use granularity='channel'"
-    if isinstance(assignment.activations, PWLQSpec):
+    if is_simulated(assignment.activations):
         return f"{host}: PWLQ activations are simulated, no int8 kernel computes with them"
     return None
 

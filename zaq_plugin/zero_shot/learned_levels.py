@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.pwlq import PWLQSpec, fake_quantize
-from zaq_plugin.pwlq.levels import build_grid, signed_levels, tops_of, with_tops, without_tops
+from zaq_plugin.pwlq import fake_quantize
+from zaq_plugin.pwlq.levels import build_grid, tops_of, with_tops, without_tops
 from zaq_plugin.student import QuantLayer
 
 
@@ -61,7 +61,7 @@ class LearnedLevels(nn.Module):
     def __init__(self, layer: QuantLayer, learn: bool = True) -> None:
         super().__init__()
         self.spec, self.learn = layer.quantizer.spec, learn
-        self.by_piece = isinstance(self.spec, PWLQSpec) and not self.spec.overlapping
+        self.by_piece = self.spec.by_piece
         self.register_buffer("first", layer.levels().float())
         self.edges = edge_factors(layer, shared=not self.by_piece)
 
@@ -72,7 +72,7 @@ class LearnedLevels(nn.Module):
         if not self.by_piece:
             return self.first * self.edges.theta[0].exp()
         edges: Tensor = self.edges()
-        ideal = signed_levels(edges, self.spec)
+        ideal = self.spec.signed_levels(edges)
         with torch.no_grad():
             grid = build_grid(edges, self.spec)
             snap = grid.values * grid.scale.unsqueeze(1) - ideal

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-import re
+import functools
+from importlib import util
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from zaq_plugin.pwlq import QuantSpec
 
 
+@functools.cache
+def _names() -> ModuleType:
+    """The project's table of formats, by itself: its package would load torch."""
+    package = util.find_spec("zaq_plugin")  # of a package at the top, which this does not import
+    assert package is not None
+    assert package.origin is not None
+    path = Path(package.origin).parent / "pwlq" / "names.py"
+    spec = util.spec_from_file_location("zaq_format_names", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def check_format(text: str) -> tuple[str, int]:
-    """Kind and MAC bits of a format's name, such as ``pwlq4``.
+    """Name and width of a format, such as ``pwlq4``: see `zaq_plugin.pwlq.names`.
 
     Raises:
         ValueError: no such format.
     """
-    found = re.fullmatch(r"(pwlq|uniform|minmax)(\d)", text)
-    if found and 2 <= int(found[2]) <= (6 if found[1] == "pwlq" else 8):
-        return found[1], int(found[2])
-    raise ValueError(
-        f"weights must be pwlq2 to pwlq6, uniform2 to uniform8 or minmax2 to minmax8; got {text!r}."
-    )
+    found: tuple[str, int] = _names().split_name(text)
+    return found
 
 
 def format_in_words(text: str) -> str:
@@ -29,9 +43,7 @@ def format_in_words(text: str) -> str:
     Raises:
         ValueError: no such format.
     """
-    kind, bits = check_format(text)
-    name = "PWLQ" if kind == "pwlq" else "uniform"
-    return f"{name} {bits}b MAC/{bits + (kind == 'pwlq')}b stored"
+    return str(_names().in_words(text))
 
 
 def weight_spec(text: str) -> QuantSpec:
@@ -40,9 +52,6 @@ def weight_spec(text: str) -> QuantSpec:
     Raises:
         ValueError: no such format.
     """
-    from zaq_plugin.pwlq import PWLQSpec, UniformSpec
+    from zaq_plugin.pwlq import spec_from_name
 
-    kind, bits = check_format(text)
-    if kind == "pwlq":
-        return PWLQSpec(bits=bits)
-    return UniformSpec(bits, "asymmetric", "mse" if kind == "uniform" else "minmax")
+    return spec_from_name(text)

@@ -18,7 +18,7 @@ from zaq_plugin.layers import LAYERS, channel_axis
 from zaq_plugin.ptq import fold_batch_norm
 from zaq_plugin.ptq.mixed_precision import each_alone
 from zaq_plugin.ptq.plan import stored_size
-from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
+from zaq_plugin.pwlq import QuantSpec
 from zaq_timm.zoo.measure import distance, outputs
 
 Report = Callable[[str, int, int], None]
@@ -139,6 +139,4 @@ def measure_sensitivities(
 
 def widths_of(spec: QuantSpec) -> list[QuantSpec]:
     """The formats of a family, from the narrowest to 8 bits, that a budget chooses among."""
-    if isinstance(spec, PWLQSpec):
-        return [*(PWLQSpec(bits=bits) for bits in range(2, 7)), UniformSpec(8)]
-    return [UniformSpec(bits, spec.symmetry, spec.clip) for bits in range(2, 9)]
+    return list(spec.widths())

@@ -57,7 +57,8 @@ class Settings:
     weights: str = option(
         "pwlq4",
         "format and MAC bits of weights: pwlq2 to pwlq6, uniform2 to uniform8 (clip of least "
-        "squared error), minmax2 to minmax8",
+        "squared error), minmax2 to minmax8, pot2 to pot4 (powers of two), codebook2 to "
+        "codebook7 (free levels; stored bits)",
         "FORMAT",
         same=True,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from zaq_plugin.pwlq import PWLQSpec
 from zaq_plugin.report import Audit
 from zaq_plugin.strategies import Request, Strategy, apply
 from zaq_plugin.student.host import find_host
@@ -67,7 +66,7 @@ def _in_host(job: Job, strategy: Strategy, name: str) -> Converted:
     request = Request(
         weight_bits=job.spec.stored_bits,
         activation_bits=settings.activations,
-        levels="pwlq" if isinstance(job.spec, PWLQSpec) else "uniform",
+        levels=job.spec.family,
         example_inputs=(images[:1].clone(),),
         mean=inputs.mean,
         std=inputs.std,

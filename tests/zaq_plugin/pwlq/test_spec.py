@@ -61,7 +61,8 @@ def test_json_errors_name_the_key():
         PWLQSpec.from_json(json.dumps(values))
     with pytest.raises(ValueError, match="describes kind 'uniform', not 'pwlq'"):
         PWLQSpec.from_json(UniformSpec().to_json())
-    with pytest.raises(ValueError, match="kind must be 'pwlq' or 'uniform'; got None"):
+    known = "kind must be 'pwlq' or 'uniform' or 'power-of-two' or 'codebook'; got None"
+    with pytest.raises(ValueError, match=known):
         spec_from_json("{}")
     with pytest.raises(ValueError, match="not valid JSON"):
         spec_from_json("{")

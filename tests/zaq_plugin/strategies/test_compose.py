@@ -137,7 +137,10 @@ def test_images_can_be_made_once_and_shared(name: str, model: nn.Module, request
     [
         ({"weight_bits": 1}, "weight_bits must be from 2 to 8; got 1"),
         ({"activation_bits": 9}, "activation_bits must be from 2 to 8; got 9"),
-        ({"levels": "log"}, "levels must be one of 'auto', 'uniform', 'pwlq'; got 'log'"),
+        (
+            {"levels": "log"},
+            "levels must be one of 'auto', 'uniform', 'pwlq', 'pot', 'codebook'; got 'log'",
+        ),
         ({"granularity": "row"}, "granularity must be one of 'channel', 'tensor'; got 'row'"),
         ({"example_inputs": ()}, "example_inputs must be a tuple that starts with a batch"),
         ({"example_inputs": (torch.zeros(3, 4),)}, r"must start with images .* shape \(3, 4\)"),

@@ -1,0 +1,96 @@
+"""Every number format: its kind in files, its class, and its names as users type them.
+
+A new format is one line of `FORMATS`. This file imports nothing, so that a command which only looks
+at a name need not load torch (`zaq_timm.zoo.format_names`); classes are found by
+`zaq_plugin.pwlq.registry`.
+"""
+
+import re
+from typing import NamedTuple
+
+
+class Name(NamedTuple):
+    """A name before a width, as ``pwlq`` in ``pwlq4``.
+
+    Attributes:
+        low, high: the narrowest width and the widest.
+        words: what it stands for, with both widths; ``{0}`` is the width, ``{1}`` one more.
+    """
+
+    low: int
+    high: int
+    words: str
+
+
+class Line(NamedTuple):
+    """One format.
+
+    Attributes:
+        where: ``module:class``.
+        names: the first one is the family's, which strategies' ``levels`` take.
+    """
+
+    where: str
+    names: dict[str, Name]
+
+
+_UNIFORM = Name(2, 8, "uniform {0}b MAC/{0}b stored")
+
+FORMATS = {
+    "pwlq": Line(
+        "zaq_plugin.pwlq.piecewise:PWLQSpec", {"pwlq": Name(2, 6, "PWLQ {0}b MAC/{1}b stored")}
+    ),
+    "uniform": Line(
+        "zaq_plugin.pwlq.uniform:UniformSpec", {"uniform": _UNIFORM, "minmax": _UNIFORM}
+    ),
+    "power-of-two": Line(
+        "zaq_plugin.pwlq.power_of_two:PowerOfTwoSpec",
+        {"pot": Name(2, 4, "power of two {0}b MAC/{0}b stored")},
+    ),
+    "codebook": Line(
+        "zaq_plugin.pwlq.codebook:CodebookSpec",
+        {"codebook": Name(2, 7, "codebook 8b MAC/{0}b stored")},
+    ),
+}
+
+
+def family(kind: str) -> str:
+    """What the formats of a kind are called, before the bits."""
+    return next(iter(FORMATS[kind].names))
+
+
+def kind_named(name: str) -> str:
+    """The kind of a name such as ``pwlq``.
+
+    Raises:
+        ValueError: no format is called so.
+    """
+    for kind, line in FORMATS.items():
+        if name in line.names:
+            return kind
+    known = ", ".join(repr(known) for line in FORMATS.values() for known in line.names)
+    raise ValueError(f"a format is one of {known}; got {name!r}.")
+
+
+def split_name(text: str) -> tuple[str, int]:
+    """Name and width of a text such as ``pwlq4``.
+
+    Raises:
+        ValueError: no format has that name, or that width.
+    """
+    names = {name: facts for line in FORMATS.values() for name, facts in line.names.items()}
+    found = re.fullmatch(r"([a-z-]+)(\d)", text)
+    if found and found[1] in names and names[found[1]].low <= int(found[2]) <= names[found[1]].high:
+        return found[1], int(found[2])
+    known = [f"{name}{facts.low} to {name}{facts.high}" for name, facts in names.items()]
+    raise ValueError(f"weights must be {', '.join(known[:-1])} or {known[-1]}; got {text!r}.")
+
+
+def in_words(text: str) -> str:
+    """A format's text with both widths, as its spec's label begins.
+
+    Raises:
+        ValueError: there is no such format.
+    """
+    name, bits = split_name(text)
+    return FORMATS[kind_named(name)].names[name].words.format(bits, bits + 1)
