@@ -39,7 +39,7 @@ from benchmarks.overflow_tables import KEY, markdown
 from benchmarks.processor import processor
 from benchmarks.rows import append_row, read_rows
 from zaq_plugin.layers import is_depthwise
-from zaq_plugin.ptq import calibrate, correct_bias
+from zaq_plugin.ptq import calibrate, correct_bias, fold_batch_norm
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
 from zaq_plugin.pwlq.overflow import LIMIT, worst_pairs
 from zaq_plugin.student import student_of
@@ -79,13 +79,15 @@ class Bed:
             self.calibration = list(self.subject.calibration(0, count).split(32))
         else:
             self.calibration = list(foreign_images(data, load_task(name, data), count).split(32))
+        self.folded = fold_batch_norm(self.model, (self.example,))
         self.depthwise = [n for n, m in self.model.named_modules() if is_depthwise(m)]
 
     def prepared(self, host: str, spec: QuantSpec) -> Any:
         """A calibrated student."""
         wide = UniformSpec(8, overflow=spec.overflow)
         overrides: dict[str, Any] = dict.fromkeys(self.depthwise, (wide, 8))
-        made = find_host(host).prepare(self.model, (self.example,), Assignment(spec, 8, overrides))
+        model = self.folded if host == "simulated" else self.model  # others fold by themselves
+        made = find_host(host).prepare(model, (self.example,), Assignment(spec, 8, overrides))
         calibrate(made.model, self.calibration)
         correct_bias(made.model, self.calibration)
         return made.model

@@ -26,10 +26,10 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         "processor itself: it stays with oneDNN where a real one without VNNI takes FBGEMM.",
         "",
         "`pairs` is the default: on CIFAR-10 it costs less than 0.1 dB up to 4 MAC bits, 0.3 and",
-        "0.8 dB at 5 and 6, and up to 0.5 points of agreement (one standard error: 0.2 to 0.6),",
+        "0.7 dB at 5 and 6, and up to 0.6 points of agreement (one standard error: 0.2 to 0.6),",
         "while `allowed` loses 3 to 4 points without VNNI (MobileNetV1 on PT2E: 20 to 23, and",
         "`pairs` nothing). Uniform weights of 8 bits lose most,",
-        "2.5 dB, and still agree better than the host's own default, which leaves a bit of all",
+        "2.4 dB, and still agree better than the host's own default, which leaves a bit of all",
         "activations unused (`stock`).",
     ]
     for model in dict.fromkeys(row["model"] for row in rows):

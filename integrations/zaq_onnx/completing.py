@@ -6,11 +6,12 @@ quantized, too: a convolution in front of a float addition or of SiLU would run 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 from zaq_onnx.graph import Array, Graph, make
 from zaq_onnx.runtimes import feeds_of, ort_session
@@ -33,6 +34,13 @@ KEEPS = ("MaxPool", "Reshape", "Flatten", "Squeeze", "Transpose")
 
 LIMITS = ("Relu", "Clip")
 
+NORM = "BatchNormalization"
+"""No runtime has an integer kernel for it."""
+
+
+class UnfoldedNorm(UserWarning):
+    """Layers of a file multiply in float, because a BatchNorm behind them was not folded."""
+
 
 def complete(graph: Graph, batches: Iterable[Any]) -> list[str]:
     """Quantize what lies between integer layers to 8 bits, by the range seen on some batches.
@@ -46,6 +54,10 @@ def complete(graph: Graph, batches: Iterable[Any]) -> list[str]:
 
     Raises:
         ValueError: there is no batch.
+
+    Warns:
+        UnfoldedNorm: Layers stay in float for the BatchNorm behind them. Its input is what it
+            makes small or large, channel by channel: one grid for all would cost accuracy.
     """
     once = _round_once(graph)
     wanted = _wanted(graph)
@@ -54,7 +66,27 @@ def complete(graph: Graph, batches: Iterable[Any]) -> list[str]:
     for name in wanted:
         low, high = (0.0, 1.0) if kinds[name] == "Sigmoid" else ranges[name]
         _insert(graph, name, low, high)
+    _warn_of_norms(graph)
     return once + wanted
+
+
+def _warn_of_norms(graph: Graph) -> None:
+    consumers = graph.consumers()
+    layers = [n for n in graph.of_type("Conv", "Gemm", "MatMul") if _normed(graph, consumers, n)]
+    if layers:
+        warnings.warn(
+            f"{len(layers)} layers multiply in float (the first makes {layers[0].output[0]!r}): a "
+            "BatchNorm behind them is not folded, for which runtimes have no integer kernel. "
+            "Quantize zaq_plugin.fold_batch_norm(model, example_inputs) in place of the model.",
+            UnfoldedNorm,
+            stacklevel=5,
+        )
+
+
+def _normed(graph: Graph, consumers: Mapping[str, list[NodeProto]], node: NodeProto) -> bool:
+    """Whether a layer is read by a BatchNorm alone."""
+    readers = consumers.get(node.output[0], ())
+    return bool(readers) and all(reader.op_type == NORM for reader in readers)
 
 
 def _round_once(graph: Graph) -> list[str]:
@@ -107,6 +139,8 @@ def _wanted(graph: Graph) -> list[str]:
         readers = consumers[output]
         if all(r.op_type == "QuantizeLinear" for r in readers):
             continue
+        if node.op_type in ("Conv", "Gemm") and _normed(graph, consumers, node):
+            continue  # a grid for all channels would not fit before they are scaled
         if len(readers) == 1 and readers[0].op_type in LIMITS:
             on_grid.add(output)  # rounded behind the limit
             continue

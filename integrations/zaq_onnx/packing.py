@@ -89,25 +89,28 @@ def _check_scale(name: str, value: Array, scale: Array | None, axis: int) -> Non
 def _stored(value_of: Evaluator, name: str) -> int:
     """Bytes of a weight's codes and codebooks: its share of what the weights of a stack share."""
     producers = value_of.producers
-    share = value_of(name).size / sum(value_of(n).size for n in producers[name].output)
-    codes, books, rows = 0, 0, 1
-    waiting, seen = [name], set()
+    codes, books, rows = 0.0, 0, 1
+    waiting: list[tuple[str, float]] = [(name, 1.0)]
+    seen = set()
     while waiting:
-        current = waiting.pop()
+        current, share = waiting.pop()
         if current in seen:
             continue
         seen.add(current)
         if current in producers:
-            waiting += producers[current].input
+            outputs = producers[current].output
+            if len(outputs) > 1:
+                share *= value_of(current).size / sum(value_of(n).size for n in outputs)
+            waiting += [(source, share) for source in producers[current].input]
             continue
         tensor, word = value_of.graph.constants[current], current.rpartition(".")[2]
         if word in CODES:
-            codes += len(tensor.raw_data)
+            codes += share * len(tensor.raw_data)
         elif word in BOOKS:
             books += len(tensor.raw_data)
             halves = word == "curves" and tensor.data_type == TensorProto.UINT8
             rows = max(rows, *(d * (1 + halves) for d in tensor.dims[:1]))
-    return round(share * codes + books * min(1.0, len(value_of(name)) / rows))
+    return round(codes + books * min(1.0, len(value_of(name)) / rows))
 
 
 def pack_model(model: ModelProto, *, portable: bool = True) -> tuple[ModelProto, int]:

@@ -38,6 +38,12 @@ class Stack:
         self.rows = len(codes)
 
 
+    def joins(self, largest: int) -> bool:
+        """Whether codes are a whole number of bytes in every plane, and at most so many."""
+        row = max(8 // bits for bits, _, _ in self.planes)
+        return not self.pairs and self.codes.size % row == 0 and self.codes.size <= largest
+
+
 def _shape_of_codes(
     codes: Array, cut: Sequence[int], whole: tuple[int, ...], pairs: bool
 ) -> tuple[int, ...]:

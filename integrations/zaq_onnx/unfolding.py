@@ -49,12 +49,18 @@ def unfold(items: Sequence[Item], *, portable: bool = True) -> Unfolding:
         for item in same:
             found.setdefault(item.stack, []).append(item)
         stacks = [Stack(items) for items in found.values()]
+        joined = [stack for stack in stacks if stack.joins(_JOINED)]
+        indices = made.join(joined) if len(joined) > 1 else {}
         stacks.sort(key=lambda stack: (not stack.pairs, len(stack.shape)))
         tables = made.tables([item for stack in stacks for item in stack.items])
         offsets = made.offsets(stacks)
         for stack, first in zip(stacks, offsets, strict=True):
-            made.stack(stack, tables[stack.pairs], first)
+            made.stack(stack, tables[stack.pairs], first, indices.get(id(stack), ""))
     return made
+
+
+_JOINED = 2**17
+"""Stacks of fewer codes have their planes in common constants, which saves nodes."""
 
 
 def _rows(items: Sequence[Item]) -> int:
@@ -73,6 +79,7 @@ class Unfolding:
         self._number = 0
         self.stacks: list[Codes] = []
         self._planes: list[Plane] = []
+        self._joined: dict[int, tuple[Plane, ...]] = {}
 
     def node(self, kind: str, inputs: list[str], *, output: str = "", **attributes: object) -> str:
         """The output of a node; the same node again is not made again. Names take room."""
@@ -214,24 +221,47 @@ class Unfolding:
         self.nodes[-1].output.extend(names[1:])
         return names
 
-    def stack(self, stack: Stack, table: str, offsets: str) -> None:
+    def join(self, stacks: Sequence[Stack]) -> dict[int, str]:
+        """Codes of several stacks, whose planes lie one behind another; by the stacks' identity.
+
+        A stack is a whole number of rows, of which the smallest plane's bytes hold one each.
+        """
+        bits = [b for b, _, _ in stacks[0].planes]
+        row = twos(min(bits))
+        parts = []
+        self._planes = []
+        for i, (b, low, _) in enumerate(stacks[0].planes):
+            values = np.concatenate([stack.planes[i][2].reshape(-1, *row) for stack in stacks])
+            parts.append(self._plane(values, b, low))
+        index = parts[0]
+        for other in parts[1:]:
+            index = self.node("Add", [index, other])
+        counts = [stack.codes.size // math.prod(row) for stack in stacks]
+        names = self._split(index, counts)
+        made = {}
+        for stack, name in zip(stacks, names, strict=True):
+            stack.shape = stack.whole
+            self._joined[id(stack)] = tuple(self._planes)
+            made[id(stack)] = self.node("Reshape", [name, self.common(stack.whole)])
+        return made
+
+    def stack(self, stack: Stack, table: str, offsets: str, index: str = "") -> None:
         """Unfold weights of one shape per channel.
 
         Args:
             stack: They.
             table: Where their levels, or pairs of them, are.
             offsets: Where in it their codebooks begin.
+            index: Their codes, if those are unfolded already.
         """
-        items, shape, whole = stack.items, stack.shape, stack.whole
+        items, whole = stack.items, stack.whole
         head = items[0]
         alone = head.shared or len(items) == 1
-        self._planes = []
-        parts = [self._plane(v.reshape(shape), bits, low) for bits, low, v in stack.planes]
-        planes = tuple(self._planes)
+        planes = self._joined.get(id(stack))
+        if planes is None:
+            index, planes = self._index(stack)
+        shape = stack.shape
         self.stacks.append(Codes(stack.codes.reshape(-1), stack.width, stack.pairs, planes))
-        index = parts[0]
-        for other in parts[1:]:
-            index = self.node("Add", [index, other])
         index = self.node("Add", [index, offsets])
         # The last node has the weight's name, or those of all weights.
         last = ["Gather"]
@@ -257,6 +287,14 @@ class Unfolding:
                 axis = {"axis": head.axis}
                 self.node(kind, [value, sizes], output=head.name, **axis)
                 self.nodes[-1].output.extend(item.name for item in items[1:])
+
+    def _index(self, stack: Stack) -> tuple[str, tuple[Plane, ...]]:
+        self._planes = []
+        parts = [self._plane(v.reshape(stack.shape), bits, low) for bits, low, v in stack.planes]
+        index = parts[0]
+        for other in parts[1:]:
+            index = self.node("Add", [index, other])
+        return index, tuple(self._planes)
 
     def _plane(self, values: Array, bits: int, low: int) -> str:
         """Values of ``bits`` bits as int32, at their place within the index."""

@@ -41,6 +41,7 @@ class Outcome(NamedTuple):
     prepared_output: Tensor
     converted_output: Tensor
     output_step: float
+    ties: tuple[Tensor, ...] = ()  # the prepared output again, with ties rounded otherwise
 
 
 LAYERS = 5
@@ -72,6 +73,7 @@ def fx(model: nn.Module, images: Tensor, spec: PWLQSpec, qat: bool) -> Outcome:
     from zaq_fx.layers import layers_of
 
     backend = zaq_fx.pwlq_backend_config()
+    ties: tuple[Tensor, ...] = ()
     if qat:
         mapping = zaq_fx.pwlq_qat_qconfig_mapping(spec)
         prepared = prepare_qat_fx(model.train(), mapping, (images,), backend_config=backend)
@@ -84,7 +86,9 @@ def fx(model: nn.Module, images: Tensor, spec: PWLQSpec, qat: bool) -> Outcome:
         mapping = zaq_fx.pwlq_qconfig_mapping(spec)
         prepared = prepare_fx(model, mapping, (images,), backend_config=backend)
         prepared(images)
-        simulated = _simulated(prepared, spec)(images)
+        model = _simulated(prepared, spec)
+        simulated = model(images)
+        ties = tuple(_nudged(model, by)(images).detach() for by in (-TIE, TIE))
     step = float(
         dict(zaq_fx.activations.watcher_nodes(prepared)).popitem()[1].calculate_qparams()[0]
     )
@@ -102,7 +106,20 @@ def fx(model: nn.Module, images: Tensor, spec: PWLQSpec, qat: bool) -> Outcome:
     for name, (weight, faked, edges) in before.items():
         stored = zaq_fx.integer_weight(converted.get_submodule(name)).dequantize()
         layers.append(Weights(name, weight, faked, stored, edges))
-    return Outcome(layers, simulated.detach(), converted(images), step)
+    return Outcome(layers, simulated.detach(), converted(images), step, ties)
+
+
+TIE = 3e-6
+"""Relative: what float sums differ by from processor to processor, a few dozen last places."""
+
+
+def _nudged(model: nn.Module, by: float) -> nn.Module:
+    """Every activation a bit larger or smaller, which moves none but those between two steps."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, _Affine):
+            module.factor = 1 + by
+    return model
 
 
 def _simulated(prepared: nn.Module, spec: PWLQSpec) -> nn.Module:
@@ -125,10 +142,10 @@ def _simulated(prepared: nn.Module, spec: PWLQSpec) -> nn.Module:
 class _Affine(nn.Module):
     def __init__(self, *qparams: float) -> None:
         super().__init__()
-        self.qparams = qparams
+        self.qparams, self.factor = qparams, 1.0
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.fake_quantize_per_tensor_affine(x, *self.qparams)
+        return torch.fake_quantize_per_tensor_affine(self.factor * x, *self.qparams)
 
 
 def pt2e(model: nn.Module, images: Tensor, spec: PWLQSpec, qat: bool) -> Outcome:
@@ -287,7 +304,10 @@ def test_same_levels_everywhere(host: Host, qat: bool, spec: PWLQSpec) -> None:
         assert levels <= spec.num_levels, layer.name
         assert (layer.converted - layer.floating).abs().max() > 0, layer.name
     assert outcome.converted_output.std() > 0
-    difference = (outcome.converted_output - outcome.prepared_output).abs()
+    # The pooled channels of a whole image lie between two steps. Which way they go is a matter of
+    # float's last place, and of the processor: either is the prepared model's answer.
+    answers = torch.stack([outcome.prepared_output, *outcome.ties])
+    difference = (outcome.converted_output - answers).abs().amin(0)
     # A tie that an inner grid rounds the other way moves few answers, by a step or two.
     assert difference.max() <= 2.001 * outcome.output_step
     assert (difference > 0.5 * outcome.output_step).float().mean() <= 0.1
