@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from zaq_plugin.pwlq.base import OVERFLOWS, Format, Grid, Overflow, check_choice, check_int
+from zaq_plugin.pwlq.base import OVERFLOWS, Format, Grid, Overflow
+from zaq_plugin.pwlq.json_spec import check_choice, check_int
 from zaq_plugin.pwlq.levels import int8_scale, without_tops
 from zaq_plugin.pwlq.piecewise import PWLQSpec
 from zaq_plugin.pwlq.search import in_blocks

@@ -18,10 +18,9 @@ from zaq_plugin.pwlq.base import (
     GridKind,
     Overflow,
     Symmetry,
-    check_choice,
-    check_int,
 )
 from zaq_plugin.pwlq.density import density_edges
+from zaq_plugin.pwlq.json_spec import check_choice, check_int
 from zaq_plugin.pwlq.levels import PiecewiseLinear, piecewise_grid
 from zaq_plugin.pwlq.search import search_edges
 from zaq_plugin.pwlq.straight_through import piece_gradients

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from zaq_plugin.pwlq.base import SMALLEST_CLIP, Format, Grid, check_int
+from zaq_plugin.pwlq.base import SMALLEST_CLIP, Format, Grid
+from zaq_plugin.pwlq.json_spec import check_int
 from zaq_plugin.pwlq.moments import mean_squared_error, measure
 from zaq_plugin.pwlq.search import BINS, in_blocks
 from zaq_plugin.pwlq.uniform import UniformSpec
