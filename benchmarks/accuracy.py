@@ -134,8 +134,8 @@ class Bench:
                 started = time.perf_counter()
                 correct_bias(student, [calibration])
                 seconds += time.perf_counter() - started
-            found = self._compare(student, held_out, expected, seconds)
-            yield replace(cell, corrected=corrected), found
+            measured = self._compare(student, held_out, expected, seconds)
+            yield replace(cell, corrected=corrected), measured
 
     def _compare(
         self, student: nn.Module, held_out: Tensor, expected: Tensor, seconds: float
@@ -209,12 +209,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         bench = Bench(load_task(name, args.data), args.limit, errors.print)
         errors.print(f"{name}: FP32 {bench.top1:.2f} % (expected {bench.task.published} %)")
         count = len(bench.images)
-        wanted = (
+        todo = (
             cell
             for cell in cells(name, count, args.seeds, args.observers, args.widths)
             if any(text in cell.method for text in args.only)
         )
-        run(bench, wanted, done, lines, errors.print)
+        run(bench, todo, done, lines, errors.print)
         console.print(results_table(to_rows(done, name, count), name))
     (args.out / "accuracy.md").write_text(markdown(done))
     return 0
@@ -222,13 +222,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(
     bench: Bench,
-    wanted: Iterable[Cell],
+    todo: Iterable[Cell],
     done: dict[Cell, Measured],
     lines: Path,
     log: Callable[[str], None],
 ) -> None:
     """Measure the cells that are not done, and append each result at once."""
-    for cell in wanted:
+    for cell in todo:
         if cell in done and replace(cell, corrected=True) in done:
             continue
         for variant, measured in bench.measure(cell):

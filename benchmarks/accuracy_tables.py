@@ -94,8 +94,8 @@ def read_pairs(path: Path, key: type[K], value: type[V]) -> dict[K, V]:
     done: dict[K, V] = {}
     names = [f.name for f in fields(key)]  # type: ignore[arg-type]
     for entry in read_rows(path):
-        found = key(**{n: entry.pop(n) for n in names if n in entry})
-        done[found] = value(**entry)
+        cell_key = key(**{n: entry.pop(n) for n in names if n in entry})
+        done[cell_key] = value(**entry)
     return done
 
 
@@ -112,8 +112,8 @@ def to_rows(done: dict[Cell, Measured], task: str, images: int) -> list[ResultRo
             key = replace(cell, seed=0)
             groups.setdefault(key, []).append((cell.seed, measured))
     rows = []
-    for cell, found in groups.items():
-        top1 = [m.top1 for _, m in found]
+    for cell, group in groups.items():
+        top1 = [m.top1 for _, m in group]
         rows.append(
             ResultRow(
                 cell.method + (" + bias correction" if cell.corrected else ""),
@@ -121,13 +121,13 @@ def to_rows(done: dict[Cell, Measured], task: str, images: int) -> list[ResultRo
                 cell.spec.stored_bits,
                 cell.activation_bits,
                 cell.activation_bits,
-                found[0][1].size_bytes,
-                statistics.fmean(m.sqnr_db for _, m in found),
+                group[0][1].size_bytes,
+                statistics.fmean(m.sqnr_db for _, m in group),
                 statistics.fmean(top1),
-                statistics.fmean(m.agreement for _, m in found),
-                len(found),
-                statistics.stdev(top1) if len(found) > 1 else None,
-                protocol(cell, sorted(seed for seed, _ in found)),
+                statistics.fmean(m.agreement for _, m in group),
+                len(group),
+                statistics.stdev(top1) if len(group) > 1 else None,
+                protocol(cell, sorted(seed for seed, _ in group)),
             )
         )
     return [*float_row(groups), *sorted(rows, key=_order)]
@@ -135,8 +135,8 @@ def to_rows(done: dict[Cell, Measured], task: str, images: int) -> list[ResultRo
 
 def float_row(groups: dict[Cell, list[tuple[int, Measured]]]) -> list[ResultRow]:
     """The float model's row, if anything was measured."""
-    for found in groups.values():
-        first = found[0][1]
+    for group in groups.values():
+        first = group[0][1]
         size, top1 = first.float_bytes, first.float_top1
         return [ResultRow("FP32", 32, 32, 32, 32, size, None, top1, 100.0)]
     return []
@@ -183,19 +183,19 @@ def pivot(
         value: What to show of a result.
         places: Digits behind the point.
     """
-    found: dict[tuple[str, bool], dict[tuple[int, int], list[float]]] = {}
+    table: dict[tuple[str, bool], dict[tuple[int, int], list[float]]] = {}
     for cell, measured in done.items():
         bits = cell.spec.stored_bits if by == "stored" else cell.spec.mac_bits
-        line = found.setdefault((cell.method, cell.corrected), {})
+        line = table.setdefault((cell.method, cell.corrected), {})
         line.setdefault((bits, cell.activation_bits), []).append(value(measured))
-    columns = sorted({c for line in found.values() for c in line}, reverse=True)
-    shared = {c: sum(c in line for line in found.values()) for c in columns}
+    columns = sorted({c for line in table.values() for c in line}, reverse=True)
+    shared = {c: sum(c in line for line in table.values()) for c in columns}
     columns = [c for c in columns if shared[c] * 4 >= max(shared.values())]  # no lonely widths
     names = [f"W{w}A{a}" for w, a in columns]
     text = ["| method | " + " | ".join(names) + " |", "| :--- |" + " ---: |" * len(names)]
     for method in METHODS:
         for corrected in (False, True):
-            line = found.get((method, corrected), {})
+            line = table.get((method, corrected), {})
             if not any(c in line for c in columns):
                 continue
             cells = [

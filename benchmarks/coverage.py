@@ -63,7 +63,7 @@ def smallest_models() -> dict[str, str]:
     import timm
     from timm.models import list_modules
 
-    found = {}
+    smallest = {}
     warnings.simplefilter("ignore")
     for module in sorted(list_modules()):
         sizes = {}
@@ -77,8 +77,8 @@ def smallest_models() -> dict[str, str]:
                     continue  # a name that timm itself cannot make
             sizes[name] = sum(p.numel() for p in model.parameters())
         if sizes:
-            found[module] = min(sizes, key=lambda n: (sizes[n], n))
-    return found
+            smallest[module] = min(sizes, key=lambda n: (sizes[n], n))
+    return smallest
 
 
 def parameters(name: str) -> int:
@@ -103,8 +103,8 @@ def make(name: str) -> tuple[nn.Module, Tensor]:
     import timm
 
     torch.manual_seed(0)
-    known = timm.get_pretrained_cfg(name)
-    config = timm.create_model(name).pretrained_cfg if known is None else known.to_dict()
+    cfg = timm.get_pretrained_cfg(name)
+    config = timm.create_model(name).pretrained_cfg if cfg is None else cfg.to_dict()
     channels, height, _ = config.get("input_size", (3, 224, 224))
     sizes = [s for s in SIZES if s < height] + [height]
     last = ""
@@ -141,10 +141,14 @@ def by_zaq(model: nn.Module, images: Tensor) -> Made:
     """This project's way."""
     from zaq_timm.zoo.hosts import Request, on_host
 
-    made = on_host("pt2e", Request(model, PWLQSpec(bits=4), 8, {}, images[:BATCH], BATCH))
-    call: Any = made.model if made.fixed_batch is None else padded(made.model, made.fixed_batch)
-    skipped = [f"{r.name}: {r.reason}" for r in made.layers.skipped]
-    return call, len(made.layers), len(made.layers.quantized), made.notes + skipped
+    converted = on_host("pt2e", Request(model, PWLQSpec(bits=4), 8, {}, images[:BATCH], BATCH))
+    call: Any = (
+        converted.model
+        if converted.fixed_batch is None
+        else padded(converted.model, converted.fixed_batch)
+    )
+    skipped = [f"{r.name}: {r.reason}" for r in converted.layers.skipped]
+    return call, len(converted.layers), len(converted.layers.quantized), converted.notes + skipped
 
 
 def by_torchao(model: nn.Module, images: Tensor) -> Made:
@@ -205,19 +209,19 @@ def by_device(name: str, model: nn.Module, images: Tensor) -> Made:
     tool, running = import_module(f"zaq_{name}"), import_module(f"zaq_{name}.running")
     with tempfile.TemporaryDirectory() as folder:
         path, batches = Path(folder) / "model", list(images[:BATCH].split(1))
-        made = tool.export(model, (images[:1],), path, calibration=batches, method="pwlq")
-        checked = tool.verify(path, made.model, images[BATCH : BATCH + 2])
+        exported = tool.export(model, (images[:1],), path, calibration=batches, method="pwlq")
+        checked = tool.verify(path, exported.model, images[BATCH : BATCH + 2])
         if not checked.ok:
             raise LeftOut("; ".join(checked.problems))
         run = running.runner(path)
-    notes = [f"{record.name}: {record.reason}" for record in made.layers.skipped]
+    notes = [f"{record.name}: {record.reason}" for record in exported.layers.skipped]
     notes += [f"outside: {operator} {n} times" for operator, n in sorted(checked.outside.items())]
 
     def call(x: Tensor) -> tuple[Tensor, ...]:
         answers = [run((image.contiguous(),)) for image in x.split(1)]
         return tuple(map(torch.cat, zip(*answers, strict=True)))
 
-    return call, len(made.layers), len(made.layers.quantized), notes
+    return call, len(exported.layers), len(exported.layers.quantized), notes
 
 
 WAYS: dict[str, Callable[[nn.Module, Tensor], Made]] = {
@@ -241,7 +245,7 @@ def cover(payload: Mapping[str, Any], folder: Path, report: Any) -> dict[str, An
     warnings.simplefilter("ignore")
     report("making the model", 0, 0)
     model, images = make(payload["model"])
-    told = {
+    row = {
         "family": payload["family"],
         "model": payload["model"],
         "way": payload["way"],
@@ -253,16 +257,16 @@ def cover(payload: Mapping[str, Any], folder: Path, report: Any) -> dict[str, An
     report("quantizing", 0, 0)
     try:
         call, layers, quantized, notes = WAYS[payload["way"]](model, images)
-        found = outputs(call, images[BATCH:], BATCH)
+        tensors = outputs(call, images[BATCH:], BATCH)
     except Exception as error:
         reason = str(error) if isinstance(error, LeftOut) else f"{type(error).__name__}: "
         reason += "" if isinstance(error, LeftOut) else _first(error)
-        return {**told, "status": "left out", "reason": reason}
-    if not all(bool(t.isfinite().all()) for t in found):
-        return {**told, "status": "failed", "reason": "the quantized model's output is not finite"}
-    apart = distance(reference, found)
+        return {**row, "status": "left out", "reason": reason}
+    if not all(bool(t.isfinite().all()) for t in tensors):
+        return {**row, "status": "failed", "reason": "the quantized model's output is not finite"}
+    apart = distance(reference, tensors)
     noise = max(min(apart.sqnr_db, 999.0), -999.0)
-    return {**told, "layers": layers, "quantized": quantized, "sqnr_db": noise, "notes": notes}
+    return {**row, "layers": layers, "quantized": quantized, "sqnr_db": noise, "notes": notes}
 
 
 def _first(error: BaseException) -> str:
@@ -361,14 +365,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_json(listed, smallest_models())
     families: dict[str, str] = json.loads(listed.read_text(encoding="utf-8"))
     families |= {f"torchvision_{name.split('_')[0]}": name for name in HEADS}
-    wanted = tuple(args.family or families)
+    chosen = tuple(args.family or families)
     if args.largest is not None:
-        sizes = {family: parameters(families[family]) for family in wanted}
-        small = [family for family in wanted if sizes[family] <= 1e6 * args.largest]
-        wanted = tuple(sorted(small, key=sizes.__getitem__))
+        sizes = {family: parameters(families[family]) for family in chosen}
+        small = [family for family in chosen if sizes[family] <= 1e6 * args.largest]
+        chosen = tuple(sorted(small, key=sizes.__getitem__))
 
     limits = Limits(1, MEMORY, SECONDS)
-    plan = CoveragePlan(families, tuple(args.ways), wanted)
+    plan = CoveragePlan(families, tuple(args.ways), chosen)
     lines = args.out.with_suffix(".jsonl")
     before = read_rows(lines)
 

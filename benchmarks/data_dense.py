@@ -74,14 +74,14 @@ def load_camvid(data: Path) -> DenseTask:
     """
     folder = data / "camvid"
     program = torch.export.load(require(folder / "espnet.pt2"))
-    kept = np.load(require(folder / "test.npz"))
+    archive = np.load(require(folder / "test.npz"))
     mean, std = torch.tensor([110.331, 108.409, 105.033]), torch.tensor([72.126, 72.691, 69.904])
-    images = (blue_first(kept["images"]) - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    images = (blue_first(archive["images"]) - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     return DenseTask(
         "camvid",
         scale_input(to_modules(program.module()), 1 / 255),
         images,
-        torch.from_numpy(kept["labels"].astype(np.int64)),
+        torch.from_numpy(archive["labels"].astype(np.int64)),
         (mean / 255).tolist(),
         (std / 255).tolist(),
         56.0,
@@ -93,12 +93,12 @@ def load_coco(data: Path) -> DenseTask:
     """FastestDet on 64 images of COCO, 352 x 352; AP50 39.5 % in float."""
     folder = data / "coco"
     program = torch.export.load(require(folder / "fastestdet.pt2"))
-    kept = np.load(require(folder / "images.npz"))
+    archive = np.load(require(folder / "images.npz"))
     return DenseTask(
         "coco",
         to_modules(program.module()),
-        blue_first(kept["images"]) / 255,
-        kept["boxes"],
+        blue_first(archive["images"]) / 255,
+        archive["boxes"],
         [0.0] * 3,
         [1.0] * 3,
         39.5,
@@ -118,9 +118,9 @@ def mean_iou(predicted: Tensor, labels: Tensor, classes: int = CLASSES) -> float
         labels: (n, h, w).
         classes: How many there are.
     """
-    known = labels < classes
+    labelled = labels < classes
     wide = classes + 1  # the last column: predicted as something else
-    pairs = labels[known] * wide + predicted[known].clamp(max=classes)
+    pairs = labels[labelled] * wide + predicted[labelled].clamp(max=classes)
     confusion = torch.bincount(pairs, minlength=classes * wide).reshape(classes, wide).double()
     hits = confusion.diagonal()
     union = confusion.sum(1) + confusion[:, :classes].sum(0) - hits
@@ -154,13 +154,13 @@ def detections(outputs: Tensor, threshold: float = 0.01, overlap: float = 0.45) 
     y = (outputs[:, 2].tanh() + torch.arange(rows).view(-1, 1)) / rows
     width, height = outputs[:, 3].sigmoid(), outputs[:, 4].sigmoid()
     corners = torch.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2], -1)
-    found = []
+    boxes = []
     for index in range(len(outputs)):
         chosen = scores[index] > threshold
         part = Boxes(corners[index][chosen], scores[index][chosen], classes[index][chosen])
-        kept = batched_nms(part.corners, part.scores, part.classes, overlap)
-        found.append(Boxes(part.corners[kept], part.scores[kept], part.classes[kept]))
-    return found
+        indices = batched_nms(part.corners, part.scores, part.classes, overlap)
+        boxes.append(Boxes(part.corners[indices], part.scores[indices], part.classes[indices]))
+    return boxes
 
 
 def same_boxes(expected: list[Boxes], actual: list[Boxes], overlap: float = 0.5) -> float:
@@ -188,11 +188,11 @@ def same_boxes(expected: list[Boxes], actual: list[Boxes], overlap: float = 0.5)
     return 100 * 2 * pairs / boxes if boxes else 100.0
 
 
-def average_precision(found: list[Boxes], truth: np.ndarray, images: int) -> float:
+def average_precision(predicted: list[Boxes], truth: np.ndarray, images: int) -> float:
     """AP at IoU 0.5 in percent, by pycocotools: 101 points, crowds ignored, mean over classes.
 
     Args:
-        found: One entry an image.
+        predicted: One entry an image.
         truth: (k, 7): image, class, corners from 0 to 1, whether it is a crowd.
         images: Only the first so many are counted.
     """
@@ -215,7 +215,7 @@ def average_precision(found: list[Boxes], truth: np.ndarray, images: int) -> flo
                 }
             )
     results = []
-    for image, boxes in enumerate(found):
+    for image, boxes in enumerate(predicted):
         for corner, score, kind in zip(
             boxes.corners.tolist(), boxes.scores.tolist(), boxes.classes.tolist(), strict=True
         ):
@@ -239,8 +239,10 @@ def average_precision(found: list[Boxes], truth: np.ndarray, images: int) -> flo
             "categories": [{"id": k} for k in sorted({a["category_id"] for a in annotations})],
         }
         expected.createIndex()
-        known = {a["category_id"] for a in annotations}
-        actual = expected.loadRes([r for r in results if r["category_id"] in known] or results[:1])
+        classes = {a["category_id"] for a in annotations}
+        actual = expected.loadRes(
+            [r for r in results if r["category_id"] in classes] or results[:1]
+        )
         evaluation = COCOeval(expected, actual, "bbox")
         evaluation.params.iouThrs = np.array([0.5])
         evaluation.evaluate()

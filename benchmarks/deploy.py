@@ -103,26 +103,26 @@ def measure(folder: Path, repeats: int, loads: int, threads: int) -> Facts:
 
 def unpacking(folder: Path) -> dict[str, float]:
     """Seconds that `zaq_onnx.unpack` takes, checks included: what an installer would spend once."""
-    found = {}
+    seconds = {}
     with tempfile.TemporaryDirectory() as target:
         for stored in BITS:
             begin = time.process_time()
             zaq_onnx.unpack(folder / f"packed{stored}.onnx", Path(target, "int8.onnx"))
-            found[str(stored)] = time.process_time() - begin
-    return found
+            seconds[str(stored)] = time.process_time() - begin
+    return seconds
 
 
 def floors(source: Path, loads: int, threads: int) -> dict[str, dict[str, float]]:
     """By runtime and chain: the time to load weights that the chain unfolds, of int8's."""
-    found = {}
+    shares = {}
     with tempfile.TemporaryDirectory() as folder:
         files = {"int8": source, **floor_files(source, Path(folder))}
         for runtime in RUNTIMES:
             calls = {n: partial(runtime.load, path, threads=threads) for n, path in files.items()}
             times = alternating(calls, loads)
             whole = times.pop("int8").processor
-            found[runtime.name] = {n: t.processor / whole for n, t in times.items()}
-    return found
+            shares[runtime.name] = {n: t.processor / whole for n, t in times.items()}
+    return shares
 
 
 def _note(row: Facts, key: str, times: Mapping[str, Times]) -> None:
@@ -140,8 +140,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="Markdown file to write, besides printing")
     options = parser.parse_args()
-    known = [n for n in (*TIMM, *DATA) if facts_of(options.work / n) is not None]
-    names = options.models or known
+    prepared = [n for n in (*TIMM, *DATA) if facts_of(options.work / n) is not None]
+    names = options.models or prepared
     if not names:
         parser.error(f"nothing is prepared in {options.work}; run benchmarks/deploy_prepare.py.")
     lines = options.out.with_suffix(".jsonl") if options.out else Path(tempfile.mkdtemp(), "rows")

@@ -78,7 +78,7 @@ def floor_files(source: Path, folder: Path) -> dict[str, Path]:
         source: A file with int8 weights.
         folder: Where to write.
     """
-    made = {}
+    files = {}
     for number, (words, chain) in enumerate(CHAINS.items()):
         graph = Graph(parse(source))
         for weight in list(weights_of(graph)):
@@ -87,5 +87,5 @@ def floor_files(source: Path, folder: Path) -> dict[str, Path]:
                 graph.nodes[:0] = chain(graph, weight.name, weight.integers)
         path = folder / f"floor{number}.onnx"
         write(graph.to_model(), path)
-        made[words] = path
-    return made
+        files[words] = path
+    return files

@@ -103,5 +103,5 @@ RUNTIMES = (
 def facts_of(folder: Path) -> Facts | None:
     """What is known of a network that was prepared."""
     path = folder / "facts.json"
-    found: Facts | None = json.loads(path.read_text()) if path.exists() else None
-    return found
+    facts: Facts | None = json.loads(path.read_text()) if path.exists() else None
+    return facts

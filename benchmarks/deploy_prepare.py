@@ -108,12 +108,12 @@ def same_graph(first: Path, second: Path) -> bool:
     both = []
     for path in (first, second):
         graph = optimized(path).graph
-        known = {t.name: bytes(t.raw_data) or t.SerializeToString() for t in graph.initializer}
+        constants = {t.name: bytes(t.raw_data) or t.SerializeToString() for t in graph.initializer}
         both.append(
             [
                 (
                     node.op_type,
-                    [known.get(n, b"?") for n in node.input],
+                    [constants.get(n, b"?") for n in node.input],
                     [a.SerializeToString() for a in node.attribute],
                 )
                 for node in graph.node

@@ -140,8 +140,8 @@ def accuracies(rows: list[Row]) -> str:
     ]
     for row in rows:
         for stored in ("4", "5") if "fp32_accuracy" in row else ():
-            known = [row.get(f"{k}_accuracy", {}) for k in COLUMNS]
-            cells = [row["fp32_accuracy"], *(k.get(stored, k.get("0")) for k in known)]
+            tops = [row.get(f"{k}_accuracy", {}) for k in COLUMNS]
+            cells = [row["fp32_accuracy"], *(k.get(stored, k.get("0")) for k in tops)]
             shown = " | ".join("–" if c is None else f"{c:.2f}" for c in cells)
             lines.append(f"| {row['name']} | {row['images']:,} | {stored} | {shown} |")
     return "\n".join(lines)

@@ -88,7 +88,7 @@ def run_strategy(job: dict[str, Any], args: argparse.Namespace) -> dict[str, Any
     """One row of a strategy."""
     measure = measure_of(job["model"], args)
     subject = measure.subject
-    images, made = shared_images(job, subject, args.cache)
+    images, images_seconds = shared_images(job, subject, args.cache)
     torch.manual_seed(job["seed"])
     started = clock(subject)
     applied = apply(job["method"], subject.model, request_for(job, subject, images))
@@ -101,7 +101,7 @@ def run_strategy(job: dict[str, Any], args: argparse.Namespace) -> dict[str, Any
         "levels": applied.levels,
         "data": applied.data,
         "seconds": round(seconds, 1),
-        "images_seconds": round(made, 1),
+        "images_seconds": round(images_seconds, 1),
         "notes": applied.notes,
         "protocol": protocol(job, applied, subject, len(outputs)),
     }
@@ -129,12 +129,12 @@ def sizes(applied: Applied) -> dict[str, Any]:
 
 def protocol(job: dict[str, Any], applied: Applied, subject: Subject, count: int) -> dict[str, Any]:
     """How it was measured, in the words of `zaq_plugin.report.protocol`."""
-    made = 0 if applied.images is None else len(applied.images)
+    images = 0 if applied.images is None else len(applied.images)
     data = {
         "none": "none",
         "real": f"{len(subject.calibration(job['seed'])) if subject.train is not None else 0} "
         "`train` images",
-        "synthetic": f"{made} synthetic images ({compose(job['method']).recipe})",
+        "synthetic": f"{images} synthetic images ({compose(job['method']).recipe})",
     }
     return {
         "first_last": "as all layers; the network's input at 8 bits",
@@ -155,8 +155,8 @@ def run_job(package: tuple[dict[str, Any], argparse.Namespace]) -> dict[str, Any
     try:
         if is_peer(job["method"]):
             measure = measure_of(job["model"], args)
-            found = run_peer(job, measure.subject, args)
-            row = {"job": job, **measure.of(found.pop("outputs")), **found}
+            result = run_peer(job, measure.subject, args)
+            row = {"job": job, **measure.of(result.pop("outputs")), **result}
         else:
             row = run_strategy(job, args)
     except Exception as error:
@@ -182,7 +182,7 @@ def run_all(jobs: list[dict[str, Any]], args: argparse.Namespace) -> Iterator[di
         yield from pool.imap_unordered(run_job, packages)
 
 
-def told(row: dict[str, Any]) -> str:
+def summary(row: dict[str, Any]) -> str:
     """One short line."""
     job = row["job"]
     what = f"{job['model']} {job['bits']} {job['method']}@{job['levels']}:{job['images']}"
@@ -195,61 +195,67 @@ def told(row: dict[str, Any]) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
+    command = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--data", type=Path, help="folder of models and images")
-    made.add_argument("--model", nargs="+", choices=list(BITS), default=list(BITS))
-    made.add_argument("--method", nargs="+", help="default: every strategy and peer")
-    made.add_argument("--trains", action="store_true", help="also strategies that train")
-    made.add_argument("--bits", nargs="+", help="stored weight bits/activation bits, such as 4/8")
-    made.add_argument("--seeds", nargs="+", type=int, default=[0])
-    made.add_argument("--effort", type=float, default=1.0, help="multiplies all training steps")
-    made.add_argument("--limit", type=int, help="measure on the first so many images only")
-    made.add_argument("--jobs", type=int, default=1, help="processes")
-    made.add_argument("--threads", type=int, default=1, help="of each process")
-    made.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="not of peers")
-    made.add_argument(
+    command.add_argument("--data", type=Path, help="folder of models and images")
+    command.add_argument("--model", nargs="+", choices=list(BITS), default=list(BITS))
+    command.add_argument("--method", nargs="+", help="default: every strategy and peer")
+    command.add_argument("--trains", action="store_true", help="also strategies that train")
+    command.add_argument(
+        "--bits", nargs="+", help="stored weight bits/activation bits, such as 4/8"
+    )
+    command.add_argument("--seeds", nargs="+", type=int, default=[0])
+    command.add_argument("--effort", type=float, default=1.0, help="multiplies all training steps")
+    command.add_argument("--limit", type=int, help="measure on the first so many images only")
+    command.add_argument("--jobs", type=int, default=1, help="processes")
+    command.add_argument("--threads", type=int, default=1, help="of each process")
+    command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="not of peers")
+    command.add_argument(
         "--uncounted",
         action="store_true",
         help="another or a shared machine: its seconds do not count",
     )
-    made.add_argument("--retry", action="store_true", help="run rows again that are errors")
-    made.add_argument(
+    command.add_argument("--retry", action="store_true", help="run rows again that are errors")
+    command.add_argument(
         "--peer-python", nargs="+", default=[], metavar="NAME=PATH", help="a peer's own Python"
     )
-    made.add_argument("--peer-timeout", type=float, default=1800, help="seconds")
-    made.add_argument("--cache", type=Path, default=Path(".field-cache"), help="synthetic images")
-    made.add_argument("--out", type=Path, default=RESULTS / "field.jsonl")
-    made.add_argument(
+    command.add_argument("--peer-timeout", type=float, default=1800, help="seconds")
+    command.add_argument(
+        "--cache", type=Path, default=Path(".field-cache"), help="synthetic images"
+    )
+    command.add_argument("--out", type=Path, default=RESULTS / "field.jsonl")
+    command.add_argument(
         "--also", type=Path, default=RESULTS / "zero_shot.jsonl", help="rows to take over"
     )
-    made.add_argument("--tables", action="store_true", help="write the tables and stop")
-    made.add_argument("--verbose", action="store_true", help="print errors in full")
-    return made
+    command.add_argument("--tables", action="store_true", help="write the tables and stop")
+    command.add_argument("--verbose", action="store_true", help="print errors in full")
+    return command
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run what is missing, then write the tables."""
-    made = parser()
-    args = made.parse_args(argv)
+    command = parser()
+    args = command.parse_args(argv)
     rows = read_rows(args.out)
     if args.tables:
         write_tables(rows, args.out, args.also)
         return 0
     if args.data is None:
-        made.error("--data must name the folder of models and images")
+        command.error("--data must name the folder of models and images")
     methods = args.method or default_methods(trains=args.trains)
     if args.device != "cpu":
         peers = [method for method in methods if is_peer(method)]
         if args.method and peers:
-            made.error(f"{peers[0]} runs on the CPU; leave --device away, or name strategies only")
+            command.error(
+                f"{peers[0]} runs on the CPU; leave --device away, or name strategies only"
+            )
         methods = [method for method in methods if method not in peers]
-    wanted = grid(args.model, methods, args.seeds, args.bits, args.effort)
-    todo = missing(wanted, rows, retry=args.retry)
+    jobs = grid(args.model, methods, args.seeds, args.bits, args.effort)
+    todo = missing(jobs, rows, retry=args.retry)
     for number, row in enumerate(run_all(todo, args), 1):
         append_row(args.out, row)
-        print(f"[{number}/{len(todo)}] {told(row)}", flush=True)
+        print(f"[{number}/{len(todo)}] {summary(row)}", flush=True)
     write_tables(read_rows(args.out), args.out, args.also)
     return 0
 

@@ -119,8 +119,8 @@ FAITHFUL = ("pwlq", "gptq", "pwlq+gptq", "brecq", "qdrop", "zaq")
 
 def cell(rows: Sequence[Row], value: str = "score") -> str:
     """The mean over seeds, or nothing."""
-    found = [r[value] for r in rows if r.get(value) is not None]
-    return f"{statistics.fmean(found):.2f}" if found else ""
+    values = [r[value] for r in rows if r.get(value) is not None]
+    return f"{statistics.fmean(values):.2f}" if values else ""
 
 
 def seeds_of(rows: Sequence[Row]) -> str:
@@ -248,11 +248,11 @@ def filled(text: str, rows: Sequence[Row]) -> str:
         ValueError: If a mark names a table that does not exist.
     """
 
-    def table(found: re.Match[str]) -> str:
-        name = found[2]
+    def table(match: re.Match[str]) -> str:
+        name = match[2]
         if name not in TABLES:
             raise ValueError(f"no table {name!r}; known are {', '.join(TABLES)}")
-        return "\n".join([found[1], "", *TABLES[name](rows), "", found[3]])
+        return "\n".join([match[1], "", *TABLES[name](rows), "", match[3]])
 
     marks = r"(<!-- table: field, ([^>]*) -->).*?(<!-- end of table -->)"
     return re.sub(marks, table, text, flags=re.DOTALL)

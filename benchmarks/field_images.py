@@ -58,13 +58,13 @@ def shared_images(
     path = cache / f"{name}-{request.seed}.safetensors"
     if not path.exists():
         started = clock(subject)
-        made = synthetic_images(strategy, subject.model, request)
-        if made is None:
+        images = synthetic_images(strategy, subject.model, request)
+        if images is None:
             return None, 0.0
         seconds = torch.tensor(clock(subject) - started)
         cache.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{time.time_ns()}.tmp")
-        save_file({"images": made.contiguous().cpu(), "seconds": seconds}, temporary)
+        save_file({"images": images.contiguous().cpu(), "seconds": seconds}, temporary)
         temporary.replace(path)
-    kept = load_file(path)
-    return kept["images"], float(kept["seconds"])
+    stored = load_file(path)
+    return stored["images"], float(stored["seconds"])

@@ -95,9 +95,9 @@ def sources(method: str, model: str) -> list[str]:
     if is_peer(method):
         return ["real"] if model in REAL_IMAGES else ["synthetic"]
     strategy = compose(method)
-    found = [] if strategy.data == "real" else ["synthetic"]
+    kinds = [] if strategy.data == "real" else ["synthetic"]
     takes = strategy.data == "real" or (strategy.takes_images and strategy.data != "none")
-    return [*found, "real"] if takes and model in REAL_IMAGES else found
+    return [*kinds, "real"] if takes and model in REAL_IMAGES else kinds
 
 
 def grid(
@@ -111,9 +111,9 @@ def grid(
     for seed in seeds:
         for model in models:
             for text in methods:
-                name, levels, told = parse(text)
+                name, levels, source = parse(text)
                 offered = sources(name, model)
-                for images in offered if told is None else [i for i in offered if i == told]:
+                for images in offered if source is None else [i for i in offered if i == source]:
                     widths = bits or BITS[model]
                     if bits is None and name == "pwlq" and levels != "uniform":
                         widths = (*widths, *WIDER[model])
@@ -135,9 +135,9 @@ def key(of: Job) -> str:
 
 
 def missing(
-    wanted: Iterable[Job], rows: Sequence[dict[str, Any]], *, retry: bool = False
+    jobs: Iterable[Job], rows: Sequence[dict[str, Any]], *, retry: bool = False
 ) -> list[Job]:
     """Jobs without a row; with ``retry`` also those whose row is an error."""
     done = {key(r["job"]) for r in rows if not (retry and "error" in r)}
-    found = {key(j): j for j in wanted if key(j) not in done}
-    return list(found.values())
+    by_key = {key(j): j for j in jobs if key(j) not in done}
+    return list(by_key.values())

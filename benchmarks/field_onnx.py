@@ -92,8 +92,8 @@ def measure(of: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
 def page(rows: list[dict[str, Any]]) -> Page:
     """The table."""
     assert __doc__ is not None
-    made = Page("From a method to a file", [__doc__.split("\n\n", 2)[2].strip()])
-    made.parts.append(
+    document = Page("From a method to a file", [__doc__.split("\n\n", 2)[2].strip()])
+    document.parts.append(
         "Stored bits 4, activations 8 bits; score / agreement with the float model, both in "
         "percent, on the field's images; one seed. The file is measured, not predicted."
     )
@@ -113,8 +113,8 @@ def page(rows: list[dict[str, Any]]) -> Page:
         ]
         for row in rows
     ]
-    made.parts.append(Grid(heads, text, (0, 1, 8)))
-    return made
+    document.parts.append(Grid(heads, text, (0, 1, 8)))
+    return document
 
 
 def _pair(figures: dict[str, float]) -> str:

@@ -60,9 +60,9 @@ def measure(
     if subject.name in REAL_IMAGES:
         images, source = subject.calibration(0), "`train` images"
     else:
-        made, _ = shared_images(job(subject.name, "pwlq", "4/8"), subject, args.cache)
-        assert made is not None
-        images, source = made, "synthetic images"
+        synthetic, _ = shared_images(job(subject.name, "pwlq", "4/8"), subject, args.cache)
+        assert synthetic is not None
+        images, source = synthetic, "synthetic images"
     example = (images[:1],)
     folded = fold_batch_norm(subject.model, example)
     student = simulate(
@@ -99,25 +99,25 @@ def measure(
 
 def page(rows: list[dict[str, Any]]) -> Page:
     """A table for each model and width."""
-    made = Page("The PWLQ paper's comparisons on real weights", [(__doc__ or "").split("\n\n")[2]])
+    document = Page(
+        "The PWLQ paper's comparisons on real weights", [(__doc__ or "").split("\n\n")[2]]
+    )
     for model, bits in sorted({(r["model"], r["bits"]) for r in rows}):
         part = [r for r in rows if (r["model"], r["bits"]) == (model, bits)]
         one = part[0]
-        made.parts.append((2, f"{TITLES[model]}, b = {bits}, float {one['fp32']:.2f} %"))
-        made.parts.append(f"{one['images']} images measure, {one['calibration']} calibrate.")
+        document.parts.append((2, f"{TITLES[model]}, b = {bits}, float {one['fp32']:.2f} %"))
+        document.parts.append(f"{one['images']} images measure, {one['calibration']} calibrate.")
         lines = []
         for name in FORMATS:
-            found = {r["corrected"]: r for r in part if r["format"] == name}
-            if len(found) == 2:
-                first = found[False]
-                cells = [
-                    f"{found[c][k]:.2f}" for k in ("score", "agreement") for c in (False, True)
-                ]
+            pair = {r["corrected"]: r for r in part if r["format"] == name}
+            if len(pair) == 2:
+                first = pair[False]
+                cells = [f"{pair[c][k]:.2f}" for k in ("score", "agreement") for c in (False, True)]
                 lines.append([name, f"{bits} / {first['stored_bits']}", *cells])
         heads = ["format", "MAC / stored bits", "top-1, %", "top-1 with bias correction, %"]
         heads += ["agreement, %", "agreement with bias correction, %"]
-        made.parts.append(Grid(heads, lines))
-    return made
+        document.parts.append(Grid(heads, lines))
+    return document
 
 
 def main() -> None:

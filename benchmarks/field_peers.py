@@ -35,13 +35,13 @@ def pythons(listed: list[str]) -> dict[str, str]:
     Raises:
         ValueError: If one is not of that form.
     """
-    found = {}
+    paths = {}
     for text in listed:
         name, equals, path = text.partition("=")
         if not (name and equals and path):
             raise ValueError(f"--peer-python expects NAME=PATH, got {text!r}")
-        found[name] = path
-    return found
+        paths[name] = path
+    return paths
 
 
 def run_peer(job: dict[str, Any], subject: Subject, args: argparse.Namespace) -> dict[str, Any]:
@@ -52,13 +52,13 @@ def run_peer(job: dict[str, Any], subject: Subject, args: argparse.Namespace) ->
     """
     peer, _, recipe = job["method"].partition("/")
     if job["images"] == "real":
-        images, made = subject.calibration(job["seed"]), 0.0
+        images, seconds = subject.calibration(job["seed"]), 0.0
         source = f"{len(images)} `train` images"
     else:
-        found, made = shared_images(job, subject, args.cache, RECIPE)
-        if found is None:
+        synthetic, seconds = shared_images(job, subject, args.cache, RECIPE)
+        if synthetic is None:
             raise PeerError(f"no synthetic images of {RECIPE}")
-        images, source = found, f"{len(found)} synthetic images (ours)"
+        images, source = synthetic, f"{len(synthetic)} synthetic images (ours)"
     python = pythons(args.peer_python).get(peer, sys.executable)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -83,7 +83,7 @@ def run_peer(job: dict[str, Any], subject: Subject, args: argparse.Namespace) ->
             raise PeerError(result["error"])
         result["outputs"] = load_file(place / "outputs.safetensors")["outputs"]
     result["seconds"] = round(result["seconds"], 1)
-    result["images_seconds"] = round(made, 1)
+    result["images_seconds"] = round(seconds, 1)
     result["protocol"] = {**result["protocol"], "calibration": source, "seed": job["seed"]}
     result["protocol"]["evaluation"] = f"{len(result['outputs'])} images, used for nothing else"
     result["data"] = job["images"]

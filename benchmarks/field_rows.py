@@ -41,12 +41,12 @@ def rows_with(rows: Sequence[Row], also: Path | None = None) -> list[Row]:
     """
     every = [*(taken_over(also) if also is not None else []), *rows]
     every.sort(key=lambda row: row["job"]["effort"])
-    found = list({_identity(row): row for row in every}.values())
+    latest = list({_identity(row): row for row in every}.values())
     most: dict[tuple[str, ...], float] = {}
-    for row in found:
+    for row in latest:
         cell = _identity(row)[:-1]
         most[cell] = max(most.get(cell, 0.0), row["job"]["effort"])
-    return [r for r in found if "error" in r or r["job"]["effort"] == most[_identity(r)[:-1]]]
+    return [r for r in latest if "error" in r or r["job"]["effort"] == most[_identity(r)[:-1]]]
 
 
 def _identity(row: Row) -> tuple[str, ...]:
@@ -58,7 +58,7 @@ def _identity(row: Row) -> tuple[str, ...]:
 
 def taken_over(path: Path) -> list[Row]:
     """Rows of the zero-shot benchmark, whose protocol is the same, in this benchmark's form."""
-    found = []
+    rows = []
     for row in by_their_recipe(rows_of(path)):
         old = row["job"]
         if old["input_bits"] != 8 or old["depthwise"] == "int8":
@@ -71,7 +71,7 @@ def taken_over(path: Path) -> list[Row]:
         levels = "pwlq" if old["weights"] == "pwlq" else "uniform"
         narrow = old["activations"] == "pwlq"
         stored = int(old["bits"].split("/")[0])
-        found.append(
+        rows.append(
             {
                 "job": job(
                     old["task"],
@@ -97,4 +97,4 @@ def taken_over(path: Path) -> list[Row]:
                 ],
             }
         )
-    return found
+    return rows

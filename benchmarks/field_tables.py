@@ -167,13 +167,13 @@ def _seed(row: Row) -> int:
 def _notes(part: Sequence[Row]) -> list[str]:
     """What all rows of a group note."""
     left = part[0].get("float_layers") or []
-    found = [n for n in part[0].get("notes", []) if all(n in r.get("notes", []) for r in part)]
+    notes = [n for n in part[0].get("notes", []) if all(n in r.get("notes", []) for r in part)]
     effort = part[0]["job"]["effort"]
     if effort != 1:
-        found.append(f"{effort:g} of the steps of distillation and training")
+        notes.append(f"{effort:g} of the steps of distillation and training")
     if left:
-        found.append(f"{len(left)} layers stay float: {', '.join(left[:4])}")
-    return found
+        notes.append(f"{len(left)} layers stay float: {', '.join(left[:4])}")
+    return notes
 
 
 def _widths(bits: str) -> tuple[int, int]:
@@ -193,28 +193,28 @@ def _asked(row: Row) -> tuple[str, ...]:
 
 def failures(rows: Iterable[Row]) -> Grid:
     """What could not be run, and why, once for each method and reason."""
-    found: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+    groups: dict[tuple[str, str, str], set[str]] = defaultdict(set)
     for row in rows:
         of = row["job"]
-        found[of["model"], of["method"], row["error"]].add(of["bits"])
+        groups[of["model"], of["method"], row["error"]].add(of["bits"])
     text = [
         [method_name((method, "uniform", "")), TITLES[model], ", ".join(sorted(bits)), reason]
-        for (model, method, reason), bits in sorted(found.items())
+        for (model, method, reason), bits in sorted(groups.items())
     ]
     return Grid(["method", "model", "bits", "why not"], text, (0, 1, 2, 3))
 
 
 def page(rows: Sequence[Row]) -> Page:
     """The whole page."""
-    made = Page("The field: every method on the same weights and images", [INTRODUCTION])
+    document = Page("The field: every method on the same weights and images", [INTRODUCTION])
     good = [row for row in rows if "error" not in row]
     for model in (m for m in BITS if any(r["job"]["model"] == m for r in good)):
         mine = [row for row in good if row["job"]["model"] == model]
         columns = [f"W{w}A{a}" for w, a in (bits.split("/") for bits in BITS[model])]
         metric, fp32 = mine[0]["metric"], mine[0]["fp32"]
-        made.parts.append((2, f"{TITLES[model]}: {metric} {fp32:.2f} % in float"))
+        document.parts.append((2, f"{TITLES[model]}: {metric} {fp32:.2f} % in float"))
         if model in ERRORS:
-            made.parts.append(f"One standard error of a score is about {ERRORS[model]} points.")
+            document.parts.append(f"One standard error of a score is about {ERRORS[model]} points.")
         views: tuple[tuple[str, Callable[[Row], bool]], ...] = (
             ("Data-free", lambda r: r["data"] != "real"),
             ("Calibrated on real images", lambda r: r["data"] == "real"),
@@ -223,21 +223,21 @@ def page(rows: Sequence[Row]) -> Page:
             part = [row for row in mine if chosen(row)]
             if not part:
                 continue
-            made.parts += [(3, f"{title}, equal stored bits ({metric}, %)")]
-            made.parts.append(summary(part, columns, "stored_bits"))
-            made.parts += [(3, f"{title}, equal MAC bits ({metric}, %)")]
-            made.parts.append(summary(part, columns, "mac_bits"))
+            document.parts += [(3, f"{title}, equal stored bits ({metric}, %)")]
+            document.parts.append(summary(part, columns, "stored_bits"))
+            document.parts += [(3, f"{title}, equal MAC bits ({metric}, %)")]
+            document.parts.append(summary(part, columns, "mac_bits"))
             part = [row for row in part if row.get("agreement") is not None]
             if part:
                 heading = f"{title}: agreement with the float model, equal stored bits (%)"
-                made.parts += [(3, heading), AGREEMENT]
-                made.parts.append(summary(part, columns, "stored_bits", "agreement"))
+                document.parts += [(3, heading), AGREEMENT]
+                document.parts.append(summary(part, columns, "stored_bits", "agreement"))
         table, notes = everything(mine)
-        made.parts += [(3, "All rows"), table, "\n".join(f"{note}  " for note in notes)]
+        document.parts += [(3, "All rows"), table, "\n".join(f"{note}  " for note in notes)]
     bad = failed(rows)
     if bad:
-        made.parts += [(2, "What could not be run"), failures(bad)]
-    return made
+        document.parts += [(2, "What could not be run"), failures(bad)]
+    return document
 
 
 def write_tables(rows: Sequence[Row], out: Path, also: Path | None = None) -> None:
@@ -245,6 +245,6 @@ def write_tables(rows: Sequence[Row], out: Path, also: Path | None = None) -> No
     every = rows_with(rows, also)
     if not every:
         return
-    made = page(every)
-    out.with_suffix(".md").write_text(made.markdown())
-    out.with_suffix(".html").write_text(made.html())
+    document = page(every)
+    out.with_suffix(".md").write_text(document.markdown())
+    out.with_suffix(".html").write_text(document.html())

@@ -41,9 +41,9 @@ def lloyd_max(w: Tensor, stored_bits: int) -> Tensor:
     share = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     pwlq = quantize(w, PWLQSpec(stored_bits - 1, grid="float")).codebook.double()
     starts = [torch.quantile(rows, share, dim=1).T.contiguous(), torch.cat([pwlq, pwlq[:, -1:]], 1)]
-    found = [_iterate(rows, levels) for levels in starts]
-    errors = [(values - rows).square().sum(1, keepdim=True) for values in found]
-    return torch.where(errors[0] < errors[1], found[0], found[1]).view(w.shape)
+    books = [_iterate(rows, levels) for levels in starts]
+    errors = [(values - rows).square().sum(1, keepdim=True) for values in books]
+    return torch.where(errors[0] < errors[1], books[0], books[1]).view(w.shape)
 
 
 def _iterate(rows: Tensor, levels: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ def synthetic() -> dict[str, list[Tensor]]:
 
 def real(folder: Path) -> dict[str, list[Tensor]]:
     """Folded weights of the networks in the data folder."""
-    found = {}
+    networks = {}
     for task in ("cifar10", "imagenet"):
         loaded = load_task(task, folder)
         model = fold_batch_norm(loaded.model, (loaded.images[:1],))
@@ -124,8 +124,8 @@ def real(folder: Path) -> dict[str, list[Tensor]]:
             for m in model.modules()
             if isinstance(m, nn.Conv2d | nn.Linear) and m.weight[0].numel() >= FEWEST
         ]
-        found[{"cifar10": "ResNet-20", "imagenet": "MobileNetV1-0.25"}[task]] = weights
-    return found
+        networks[{"cifar10": "ResNet-20", "imagenet": "MobileNetV1-0.25"}[task]] = weights
+    return networks
 
 
 def mean_sqnr(weights: Iterable[Tensor], represent: Callable[[Tensor], Tensor]) -> float:

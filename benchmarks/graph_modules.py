@@ -31,23 +31,23 @@ def to_modules(program: fx.GraphModule) -> fx.GraphModule:
         ValueError: If the graph holds an operator that is not known here.
     """
     root = restore_layers(program)
-    graph, made = fx.Graph(), dict[fx.Node, Any]()
+    graph, nodes = fx.Graph(), dict[fx.Node, Any]()
     batch = None
     for node in root.graph.nodes:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: made.get(n))
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: nodes.get(n))
         if node.op == "placeholder":
-            made[node] = batch = graph.placeholder("x")
+            nodes[node] = batch = graph.placeholder("x")
         elif node.op == "get_attr":
-            made[node] = attrgetter(str(node.target))(root)
+            nodes[node] = attrgetter(str(node.target))(root)
         elif node.op == "output":
-            found = args[0]
-            graph.output(found[0] if isinstance(found, list | tuple) else found)
+            output = args[0]
+            graph.output(output[0] if isinstance(output, list | tuple) else output)
         elif node.op == "call_module":
             if str(node.target) == "_guards_fn":
                 continue
-            made[node] = graph.call_module(str(node.target), tuple(args))
+            nodes[node] = graph.call_module(str(node.target), tuple(args))
         else:
-            made[node] = _operator(root, graph, node, list(args), dict(kwargs))
+            nodes[node] = _operator(root, graph, node, list(args), dict(kwargs))
     if batch is None:
         raise ValueError("the graph has no input; pass what torch.export(...).module() gives")
     return fx.GraphModule(root, graph).eval()
@@ -69,40 +69,42 @@ def _operator(
     """One aten operator as a module or a function of torch."""
     target: Any = node.target
     name = target._schema.name.partition("::")[2]
-    given = {a.name: v for a, v in zip(target._schema.arguments, args, strict=False)} | kwargs
+    arguments = {a.name: v for a, v in zip(target._schema.arguments, args, strict=False)} | kwargs
     # Lists of a graph are immutable, which some tools stumble over.
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
     layer: nn.Module | None = None
     if name == "batch_norm":
-        layer = _batch_norm(given)
+        layer = _batch_norm(arguments)
     elif name in ("relu", "relu_"):
         layer = nn.ReLU()
     elif name in ("hardtanh", "hardtanh_", "relu6", "relu6_"):
-        bounds = given.get("min_val", 0.0), given.get("max_val", 6.0)
+        bounds = arguments.get("min_val", 0.0), arguments.get("max_val", 6.0)
         layer = nn.ReLU6() if bounds == (0.0, 6.0) else nn.Hardtanh(*bounds)
     elif name == "pad":
-        layer = _padding(given)
+        layer = _padding(arguments)
     elif name == "adaptive_avg_pool2d":
-        layer = nn.AdaptiveAvgPool2d(given["output_size"])
+        layer = nn.AdaptiveAvgPool2d(arguments["output_size"])
     elif name == "sigmoid":
         layer = nn.Sigmoid()
     elif name == "softmax":
-        layer = nn.Softmax(given["dim"])
+        layer = nn.Softmax(arguments["dim"])
     elif name == "prelu":
-        layer = nn.PReLU(given["weight"].numel())
-        layer.weight = nn.Parameter(given["weight"].detach(), requires_grad=False)
+        layer = nn.PReLU(arguments["weight"].numel())
+        layer.weight = nn.Parameter(arguments["weight"].detach(), requires_grad=False)
     elif name in ("max_pool2d", "avg_pool2d"):
         kind: Any = nn.MaxPool2d if name == "max_pool2d" else nn.AvgPool2d
-        layer = kind(given["kernel_size"], given.get("stride") or None, given.get("padding", 0))
+        layer = kind(
+            arguments["kernel_size"], arguments.get("stride") or None, arguments.get("padding", 0)
+        )
     elif name == "upsample_nearest2d":
-        layer = nn.Upsample(scale_factor=tuple(given["scale_factors"]), mode="nearest")
+        layer = nn.Upsample(scale_factor=tuple(arguments["scale_factors"]), mode="nearest")
     if layer is not None:
         label = f"{name.rstrip('_')}_{sum(1 for _ in root.children())}_of_graph"
         root.add_module(label, layer)
         return graph.call_module(label, (args[0],))
     if name == "slice":
-        index = [slice(None)] * given.get("dim", 0)
-        cut = slice(given.get("start"), _end(given.get("end")), given.get("step", 1))
+        index = [slice(None)] * arguments.get("dim", 0)
+        cut = slice(arguments.get("start"), _end(arguments.get("end")), arguments.get("step", 1))
         return graph.call_function(slice_of, (args[0], (*index, cut)))
     if name not in FUNCTIONS:
         raise ValueError(f"operator {name!r} has no module here; add it to graph_modules.py")
@@ -118,18 +120,18 @@ def _end(value: int | None) -> int | None:
     return None if value is None or value >= 2**62 else value
 
 
-def _padding(given: dict[str, Any]) -> nn.ConstantPad2d:
-    if given.get("mode", "constant") != "constant" or len(given["pad"]) > 4:
+def _padding(options: dict[str, Any]) -> nn.ConstantPad2d:
+    if options.get("mode", "constant") != "constant" or len(options["pad"]) > 4:
         raise ValueError(
             "operator 'pad' is known for constants on height and width; got mode "
-            f"{given['mode']!r} and widths {tuple(given['pad'])}; add it to graph_modules.py"
+            f"{options['mode']!r} and widths {tuple(options['pad'])}; add it to graph_modules.py"
         )
-    widths = (*given["pad"], *(0 for _ in range(4 - len(given["pad"]))))
-    return nn.ConstantPad2d(widths, given.get("value") or 0.0)
+    widths = (*options["pad"], *(0 for _ in range(4 - len(options["pad"]))))
+    return nn.ConstantPad2d(widths, options.get("value") or 0.0)
 
 
-def _batch_norm(given: dict[str, Any]) -> nn.BatchNorm2d:
-    norm = nn.BatchNorm2d(given["running_mean"].numel(), eps=given["eps"])
-    state = {n: given[n] for n in ("weight", "bias", "running_mean", "running_var")}
+def _batch_norm(arguments: dict[str, Any]) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(arguments["running_mean"].numel(), eps=arguments["eps"])
+    state = {n: arguments[n] for n in ("weight", "bias", "running_mean", "running_var")}
     norm.load_state_dict({**state, "num_batches_tracked": torch.tensor(0)})
     return norm.requires_grad_(False).eval()

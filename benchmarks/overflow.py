@@ -87,20 +87,20 @@ class Bed:
         wide = UniformSpec(8, overflow=spec.overflow)
         overrides: dict[str, Any] = dict.fromkeys(self.depthwise, (wide, 8))
         model = self.folded if host == "simulated" else self.model  # others fold by themselves
-        made = find_host(host).prepare(model, (self.example,), Assignment(spec, 8, overrides))
-        calibrate(made.model, self.calibration)
-        correct_bias(made.model, self.calibration)
-        return made.model
+        prepared = find_host(host).prepare(model, (self.example,), Assignment(spec, 8, overrides))
+        calibrate(prepared.model, self.calibration)
+        correct_bias(prepared.model, self.calibration)
+        return prepared.model
 
     def score(self, run: Callable[[Tensor], Tensor], count: int | None = None) -> dict[str, Any]:
         """Top-1 and agreement with the float model, percent; of the first images."""
         with torch.no_grad():
-            found = torch.cat([run(x) for x in self.images[:count].split(BATCH)])
+            logits = torch.cat([run(x) for x in self.images[:count].split(BATCH)])
         return {
-            "top1": self.subject.score(found),
-            "float": self.subject.score(self.expected[: len(found)]),
-            "agreement": self.subject.agreement(self.expected[: len(found)], found),
-            "images": len(found),
+            "top1": self.subject.score(logits),
+            "float": self.subject.score(self.expected[: len(logits)]),
+            "agreement": self.subject.agreement(self.expected[: len(logits)], logits),
+            "images": len(logits),
         }
 
 
@@ -132,13 +132,13 @@ def in_fx(bed: Bed, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for engine in ENGINES:
         torch.backends.quantized.engine = engine
         student = bed.prepared("fx", spec_of(job["bits"], job["overflow"]))
-        found = weights(student)
+        figures = weights(student)
         converted = find_host("fx").convert(student)
         yield {
             **job,
             "host": f"FX, {engine}",
             "saturates": torch_saturates(engine),
-            **found,
+            **figures,
             **bed.score(converted),
         }
     torch.backends.quantized.engine = "x86"
@@ -149,7 +149,7 @@ def in_pt2e(bed: Bed, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     import zaq_pt2e
 
     student = bed.prepared("pt2e", spec_of(job["bits"], job["overflow"]))
-    found = weights(student)
+    figures = weights(student)
     shape = (torch.zeros(BATCH, *bed.example.shape[1:]),)
     converted: Any = find_host("pt2e").convert(student)
     lowered = zaq_pt2e.lower(converted, shape)
@@ -157,7 +157,7 @@ def in_pt2e(bed: Bed, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
         **job,
         "host": "PT2E, oneDNN",
         "saturates": torch_saturates("onednn"),
-        **found,
+        **figures,
         **bed.score(lowered),
     }
 
@@ -188,10 +188,10 @@ def on_onnx(bed: Bed, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
         probe.write_bytes(_model().SerializeToString())
 
         def ask(file: Path, x: Tensor) -> Tensor:
-            given, out = Path(folder) / "x.npy", Path(folder) / "y.npy"
-            np.save(given, x.numpy())
+            source, out = Path(folder) / "x.npy", Path(folder) / "y.npy"
+            np.save(source, x.numpy())
             tool = ["valgrind", "-q", "--tool=none"] if emulated else []
-            asked = [*tool, sys.executable, "-c", _ASK, str(file), str(given), str(out)]
+            asked = [*tool, sys.executable, "-c", _ASK, str(file), str(source), str(out)]
             subprocess.run(asked, check=True, capture_output=True)
             return torch.from_numpy(np.load(out))
 
@@ -218,8 +218,8 @@ def stock_fx(bed: Bed, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
             for batch in bed.calibration:
                 prepared(batch)
         converted = quantize_fx.convert_fx(prepared)
-        told = {"host": f"FX, {engine}", "saturates": torch_saturates(engine)}
-        yield {**job, **told, **bed.score(converted)}
+        facts = {"host": f"FX, {engine}", "saturates": torch_saturates(engine)}
+        yield {**job, **facts, **bed.score(converted)}
     torch.backends.quantized.engine = "x86"
 
 
@@ -232,9 +232,9 @@ def torch_saturates(engine: str) -> bool:
     x = torch.quantize_per_tensor(torch.full((1, 64, 5, 5), 255.0), 1.0, 0, torch.quint8)
     total = 127.0 * 255 * 64 * 9
     packed = torch.ops.quantized.conv2d_prepack(w, None, [1, 1], [0, 0], [1, 1], 1)
-    found = torch.ops.quantized.conv2d(x, packed, total / 200, 0).dequantize()
+    output = torch.ops.quantized.conv2d(x, packed, total / 200, 0).dequantize()
     torch.backends.quantized.engine = before
-    return bool((found / total - 1).abs().max() > 0.02)
+    return bool((output / total - 1).abs().max() > 0.02)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -272,8 +272,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                         job["stored"] = spec_of(width, overflow).stored_bits
                     if tuple(job[k] for k in ("runner", *KEY)) in done:
                         continue
-                    for found in {"simulated": simulated, **runners}[runner](bed, job):
-                        row = {**found, "flags": processor()}
+                    for figures in {"simulated": simulated, **runners}[runner](bed, job):
+                        row = {**figures, "flags": processor()}
                         append_row(args.out, row)
                         print(row, file=sys.stderr, flush=True)
     args.out.with_suffix(".md").write_text(markdown(read_rows(args.out)))

@@ -49,9 +49,9 @@ def _weights(rows: Sequence[dict[str, Any]]) -> list[str]:
         "allowed | agreement: pairs | allowed | top-1: pairs | allowed | float | images |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    found = {(r["bits"], r["overflow"]): r for r in rows if r["host"] == "simulated"}
-    for bits in sorted({bits for bits, _ in found}):
-        pair, free = found.get((bits, "pairs")), found.get((bits, "allowed"))
+    by_key = {(r["bits"], r["overflow"]): r for r in rows if r["host"] == "simulated"}
+    for bits in sorted({bits for bits, _ in by_key}):
+        pair, free = by_key.get((bits, "pairs")), by_key.get((bits, "allowed"))
         if pair and free:
             lines.append(
                 f"| {bits} / {pair['stored']} | {pair['sqnr_db']:.2f} | {free['sqnr_db']:.2f} | "
@@ -71,9 +71,11 @@ def _converted(rows: Sequence[dict[str, Any]]) -> list[str]:
         "|---|---|---|---|---:|---:|---:|---:|",
     ]
     converted = [row for row in rows if row["host"] != "simulated"]
-    found = {(r["host"], r["processor"], r["bits"], r["overflow"]): r for r in converted}
-    for host, processor, bits in dict.fromkeys(key[:3] for key in sorted(found)):
-        kinds = [found.get((host, processor, bits, kind)) for kind in ("pairs", "allowed", "stock")]
+    by_key = {(r["host"], r["processor"], r["bits"], r["overflow"]): r for r in converted}
+    for host, processor, bits in dict.fromkeys(key[:3] for key in sorted(by_key)):
+        kinds = [
+            by_key.get((host, processor, bits, kind)) for kind in ("pairs", "allowed", "stock")
+        ]
         some = next(row for row in kinds if row)
         cells = ["–" if row is None else f"{row['agreement']:.2f}" for row in kinds]
         lines.append(

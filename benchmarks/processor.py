@@ -22,9 +22,9 @@ def processor() -> str:
     """Such as ``AVX-512, VNNI``; without VNNI kernels of x86 add products in 16 bits."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return platform.machine()
-    known = Path("/proc/cpuinfo")
-    flags = set(known.read_text(encoding="utf-8").split()) if known.exists() else set()
+    path = Path("/proc/cpuinfo")
+    flags = set(path.read_text(encoding="utf-8").split()) if path.exists() else set()
     width = next((name for flag, name in _WIDTHS.items() if flag in flags), "x86")
     adding = [name for flag, name in _ADDING.items() if flag in flags] or ["no VNNI"]
-    told = [f"{name}={os.environ[name]}" for name in LIMITS if name in os.environ]
-    return ", ".join([width, *adding, *told])
+    limits = [f"{name}={os.environ[name]}" for name in LIMITS if name in os.environ]
+    return ", ".join([width, *adding, *limits])

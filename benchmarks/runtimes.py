@@ -107,7 +107,7 @@ def measure(name: str, form: str, runtime: str, args: argparse.Namespace) -> dic
     folder = args.files / name
     with np.load(folder / "input.npz") as stored:
         image = stored["input"]
-    found = zaq_onnx.verify(
+    verdict = zaq_onnx.verify(
         folder / f"{form}.onnx",
         None,
         (image,),
@@ -118,12 +118,12 @@ def measure(name: str, form: str, runtime: str, args: argparse.Namespace) -> dic
         timeout=args.timeout,
         node_modules=args.node_modules,
     )
-    (report,) = found.runtimes
+    (report,) = verdict.runtimes
     return {
         "state": report.state,
         "message": report.message,
         "steps": report.steps,
-        "allowed": found.tolerance / report.error * report.steps if report.error else None,
+        "allowed": verdict.tolerance / report.error * report.steps if report.error else None,
         "integer_layers": report.integer_layers,
         "float_layers": report.float_layers,
         "load_seconds": report.load_seconds,

@@ -136,14 +136,14 @@ def _latency(row: Row | None) -> str:
 
 
 def _packed(last: dict[tuple[str, str, str], Row], name: str, networks: list[str]) -> str:
-    found = []
+    ratios = []
     for n in networks:
         whole = last.get((name, n, "int8"))
         for form in ("packed4", "packed5"):
             row = last.get((name, n, form))
             if whole and row and whole.get("milliseconds") and row.get("milliseconds"):
-                found.append(row["milliseconds"] / whole["milliseconds"])
-    return f"{max(found):.2f}" if found else "-"
+                ratios.append(row["milliseconds"] / whole["milliseconds"])
+    return f"{max(ratios):.2f}" if ratios else "-"
 
 
 def _sizes(last: dict[tuple[str, str, str], Row], network: str) -> list[str]:

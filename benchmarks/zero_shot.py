@@ -122,8 +122,8 @@ def distilled(
     key = "-".join([*(f"{getattr(config, n)}" for n in names), *([str(size)] if size else [])])
     path = None if cache is None else cache / f"{task.name}-{key}.pt"
     if path is not None and _made_already(path):
-        kept = torch.load(path, weights_only=True)
-        return kept["images"], float(kept["seconds"])
+        stored = torch.load(path, weights_only=True)
+        return stored["images"], float(stored["seconds"])
     mean, std = NORMALISATION[task.name]
     device = next(student.parameters()).device
     start = time.perf_counter()
@@ -170,11 +170,11 @@ def run_job(job: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     student = prepare_student(task, job, device)
     row: dict[str, Any] = {"job": job}
     start = time.perf_counter()
-    images, made = None, 0.0
+    images, seconds = None, 0.0
     if job["method"] == "real":
         images = real_images(task, Path(args.data))
     elif config.uses_distilled:
-        images, made = distilled(task, student, config, job["image_size"], args.cache)
+        images, seconds = distilled(task, student, config, job["image_size"], args.cache)
         start = time.perf_counter()
     if job["method"] == "before":
         assert images is not None
@@ -207,7 +207,7 @@ def run_job(job: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
         ]
         row["layer_weights"] = result.layer_weights
         row["restarts"] = result.restarts
-    row["seconds"] = round(time.perf_counter() - start + made, 1)
+    row["seconds"] = round(time.perf_counter() - start + seconds, 1)
     row.update(measure(student, task, device, args.tune, float_model))
     row["machine"] = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",

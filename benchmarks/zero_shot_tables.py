@@ -121,10 +121,10 @@ def _changes(rows: list[Row]) -> list[str]:
         for name, value in first["set"].items()
         if all(row["job"]["set"].get(name) == value for row in rows)
     }
-    told = ", ".join(f"{k} = {json.dumps(v)}" for k, v in common.items())
+    settings = ", ".join(f"{k} = {json.dumps(v)}" for k, v in common.items())
     lines = [
         f"{first['bits']} (stored weight / activation bits), {FORMATS[first['weights']]}, seed "
-        f"{first['seed']}{', ' + told if told else ''}.",
+        f"{first['seed']}{', ' + settings if settings else ''}.",
         "",
         "| changed | divergence, validation | on `train` | agreement on `train`, % | kept state "
         "| seconds |",

@@ -71,8 +71,8 @@ def measure(models: tuple[str, ...], work: Path, jobs: int) -> tuple[float, floa
     wrong = [row["key"] for row in rows if row["status"] != "done"]
     if wrong:
         raise SystemExit(f"not done: {', '.join(wrong)}")
-    told = [row["measured"] for row in rows]
-    return seconds, sum(t["cpu_seconds"] for t in told), [t["peak_bytes"] for t in told]
+    measured = [row["measured"] for row in rows]
+    return seconds, sum(t["cpu_seconds"] for t in measured), [t["peak_bytes"] for t in measured]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

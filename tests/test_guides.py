@@ -31,12 +31,12 @@ def blocks() -> list[str]:
 
 def recipes() -> dict[str, str]:
     """Path to code of every file that a recipe makes."""
-    found = {}
+    files = {}
     for block in blocks():
         head = re.match(r"# (\S+\.py)\n", block)
         if head:
-            found[head[1]] = block
-    return found
+            files[head[1]] = block
+    return files
 
 
 def paths(text: str) -> set[str]:

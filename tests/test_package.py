@@ -43,9 +43,9 @@ ALLOWED = {
 
 
 def sources(package: Path) -> list[Path]:
-    found = sorted(package.rglob("*.py"))
-    assert found, f"no sources under {package}"
-    return found
+    files = sorted(package.rglob("*.py"))
+    assert files, f"no sources under {package}"
+    return files
 
 
 def module_name(path: Path) -> str:
@@ -186,8 +186,8 @@ def test_parts_of_the_core_do_not_import_in_circles() -> None:
         own = part(module_name(path))
         if own == "zaq_plugin":
             continue  # __init__ re-exports from all of them
-        found = {part(name) for name in imports(path) if name.startswith("zaq_plugin.")}
-        graph.setdefault(own, set()).update(found - {own})
+        parts = {part(name) for name in imports(path) if name.startswith("zaq_plugin.")}
+        graph.setdefault(own, set()).update(parts - {own})
     try:
         order = list(TopologicalSorter(graph).static_order())
     except CycleError as error:
@@ -311,8 +311,8 @@ def setup_cfg() -> configparser.ConfigParser:
 
 def test_setup_cfg_lists_every_package_of_the_two_source_trees() -> None:
     listed = set(setup_cfg()["options"]["packages"].split())
-    found = {module_name(path) for top in packages() for path in top.rglob("__init__.py")}
-    assert listed == found
+    names = {module_name(path) for top in packages() for path in top.rglob("__init__.py")}
+    assert listed == names
 
 
 def test_every_directory_of_sources_is_a_package() -> None:
@@ -374,15 +374,15 @@ def test_the_sdist_installs_and_works_from_any_folder(tmp_path: Path) -> None:
         target = tmp_path / f"from-{source.suffix[1:]}"
         pip = (sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation")
         call(*pip, "--target", str(target), str(source))
-        told = python(
+        lines = python(
             "import zaq_plugin, zaq_timm.digits as digits, torch;"
             "print(zaq_plugin.__file__);"
             "print(digits.digits_model()(torch.zeros(1, 1, 8, 8)).shape)",
             cwd=tmp_path,
             env={"PYTHONPATH": str(target), "PATH": ""},
         ).splitlines()
-        assert Path(told[0]).is_relative_to(target)
-        assert told[1] == "torch.Size([1, 10])"
+        assert Path(lines[0]).is_relative_to(target)
+        assert lines[1] == "torch.Size([1, 10])"
 
 
 @pytest.mark.slow
@@ -400,8 +400,8 @@ def test_an_installed_wheel_runs_the_demo(tmp_path: Path) -> None:
     call(sys.executable, *build)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     if find_spec("twine") is not None:
-        told = call(sys.executable, "-m", "twine", "check", "--strict", *wheel.parent.iterdir())
-        assert told.count("PASSED") == 2
+        text = call(sys.executable, "-m", "twine", "check", "--strict", *wheel.parent.iterdir())
+        assert text.count("PASSED") == 2
     call(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env")
     own = Path(call(tmp_path / "env" / "bin" / "python", "-c", PURELIB).strip())
     paths = [path for path in sys.path if path.endswith("site-packages")]

@@ -32,8 +32,8 @@ def test_both_commands_stand_there_each_with_its_fresh_environment() -> None:
 def test_ci_finds_the_test_command_as_its_only_match() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     (pattern,) = re.findall(r"grep -E '(.*?)' README.md", script)
-    found = [line for line in README.splitlines() if re.search(pattern, line)]
-    assert found == ["pip install -e '.[test]' && pytest"]
+    matches = [line for line in README.splitlines() if re.search(pattern, line)]
+    assert matches == ["pip install -e '.[test]' && pytest"]
 
 
 def test_every_command_line_of_ours_is_understood(capsys: pytest.CaptureFixture[str]) -> None:

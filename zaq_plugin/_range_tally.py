@@ -27,8 +27,8 @@ def empty_tally(device: torch.device | str | None = None) -> Tensor:
 def begin_with(tally: Tensor, count: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """The tally, or if it is empty one of ``count`` calls that all had this range."""
     zero = torch.zeros_like(low)
-    known = torch.stack([count.to(low.dtype), low, high, zero, zero, low, high])
-    return torch.where((tally[0] == 0) & (count > 0), known, tally)
+    start = torch.stack([count.to(low.dtype), low, high, zero, zero, low, high])
+    return torch.where((tally[0] == 0) & (count > 0), start, tally)
 
 
 def add_call(tally: Tensor, low: Tensor, high: Tensor) -> Tensor:

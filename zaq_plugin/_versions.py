@@ -46,13 +46,13 @@ def check_version(installed: str, package: str, minimum: str, below: str, integr
     Raises:
         ImportError: naming what is installed, what is needed, and the pip command that helps.
     """
-    found = _padded(release(installed))
-    if found < _padded(release(minimum)):
+    version = _padded(release(installed))
+    if version < _padded(release(minimum)):
         problem, change = (
             f"is older than {minimum}, the oldest version that {integration} supports",
             "",
         )
-    elif found >= _padded(release(below)):
+    elif version >= _padded(release(below)):
         problem = f"is newer than any version that {integration} was tested with (below {below})"
         change = f", or look for a newer zaq_plugin that supports {package} {installed}"
     else:

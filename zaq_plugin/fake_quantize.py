@@ -106,17 +106,17 @@ class PWLQPerChannelFakeQuantize(FakeQuantizeModule):
 
         One column more is the reach of the int8 grid, see `zaq_plugin.pwlq.overflow`.
         """
-        known: Tensor = self.activation_post_process.edges
+        observed: Tensor = self.activation_post_process.edges
         if self.theta is None or self.theta.numel() == 0:
-            return known
-        solved = without_tops(known, self.spec)
+            return observed
+        solved = without_tops(observed, self.spec)
         upper = solved[..., -1] * self.theta[..., -1].exp()
         columns = [upper]
         for piece in range(solved.shape[-1] - 2, -1, -1):
             upper = upper * self.theta[..., piece].sigmoid()
             columns.append(upper)
         edges = torch.stack(columns[::-1], -1)
-        return with_tops(edges, tops_of(known, self.spec)) if self.spec.guarded else edges
+        return with_tops(edges, tops_of(observed, self.spec)) if self.spec.guarded else edges
 
     def forward(self, w: Tensor) -> Tensor:
         """The weight on its levels (or as it came, if fake quantization is off); same shape."""
@@ -129,15 +129,15 @@ class PWLQPerChannelFakeQuantize(FakeQuantizeModule):
         return fake_quantize(w, self.spec, self.ch_axis, edges=self.edges)
 
     def _complete(self, w: Tensor) -> None:
-        known = self.activation_post_process.edges.shape[-1]
-        if self.spec.guarded and known == self.spec.edge_count:
+        count = self.activation_post_process.edges.shape[-1]
+        if self.spec.guarded and count == self.spec.edge_count:
             self.activation_post_process.complete(w)
 
     @outside_graphs
     def _observe(self, w: Tensor) -> None:
         self._since_solved += 1
-        known = self.activation_post_process.edges.numel() > 0
-        if known and self.training and self._since_solved < self.solve_every:
+        has_edges = self.activation_post_process.edges.numel() > 0
+        if has_edges and self.training and self._since_solved < self.solve_every:
             return
         self._since_solved = 0
         self.activation_post_process.observe(w)

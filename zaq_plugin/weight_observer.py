@@ -35,15 +35,15 @@ def solve_once(w: Tensor, spec: QuantSpec, axis: int | None) -> Tensor:
     data = w.detach().cpu().clone(memory_format=torch.contiguous_format).reshape(-1)
     digest = hashlib.blake2b(data.view(torch.uint8).numpy().data, digest_size=16).digest()
     key = (digest, tuple(w.shape), w.dtype, spec, axis)
-    found = _solved.get(key)
-    if found is None:
-        found = complete_edges(w, solve_edges(w, spec, axis=axis), spec, axis).cpu()
-        _solved[key] = found
+    edges = _solved.get(key)
+    if edges is None:
+        edges = complete_edges(w, solve_edges(w, spec, axis=axis), spec, axis).cpu()
+        _solved[key] = edges
         if len(_solved) > _MEMORY:
             _solved.popitem(last=False)
     else:
         _solved.move_to_end(key)
-    return found.to(w.device, copy=True)
+    return edges.to(w.device, copy=True)
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def weight_format(scale: object) -> WeightFormat | None:
     torch.ao's FX conversion hands a layer's converter the scale that ``calculate_qparams``
     returned, the very object, and nothing else of ours; so the format travels on it.
     """
-    found = getattr(scale, "_zaq_format", None)
-    return found if isinstance(found, WeightFormat) else None
+    tag = getattr(scale, "_zaq_format", None)
+    return tag if isinstance(tag, WeightFormat) else None
 
 
 class PWLQPerChannelObserver(HostModule):
@@ -120,10 +120,10 @@ class PWLQPerChannelObserver(HostModule):
                 f"{type(self).__name__}: weights are torch.qint8 (torch.ao) or torch.int8 "
                 f"(torchao); got {dtype}."
             )
-        wanted = torch.per_tensor_symmetric if ch_axis is None else torch.per_channel_symmetric
-        if qscheme is not None and qscheme != wanted:
+        expected = torch.per_tensor_symmetric if ch_axis is None else torch.per_channel_symmetric
+        if qscheme is not None and qscheme != expected:
             raise ValueError(
-                f"{type(self).__name__}: ch_axis={ch_axis} goes with qscheme={wanted}; "
+                f"{type(self).__name__}: ch_axis={ch_axis} goes with qscheme={expected}; "
                 f"got {qscheme}."
             )
         low = -127 if quant_min is None else quant_min
@@ -137,7 +137,7 @@ class PWLQPerChannelObserver(HostModule):
         self.ch_axis = ch_axis
         self.dtype = dtype
         self.quant_min, self.quant_max = low, high
-        self.qscheme = wanted
+        self.qscheme = expected
         self.eps = eps
         self.is_dynamic = False
         device = (factory_kwargs or {}).get("device")

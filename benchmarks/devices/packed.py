@@ -90,25 +90,25 @@ def entropy_bytes(path: Path) -> float:
 def row_of(path: Path) -> Row:
     """Sizes, and how long unpacking takes."""
     with tempfile.TemporaryDirectory() as folder:
-        made, back = Path(folder, "packed"), Path(folder, "back")
-        told = archive.pack(path, made)
+        target, back = Path(folder, "packed"), Path(folder, "back")
+        packed = archive.pack(path, target)
         spent = []
         for _ in range(REPEATS):
             begin = time.process_time()
-            archive.unpack(made, back)
+            archive.unpack(target, back)
             spent.append(1000 * (time.process_time() - begin))
         same = back.read_bytes() == path.read_bytes()
-    row: Row = {"bytes": told.file_bytes, "zipped": told.zipped_bytes, "packed": told.bytes}
-    row |= {"coded": told.coded, "integers": told.integers, "same": same}
+    row: Row = {"bytes": packed.file_bytes, "zipped": packed.zipped_bytes, "packed": packed.bytes}
+    row |= {"coded": packed.coded, "integers": packed.integers, "same": same}
     return row | {"unpack_ms": statistics.median(spent), "processor": processor()}
 
 
-def measure(tool: str, task_name: str, data: Path, work: Path, known: set[str]) -> None:
+def measure(tool: str, task_name: str, data: Path, work: Path, kinds: set[str]) -> None:
     """The rows of a network in a tool that are not there yet."""
     task = load_task(task_name, data)
     images: Tensor | None = None
     for kind in KINDS[tool]:
-        if kind in known:
+        if kind in kinds:
             continue
         path = work / f"{tool}_{task_name}_{kind.replace(' ', '_').replace('/', '_')}"
         if not path.exists():

@@ -81,7 +81,7 @@ def medians(runs: dict[str, Run], image: Tensor) -> dict[str, float]:
 
 
 def measure(
-    tool: str, name: str, data: Path, work: Path, known: dict[str, Row], write: Write
+    tool: str, name: str, data: Path, work: Path, rows: dict[str, Row], write: Write
 ) -> None:
     """The rows of a network in a tool that are not there yet; latencies last, of all files."""
     subject = load_subject(name, data)
@@ -93,7 +93,7 @@ def measure(
     common = {"tool": tool, "task": name, "versions": tools.TOOLS[tool].versions()}
     for kind in KINDS:
         path = work / f"{tool}_{name}_{kind.replace(' ', '_').replace('/', '_')}"
-        if kind in known and path.exists():
+        if kind in rows and path.exists():
             runs[kind] = tools.TOOLS[tool].run(path)
             continue
         begin = time.perf_counter()
@@ -115,7 +115,7 @@ def measure(
             "verified": None if checked is None else checked.ok,
             "error": None if checked is None else [checked.error, checked.tolerance],
         }
-        if kind not in known:
+        if kind not in rows:
             write(row)
     write({**common, "kind": LATENCY, "ms": medians(runs, images[:1].contiguous())})
 
@@ -149,10 +149,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.work.mkdir(parents=True, exist_ok=True)
-    held = args.out.read_text().splitlines() if args.out.exists() else []
-    rows = [r for r in map(json.loads, held) if (r["tool"], r["task"]) == (args.tool, args.task)]
-    known = {row["kind"]: row for row in rows}
-    if LATENCY in known:
+    lines = args.out.read_text().splitlines() if args.out.exists() else []
+    rows = [r for r in map(json.loads, lines) if (r["tool"], r["task"]) == (args.tool, args.task)]
+    by_kind = {row["kind"]: row for row in rows}
+    if LATENCY in by_kind:
         print("these rows are there")
         return
 
@@ -161,7 +161,7 @@ def main() -> None:
             file.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
 
-    measure(args.tool, args.task, args.data, args.work, known, write)
+    measure(args.tool, args.task, args.data, args.work, by_kind, write)
 
 
 if __name__ == "__main__":

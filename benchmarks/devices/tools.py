@@ -64,8 +64,8 @@ class Tool:
     ) -> tuple[Run, Any]:
         """Through our host, verified."""
         tool, options = self._part(""), {"method": method, "stored_bits": stored, "levels": levels}
-        made = tool.export(model, example, path, synthetic=images, **options)
-        return self.run(path), tool.verify(path, made.model, images[:8])
+        exported = tool.export(model, example, path, synthetic=images, **options)
+        return self.run(path), tool.verify(path, exported.model, images[:8])
 
 
 TOOLS = {"executorch": Tool("executorch", "executorch"), "litert": Tool("litert", "litert-torch")}

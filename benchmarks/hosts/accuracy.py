@@ -134,10 +134,12 @@ def through_host(name: str, bed: Bed, case: Case) -> tuple[nn.Module, Audit]:
     """This package's way through a host: ranges and biases from the calibration images."""
     assert case.spec is not None
     bits, host = case.activation_bits, find_host(name)
-    made = host.prepare(bed.model, (bed.example,), Assignment(case.spec, bits, bed.overrides(bits)))
-    calibrate(made.model, bed.calibration())
-    correct_bias(made.model, bed.calibration())
-    converted = host.convert(made.model)
+    prepared = host.prepare(
+        bed.model, (bed.example,), Assignment(case.spec, bits, bed.overrides(bits))
+    )
+    calibrate(prepared.model, bed.calibration())
+    correct_bias(prepared.model, bed.calibration())
+    converted = host.convert(prepared.model)
     return converted, host.audit(converted)
 
 
@@ -153,11 +155,11 @@ def convert_fx(bed: Bed, case: Case) -> Converted:
         prepared: Any = quantize_fx.prepare_fx(copy.deepcopy(bed.model), mapping, inputs)
         observe(prepared, bed.calibration())
         converted: Any = quantize_fx.convert_fx(prepared)
-        found = zaq_fx.audit(converted)
+        records = zaq_fx.audit(converted)
     else:
-        converted, found = through_host("fx", bed, case)
-    kernels = sum(str(record.kernel).startswith("int8") for record in found)
-    return Converted(converted, found, kernels)
+        converted, records = through_host("fx", bed, case)
+    kernels = sum(str(record.kernel).startswith("int8") for record in records)
+    return Converted(converted, records, kernels)
 
 
 def convert_pt2e_model(bed: Bed, case: Case) -> Converted:
@@ -174,15 +176,15 @@ def convert_pt2e_model(bed: Bed, case: Case) -> Converted:
         prepared = prepare_pt2e(program.module(), quantizer)
         observe(prepared, bed.calibration())
         converted = convert_pt2e(prepared)
-        found = zaq_pt2e.audit(converted)
+        records = zaq_pt2e.audit(converted)
     else:
-        converted, found = through_host("pt2e", bed, case)
+        converted, records = through_host("pt2e", bed, case)
     shape = (bed.batch, *bed.example.shape[1:])
     lowered = zaq_pt2e.lower(converted, (torch.zeros(shape),))
     # Counted in the graph: kernels of the stock model do not tell their layers' names.
     names = [str(node.target) for node in lowered.graph.nodes]
     kernels = sum(name.startswith(("onednn.qconv", "onednn.qlinear")) for name in names)
-    return Converted(lowered, found, kernels)
+    return Converted(lowered, records, kernels)
 
 
 def convert_nncf(bed: Bed, case: Case) -> Converted:
@@ -190,10 +192,10 @@ def convert_nncf(bed: Bed, case: Case) -> Converted:
     from benchmarks.hosts import accuracy_nncf as nncf_host
 
     wide: dict[str, QuantSpec] = dict.fromkeys(bed.depthwise, UniformSpec(8))
-    stripped, found = nncf_host.quantized(bed.model, case, bed.calibration(), wide)
+    stripped, records = nncf_host.quantized(bed.model, case, bed.calibration(), wide)
     shape = (bed.batch, *bed.example.shape[1:])
     running = nncf_host.OnOpenVINO(stripped, torch.zeros(shape))
-    return Converted(running, found or nncf_host.plain_audit(stripped), running.int8_kernels())
+    return Converted(running, records or nncf_host.plain_audit(stripped), running.int8_kernels())
 
 
 CONVERT: dict[str, Callable[[Bed, Case], Converted]] = {
@@ -207,20 +209,20 @@ def measure(bed: Bed, case: Case) -> Outcome:
     """Convert the model and run it on all images; what the host cannot trace says why."""
     bench, started = bed.bench, time.perf_counter()
     try:
-        made = CONVERT[case.host](bed, case)
+        converted = CONVERT[case.host](bed, case)
     except ValueError as error:
         if not (isinstance(error, TraceError) or isinstance(error.__cause__, TraceError)):
             raise
         return Outcome(bench.top1, reason=" ".join(str(error).split()))
     seconds = time.perf_counter() - started
-    logits = logits_of(made.model, bench.images, bed.batch)
+    logits = logits_of(converted.model, bench.images, bed.batch)
     return Outcome(
         bench.top1,
         accuracy(logits, bench.labels),
         accuracy(logits, bench.reference.argmax(1)),
-        len(made.audit.quantized),
-        [f"{record.name}: {record.reason}" for record in made.audit.skipped],
-        made.int8_kernels,
+        len(converted.audit.quantized),
+        [f"{record.name}: {record.reason}" for record in converted.audit.skipped],
+        converted.int8_kernels,
         seconds,
     )
 
@@ -249,13 +251,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for task in args.model:
         bed = Bed(Bench(load_task(task, args.data), args.limit, log, held_out=0))
         log(f"{task}: FP32 {bed.bench.top1:.2f} % (expected {bed.bench.task.published} %)")
-        wanted = [c for host in args.host for c in cases(task, host, len(bed.bench.images))]
-        for case in wanted:
+        todo = [c for host in args.host for c in cases(task, host, len(bed.bench.images))]
+        for case in todo:
             if case in done or args.only not in case.method:
                 continue
-            found = done[case] = measure(bed, case)
-            append_line(args.out, case, found)
-            result = found.reason or f"{found.top1:.2f} %, agreement {found.agreement:.1f} %"
+            outcome = done[case] = measure(bed, case)
+            append_line(args.out, case, outcome)
+            result = outcome.reason or f"{outcome.top1:.2f} %, agreement {outcome.agreement:.1f} %"
             name = f"{case.host} W{case.weight_bits}A{case.activation_bits} {case.method}"
             log(f"{name}: {result}")
             args.out.with_suffix(".md").write_text(markdown(done))

@@ -135,14 +135,14 @@ def table(part: dict[Case, Outcome]) -> list[str]:
         return case.host, mine, *widths, case.method, case.processor
 
     for case in sorted(part, key=order):
-        found = part[case]
+        outcome = part[case]
         cells = [case.method, HOSTS[case.host]]
-        if found.top1 is None or found.agreement is None:
-            cells += ["all", "all", f"none: {found.reason}", "", "", "", case.processor]
+        if outcome.top1 is None or outcome.agreement is None:
+            cells += ["all", "all", f"none: {outcome.reason}", "", "", "", case.processor]
         else:
             cells += [f"{case.weight_bits} / {case.stored_bits:g}", str(case.activation_bits)]
-            cells += [f"{found.top1:.2f}", f"{found.agreement:.2f}"]
-            cells += [f"{found.quantized} / {len(found.left_out)}", str(found.int8_kernels)]
+            cells += [f"{outcome.top1:.2f}", f"{outcome.agreement:.2f}"]
+            cells += [f"{outcome.quantized} / {len(outcome.left_out)}", str(outcome.int8_kernels)]
             cells.append(case.processor)
         line = "| " + " | ".join(cells) + " |"
         if line not in lines:  # a host refuses a model at every width for one reason
@@ -153,9 +153,9 @@ def table(part: dict[Case, Outcome]) -> list[str]:
 def remarks(part: dict[Case, Outcome]) -> list[str]:
     """Which layers were left out, and why: each reason once."""
     said: dict[str, list[str]] = {}
-    for case, found in part.items():
+    for case, outcome in part.items():
         name = f"{HOSTS[case.host]}, {case.method}"
-        for reason in found.left_out:
+        for reason in outcome.left_out:
             names = said.setdefault(reason, [])
             if name not in names:
                 names.append(name)

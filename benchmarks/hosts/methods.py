@@ -101,9 +101,9 @@ def measure(
     spent = time.process_time() - started
     expected = subject.outputs(subject.model)
     for job in jobs:
-        made, batch = running(job["host"], applied.model, subject)
+        run, batch = running(job["host"], applied.model, subject)
         with torch.no_grad():
-            answers = torch.cat([made(x) for x in subject.images.split(batch)])
+            answers = torch.cat([run(x) for x in subject.images.split(batch)])
         yield {
             **job,
             "score": subject.score(answers),
@@ -135,21 +135,21 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         "",
         *REMARKS,
     ]
-    known = {tuple(row[k] for k in KEY): row for row in rows}
+    by_key = {tuple(row[k] for k in KEY): row for row in rows}
     for model in dict.fromkeys(row["model"] for row in rows):
-        own = [row for row in known.values() if row["model"] == model]
+        own = [row for row in by_key.values() if row["model"] == model]
         lines += ["", f"## {TITLES[model]} ({own[0]['float']:.2f} % in float)", ""]
         lines += ["| method | effort | W/A | " + " | ".join(HOSTS) + " |"]
         lines += ["|---|---:|---|" + "---:|" * len(HOSTS)]
         for method, effort, bits in _lines(own):
-            found = {
+            by_host = {
                 row["host"]: row
                 for row in own
                 if (row["method"], row["effort"], row["bits"]) == (method, effort, bits)
             }
-            cells = [_cell(found.get(host), found.get("simulated")) for host in HOSTS]
+            cells = [_cell(by_host.get(host), by_host.get("simulated")) for host in HOSTS]
             lines.append(f"| `{method}` | {effort:g} | {bits} | " + " | ".join(cells) + " |")
-    errors = [row for row in known.values() if row.get("error")]
+    errors = [row for row in by_key.values() if row.get("error")]
     if errors:
         lines += ["", "What could not be measured:", ""]
         lines += [f"- {r['model']}, {r['method']}, {r['host']}, {r['bits']}: {r['error']}"
@@ -184,9 +184,9 @@ REMARKS = (
 
 def _lines(rows: Sequence[dict[str, Any]]) -> list[tuple[str, float, str]]:
     """Method, effort and bits of every line, in order."""
-    found = {(row["method"], row["effort"], row["bits"]) for row in rows}
-    methods = [*METHODS, *sorted({method for method, _, _ in found} - set(METHODS))]
-    return sorted(found, key=lambda k: (methods.index(k[0]), -k[1], BITS.index(k[2])))
+    keys = {(row["method"], row["effort"], row["bits"]) for row in rows}
+    methods = [*METHODS, *sorted({method for method, _, _ in keys} - set(METHODS))]
+    return sorted(keys, key=lambda k: (methods.index(k[0]), -k[1], BITS.index(k[2])))
 
 
 def _cell(row: dict[str, Any] | None, simulated: dict[str, Any] | None) -> str:

@@ -119,15 +119,15 @@ class FX:
     def prepared(self, pwlq: bool, qat: bool) -> nn.Module:
         """A prepared and once calibrated model."""
         if pwlq:
-            made: nn.Module = zaq_fx.prepare(self.model, (self.images,), SPEC, qat=qat)
+            student: nn.Module = zaq_fx.prepare(self.model, (self.images,), SPEC, qat=qat)
         else:
             model = copy.deepcopy(self.model).train(qat)
             mapping = get_default_qat_qconfig_mapping if qat else get_default_qconfig_mapping
             prepare: Any = quantize_fx.prepare_qat_fx if qat else quantize_fx.prepare_fx
-            made = prepare(model, mapping("x86"), (self.images,))
+            student = prepare(model, mapping("x86"), (self.images,))
         with torch.no_grad():
-            made(self.images)
-        return made
+            student(self.images)
+        return student
 
     def convert(self, prepared: Any, pwlq: bool) -> nn.Module:
         """Conversion, as a user calls it."""
@@ -142,8 +142,8 @@ class FX:
 
     def runnable(self, converted: Any) -> nn.Module:
         """The model on its kernels."""
-        made: nn.Module = converted
-        return made
+        module: nn.Module = converted
+        return module
 
 
 class PT2E:
@@ -162,12 +162,12 @@ class PT2E:
             quantizer = zaq_pt2e.with_pwlq(quantizer, SPEC)
         # The X86 quantizer finds layers in strict exports only.
         exported = torch.export.export(self.model, (self.images,), strict=True).module()
-        made = (prepare_qat_pt2e if qat else prepare_pt2e)(exported, quantizer)
+        student = (prepare_qat_pt2e if qat else prepare_pt2e)(exported, quantizer)
         if qat:
-            zaq_pt2e.set_training(made, True)
+            zaq_pt2e.set_training(student, True)
         with torch.no_grad():
-            made(self.images)
-        return made
+            student(self.images)
+        return student
 
     def convert(self, prepared: Any, pwlq: bool) -> nn.Module:
         """Conversion, as a user calls it."""
@@ -181,8 +181,8 @@ class PT2E:
     def runnable(self, converted: Any) -> nn.Module:
         """The model on its kernels."""
         with torch.no_grad():
-            made: nn.Module = lower_pt2e_quantized_to_x86(converted, (self.images,))
-        return made
+            module: nn.Module = lower_pt2e_quantized_to_x86(converted, (self.images,))
+        return module
 
 
 def measure(host: FX | PT2E, repeats: int) -> list[Row]:

@@ -69,12 +69,12 @@ LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 def layer_sizes(model: nn.Module, bits: int) -> dict[str, tuple[int, int, int]]:
     """Number of weights, output channels and bits of every convolution and linear layer."""
-    found = {}
+    sizes = {}
     for name, layer in model.named_modules():
         if isinstance(layer, LAYERS):
             axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
-            found[name] = layer.weight.numel(), layer.weight.shape[axis], bits
-    return found
+            sizes[name] = layer.weight.numel(), layer.weight.shape[axis], bits
+    return sizes
 
 
 def stored_bytes(weights: dict[str, tuple[int, int, int]], asymmetric: bool) -> int:

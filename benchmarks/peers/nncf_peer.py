@@ -30,8 +30,8 @@ class Wrapped(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """What the model answers."""
-        found: torch.Tensor = self.inner(x)
-        return found
+        out: torch.Tensor = self.inner(x)
+        return out
 
 
 def quantize(request: PeerRequest) -> PeerResult:
@@ -56,11 +56,11 @@ def quantize(request: PeerRequest) -> PeerResult:
     done = nncf.quantize(model.eval(), dataset, **options)
     sizes = layer_sizes(model, request.weight_bits)
     hooked = _weights_with_quantizers(done)
-    kept = {n: s for n, s in sizes.items() if n in hooked}
+    hooked_sizes = {n: s for n, s in sizes.items() if n in hooked}
     return PeerResult(
         done.eval(),
-        kept,
-        float_layers=[n for n in sizes if n not in kept],
+        hooked_sizes,
+        float_layers=[n for n in sizes if n not in hooked_sizes],
         notes=[
             "preset mixed, fast bias correction" if best else "preset performance",
             *(["target NPU: the only one with fewer than 8 bits"] if narrow else []),

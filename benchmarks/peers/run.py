@@ -41,24 +41,24 @@ def run(place: Path) -> dict[str, Any]:
     )
     adapter = importlib.import_module(f"benchmarks.peers.{asked['peer']}_peer")
     started = time.process_time()
-    found = adapter.quantize(request)
+    result = adapter.quantize(request)
     seconds = time.process_time() - started
-    outputs = subject.outputs(found.model, asked["limit"])
+    outputs = subject.outputs(result.model, asked["limit"])
     save_file({"outputs": outputs.float().contiguous()}, place / "outputs.safetensors")
-    numel = sum(n for n, _, _ in found.weights.values())
+    numel = sum(n for n, _, _ in result.weights.values())
     if not numel:
         raise ValueError("nothing was quantized")
-    bits = sum(n * b for n, _, b in found.weights.values()) / numel
+    bits = sum(n * b for n, _, b in result.weights.values()) / numel
     return {
         "levels": "uniform",
         "mac_bits": round(bits, 3),
         "stored_bits": round(bits, 3),
-        "stored_bytes": stored_bytes(found.weights, found.asymmetric),
-        "layers": len(found.weights),
-        "float_layers": found.float_layers,
+        "stored_bytes": stored_bytes(result.weights, result.asymmetric),
+        "layers": len(result.weights),
+        "float_layers": result.float_layers,
         "seconds": seconds,
-        "notes": [*found.notes, version(asked["peer"])],
-        "protocol": {**PROTOCOL, **found.protocol},
+        "notes": [*result.notes, version(asked["peer"])],
+        "protocol": {**PROTOCOL, **result.protocol},
     }
 
 

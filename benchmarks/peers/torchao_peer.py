@@ -89,8 +89,8 @@ def _split(
     names = list(sizes)
     if done == total:
         return sizes, []
-    kept = _in_order(graph, operators, names)
-    return {n: sizes[n] for n in names if n in kept}, [n for n in names if n not in kept]
+    layers = _in_order(graph, operators, names)
+    return {n: sizes[n] for n in names if n in layers}, [n for n in names if n not in layers]
 
 
 def _in_order(graph: Any, operators: tuple[str, ...], names: list[str]) -> set[str]:

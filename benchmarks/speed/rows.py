@@ -184,14 +184,14 @@ def in_host(name: str, what: str) -> Callable[[Path, int], Row]:
         row: Row = {}
         yard: Row = {}
         if what == "convert":
-            made = {pwlq: host.prepared(pwlq, qat=False) for pwlq in (True, False)}
+            students = {pwlq: host.prepared(pwlq, qat=False) for pwlq in (True, False)}
             with measured(yard):
-                host.convert(made[False], False)
+                host.convert(students[False], False)
             with measured(row):
-                host.convert(made[True], True)
+                host.convert(students[True], True)
         else:
-            made = {pwlq: host.prepared(pwlq, qat=True) for pwlq in (True, False)}
-            steps = {pwlq: hosts.training_step(m, host.images) for pwlq, m in made.items()}
+            students = {pwlq: host.prepared(pwlq, qat=True) for pwlq in (True, False)}
+            steps = {pwlq: hosts.training_step(m, host.images) for pwlq, m in students.items()}
             taken: dict[bool, list[float]] = {True: [], False: []}
             for _ in range(6):
                 for pwlq, step in steps.items():

@@ -50,16 +50,16 @@ def measure(tree: Path, row: str, data: Path, seed: int) -> dict[str, Any]:
     )
     if done.returncode:
         raise RuntimeError(f"{row} in {tree} failed:\n{done.stderr[-3000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def commit_of(tree: Path) -> str:
     """The commit that is measured."""
-    told = subprocess.run(
+    process = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=tree, capture_output=True, text=True
     )
-    return told.stdout.strip()
+    return process.stdout.strip()
 
 
 def table(lines: list[dict[str, Any]]) -> str:
@@ -132,10 +132,10 @@ def main() -> None:
             for row in args.rows:
                 for build in args.builds:
                     tree, seed = trees[build], args.seed + repeat
-                    found = measure(tree, row, args.data.resolve(), seed)
+                    figures = measure(tree, row, args.data.resolve(), seed)
                     line = {"row": row, "build": build, "seed": seed, "commit": commit_of(tree)}
                     with file.open("a") as out:
-                        out.write(json.dumps({**line, **found}) + "\n")
+                        out.write(json.dumps({**line, **figures}) + "\n")
     lines = [json.loads(text) for text in file.read_text().splitlines()]
     (RESULTS / "speed.md").write_text(table(lines) + (HERE / "notes.md").read_text())
 

@@ -63,15 +63,15 @@ def parse_program(data: bytes) -> tuple[Any, dict[str, bytes]]:
     if data[4:6] != b"ET":
         raise ValueError("it does not begin as an ExecuTorch program does.")
     try:
-        found = _program.deserialize_pte_binary(data)
+        file = _program.deserialize_pte_binary(data)
     except Exception as error:  # of whatever class its parsers raise
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"its program cannot be read: {text}") from error
     named: dict[str, bytes] = {}
-    if found.named_data is not None:
-        for key, entry in found.named_data.pte_data.items():
-            named[key] = _bytes(found.named_data.buffers[entry.buffer_index])
-    return found.program, named
+    if file.named_data is not None:
+        for key, entry in file.named_data.pte_data.items():
+            named[key] = _bytes(file.named_data.buffers[entry.buffer_index])
+    return file.program, named
 
 
 def _bytes(buffer: Any) -> bytes:
@@ -110,8 +110,8 @@ def _decompiled(data: bytes) -> dict[str, Any]:
         _flatbuffer._flatc_decompile(folder, str(schema_path), str(binary), ["--raw-binary"])
         text = Path(folder, "graph.json").read_text()
         # flatc writes inf, Python reads Infinity.
-        found: dict[str, Any] = json.loads(re.sub(r":\s*(-?)inf\b", r": \1Infinity", text))
-        return found
+        graph: dict[str, Any] = json.loads(re.sub(r":\s*(-?)inf\b", r": \1Infinity", text))
+        return graph
 
 
 @contextlib.contextmanager

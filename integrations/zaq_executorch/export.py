@@ -103,13 +103,13 @@ def export(
     part = target.with_name(target.name + ".part")
     part.write_bytes(data)
     try:
-        found = read(part)
-        if found.unwritten or not found.integer_layers:
-            what = "no layer is int8" if not found.integer_layers else "an output is never written"
+        file = read(part)
+        if file.unwritten or not file.integer_layers:
+            what = "no layer is int8" if not file.integer_layers else "an output is never written"
             raise ValueError(f"executorch: the file would be wrong: {what} in XNNPACK's delegate.")
-        if found.batch < batch:
+        if file.batch < batch:
             raise ValueError(
-                f"executorch: the file takes batches up to {found.batch}, not {batch}: the model "
+                f"executorch: the file takes batches up to {file.batch}, not {batch}: the model "
                 "itself asks for its batch's size. Export it with batch=1."
             )
         _compare(part, graph, [sized(example, 1), example] if dim is not None else [example])
@@ -120,11 +120,11 @@ def export(
         os.fspath(path),
         len(data),
         len(zlib.compress(data, 9)),
-        found.batch,
-        found.dynamic,
+        file.batch,
+        file.dynamic,
         audit(graph),
-        found.operators,
-        found.outside,
+        file.operators,
+        file.outside,
         graph,
     )
 
@@ -138,13 +138,13 @@ def _compare(path: Path, graph: GraphModule, examples: list[tuple[Any, ...]]) ->
     run = runner(path)
     for example in examples:
         try:
-            made = run(example)
+            outputs = run(example)
         except ValueError as error:
             raise ValueError(
                 f"executorch: the file would not run: {error}. XNNPACK takes operators whose "
                 "inputs are int8 in part, and cannot make them; leave the layers around it float."
             ) from error
-        apart, allowed = largest(made, run_graph(graph, example)), tolerance(graph, example)
+        apart, allowed = largest(outputs, run_graph(graph, example)), tolerance(graph, example)
         if not apart <= allowed * (1 + 1e-6) + 1e-6:
             raise ValueError(
                 f"executorch: with a batch of {len(example[0])} the file's output differs by "

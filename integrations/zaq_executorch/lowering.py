@@ -61,7 +61,7 @@ def lower(graph: GraphModule, example: tuple[Any, ...], shapes: Any) -> bytes:
 
 
 def _left(outer: GraphModule) -> list[str]:
-    found = []
+    operators = []
     for node in outer.graph.nodes:
         name = str(getattr(node.target, "__name__", node.target))
         if node.op == "call_function" and is_layer(name.replace("aten.", "aten::")):
@@ -69,5 +69,5 @@ def _left(outer: GraphModule) -> list[str]:
             where = stack[-1][0] if stack else node.name
             value = node.meta.get("val")
             shape = tuple(value.shape) if isinstance(value, torch.Tensor) else ()
-            found.append(f"{name} of {where or 'the model'}, output {shape}")
-    return found
+            operators.append(f"{name} of {where or 'the model'}, output {shape}")
+    return operators

@@ -19,18 +19,18 @@ _ATEN = torch.ops.aten
 
 def means_outside(graph: GraphModule) -> GraphModule:
     """A copy that computes the same, without global average pools."""
-    made = copy.deepcopy(graph)
-    for node in list(made.graph.nodes):
+    graph_copy = copy.deepcopy(graph)
+    for node in list(graph_copy.graph.nodes):
         if not _is_pool(node):
             continue
-        with made.graph.inserting_before(node):
-            value = made.graph.call_function(_ATEN.mean.dim, (node.args[0], [2, 3]))
+        with graph_copy.graph.inserting_before(node):
+            value = graph_copy.graph.call_function(_ATEN.mean.dim, (node.args[0], [2, 3]))
             for _ in range(2):
-                value = made.graph.call_function(_ATEN.unsqueeze.default, (value, -1))
+                value = graph_copy.graph.call_function(_ATEN.unsqueeze.default, (value, -1))
         node.replace_all_uses_with(value)
-        made.graph.erase_node(node)
-    made.recompile()
-    return made
+        graph_copy.graph.erase_node(node)
+    graph_copy.recompile()
+    return graph_copy
 
 
 def _is_pool(node: Node) -> bool:

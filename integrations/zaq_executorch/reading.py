@@ -61,24 +61,24 @@ def read(path: str | os.PathLike[str]) -> PteFile:
         graphs = list(delegates(program, named))
     except (ValueError, KeyError, IndexError, AssertionError) as error:
         raise ValueError(f"{os.fspath(path)}: {error}") from error
-    found = PteFile()
+    file = PteFile()
     for delegate in graphs:
-        _add(found, delegate.graph, delegate.constants)
+        _add(file, delegate.graph, delegate.constants)
     for plan in program.execution_plan:
         names = [f"{o.name}.{o.overload}" if o.overload else o.name for o in plan.operators]
         for chain in plan.chains:
             for step in chain.instructions:
                 index = getattr(step.instr_args, "op_index", None)
                 if index is not None:
-                    found.outside[names[index]] += 1
-    found.float_layers += sum(n for name, n in found.outside.items() if is_layer(name))
+                    file.outside[names[index]] += 1
+    file.float_layers += sum(n for name, n in file.outside.items() if is_layer(name))
     plan = program.execution_plan[0]
     for index in plan.inputs[:1]:
         tensor = plan.values[index].val
         sizes = getattr(tensor, "sizes", None)
-        found.batch = int(sizes[0]) if sizes else 1
-        found.dynamic = int(getattr(tensor, "shape_dynamism", 0)) == DYNAMIC
-    return found
+        file.batch = int(sizes[0]) if sizes else 1
+        file.dynamic = int(getattr(tensor, "shape_dynamism", 0)) == DYNAMIC
+    return file
 
 
 def weights(path: str | os.PathLike[str]) -> Iterator[Weight]:
@@ -96,27 +96,27 @@ def is_layer(operator: str) -> bool:
     return any(part in operator for part in HEAVY)
 
 
-def _add(found: PteFile, graph: dict[str, Any], constants: list[bytes]) -> None:
+def _add(file: PteFile, graph: dict[str, Any], constants: list[bytes]) -> None:
     values = {v["id_out"]: (v, q) for v, q in map(_value, graph["xvalues"])}
-    made = set(graph["input_ids"])
+    written = set(graph["input_ids"])
     for node in graph["xnodes"]:
-        kind, given = node["xnode_union_type"], node["xnode_union"]
-        found.operators[kind] += 1
-        made.update(v for k, v in given.items() if k.startswith("output") and k.endswith("id"))
+        kind, fields = node["xnode_union_type"], node["xnode_union"]
+        file.operators[kind] += 1
+        written.update(v for k, v in fields.items() if k.startswith("output") and k.endswith("id"))
         if kind not in LAYERS:
             continue
-        (source, _), (weight, grid) = values[given["input1_id"]], values[given["filter_id"]]
+        (source, _), (weight, grid) = values[fields["input1_id"]], values[fields["filter_id"]]
         if weight["datatype"] in INT8 and source["datatype"] in INT8:
-            found.integer_layers += 1
-            found.weights.append(_weight(weight, grid, constants))
+            file.integer_layers += 1
+            file.weights.append(_weight(weight, grid, constants))
         else:
-            found.float_layers += 1
-    found.unwritten += len(set(graph["output_ids"]) - made)
+            file.float_layers += 1
+    file.unwritten += len(set(graph["output_ids"]) - written)
     for node in graph["xnodes"]:
-        given = node["xnode_union"]
-        if node["xnode_union_type"] == "XNNConvert" and given["output_id"] in graph["output_ids"]:
-            _, grid = values[given["input_id"]]
-            found.output_step = max(found.output_step, float(grid.get("scale") or 0))
+        fields = node["xnode_union"]
+        if node["xnode_union_type"] == "XNNConvert" and fields["output_id"] in graph["output_ids"]:
+            _, grid = values[fields["input_id"]]
+            file.output_step = max(file.output_step, float(grid.get("scale") or 0))
 
 
 def _value(entry: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

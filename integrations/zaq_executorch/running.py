@@ -27,10 +27,10 @@ def runner(path: str | os.PathLike[str]) -> Run:
 
     def run(inputs: tuple[Tensor, ...]) -> list[Tensor]:
         try:
-            made = method.execute([x.contiguous() for x in inputs])
+            outputs = method.execute([x.contiguous() for x in inputs])
         except RuntimeError as error:
             raise ValueError(f"ExecuTorch cannot run it: {_first(error)}") from error
-        return [torch.as_tensor(x).clone() for x in made]
+        return [torch.as_tensor(x).clone() for x in outputs]
 
     return run
 

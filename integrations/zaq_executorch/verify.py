@@ -47,44 +47,44 @@ def verify(
             "verify: expected the graph that was exported, export(...).model; got "
             f"{type(model).__name__}."
         )
-    given = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     graph = to_int8(model, HOST.name)
-    found = DeviceVerification(os.fspath(path), "ExecuTorch with XNNPACK")
+    verdict = DeviceVerification(os.fspath(path), "ExecuTorch with XNNPACK")
     try:
         file = read(path)
     except ValueError as error:
-        found.problems.append(str(error))
-        return found
-    _tell(found, file)
-    wanted = int8_weights(graph)
-    lacking = missing(wanted, file.weights, ORDERS)
-    found.problems += lacking
-    found.weights = len(wanted) - len(lacking)
-    found.tolerance = file.output_step
+        verdict.problems.append(str(error))
+        return verdict
+    _tell(verdict, file)
+    weights = int8_weights(graph)
+    lacking = missing(weights, file.weights, ORDERS)
+    verdict.problems += lacking
+    verdict.weights = len(weights) - len(lacking)
+    verdict.tolerance = file.output_step
     try:
         run = runner(path)
     except ValueError as error:
-        found.problems.append(str(error))
-        return found
+        verdict.problems.append(str(error))
+        return verdict
     for size in sorted({1, file.batch} if file.dynamic else {file.batch}):
         try:
-            found.compare(graph, run, sized(given, max(size, len(given[0]))), size)
+            verdict.compare(graph, run, sized(arguments, max(size, len(arguments[0]))), size)
         except ValueError as error:
-            found.problems.append(f"batches of {size}: {error}")
-    return found
+            verdict.problems.append(f"batches of {size}: {error}")
+    return verdict
 
 
-def _tell(found: DeviceVerification, file: PteFile) -> None:
-    found.operators, found.outside = file.operators, file.outside
-    found.integer_layers, found.float_layers = file.integer_layers, file.float_layers
-    found.batch, found.dynamic = file.batch, file.dynamic
+def _tell(verdict: DeviceVerification, file: PteFile) -> None:
+    verdict.operators, verdict.outside = file.operators, file.outside
+    verdict.integer_layers, verdict.float_layers = file.integer_layers, file.float_layers
+    verdict.batch, verdict.dynamic = file.batch, file.dynamic
     if not file.integer_layers:
-        found.problems.append("no layer runs in integers: nothing in this file is quantized.")
+        verdict.problems.append("no layer runs in integers: nothing in this file is quantized.")
     for name in file.outside:
         if is_layer(name):
-            found.problems.append(f"{name} is outside XNNPACK's delegate.")
+            verdict.problems.append(f"{name} is outside XNNPACK's delegate.")
     if file.unwritten:
-        found.problems.append(
+        verdict.problems.append(
             f"{file.unwritten} outputs of XNNPACK's delegate are never written: what read them was "
             "left outside."
         )

@@ -70,13 +70,13 @@ def keep_wide(prepared: fx.GraphModule, *, input_bits: int = 8, other_bits: int 
         else:
             continue
         final = any(user.op == "output" for node in nodes for user in node.users)
-        made = _with_bits(watcher, bits, whole=final)
-        if made is None:
+        replacement = _with_bits(watcher, bits, whole=final)
+        if replacement is None:
             continue
         if apart:
             changed += give_own_grid(prepared, read.products, watcher)
         for node in nodes:
-            prepared.set_submodule(str(node.target), made)
+            prepared.set_submodule(str(node.target), replacement)
             changed.append(str(node.target))
     follow(prepared)
     return changed
@@ -110,19 +110,19 @@ def _with_bits(watcher: nn.Module, bits: int, whole: bool) -> nn.Module | None:
     on = bool(getattr(watcher, "fake_quant_enabled", [True])[0])
     if isinstance(watcher, PWLQActivationFakeQuantize):
         # Simulated anyway: a wide tensor is uniform.
-        made: nn.Module = ActivationFakeQuantize(observer=kind, fake_quant=on, **arguments)
+        replacement: nn.Module = ActivationFakeQuantize(observer=kind, fake_quant=on, **arguments)
     elif isinstance(watcher, ActivationFakeQuantize):
-        made = ActivationFakeQuantize(
+        replacement = ActivationFakeQuantize(
             observer=kind, learnable=watcher.learnable, fake_quant=on, **arguments
         )
     else:
-        made = kind(**arguments)
-    return made.to(inner.min_val.device)
+        replacement = kind(**arguments)
+    return replacement.to(inner.min_val.device)
 
 
 def narrow_ranges(prepared: fx.GraphModule) -> dict[tuple[float, int], Range]:
     """(scale, zero point) -> integer range of every calibrated activation below eight bits."""
-    found: dict[tuple[float, int], Range] = {}
+    ranges: dict[tuple[float, int], Range] = {}
     for _, watcher in watcher_nodes(prepared):
         if isinstance(watcher, PWLQActivationFakeQuantize):
             continue
@@ -134,9 +134,9 @@ def narrow_ranges(prepared: fx.GraphModule) -> dict[tuple[float, int], Range]:
             continue
         scale, zero_point = watcher.calculate_qparams()  # type: ignore[operator]
         key = (float(scale), int(zero_point))
-        old = found.get(key, (low, high))
-        found[key] = (min(old[0], low), max(old[1], high))
-    return found
+        old = ranges.get(key, (low, high))
+        ranges[key] = (min(old[0], low), max(old[1], high))
+    return ranges
 
 
 def clamp_narrow(

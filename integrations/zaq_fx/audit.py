@@ -61,12 +61,12 @@ def plan(prepared: fx.GraphModule, *, measure: bool = True) -> Audit:
     Args:
         measure: Quantize every weight to measure sizes and errors; else only name the formats.
     """
-    found = Audit()
+    records = Audit()
     for layer in layers_of(prepared):
-        found.add(_planned(prepared, layer, measure))
+        records.add(_planned(prepared, layer, measure))
     for record in _strangers(prepared):
-        found.add(record)
-    return found
+        records.add(record)
+    return records
 
 
 def _planned(prepared: fx.GraphModule, layer: Layer, measure: bool) -> LayerRecord:
@@ -74,8 +74,8 @@ def _planned(prepared: fx.GraphModule, layer: Layer, measure: bool) -> LayerReco
     if layer.qconfig is None:
         return LayerRecord(layer.name, layer.kind, weight.numel(), False, reason=_FLOAT)
     if layer.spec is None:
-        kept = "quantized by the host's own uniform weight observer, not by this package"
-        return LayerRecord(layer.name, layer.kind, weight.numel(), False, reason=kept)
+        reason = "quantized by the host's own uniform weight observer, not by this package"
+        return LayerRecord(layer.name, layer.kind, weight.numel(), False, reason=reason)
     return LayerRecord(
         layer.name,
         layer.kind,
@@ -154,7 +154,7 @@ _QUANTIZED: dict[type[Any], str] = {
 def _converted(model: fx.GraphModule, planned: Audit | None) -> Audit:
     modules = dict(model.named_modules())
     called = {str(n.target) for n in model.graph.nodes if n.op == "call_module"}
-    found = Audit()
+    records = Audit()
     for name, module in modules.items():
         kernel = _kernel(module)
         owner = name.rpartition(".")[0]
@@ -165,20 +165,20 @@ def _converted(model: fx.GraphModule, planned: Audit | None) -> Audit:
         if kernel == "":
             reason = _HOST if before is None or before.quantized else before.reason
             label = before.name if before is not None else owner if fused else name
-            found.add(
+            records.add(
                 LayerRecord(label, type(module).__name__, _numel(module), False, reason=reason)
             )
         elif before is not None and before.quantized:
-            found.add(dataclasses.replace(before, kernel=kernel))
+            records.add(dataclasses.replace(before, kernel=kernel))
         else:
-            found.add(_from_integers(name, module, kernel))
+            records.add(_from_integers(name, module, kernel))
     for record in _strangers(model):
-        found.add(record)
-    present = {record.name for record in found}
+        records.add(record)
+    present = {record.name for record in records}
     for record in planned or ():  # what `prepare_model` kept float is plain modules and calls now
         if not (record.quantized or {record.name, f"{record.name}.0"} & present):
-            found.add(record)
-    return found
+            records.add(record)
+    return records
 
 
 def _lookup(planned: Audit, name: str) -> LayerRecord | None:
@@ -212,8 +212,8 @@ def integer_weight(module: nn.Module) -> Tensor:
     if isinstance(module, tuple(_QUANTIZED)):
         packed: Any = module
         return packed.weight()
-    made: Tensor = module.get_quantized_weight()  # type: ignore[operator]
-    return made
+    weight: Tensor = module.get_quantized_weight()  # type: ignore[operator]
+    return weight
 
 
 def _from_integers(name: str, module: nn.Module, kernel: str) -> LayerRecord:

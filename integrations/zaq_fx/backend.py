@@ -68,20 +68,20 @@ class SnappedReference:
         Raises:
             ValueError: the weight is not float32.
         """
-        found = weight_format(weight_qparams.get("scale"))
-        if found is not None:
+        form = weight_format(weight_qparams.get("scale"))
+        if form is not None:
             weight: Tensor = module.weight  # type: ignore[assignment]
             if weight.dtype != torch.float32:
                 raise ValueError(
                     f"{type(module).__name__} has {weight.dtype} weights, but torch.ao's int8 "
                     "kernels work with float32 models. Call model.float() before preparing."
                 )
-            packed = quantize(weight.detach(), found.spec, found.ch_axis, edges=found.edges)
+            packed = quantize(weight.detach(), form.spec, form.ch_axis, edges=form.edges)
             module = with_parameter(module, "weight", packed.dequantize())
-        made: nn.Module = self.reference.from_float(module, weight_qparams)  # type: ignore[attr-defined]
-        if self.reference in UNLOWERED and not kernel_is_right(made):
-            made.__class__ = UNLOWERED[self.reference]
-        return made
+        layer: nn.Module = self.reference.from_float(module, weight_qparams)  # type: ignore[attr-defined]
+        if self.reference in UNLOWERED and not kernel_is_right(layer):
+            layer.__class__ = UNLOWERED[self.reference]
+        return layer
 
     def __repr__(self) -> str:
         return f"SnappedReference({self.reference.__name__})"
@@ -100,7 +100,7 @@ class ConvTranspose3d(nnqr.ConvTranspose3d):
 
 
 UNLOWERED: dict[Any, Any] = {
-    made.__bases__[0]: made for made in (ConvTranspose1d, ConvTranspose2d, ConvTranspose3d)
+    kind.__bases__[0]: kind for kind in (ConvTranspose1d, ConvTranspose2d, ConvTranspose3d)
 }
 _KERNELS: dict[Any, Any] = {
     nnqr.ConvTranspose1d: nnq.ConvTranspose1d,
@@ -136,11 +136,11 @@ def kernel_is_right(reference: nn.Module) -> bool:
     zero_point = min(zero_point, 255)
     try:
         kernel = _KERNELS[type(reference)].from_reference(plain, scale, zero_point)
-        found = kernel(noise).dequantize()
+        output = kernel(noise).dequantize()
     except (RuntimeError, AssertionError):
         return False
     low, high = -zero_point * scale, (255 - zero_point) * scale
-    return bool((found - expected.clamp(low, high)).abs().max() <= 1.5 * scale)
+    return bool((output - expected.clamp(low, high)).abs().max() <= 1.5 * scale)
 
 
 def with_parameter(module: nn.Module, name: str, value: Tensor | None) -> nn.Module:
@@ -158,10 +158,10 @@ class _ExactBatchNorm:
 
     @classmethod
     def from_float(cls, mod: nn.Module, use_precomputed_fake_quant: bool = False) -> nn.Module:
-        made: nn.Module = super().from_float(mod, use_precomputed_fake_quant)  # type: ignore[misc]
-        if bool((made.bn.weight == 0).any()):  # type: ignore[union-attr]
-            use_exact_batch_norm(made)
-        return made
+        layer: nn.Module = super().from_float(mod, use_precomputed_fake_quant)  # type: ignore[misc]
+        if bool((layer.bn.weight == 0).any()):  # type: ignore[union-attr]
+            use_exact_batch_norm(layer)
+        return layer
 
 
 class ConvBn1d(_ExactBatchNorm, nniqat.ConvBn1d):
@@ -189,9 +189,9 @@ class ConvBnReLU3d(_ExactBatchNorm, nniqat.ConvBnReLU3d):
 
 
 _EXACT = {
-    base: made
-    for made in (ConvBn1d, ConvBn2d, ConvBn3d, ConvBnReLU1d, ConvBnReLU2d, ConvBnReLU3d)
-    for base in made.__bases__[1:]
+    base: kind
+    for kind in (ConvBn1d, ConvBn2d, ConvBn3d, ConvBnReLU1d, ConvBnReLU2d, ConvBnReLU3d)
+    for base in kind.__bases__[1:]
 }
 _WEIGHTED = (
     nnqr.Conv1d,
@@ -215,23 +215,23 @@ def pwlq_backend_config(base: BackendConfig | None = None) -> BackendConfig:
         through `SnappedReference`, and Conv-BN survives a zero gamma in training.
     """
     note_host()
-    made = BackendConfig("zaq_pwlq")
+    config = BackendConfig("zaq_pwlq")
     for pattern in (base or get_native_backend_config()).configs:
         ours = copy.copy(pattern)
         if ours.reference_quantized_module in _WEIGHTED:
             ours.reference_quantized_module = SnappedReference(ours.reference_quantized_module)  # type: ignore[assignment]
         if ours.pattern in TRAINED:
             ours.qat_module = TRAINED[ours.pattern]
-            made.set_backend_pattern_config(_as_pattern(ours, ours.qat_module))
+            config.set_backend_pattern_config(_as_pattern(ours, ours.qat_module))
         if ours.qat_module in _EXACT:
             ours.qat_module = _EXACT[ours.qat_module]
-        made.set_backend_pattern_config(ours)
+        config.set_backend_pattern_config(ours)
         if ours.pattern in _EXACT:
-            made.set_backend_pattern_config(_as_pattern(ours, _EXACT[ours.pattern]))
-    return made
+            config.set_backend_pattern_config(_as_pattern(ours, _EXACT[ours.pattern]))
+    return config
 
 
 def _as_pattern(config: BackendPatternConfig, cls: type[nn.Module]) -> BackendPatternConfig:
-    made = copy.copy(config)
-    made.set_pattern(cls)
-    return made
+    variant = copy.copy(config)
+    variant.set_pattern(cls)
+    return variant

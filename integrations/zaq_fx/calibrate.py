@@ -44,14 +44,14 @@ def calibrate(
         TypeError: a batch is of an unknown kind.
     """
     student(prepared, "calibrate")
-    held = list(batches)
-    require_batches(prepared, held)
-    if check and float_model is not None and held:
-        call = as_calls(held[:1], "calibrate", inputs_of(prepared))[0]
+    all_batches = list(batches)
+    require_batches(prepared, all_batches)
+    if check and float_model is not None and all_batches:
+        call = as_calls(all_batches[:1], "calibrate", inputs_of(prepared))[0]
         require_float_function(prepared, float_model, call)
-    ptq.calibrate(prepared, held)
+    ptq.calibrate(prepared, all_batches)
     if bias_correction:
-        correct_bias(prepared, held)
+        correct_bias(prepared, all_batches)
     return prepared
 
 

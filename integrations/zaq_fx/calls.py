@@ -50,10 +50,10 @@ def split_calls(traced: fx.GraphModule) -> dict[str, str]:
             continue
         original = first[id(module)]
         number = 2 + sum(value == original for value in copies.values())
-        made = free_name(traced, f"{original}_call{number}")
-        traced.set_submodule(made, _shallow(module))
-        node.target = made
-        copies[made] = original
+        copy_name = free_name(traced, f"{original}_call{number}")
+        traced.set_submodule(copy_name, _shallow(module))
+        node.target = copy_name
+        copies[copy_name] = original
     return copies
 
 
@@ -80,8 +80,8 @@ def share_weight_quantizers(prepared: nn.Module, copies: Mapping[str, str]) -> l
     """
     done = []
     modules = dict(prepared.named_modules(remove_duplicate=False))
-    for made, original in copies.items():
-        pair = [modules.get(name) for name in (made, original)]
+    for copy_name, original in copies.items():
+        pair = [modules.get(name) for name in (copy_name, original)]
         quantizers: list[Any] = [getattr(m, "weight_fake_quant", None) for m in pair]
         if any(q is None or hasattr(m, "bn") for m, q in zip(pair, quantizers, strict=True)):
             continue
@@ -91,5 +91,5 @@ def share_weight_quantizers(prepared: nn.Module, copies: Mapping[str, str]) -> l
             continue
         if weights[0] is weights[1]:
             pair[0].weight_fake_quant = quantizers[1]  # type: ignore[union-attr]
-            done.append(made)
+            done.append(copy_name)
     return done

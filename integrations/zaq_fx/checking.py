@@ -68,22 +68,22 @@ def require_conversion(
     Raises:
         ValueError: they are too far apart; the text names the first layer that differs.
     """
-    given = student_side("the prepared model", prepared)
-    made = other_side("the converted model", converted, prepared)
-    found = difference(
-        given, made, call, KERNELS_DB if kernels else SAME_DB, lambda: noise_of(prepared, call)
+    source = student_side("the prepared model", prepared)
+    target = other_side("the converted model", converted, prepared)
+    gap = difference(
+        source, target, call, KERNELS_DB if kernels else SAME_DB, lambda: noise_of(prepared, call)
     )
-    if found is None:
+    if gap is None:
         return
-    name = found.place.layer
-    alike = kernels and found.place.given_alike
+    name = gap.place.layer
+    alike = kernels and gap.place.given_alike
     module = converted.get_submodule(name) if name is not None and alike else None
     if name is not None and _may_saturate(module) and saturates(module):
         _tell(converted, name)
-        text = f"layer '{name}': {SATURATES} (outputs: {found.ratio:.1f} dB)"
+        text = f"layer '{name}': {SATURATES} (outputs: {gap.ratio:.1f} dB)"
         warnings.warn(text, Saturation, stacklevel=3)
         return
-    raise refusal(given, made, found, _ADVICE)
+    raise refusal(source, target, gap, _ADVICE)
 
 
 def _tell(converted: fx.GraphModule, name: str) -> None:
@@ -145,8 +145,8 @@ def saturates(module: Any) -> bool:
         probe = nnq.Linear(module.in_features, module.out_features)
     probe.set_weight_bias(weight, None)
     probe.scale, probe.zero_point = float(right.max()) / 255, 0
-    found = probe(x).dequantize()
-    return bool((found - right).abs().max() > 2 * probe.scale)
+    output = probe(x).dequantize()
+    return bool((output - right).abs().max() > 2 * probe.scale)
 
 
 def _image(module: Any) -> list[int]:

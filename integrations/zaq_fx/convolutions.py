@@ -59,11 +59,11 @@ def _ends(conv: Any) -> list[int]:
         return [0, 0] * len(conv.kernel_size)
     if conv.padding != "same":
         return [p for padding in reversed(conv.padding) for p in (padding, padding)]
-    found = []
+    pads = []
     for size, dilation in zip(reversed(conv.kernel_size), reversed(conv.dilation), strict=True):
         total = dilation * (size - 1)
-        found += [total // 2, total - total // 2]
-    return found
+        pads += [total // 2, total - total // 2]
+    return pads
 
 
 def _own_padding(conv: Any) -> tuple[int, ...]:
@@ -84,7 +84,7 @@ def fold_transposed(traced: fx.GraphModule) -> list[str]:
         Names of the BatchNorms.
     """
     modules = dict(traced.named_modules(remove_duplicate=False))
-    found = []
+    names = []
     for node in list(traced.graph.nodes):
         if node.op != "call_module" or type(modules[str(node.target)]) not in _BATCH_NORMS:
             continue
@@ -95,7 +95,7 @@ def fold_transposed(traced: fx.GraphModule) -> list[str]:
         if type(conv) not in _TRANSPOSED or len(source.users) > 1:
             continue
         name = str(node.target)
-        found.append(name)
+        names.append(name)
         if norm.training:
             traced.set_submodule(name, KeptFloat(norm, _BY_BATCHES))
             continue
@@ -105,4 +105,4 @@ def fold_transposed(traced: fx.GraphModule) -> list[str]:
         with torch.no_grad():
             fold_module(conv, stats)
         traced.set_submodule(name, nn.Identity())
-    return found
+    return names

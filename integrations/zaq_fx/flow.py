@@ -130,7 +130,7 @@ def convert(
         ValueError: the model was not calibrated or not prepared, or nothing was quantized; the
             converted model computes something else.
     """
-    given, call = prepared, inputs_at_hand(prepared) if check else None
+    original, call = prepared, inputs_at_hand(prepared) if check else None
     prepared = copy.deepcopy(prepared).eval()
     planned = audit(prepared)
     ranges = narrow_ranges(prepared)
@@ -145,5 +145,5 @@ def convert(
     object.__setattr__(converted, "zaq_audit", audit(converted, planned))
     keep_inputs(converted, None)
     if call is not None:
-        require_conversion(given, converted, call, kernels=not reference)
+        require_conversion(original, converted, call, kernels=not reference)
     return converted

@@ -41,8 +41,8 @@ class Follower(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The leader's."""
-        found: torch.dtype = self.leader.dtype
-        return found
+        kind: torch.dtype = self.leader.dtype
+        return kind
 
     @property
     def is_dynamic(self) -> bool:
@@ -66,8 +66,8 @@ class Follower(nn.Module):
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """The leader's scale and zero point."""
-        found: tuple[Tensor, Tensor] = self.leader.calculate_qparams()
-        return found
+        grid: tuple[Tensor, Tensor] = self.leader.calculate_qparams()
+        return grid
 
     def forward(self, x: Tensor) -> Tensor:
         """The tensor, on the leader's grid if the leader fake-quantizes; same shape."""
@@ -108,7 +108,7 @@ def follow(prepared: fx.GraphModule) -> list[str]:
     for node in prepared.graph.nodes:
         if node.op == "call_module" and is_watcher(modules[str(node.target)]):
             groups.setdefault(modules[str(node.target)], []).append(node)
-    found = []
+    names = []
     for watcher, nodes in groups.items():
         inner: Any = getattr(watcher, "activation_post_process", watcher)
         if not hasattr(inner, "batch_range"):
@@ -120,8 +120,8 @@ def follow(prepared: fx.GraphModule) -> list[str]:
         for node in nodes:
             if node is not leader:
                 prepared.set_submodule(str(node.target), Follower(watcher))
-                found.append(str(node.target))
-    return found
+                names.append(str(node.target))
+    return names
 
 
 _SATURATING = (nn.ReLU6, nn.Hardtanh, nn.functional.relu6, nn.functional.hardtanh)

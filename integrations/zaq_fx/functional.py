@@ -83,19 +83,19 @@ def _turn(traced: fx.GraphModule, node: fx.Node) -> None:
         names = _LINEAR_ARGUMENTS
     elif node.target in TRANSPOSED:
         names = _TRANSPOSED_ARGUMENTS
-    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-    weight = constant(traced, given.get("weight"))
-    bias = constant(traced, given.get("bias"))
-    if weight is None or (given.get("bias") is not None and bias is None):
+    arguments = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    weight = constant(traced, arguments.get("weight"))
+    bias = constant(traced, arguments.get("bias"))
+    if weight is None or (arguments.get("bias") is not None and bias is None):
         return
-    options = {k: v for k, v in given.items() if k not in _LINEAR_ARGUMENTS}
+    options = {k: v for k, v in arguments.items() if k not in _LINEAR_ARGUMENTS}
     if any(isinstance(v, fx.Node) for v in options.values()):
         return
-    made = _module(node.target, weight, bias, options)
-    made.train(traced.training)
-    name = _place(traced, _first_attribute(given["weight"]), node, made)
+    layer = _module(node.target, weight, bias, options)
+    layer.train(traced.training)
+    name = _place(traced, _first_attribute(arguments["weight"]), node, layer)
     with traced.graph.inserting_before(node):
-        call = traced.graph.call_module(name, (given["input"],))
+        call = traced.graph.call_module(name, (arguments["input"],))
     call.meta = dict(node.meta)
     node.replace_all_uses_with(call)
     traced.graph.erase_node(node)
@@ -148,21 +148,21 @@ def _module(target: Any, weight: Tensor, bias: Tensor | None, options: dict[str,
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")
         if target is functional.linear:
-            made: nn.Module = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+            layer: nn.Module = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
         else:
             groups = options.get("groups", 1)
             channels = weight.shape[1] * groups, weight.shape[0]
             kind = {**_CONVOLUTIONS, **TRANSPOSED}[target]
-            made = kind(
+            layer = kind(
                 *(reversed(channels) if target in TRANSPOSED else channels),
                 tuple(weight.shape[2:]),
                 bias=bias is not None,
                 **options,
             )
-    made._parameters["weight"] = _as_parameter(weight)
+    layer._parameters["weight"] = _as_parameter(weight)
     if bias is not None:
-        made._parameters["bias"] = _as_parameter(bias)
-    return made
+        layer._parameters["bias"] = _as_parameter(bias)
+    return layer
 
 
 def _as_parameter(value: Tensor) -> nn.Parameter:
@@ -181,21 +181,21 @@ def _first_attribute(weight: Any) -> str:
     return ""
 
 
-def _place(traced: fx.GraphModule, weight: str, node: fx.Node, made: nn.Module) -> str:
+def _place(traced: fx.GraphModule, weight: str, node: fx.Node, layer: nn.Module) -> str:
     """Name the new module like its weight's owner if nothing else does, or beside it."""
     owner, _, leaf = weight.rpartition(".")
     if owner and leaf == "weight":
-        held = traced.get_submodule(owner)
-        rest = set(held._parameters) - {"weight", "bias"}
+        holder = traced.get_submodule(owner)
+        rest = set(holder._parameters) - {"weight", "bias"}
         readers = [n for n in traced.graph.nodes if n.op == "get_attr" and n.target == weight]
         shared = len(readers) > 1 or sum(len(n.users) for n in readers) > 1
-        if not (rest or held._modules or held._buffers or shared or _called(traced, owner)):
+        if not (rest or holder._modules or holder._buffers or shared or _called(traced, owner)):
             # get_attr nodes of the old parameters die with the functional call.
-            traced.set_submodule(owner, made)
+            traced.set_submodule(owner, layer)
             return owner
     stem = f"{owner}_{node.name}" if owner else node.name
     name = free_name(traced, stem)
-    traced.add_submodule(name, made)
+    traced.add_submodule(name, layer)
     return name
 
 

@@ -31,18 +31,18 @@ def lower_concatenations(converted: fx.GraphModule) -> int:
         joined, scale, zero_point, dtype = node.args
         if dtype is not torch.quint8 or not isinstance(joined, fx.Node):
             continue
-        found = _concatenation(joined, modules)
-        if found is None:
+        parts = _concatenation(joined, modules)
+        if parts is None:
             continue
-        tensors, dim = found
+        tensors, dim = parts
         if not all(_dequantized(t) for t in tensors):
             continue
         integers = [t.args[0] for t in tensors]
         with converted.graph.inserting_before(node):
-            made = converted.graph.call_function(
+            call = converted.graph.call_function(
                 torch.ops.quantized.cat, (integers, dim, scale, zero_point)
             )
-        node.replace_all_uses_with(made)
+        node.replace_all_uses_with(call)
         converted.graph.erase_node(node)
         count += 1
     converted.graph.eliminate_dead_code()

@@ -35,8 +35,8 @@ class KeptFloat(LeafModule):
             return super().__getattr__(name)
         except AttributeError:
             inner = self.__dict__["_modules"].get("0")
-            held = {} if inner is None else {**inner._parameters, **inner._buffers}
-            if name not in held:
+            tensors = {} if inner is None else {**inner._parameters, **inner._buffers}
+            if name not in tensors:
                 raise
             return getattr(inner, name)  # as the tracer reads it
 
@@ -89,8 +89,8 @@ def unwrap(converted: fx.GraphModule) -> None:
             converted.set_submodule(str(node.target), inner)
             continue
         with converted.graph.inserting_before(node):
-            made = converted.graph.call_function(inner.function, node.args, node.kwargs)
-        node.replace_all_uses_with(made)
+            call = converted.graph.call_function(inner.function, node.args, node.kwargs)
+        node.replace_all_uses_with(call)
         converted.graph.erase_node(node)
     converted.delete_all_unused_submodules()
     converted.recompile()

@@ -49,8 +49,8 @@ class Layer:
         """The weight's fake-quantizer in training, else a new observer; None if not ours."""
         if self.spec is None:
             return None
-        found = getattr(self.module, "weight_fake_quant", None)
-        return found if found is not None else self.qconfig.weight()
+        watcher = getattr(self.module, "weight_fake_quant", None)
+        return watcher if watcher is not None else self.qconfig.weight()
 
     def quantized(self) -> PWLQTensor:
         """The weight on its levels, as conversion will have it.

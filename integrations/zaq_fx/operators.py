@@ -72,18 +72,18 @@ _RUNNING = "torch.ao's int8 instance norm takes the input's statistics in place 
 
 def keep_layers_float(model: nn.Module) -> list[str]:
     """Wrap the layers that the host would convert to something else, in place; their names."""
-    made: dict[int, nn.Module] = {}
-    found = []
+    wrappers: dict[int, nn.Module] = {}
+    names = []
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if not name or _inside_kept(model, name):
             continue
         reason = _reason(module)
         if reason is None:
             continue
-        kept = made.setdefault(id(module), KeptFloat(module, reason, reason != OWN_GRID))
-        model.set_submodule(name, kept)
-        found.append(name)
-    return found
+        wrapper = wrappers.setdefault(id(module), KeptFloat(module, reason, reason != OWN_GRID))
+        model.set_submodule(name, wrapper)
+        names.append(name)
+    return names
 
 
 def _inside_kept(model: nn.Module, name: str) -> bool:
@@ -112,7 +112,7 @@ def give_affine(model: nn.Module) -> list[str]:
 
     The host folds and converts BatchNorms of all four tensors only.
     """
-    found = []
+    names = []
     for name, module in model.named_modules():
         if type(module) not in _BATCH_NORMS:
             continue
@@ -122,8 +122,8 @@ def give_affine(model: nn.Module) -> list[str]:
         module.weight = nn.Parameter(torch.ones_like(mean), requires_grad=False)
         module.bias = nn.Parameter(torch.zeros_like(mean), requires_grad=False)
         module.affine = True
-        found.append(name)
-    return found
+        names.append(name)
+    return names
 
 
 # ---- operators -----------------------------------------------------------------------------------
@@ -242,12 +242,12 @@ def is_number(node: fx.Node) -> bool:
 def _keep(traced: fx.GraphModule, node: fx.Node, reason: str) -> None:
     """Put a float layer in the place of a function's call."""
     function: Any = node.target
-    kept = KeptCall(Call(function, function.__name__), reason, reason != OWN_GRID)
-    kept.train(traced.training)
+    wrapper = KeptCall(Call(function, function.__name__), reason, reason != OWN_GRID)
+    wrapper.train(traced.training)
     name = free_name(traced, node.name)
-    traced.add_submodule(name, kept)
+    traced.add_submodule(name, wrapper)
     with traced.graph.inserting_before(node):
-        made = traced.graph.call_module(name, node.args, node.kwargs)
-    made.meta = dict(node.meta)
-    node.replace_all_uses_with(made)
+        call = traced.graph.call_module(name, node.args, node.kwargs)
+    call.meta = dict(node.meta)
+    node.replace_all_uses_with(call)
     traced.graph.erase_node(node)

@@ -23,7 +23,7 @@ def separate_parameters(traced: fx.GraphModule) -> list[str]:
     """
     called = {str(node.target) for node in traced.graph.nodes if node.op == "call_module"}
     own: dict[str, str] = {}
-    found: dict[str, None] = {}
+    owners: dict[str, None] = {}
     for node in traced.graph.nodes:
         owner, _, leaf = str(node.target).rpartition(".")
         if node.op != "get_attr" or not called.intersection(_around(owner)):
@@ -34,8 +34,8 @@ def separate_parameters(traced: fx.GraphModule) -> list[str]:
             value: Any = getattr(traced.get_submodule(owner), leaf)
             setattr(traced, own[target], value)
         node.target = own[target]
-        found[owner] = None
-    return list(found)
+        owners[owner] = None
+    return list(owners)
 
 
 def _around(name: str) -> list[str]:

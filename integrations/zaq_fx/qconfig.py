@@ -184,13 +184,13 @@ def _mapping(
         stock: Any = mapping.object_type_qconfigs[norm]
         mapping.set_object_type(norm, QConfig(activation=usual.activation, weight=stock.weight))
     functions, differing = _split(overrides, activations)
-    made = _QConfigs(spec, activations, options, mapping)
+    configs = _QConfigs(spec, activations, options, mapping)
     for function, choice in functions.items():
-        mapping.set_object_type(function, made.of(choice, per_tensor=function in _TRANSPOSED))
+        mapping.set_object_type(function, configs.of(choice, per_tensor=function in _TRANSPOSED))
     if model is None:
-        _by_the_host(mapping, differing, made)
+        _by_the_host(mapping, differing, configs)
     else:
-        _by_name(mapping, differing, made, model)
+        _by_name(mapping, differing, configs, model)
     return mapping
 
 
@@ -256,7 +256,7 @@ class _QConfigs:
 
 
 def _by_name(
-    mapping: QConfigMapping, differing: Overrides, made: _QConfigs, model: nn.Module
+    mapping: QConfigMapping, differing: Overrides, configs: _QConfigs, model: nn.Module
 ) -> None:
     """Write down, for every module by its name, the override that decides on it.
 
@@ -266,17 +266,17 @@ def _by_name(
     classes = {**module_classes(model), **classes_before(model)}
     copies = copies_of(model)
     modules = {n: m for n, m in model.named_modules(remove_duplicate=False) if n}
-    known = {name: classes_at(copies.get(name, name), classes) for name in modules}
-    layers = {n: known[n] for n, m in modules.items() if isinstance(m, LAYERS)}
-    differing.require_used(layers, {n: c for n, c in known.items() if n not in layers})
+    own_classes = {name: classes_at(copies.get(name, name), classes) for name in modules}
+    layers = {n: own_classes[n] for n, m in modules.items() if isinstance(m, LAYERS)}
+    differing.require_used(layers, {n: c for n, c in own_classes.items() if n not in layers})
     for name, module in modules.items():
         aliases = (copies[name],) if name in copies else ()
-        choice = differing.find(name, known[name], aliases)
+        choice = differing.find(name, own_classes[name], aliases)
         if choice is not None:
-            mapping.set_module_name(name, made.of(choice, module))
+            mapping.set_module_name(name, configs.of(choice, module))
 
 
-def _by_the_host(mapping: QConfigMapping, differing: Overrides, made: _QConfigs) -> None:
+def _by_the_host(mapping: QConfigMapping, differing: Overrides, configs: _QConfigs) -> None:
     """Without the model: names as names, patterns as patterns, the most specific one first.
 
     Raises:
@@ -290,6 +290,6 @@ def _by_the_host(mapping: QConfigMapping, differing: Overrides, made: _QConfigs)
             )
         if is_pattern(key):  # of a layer, or of a module around it
             pattern = f"{translate(key)}|{translate(key + '.*')}"
-            mapping.set_module_name_regex(pattern, made.of(choice))
+            mapping.set_module_name_regex(pattern, configs.of(choice))
         else:
-            mapping.set_module_name(key, made.of(choice))
+            mapping.set_module_name(key, configs.of(choice))

@@ -61,19 +61,19 @@ def readers(nodes: Sequence[fx.Node], modules: dict[str, nn.Module]) -> Readers:
         nodes: The calls of one watcher.
         modules: The prepared model's, by name.
     """
-    found = Readers()
+    groups = Readers()
     shared = modules[str(nodes[0].target)]
     for node in nodes:
         for user in node.users:
             if _is_product(user, modules):
-                found.products.append((node, user))
+                groups.products.append((node, user))
             elif _reaches_product(user, modules):
-                found.distant = True
+                groups.distant = True
             elif user.target not in _SHAPES and not any(
                 modules.get(str(n.target)) is shared for n in user.users if n.op == "call_module"
             ):
-                found.others.append(user)
-    return found
+                groups.others.append(user)
+    return groups
 
 
 def _is_product(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
@@ -112,13 +112,13 @@ def give_own_grid(
     Returns:
         Names of the new watchers.
     """
-    made: dict[fx.Node, fx.Node] = {}
+    watchers: dict[fx.Node, fx.Node] = {}
     for source, product in products:
-        if source not in made:
+        if source not in watchers:
             name = f"{source.target}_multiplied"
             prepared.add_module(name, copy.deepcopy(watcher))
             with prepared.graph.inserting_after(source):
-                made[source] = prepared.graph.call_module(name, (source,))
-        product.replace_input_with(source, made[source])
+                watchers[source] = prepared.graph.call_module(name, (source,))
+        product.replace_input_with(source, watchers[source])
     prepared.recompile()
-    return [str(node.target) for node in made.values()]
+    return [str(node.target) for node in watchers.values()]

@@ -23,15 +23,15 @@ Shapes = dict[str, tuple[int, ...]]
 
 def single_samples(model: nn.Module, call: Call) -> Shapes:
     """Layers whose input has no batch axis, and its shape, found by one run in evaluation mode."""
-    found: Shapes = {}
-    with evaluating(model), _watching(model, found):
+    shapes: Shapes = {}
+    with evaluating(model), _watching(model, shapes):
         args, kwargs = fresh(call)
         model(*args, **kwargs)
-    return found
+    return shapes
 
 
 @contextmanager
-def _watching(model: nn.Module, found: Shapes) -> Iterator[None]:
+def _watching(model: nn.Module, shapes: Shapes) -> Iterator[None]:
     handles = []
     for name, module in model.named_modules():
         root = root_of(module) if name else None
@@ -42,7 +42,7 @@ def _watching(model: nn.Module, found: Shapes) -> Iterator[None]:
 
         def look(_: nn.Module, args: Any, name: str = name, least: int = least) -> None:
             if args and isinstance(args[0], Tensor) and args[0].dim() < least:
-                found[name] = tuple(args[0].shape)
+                shapes[name] = tuple(args[0].shape)
 
         handles.append(module.register_forward_pre_hook(look))
     try:
@@ -79,10 +79,10 @@ def require_batches(prepared: fx.GraphModule, batches: Sequence[Any]) -> None:
     if not batches:
         return
     quantized = {layer.name for layer in layers_of(prepared) if layer.spec is not None}
-    found = single_samples(prepared, as_call(batches[0], inputs_of(prepared)))
-    for name in quantized & set(found):
+    shapes = single_samples(prepared, as_call(batches[0], inputs_of(prepared)))
+    for name in quantized & set(shapes):
         raise ValueError(
-            f"layer '{name}' is given a tensor of shape {found[name]}, one sample without its "
+            f"layer '{name}' is given a tensor of shape {shapes[name]}, one sample without its "
             "batch axis, which torch's int8 kernels do not take. Pass what the model is called "
             "with, prepare_model(model, example_inputs), which adds the axis; or use "
             "zaq_fx.prepare"

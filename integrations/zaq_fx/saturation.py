@@ -41,5 +41,5 @@ def _loses_something() -> bool:
     )
     operators = torch.ops.quantized
     packed = operators.conv2d_prepack(weight, None, [1, 1], [0, 0], [1, 1], 1)
-    made = operators.conv2d.new(x, packed, 127.0 * _CHANNELS, 0)
-    return bool((made.int_repr().int() - 255).abs().max() > 2)
+    output = operators.conv2d.new(x, packed, 127.0 * _CHANNELS, 0)
+    return bool((output.int_repr().int() - 255).abs().max() > 2)

@@ -91,18 +91,18 @@ class FXStudent(ModuleStudent):
 
     def layers(self) -> dict[str, QuantLayer]:
         """Layers in order of execution, by the name under which the graph calls them."""
-        found: dict[str, QuantLayer] = {}
+        layers: dict[str, QuantLayer] = {}
         modules = dict(self.prepared.named_modules(remove_duplicate=False))
         for node in self.prepared.graph.nodes:
             name = str(node.target)
-            if node.op != "call_module" or name in found:
+            if node.op != "call_module" or name in layers:
                 continue
             layer = carried_layer(name, modules[name])
             if layer is not None and isinstance(modules[name], WITH_BATCH_NORM):
                 layer = BatchNormLayer(name, modules[name], layer.slot)
             if layer is not None:
-                found[name] = layer
-        return found
+                layers[name] = layer
+        return layers
 
     def twin(self) -> nn.Module:
         """See `Student.twin`; observers without a switch become identities."""
@@ -135,20 +135,20 @@ def _carry(prepared: fx.GraphModule, layer: Layer, owned: dict[int, nn.Parameter
     weight, bias = plain.weight, plain.bias
     if id(weight) not in owned:
         owned[id(weight)] = nn.Parameter(weight.detach().clone(), weight.requires_grad)
-    made: Any = copy.copy(plain)
-    made.__class__ = carrier
-    made._parameters, made._modules = dict(plain._parameters), dict(plain._modules)
-    made._parameters["weight"] = owned[id(weight)]
+    carried: Any = copy.copy(plain)
+    carried.__class__ = carrier
+    carried._parameters, carried._modules = dict(plain._parameters), dict(plain._modules)
+    carried._parameters["weight"] = owned[id(weight)]
     value = weight.new_zeros(out_features(plain)) if bias is None else bias
-    made._parameters["bias"] = nn.Parameter(value.detach().clone(), weight.requires_grad)
+    carried._parameters["bias"] = nn.Parameter(value.detach().clone(), weight.requires_grad)
     observer = layer.watcher
     quantizer = PWLQPerChannelFakeQuantize(
         observer.spec, observer.ch_axis, dtype=observer.dtype, fake_quant=False
     )
     quantizer.disable_observer()  # breakpoints are solved once, at the first forward
-    made.weight_fake_quant = quantizer.to(weight.device).train(plain.training)
-    made.qconfig = layer.qconfig
-    prepared.set_submodule(layer.name, made)
+    carried.weight_fake_quant = quantizer.to(weight.device).train(plain.training)
+    carried.qconfig = layer.qconfig
+    prepared.set_submodule(layer.name, carried)
 
 
 class BiasMemory(HostModule):
@@ -161,7 +161,7 @@ class BiasMemory(HostModule):
         self.register_buffer("bias_shift", torch.empty(0))
 
 
-def _untie_biases(found: Iterable[QuantLayer], model: nn.Module) -> None:
+def _untie_biases(layers: Iterable[QuantLayer], model: nn.Module) -> None:
     """A bias of its own, and a memory of it, for every call of a layer: each sees other inputs.
 
     What functions read, see `zaq_fx.parameters`, is no call's own either.
@@ -169,7 +169,7 @@ def _untie_biases(found: Iterable[QuantLayer], model: nn.Module) -> None:
     read = {id(parameter) for parameter in model._parameters.values()}
     biases: set[int] = set(read)
     quantizers: set[int] = set()
-    for layer in found:
+    for layer in layers:
         module: Any = layer.module if isinstance(layer, CarriedLayer) else None
         if module is None or layer.bias is None:
             continue

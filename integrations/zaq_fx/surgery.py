@@ -76,8 +76,8 @@ def prepare_model(
     model, copies, read = _rewrite_graph(model, example_inputs)
     remarks = dict.fromkeys(read, REMARK)
     remarks |= dict.fromkeys(baked, "its computed weight (weight norm, pruning, ...) is a constant")
-    for made, original in copies.items():
-        remarks[made] = f"the same weight as '{original}', which is called more than once"
+    for copy_name, original in copies.items():
+        remarks[copy_name] = f"the same weight as '{original}', which is called more than once"
     object.__setattr__(model, _CLASSES, classes)
     object.__setattr__(model, _COPIES, copies)
     object.__setattr__(model, _REMARKS, remarks)
@@ -138,20 +138,20 @@ def drop_identities(traced: fx.GraphModule) -> int:
 
 def copies_of(ready: nn.Module) -> dict[str, str]:
     """Layers that `prepare_model` added for further calls: name -> the layer they copy."""
-    found: dict[str, str] = getattr(ready, _COPIES, {})
-    return found
+    copies: dict[str, str] = getattr(ready, _COPIES, {})
+    return copies
 
 
 def classes_before(ready: nn.Module) -> dict[str, tuple[type, ...]]:
     """The classes that modules had before `prepare_model`; see `module_classes`."""
-    found: dict[str, tuple[type, ...]] = getattr(ready, _CLASSES, {})
-    return found
+    classes: dict[str, tuple[type, ...]] = getattr(ready, _CLASSES, {})
+    return classes
 
 
 def remarks_of(ready: nn.Module) -> dict[str, str]:
     """What the audit says of layers that `prepare_model` changed: name -> remark."""
-    found: dict[str, str] = getattr(ready, _REMARKS, {})
-    return found
+    remarks: dict[str, str] = getattr(ready, _REMARKS, {})
+    return remarks
 
 
 def check_float32(model: nn.Module) -> None:
@@ -177,7 +177,7 @@ def unwrap_norm_activations(model: nn.Module) -> list[str]:
     A norm-activation layer is a subclass of a BatchNorm with a module ``act`` (and maybe ``drop``).
     The parts are the very same parameters, buffers and submodules.
     """
-    found = []
+    names = []
     for name, module in list(model.named_modules()):
         base = next((b for b in _BATCH_NORMS if isinstance(module, b)), None)
         if base is None or type(module) is base or not name:
@@ -197,8 +197,8 @@ def unwrap_norm_activations(model: nn.Module) -> list[str]:
                 parts.add_module(part, extra)
         parts.train(module.training)
         model.set_submodule(name, parts)
-        found.append(name)
-    return found
+        names.append(name)
+    return names
 
 
 __all__ = [

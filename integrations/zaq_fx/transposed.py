@@ -36,18 +36,18 @@ class _Carrier:
     def to_float(self: Any) -> nn.Module:
         """The plain layer, as conversion wants it."""
         bias = None if self.bias is None else self.bias.detach()
-        made = bare_layer(self, self.weight.detach(), bias, type(self).__mro__[2])
-        made.train(self.training)
-        return made
+        layer = bare_layer(self, self.weight.detach(), bias, type(self).__mro__[2])
+        layer.train(self.training)
+        return layer
 
     @classmethod
     def from_float(cls: Any, mod: Any, use_precomputed_fake_quant: bool = False) -> nn.Module:
         """The layer for training in the place of a plain one, whose tensors it takes."""
-        made: Any = bare_layer(mod, mod.weight, mod.bias, cls)
-        made._parameters.update(mod._parameters)
-        made.qconfig, made.weight_fake_quant = mod.qconfig, mod.qconfig.weight()
-        made.weight_fake_quant.to(mod.weight.device)
-        return made
+        layer: Any = bare_layer(mod, mod.weight, mod.bias, cls)
+        layer._parameters.update(mod._parameters)
+        layer.qconfig, layer.weight_fake_quant = mod.qconfig, mod.qconfig.weight()
+        layer.weight_fake_quant.to(mod.weight.device)
+        return layer
 
 
 class ConvTranspose1d(_Carrier, nn.ConvTranspose1d):

@@ -52,9 +52,9 @@ _METHOD_FUNCTIONS = {"add": torch.add, "mul": torch.mul}
 
 def with_item(x: Tensor, index: Any, value: Any) -> Tensor:
     """A copy of x with ``x[index] = value``."""
-    made = x.clone()
-    made[index] = value
-    return made
+    copied = x.clone()
+    copied[index] = value
+    return copied
 
 
 fx.wrap("with_item")
@@ -145,10 +145,10 @@ def _rewrite(traced: fx.GraphModule, node: fx.Node, written: fx.Node) -> bool:
     if not whole and base_is_read:
         base: Any = written.args[0]
         with traced.graph.inserting_after(fresh):
-            made = traced.graph.call_function(with_item, (base, written.args[1], fresh))
-            made.meta["is_wrapped"] = True
+            call = traced.graph.call_function(with_item, (base, written.args[1], fresh))
+            call.meta["is_wrapped"] = True
         for value in bases:
-            _redirect(value, readers[value], made)
+            _redirect(value, readers[value], call)
     for value in same:
         _redirect(value, readers[value], fresh)
     if fresh is not node:
@@ -228,24 +228,24 @@ def _same(node: fx.Node, modules: dict[str, nn.Module]) -> set[fx.Node]:
     """All names of one tensor: the node, and what hands it on."""
     while _is_same(node, modules) and isinstance(_source(node), fx.Node):
         node = _source(node)
-    found, stack = {node}, [node]
+    nodes, stack = {node}, [node]
     while stack:
         for user in stack.pop().users:
-            if user not in found and _is_same(user, modules):
-                found.add(user)
+            if user not in nodes and _is_same(user, modules):
+                nodes.add(user)
                 stack.append(user)
-    return found
+    return nodes
 
 
 def _views(node: fx.Node, modules: dict[str, nn.Module]) -> set[fx.Node]:
     """All views of a tensor, and views of them."""
-    found: set[fx.Node] = set()
+    views: set[fx.Node] = set()
     stack = [node]
     while stack:
         current = stack.pop()
         for user in current.users:
             looks = _is_view(user, modules) or _is_same(user, modules)
-            if looks and _source(user) is current and user not in found:
-                found.add(user)
+            if looks and _source(user) is current and user not in views:
+                views.add(user)
                 stack.append(user)
-    return found
+    return views

@@ -42,8 +42,8 @@ def convert(model: Any, example: tuple[Any, ...], quantized: bool) -> bytes:
     """A `.tflite` file's bytes."""
     with quiet():
         options = {"quant_config": static()} if quantized else {}
-        made = litert_torch.convert(model, example, **options)
-        return bytes(made.model_content())
+        program = litert_torch.convert(model, example, **options)
+        return bytes(program.model_content())
 
 
 def operators(interpreter: Any) -> list[dict[str, Any]]:

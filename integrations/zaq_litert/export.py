@@ -98,18 +98,16 @@ def export(
     part.write_bytes(data)
     records = audit(graph)
     try:
-        found = read(part)
-        if found.integer_layers < len(records.quantized):
+        file = read(part)
+        if file.integer_layers < len(records.quantized):
             raise ValueError(
                 f"litert: {len(records.quantized)} layers are quantized, but in the file only "
-                f"{found.integer_layers} are int8, {found.float_layers} float: "
-                f"{', '.join(sorted(found.operators))}. Leave float what it has no int8 kernel for."
+                f"{file.integer_layers} are int8, {file.float_layers} float: "
+                f"{', '.join(sorted(file.operators))}. Leave float what it has no int8 kernel for."
             )
         runner(part)(example)
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
     zipped = len(zlib.compress(data, 9))
-    return Exported(
-        os.fspath(path), len(data), zipped, found.batch, records, found.operators, graph
-    )
+    return Exported(os.fspath(path), len(data), zipped, file.batch, records, file.operators, graph)

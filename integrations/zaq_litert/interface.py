@@ -30,11 +30,11 @@ def with_float_interface(data: bytes) -> bytes:
             new = len(graph.tensors) - 1
             moved[index] = new
             places[position] = new
-            made = schema.OperatorT()
-            made.opcodeIndex = _code(model, kind)
+            op = schema.OperatorT()
+            op.opcodeIndex = _code(model, kind)
             entering = kind == operator.QUANTIZE
-            made.inputs, made.outputs = ([new], [index]) if entering else ([index], [new])
-            graph.operators.insert(0 if entering else len(graph.operators), made)
+            op.inputs, op.outputs = ([new], [index]) if entering else ([index], [new])
+            graph.operators.insert(0 if entering else len(graph.operators), op)
     for signature in model.signatureDefs or ():
         for entry in [*signature.inputs, *signature.outputs]:
             entry.tensorIndex = moved.get(int(entry.tensorIndex), entry.tensorIndex)
@@ -48,7 +48,11 @@ def _code(model: Any, kind: int) -> int:
     for index, code in enumerate(model.operatorCodes):
         if code.builtinCode == kind:
             return index
-    made = schema.OperatorCodeT()
-    made.builtinCode, made.deprecatedBuiltinCode, made.version = kind, min(kind, 127), 1
-    model.operatorCodes.append(made)
+    operator_code = schema.OperatorCodeT()
+    operator_code.builtinCode, operator_code.deprecatedBuiltinCode, operator_code.version = (
+        kind,
+        min(kind, 127),
+        1,
+    )
+    model.operatorCodes.append(operator_code)
     return len(model.operatorCodes) - 1

@@ -57,30 +57,30 @@ def read(path: str | os.PathLike[str]) -> TfliteFile:
         interpreter = interpreter_of(path, delegate=False)
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)}: {error}") from error
-    found, tensors = TfliteFile(), {t["index"]: t for t in interpreter.get_tensor_details()}
+    file, tensors = TfliteFile(), {t["index"]: t for t in interpreter.get_tensor_details()}
     steps: dict[int, float] = {}
     for node in operators(interpreter):
-        kind, given = node["op_name"], [int(i) for i in node["inputs"]]
-        found.operators[kind] += 1
+        kind, inputs = node["op_name"], [int(i) for i in node["inputs"]]
+        file.operators[kind] += 1
         if kind == "DEQUANTIZE":
-            scales = tensors[given[0]]["quantization_parameters"]["scales"]
+            scales = tensors[inputs[0]]["quantization_parameters"]["scales"]
             steps.update({int(o): float(scales.max(initial=0)) for o in node["outputs"]})
         if kind not in LAYERS:
             continue
-        weight, source = tensors[given[_WEIGHT.get(kind, 1)]], tensors[given[_INPUT.get(kind, 0)]]
+        weight, source = tensors[inputs[_WEIGHT.get(kind, 1)]], tensors[inputs[_INPUT.get(kind, 0)]]
         if weight["dtype"] is np.int8 and source["dtype"] is np.int8:
-            found.integer_layers += 1
+            file.integer_layers += 1
             scales = weight["quantization_parameters"]["scales"].astype(np.float32)
-            found.weights.append((_constant(interpreter, weight), scales))
+            file.weights.append((_constant(interpreter, weight), scales))
         else:
-            found.float_layers += 1
+            file.float_layers += 1
     places, outputs = interpreter.get_input_details(), interpreter.get_output_details()
-    found.batch = int(places[0]["shape"][0]) if len(places[0]["shape"]) else 1
+    file.batch = int(places[0]["shape"][0]) if len(places[0]["shape"]) else 1
     own = [o["quantization_parameters"]["scales"].max(initial=0) for o in outputs]
-    found.output_step = max([*map(float, own), *(steps.get(o["index"], 0.0) for o in outputs)])
+    file.output_step = max([*map(float, own), *(steps.get(o["index"], 0.0) for o in outputs)])
     taken = operators(interpreter_of(path))
-    found.delegated = any(node["op_name"] == _DELEGATE for node in taken)
-    return found
+    file.delegated = any(node["op_name"] == _DELEGATE for node in taken)
+    return file
 
 
 def weights(path: str | os.PathLike[str]) -> Iterator[Weight]:

@@ -28,14 +28,14 @@ def interpreter_of(path: str | os.PathLike[str], *, delegate: bool = True) -> An
     """
     kind = OpResolverType.AUTO if delegate else _WITHOUT
     try:
-        made = Interpreter(
+        interpreter = Interpreter(
             model_path=os.fspath(path), num_threads=1, experimental_op_resolver_type=kind
         )
-        made.allocate_tensors()
+        interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"LiteRT cannot load it: {text}") from error
-    return made
+    return interpreter
 
 
 def runner(path: str | os.PathLike[str], *, delegate: bool = True) -> Run:

@@ -46,31 +46,31 @@ def verify(
             "verify: expected the graph that was exported, export(...).model; got "
             f"{type(model).__name__}."
         )
-    given = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     graph = to_int8(model, HOST.name)
-    found = DeviceVerification(os.fspath(path), "LiteRT with and without XNNPACK")
+    verdict = DeviceVerification(os.fspath(path), "LiteRT with and without XNNPACK")
     try:
         file = read(path)
     except ValueError as error:
-        found.problems.append(str(error))
-        return found
-    found.operators, found.batch = file.operators, file.batch
-    found.integer_layers, found.float_layers = file.integer_layers, file.float_layers
+        verdict.problems.append(str(error))
+        return verdict
+    verdict.operators, verdict.batch = file.operators, file.batch
+    verdict.integer_layers, verdict.float_layers = file.integer_layers, file.float_layers
     if not file.integer_layers:
-        found.problems.append("no layer runs in integers: nothing in this file is quantized.")
+        verdict.problems.append("no layer runs in integers: nothing in this file is quantized.")
     if not file.delegated:
-        found.remarks.append("XNNPACK takes nothing of it.")
-    wanted = int8_weights(graph)
-    lacking = missing(wanted, file.weights, ORDERS)
-    found.problems += lacking
-    found.weights = len(wanted) - len(lacking)
-    found.tolerance = file.output_step
+        verdict.remarks.append("XNNPACK takes nothing of it.")
+    weights = int8_weights(graph)
+    lacking = missing(weights, file.weights, ORDERS)
+    verdict.problems += lacking
+    verdict.weights = len(weights) - len(lacking)
+    verdict.tolerance = file.output_step
     for delegate in (True, False):
         how = f"{'with' if delegate else 'without'} XNNPACK"
         try:
             run = runner(path, delegate=delegate)
             size = file.batch
-            found.compare(graph, run, sized(given, max(size, len(given[0]))), size, how)
+            verdict.compare(graph, run, sized(arguments, max(size, len(arguments[0]))), size, how)
         except ValueError as error:
-            found.problems.append(f"{how}: {error}")
-    return found
+            verdict.problems.append(f"{how}: {error}")
+    return verdict

@@ -148,5 +148,5 @@ def fell_back() -> bool:
 
 def current_mode() -> FunctionHookMode | None:
     """NNCF's function mode of the pass that is running, for hooks of modules; None outside."""
-    found = [m for m in _get_current_function_mode_stack() if isinstance(m, FunctionHookMode)]
-    return found[-1] if found else None
+    modes = [m for m in _get_current_function_mode_stack() if isinstance(m, FunctionHookMode)]
+    return modes[-1] if modes else None

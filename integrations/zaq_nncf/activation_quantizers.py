@@ -195,14 +195,14 @@ def uniform_activation(
     """Our quantizer in the place of one that NNCF made and filled for an activation."""
     symmetric = isinstance(native, SymmetricQuantizer)
     kind = SymmetricActivationQuantizer if symmetric else AsymmetricActivationQuantizer
-    made: ActivationQuantizer = kind(native._qspec, bits, bool(native.signed), learnable)
+    quantizer: ActivationQuantizer = kind(native._qspec, bits, bool(native.signed), learnable)
     with torch.no_grad():
         low, high, scale, zero_point = native.get_parameters_for_torch_fq()
         top = ((high - zero_point) * scale).max()
         bottom = -top if symmetric and native.signed else ((low - zero_point) * scale).min()
-        made.to(scale.device)
-        made.set_range(bottom, top)
+        quantizer.to(scale.device)
+        quantizer.set_range(bottom, top)
         if bits == 8:  # NNCF's own scale, to the last bit
-            made.grid.scale.copy_(scale.reshape(1))
-            made.grid.zero_point.copy_(zero_point.reshape(1))
-    return made
+            quantizer.grid.scale.copy_(scale.reshape(1))
+            quantizer.grid.zero_point.copy_(zero_point.reshape(1))
+    return quantizer

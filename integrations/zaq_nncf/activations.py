@@ -91,13 +91,13 @@ def called_later(model: nn.Module, read: Container[str], batches: Iterable[Any])
     first_names = {id(p): name for name, p in model.named_parameters()}
     unread: dict[str, str] = {}
     for name, module in model.named_modules():
-        known = first_names.get(id(module.weight)) if isinstance(module, LAYERS) else None
-        if known is not None and known not in read:
-            unread[name] = known
-    found: set[str] = set()
+        parameter = first_names.get(id(module.weight)) if isinstance(module, LAYERS) else None
+        if parameter is not None and parameter not in read:
+            unread[name] = parameter
+    weights: set[str] = set()
     handles = [
         model.get_submodule(name).register_forward_pre_hook(
-            lambda module, args, weight=weight: found.add(weight)
+            lambda module, args, weight=weight: weights.add(weight)
         )
         for name, weight in unread.items()
     ]
@@ -108,7 +108,7 @@ def called_later(model: nn.Module, read: Container[str], batches: Iterable[Any])
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return weights
 
 
 def call(model: nn.Module, batch: Any) -> Any:

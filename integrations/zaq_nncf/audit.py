@@ -56,9 +56,9 @@ def audit(model: nn.Module, example_input: Any = None) -> Audit:
         if isinstance(module, LAYERS)
     }
     notes = getattr(model, NOTES, {})
-    known = [name for name in (*quantizers, *notes.get("computed", ())) if name in parameters]
-    names = list(dict.fromkeys([*owners, *known]))
-    found = Audit()
+    weights = [name for name in (*quantizers, *notes.get("computed", ())) if name in parameters]
+    names = list(dict.fromkeys([*owners, *weights]))
+    records = Audit()
     seen: dict[int, str] = {}
     for name in names:
         owner: Any = owners.get(name)
@@ -67,16 +67,16 @@ def audit(model: nn.Module, example_input: Any = None) -> Audit:
         first = seen.setdefault(id(value), name)
         if first != name:
             reason = f"shares its weight with {layer_name(first)!r}, where it is counted"
-            found.add(_shared(name, kind, _of(quantizers, parameters, first), reason))
+            records.add(_shared(name, kind, _of(quantizers, parameters, first), reason))
             continue
         quantizer = _of(quantizers, parameters, name)
         if quantizer is None:
             label, reason = layer_name(name), _why_not(notes, _aliases(parameters, name))
-            found.add(LayerRecord(label, kind, value.numel(), False, reason))
+            records.add(LayerRecord(label, kind, value.numel(), False, reason))
         else:
-            told = _remark(model, name), notes.get("unread", ())
-            found.add(_record(storage, name, kind, value, quantizer, *told))
-    return found.require_any()
+            remarks = _remark(model, name), notes.get("unread", ())
+            records.add(_record(storage, name, kind, value, quantizer, *remarks))
+    return records.require_any()
 
 
 def weight_quantizers(
@@ -98,11 +98,11 @@ def weight_quantizers(
 
 
 def _by_parameter(
-    found: Iterable[tuple[str, nn.Module]], parameters: Mapping[str, Tensor]
+    modules: Iterable[tuple[str, nn.Module]], parameters: Mapping[str, Tensor]
 ) -> dict[str, nn.Module]:
     """A quantizer for each parameter's name; of several that of a layer, which has a format."""
     chosen: dict[str, nn.Module] = {}
-    for name, module in found:
+    for name, module in modules:
         before = chosen.get(name)
         if name in parameters and (before is None or getattr(before, "spec", None) is None):
             chosen[name] = module

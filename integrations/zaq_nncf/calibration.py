@@ -111,9 +111,9 @@ def as_dataset(
         )
     if not batches:
         raise ValueError("calibration: there is no batch in it; give at least one.")
-    kept = Batches(batches)
-    kept.batch_size = _size(batches[0])
-    return Copies(nncf.Dataset(kept)), own(batches[0])
+    dataset = Batches(batches)
+    dataset.batch_size = _size(batches[0])
+    return Copies(nncf.Dataset(dataset)), own(batches[0])
 
 
 def first_images(batches: Iterable[Any], count: int) -> list[Any]:
@@ -123,16 +123,16 @@ def first_images(batches: Iterable[Any], count: int) -> list[Any]:
         batches: As NNCF's data set gives them: tensors, tuples of all inputs, or mappings.
         count: How many images.
     """
-    kept: list[Any] = []
+    chosen: list[Any] = []
     for batch in batches:
         size = _size(batch)
-        if isinstance(batch, Tensor) and batch.dim() == 4 and not kept and size > count:
+        if isinstance(batch, Tensor) and batch.dim() == 4 and not chosen and size > count:
             batch = batch[:count]  # of fewer dimensions it may be one sample
-        kept.append(Arguments(batch) if isinstance(batch, tuple) else batch)
+        chosen.append(Arguments(batch) if isinstance(batch, tuple) else batch)
         count -= size
         if count <= 0:
             break
-    return kept
+    return chosen
 
 
 def _first(items: Iterable[Any], what: str) -> Any:
@@ -173,12 +173,12 @@ def _from_loader(loader: ZeroShotLoader, subset_size: int) -> list[Tensor]:
     if source.pool is not None:
         return list(source.pool[:subset_size].split(32))
     assert source.adversary is not None
-    made: list[Tensor] = []
+    images: list[Tensor] = []
     for _ in itertools.count():
-        made.append(source.adversary.sample().to(loader.dtype))
-        if sum(map(len, made)) >= subset_size:
-            return made
-    return made
+        images.append(source.adversary.sample().to(loader.dtype))
+        if sum(map(len, images)) >= subset_size:
+            return images
+    return images
 
 
 def generate(

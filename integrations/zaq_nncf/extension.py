@@ -33,13 +33,13 @@ def compile_extension() -> None:
     if not list(folder.glob("*.so")):
         _say(f"zaq_nncf: compiling NNCF's CPU kernels, once ({folder}); about a minute ...")
     begin = time.perf_counter()
-    given = os.environ.get(TIMEOUT_VARIABLE)
-    if given is None:
+    timeout = os.environ.get(TIMEOUT_VARIABLE)
+    if timeout is None:
         os.environ[TIMEOUT_VARIABLE] = str(SECONDS)
     try:
         load_extension()
     finally:
-        if given is None:
+        if timeout is None:
             os.environ.pop(TIMEOUT_VARIABLE, None)
     if fell_back():
         _say(f"zaq_nncf: NNCF's CPU kernels could not be compiled: {_missing()}. {_WAY_OUT}")

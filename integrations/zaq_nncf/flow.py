@@ -136,13 +136,13 @@ def quantize(
         placement = Placement(quantized, example)
     note_parts(quantized, example)
     readers = placement.readers()
-    held = itertools.islice(dataset.get_inference_data(), subset_size)
+    samples = itertools.islice(dataset.get_inference_data(), subset_size)
     quantized.__dict__[NOTES] = {
         "ignored": str(options.get("ignored_scope") or ""),
         "called": placement.weights(),
         "computed": placement.computed(),
         "readers": readers,
-        "later": called_later(prepared, readers, held),
+        "later": called_later(prepared, readers, samples),
         "baked": baked_layers(prepared),
         "unread": placement.unread(),
     }
@@ -157,12 +157,12 @@ def quantize(
         batches = itertools.islice(dataset.get_inference_data(), subset_size)
         narrow_activations(quantized, placement.multiplied(), batches, bits, observer)
     if method is not None:
-        held = itertools.islice(dataset.get_inference_data(), subset_size)
+        samples = itertools.islice(dataset.get_inference_data(), subset_size)
         kinds = {"image_shape": image_shape, "mean": mean, "std": std, **(method_options or {})}
-        quantize_prepared(quantized, list(held), method, **kinds)
+        quantize_prepared(quantized, list(samples), method, **kinds)
     elif bias_correction == "activations" and placed:
-        held = itertools.islice(dataset.get_inference_data(), subset_size)
-        correct_bias(quantized, first_images(held, CORRECTION_IMAGES))
+        samples = itertools.islice(dataset.get_inference_data(), subset_size)
+        correct_bias(quantized, first_images(samples, CORRECTION_IMAGES))
     elif by_nncf:
         _remember_shifts(quantized, placement, before)
     with suppress(TypeError):  # NNCF takes batches of more kinds
@@ -179,9 +179,13 @@ def _classes(model: object) -> dict[str, Classes]:
     return {**rooted, **classes}
 
 
-def _advanced(given: Any, bias_correction: bool) -> Any:
+def _advanced(parameters: Any, bias_correction: bool) -> Any:
     """NNCF's advanced parameters for snapped weights; a copy."""
-    chosen = copy.deepcopy(given) if given is not None else nncf.AdvancedQuantizationParameters()
+    chosen = (
+        copy.deepcopy(parameters)
+        if parameters is not None
+        else nncf.AdvancedQuantizationParameters()
+    )
     if chosen.overflow_fix not in (None, OverflowFix.DISABLE):
         raise ValueError(
             f"advanced_parameters: overflow_fix={chosen.overflow_fix} halves the int8 range that "
@@ -205,8 +209,8 @@ def _placed(model: nn.Module) -> list[PWLQWeightQuantizer]:
 
 
 def _require_any(model: nn.Module, placed: list[PWLQWeightQuantizer], settings: Settings) -> None:
-    found = audit(model)  # an error if nothing was quantized
-    settings.require_used([record.name for record in found])
+    records = audit(model)  # an error if nothing was quantized
+    settings.require_used([record.name for record in records])
     if not placed and settings.overrides:
         return
     if not placed:

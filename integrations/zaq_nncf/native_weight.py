@@ -74,10 +74,10 @@ def named(native: BaseQuantizer, weight: str, read_elsewhere: bool) -> NativeWei
     """The same quantizer, which knows its parameter."""
     symmetric = isinstance(native, SymmetricQuantizer)
     kind = NativeSymmetricWeight if symmetric else NativeAsymmetricWeight
-    made: NativeWeight = kind(native._qspec, weight, read_elsewhere)
-    made.to(next(native.parameters()).device)
-    made.load_state_dict(native.state_dict())
-    return made
+    quantizer: NativeWeight = kind(native._qspec, weight, read_elsewhere)
+    quantizer.to(next(native.parameters()).device)
+    quantizer.load_state_dict(native.state_dict())
+    return quantizer
 
 
 def native_weight(model: nn.Module, hook: str, quantizer: nn.Module) -> str | None:
@@ -96,24 +96,24 @@ def native_weight(model: nn.Module, hook: str, quantizer: nn.Module) -> str | No
     if kind != "pre_hooks" or port == 0:
         return None
     place = operator.split("/")[:-2]
-    found = [
+    names = [
         f"{path}.weight" if path else "weight"
         for path, module in model.named_modules()
         if isinstance(module._parameters.get("weight"), Tensor) and called_as(model, path) == place
     ]
-    if len(found) > 1:
+    if len(names) > 1:
         raise ValueError(
-            f"NNCF's quantizer at {operator!r} may be that of {', '.join(map(repr, found))}: NNCF "
+            f"NNCF's quantizer at {operator!r} may be that of {', '.join(map(repr, names))}: NNCF "
             "leaves a ModuleList out of its names. Pass example_input to zaq_nncf.audit; for "
             "zaq_nncf.strip quantize with zaq_nncf.quantize, or with nncf.quantize after "
             "zaq_nncf.register."
         )
-    return found[0] if found else None
+    return names[0] if names else None
 
 
 def called_as(model: nn.Module, path: str) -> list[str]:
     """The parts of a module's path that NNCF's names keep: those of children of what was called."""
-    kept: list[str] = []
+    parts: list[str] = []
     module, inside = model, False
     for part in path.split(".") if path else ():
         module = module.get_submodule(part)
@@ -121,13 +121,13 @@ def called_as(model: nn.Module, path: str) -> list[str]:
             inside = True
             continue
         if not inside:
-            kept.append(part)
+            parts.append(part)
         inside = False
-    return kept
+    return parts
 
 
 def tensor_of(model: nn.Module, name: str) -> Tensor:
     """A weight by its name: a parameter, or a buffer that a function multiplies by."""
     place, _, last = name.rpartition(".")
-    found: Tensor = getattr(model.get_submodule(place), last)
-    return found
+    tensor: Tensor = getattr(model.get_submodule(place), last)
+    return tensor

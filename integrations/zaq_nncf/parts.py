@@ -55,7 +55,7 @@ def note_parts(model: nn.Module, example_input: Any) -> None:
     """
     names = {id(module): name for name, module in model.named_modules()}
     begun: dict[str, tuple[tuple[str, ...], dict[str, int]]] = {}
-    found: dict[str, Part] = {}
+    parts: dict[str, Part] = {}
 
     def begin(module: nn.Module, *_: Any) -> None:
         mode, name = current_mode(), names[id(module)]
@@ -65,11 +65,11 @@ def note_parts(model: nn.Module, example_input: Any) -> None:
 
     def end(module: nn.Module, *_: Any) -> None:
         mode, name = current_mode(), names[id(module)]
-        if mode is None or name in found or name not in begun:
+        if mode is None or name in parts or name not in begun:
             return
         around, before = begun[name]
         after = {k: n for k, n in mode.op_calls.items() if n != before.get(k, 0)}
-        found[name] = Part(around, {k: before.get(k, 0) for k in after}, after)
+        parts[name] = Part(around, {k: before.get(k, 0) for k in after}, after)
 
     inside = [m for n, m in model.named_modules() if n and not n.startswith("__nncf")]
     handles = [m.register_forward_pre_hook(begin) for m in inside]
@@ -83,8 +83,8 @@ def note_parts(model: nn.Module, example_input: Any) -> None:
     finally:
         for handle in handles:
             handle.remove()
-    kept = {name: part for name, part in found.items() if part.around != _parents(name)}
-    model.__dict__[PARTS] = kept
+    detached = {name: part for name, part in parts.items() if part.around != _parents(name)}
+    model.__dict__[PARTS] = detached
 
 
 def _parents(name: str) -> tuple[str, ...]:
@@ -138,9 +138,9 @@ def run_inside(model: nn.Module, name: str, x: Tensor) -> Tensor:
 def operators_inside(model: nn.Module, name: str) -> list[str]:
     """Names of NNCF's hooks on the operators of a submodule."""
     part, prefix = part_of(model, name), name.replace(".", "/") + "/"
-    found = []
+    hooks = []
     for hook, _ in hooks_of(model).named_hooks(remove_duplicate=False):
         operator = decode_hook_name(hook)[1]
         if part.holds(operator) if part.after else operator.startswith(prefix):
-            found.append(hook)
-    return found
+            hooks.append(hook)
+    return hooks

@@ -49,19 +49,19 @@ class Placement:
 
         Those on the model's own inputs are left out.
         """
-        found = []
+        hooks = []
         for identity, name in self.hooks.items():
             node = self.graph.get_node_by_id(identity)
             fed = self.graph.get_previous_nodes(node)
             if any(n.node_name in self.inputs for n in fed) or self._parameters_of(node):
                 continue
             if self._reaches_layer(node):
-                found.append(name)
-        return found
+                hooks.append(name)
+        return hooks
 
     def _parameters_of(self, node: Any) -> list[str]:
         """The parameters that a value is computed from, and nothing else; empty for activations."""
-        found: list[str] = []
+        names: list[str] = []
         seen, stack = set(), [node]
         while stack:
             source = stack.pop()
@@ -70,11 +70,11 @@ class Placement:
             seen.add(source.node_id)
             before = self.graph.get_previous_nodes(source)
             if is_parameter(source):
-                found.append(str(source.layer_attributes.name))
+                names.append(str(source.layer_attributes.name))
             elif not before:
                 return []
             stack.extend(before)
-        return sorted(name for name in found if HOOKS not in name)  # a quantizer has a scale
+        return sorted(name for name in names if HOOKS not in name)  # a quantizer has a scale
 
     def _reaches_layer(self, node: Any) -> bool:
         """Whether a weighted operator reads this node's value before another quantizer does."""
@@ -91,15 +91,15 @@ class Placement:
 
     def unread(self) -> list[str]:
         """Operators in place whose quantized value nobody reads: only what they wrote into is."""
-        found = []
+        operators = []
         for identity, hook in self.hooks.items():
             kind, operator, _ = decode_hook_name(hook)
             name = "/".join(operator.split("/")[:-1]).rpartition("/")[2]  # none: the model's input
             quantizer = self.graph.get_node_by_id(identity)
             in_place = name.endswith("_") and not name.endswith("__")
             if kind == "post_hooks" and in_place and not self.graph.get_next_nodes(quantizer):
-                found.append(name)
-        return found
+                operators.append(name)
+        return operators
 
     def torn(self) -> dict[str, list[tuple[str, int]]]:
         """Hooks whose value layers multiply, and others (an addition, the output) only read.
@@ -107,7 +107,7 @@ class Placement:
         Returns:
             For each the weighted operators that read it, as (NNCF's name, port).
         """
-        found: dict[str, list[tuple[str, int]]] = {}
+        hooks: dict[str, list[tuple[str, int]]] = {}
         for name in self.multiplied():
             quantizer = next(i for i, hook in self.hooks.items() if hook == name)
             stack, seen = [self.graph.get_node_by_id(quantizer)], set()
@@ -126,23 +126,23 @@ class Placement:
                         else:
                             others = True
             if others:
-                found[name] = layers
-        return found
+                hooks[name] = layers
+        return hooks
 
     def weights(self) -> list[str]:
         """The parameters that ran as a weight of a convolution or matrix product."""
-        found: list[str] = []
+        weights: list[str] = []
         for node in self.graph.get_all_nodes():
             for edge in self.graph.get_input_edges(node) if is_weighted(node) else ():
                 if edge.input_port_id in node.metatype.weight_port_ids:
                     name = self._constant_behind(node, edge.input_port_id)
-                    if name is not None and name not in found:
-                        found.append(name)
-        return found
+                    if name is not None and name not in weights:
+                        weights.append(name)
+        return weights
 
     def computed(self) -> dict[str, str]:
         """Parameters that a multiplied weight was computed from, with the operator that did it."""
-        found: dict[str, str] = {}
+        operators: dict[str, str] = {}
         for node in self.graph.get_all_nodes():
             for edge in self.graph.get_input_edges(node) if is_weighted(node) else ():
                 if edge.input_port_id not in node.metatype.weight_port_ids:
@@ -152,12 +152,12 @@ class Placement:
                     while is_quantize_node(source):
                         source = self.graph.get_previous_nodes(source)[0]
                     for name in self._parameters_of(source):
-                        found.setdefault(name, source.node_type)
-        return found
+                        operators.setdefault(name, source.node_type)
+        return operators
 
     def readers(self) -> dict[str, list[str]]:
         """The operators that read each parameter, quantizers left out; parameter name to types."""
-        found: dict[str, list[str]] = {}
+        types: dict[str, list[str]] = {}
         for node in filter(is_parameter, self.graph.get_all_nodes()):
             stack, kinds = list(self.graph.get_next_nodes(node)), set()
             while stack:
@@ -166,8 +166,8 @@ class Placement:
                     stack.extend(self.graph.get_next_nodes(reader))
                 else:
                     kinds.add(reader.node_type)
-            found[str(node.layer_attributes.name)] = sorted(kinds)
-        return found
+            types[str(node.layer_attributes.name)] = sorted(kinds)
+        return types
 
     def read_bare(self) -> set[str]:
         """The parameters that some operator reads without a quantizer of NNCF's hooks."""
@@ -179,16 +179,16 @@ class Placement:
 
     def parameters(self) -> dict[str, str]:
         """For each hook on a parameter the parameter's name."""
-        found: dict[str, str] = {}
+        names: dict[str, str] = {}
         for identity, name in self.hooks.items():
             for before in self.graph.get_previous_nodes(self.graph.get_node_by_id(identity)):
                 if is_parameter(before) and HOOKS not in before.layer_attributes.name:
-                    found[name] = str(before.layer_attributes.name)
-        return found
+                    names[name] = str(before.layer_attributes.name)
+        return names
 
     def biases(self) -> dict[str, str]:
         """For each hook on a layer's weight the name of the layer's bias, if it has one."""
-        found: dict[str, str] = {}
+        biases: dict[str, str] = {}
         for node in self.graph.get_all_nodes():
             port = getattr(node.metatype, "bias_port_id", None)
             if not is_weighted(node) or port is None:
@@ -200,12 +200,12 @@ class Placement:
             for weight_port in node.metatype.weight_port_ids:
                 hook = self.hooks.get(getattr(edges.get(weight_port), "node_id", -1))
                 if hook is not None and bias is not None and is_parameter(bias):
-                    found[hook] = str(bias.layer_attributes.name)
-        return found
+                    biases[hook] = str(bias.layer_attributes.name)
+        return biases
 
     def sources(self) -> dict[str, str]:
         """For each weight of a layer the hook on the layer's input; parameter name to hook."""
-        found: dict[str, str] = {}
+        hooks: dict[str, str] = {}
         for node in self.graph.get_all_nodes():
             if not is_weighted(node):
                 continue
@@ -220,8 +220,8 @@ class Placement:
                     hook = self._hook_behind(edge.from_node)
             for weight in weights:
                 if hook is not None:
-                    found[weight] = hook
-        return found
+                    hooks[weight] = hook
+        return hooks
 
     def _constant_behind(self, node: Any, port: int) -> str | None:
         source = next(

@@ -77,9 +77,9 @@ def prepare_model(model: nn.Module, example_input: Any = None) -> nn.Module:
         TypeError: an exported graph, or something that is no module.
         ValueError: the model is quantized already, or holds weights that are not finite.
     """
-    given: object = model
-    if not isinstance(given, nn.Module):
-        raise TypeError(f"prepare_model expects an nn.Module, got {type(given).__name__}.")
+    original: object = model
+    if not isinstance(original, nn.Module):
+        raise TypeError(f"prepare_model expects an nn.Module, got {type(original).__name__}.")
     model = unwrapped(model)
     if is_wrapped(model):
         raise ValueError(
@@ -103,9 +103,9 @@ def prepare_model(model: nn.Module, example_input: Any = None) -> nn.Module:
     for layer in folded.modules():
         if type(layer) in LAYERS and getattr(layer, "bias", None) is None:  # for correction
             _give_bias(layer)
-    made: object = folded
-    if isinstance(made, fx.GraphModule) and inputs_of(made) > 1:
-        return GraphRoot(made).eval()
+    prepared: object = folded
+    if isinstance(prepared, fx.GraphModule) and inputs_of(prepared) > 1:
+        return GraphRoot(prepared).eval()
     if isinstance(folded, nn.Sequential | nn.ModuleList | nn.ModuleDict | fx.GraphModule):
         return Root(folded).eval()
     return folded

@@ -141,14 +141,14 @@ def _placing(original: Any) -> Callable[..., Any]:
     """NNCF's method with our quantizer in the place of the one it made."""
 
     def place(*args: Any, **kwargs: Any) -> Any:
-        made = original.__func__(*args, **kwargs)
+        commands = original.__func__(*args, **kwargs)
         settings = _settings()
         if settings is not None:
             graph = args[0] if args else kwargs["nncf_graph"]
-            for command in made if isinstance(made, list) else [made]:
+            for command in commands if isinstance(commands, list) else [commands]:
                 native = command.hook_module
                 command.hook_module = _ours(settings, graph, command.target_points, native)
-        return made
+        return commands
 
     return place
 

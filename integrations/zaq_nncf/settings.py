@@ -55,9 +55,9 @@ class Settings:
 
     def require_used(self, layers: Iterable[str]) -> None:
         """Raise ValueError if an override matches no layer."""
-        found = {name: self._classes(name) for name in layers}
-        others = {alias: found[name] for name in found for alias in _aliases(name)}
-        self.overrides.require_used(found, others)
+        classes = {name: self._classes(name) for name in layers}
+        others = {alias: classes[name] for name in classes for alias in _aliases(name)}
+        self.overrides.require_used(classes, others)
 
     def _classes(self, layer: str) -> Classes:
         return classes_at(layer, self.classes)

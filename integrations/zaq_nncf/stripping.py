@@ -64,24 +64,24 @@ def strip(model: nn.Module, *, inplace: bool = False, check: bool = True) -> nn.
         storage = hooks_of(model)
     keep_inputs(model, None)
     model.eval()
-    made: dict[int, nn.Module] = {}
+    replacements: dict[int, nn.Module] = {}
     bare: set[str] = set()
     for hook, module in list(storage.named_hooks(remove_duplicate=False)):
         if not isinstance(module, BaseQuantizer):
             continue
-        if id(module) not in made:
-            made[id(module)] = _static(model, hook, module)
+        if id(module) not in replacements:
+            replacements[id(module)] = _static(model, hook, module)
             if isinstance(module, PWLQWeightQuantizer | NativeWeight) and module.read_elsewhere:
                 bare.add(module.weight)
-        storage.set_submodule(hook, made[id(module)])
-    _write(model, [m for m in made.values() if isinstance(m, StaticWeight)], bare)
+        storage.set_submodule(hook, replacements[id(module)])
+    _write(model, [m for m in replacements.values() if isinstance(m, StaticWeight)], bare)
     if before is not None and call is not None:
         modules = named_modules(model, before.passes(call))
         after = module_side("the stripped model", model, modules, DisableTorchFunction)
-        found = difference(before, after, call, SAME_DB)
-        if found is not None:
+        gap = difference(before, after, call, SAME_DB)
+        if gap is not None:
             advice = "That layer is stripped wrongly: leave it out with ignored_scope"
-            raise refusal(before, after, found, advice)
+            raise refusal(before, after, gap, advice)
     return model
 
 

@@ -43,8 +43,8 @@ class HookLayer(QuantLayer):
     @property
     def parameter(self) -> nn.Parameter:
         """The weight's."""
-        found: Any = tensor_of(self.model, self.target)
-        return found
+        weight: Any = tensor_of(self.model, self.target)
+        return weight
 
     @property
     def bias(self) -> Tensor | None:
@@ -60,12 +60,12 @@ class NNCFStudent(ModuleStudent):
 
     def layers(self) -> dict[str, QuantLayer]:
         """Layers with PWLQ weights, in the order of NNCF's hooks."""
-        found: dict[str, QuantLayer] = {}
+        layers: dict[str, QuantLayer] = {}
         for path, module in self.model.named_modules():
             if isinstance(module, PWLQWeightQuantizer):
                 layer = HookLayer(self.model, path, module)
-                found.setdefault(layer.name, layer)
-        return found
+                layers.setdefault(layer.name, layer)
+        return layers
 
     def called_module(self, layer: QuantLayer) -> nn.Module | None:
         """See `ModuleStudent.called_module`."""
@@ -86,13 +86,13 @@ class NNCFStudent(ModuleStudent):
 
     def quantizers_inside(self, name: str) -> list[nn.Module]:
         """The activation quantizers on a submodule's operators."""
-        found: list[nn.Module] = []
+        quantizers: list[nn.Module] = []
         storage = hooks_of(self.model)
         for hook in operators_inside(self.model, name):
             module = storage.get_submodule(hook)
-            if isinstance(module, ActivationQuantizer) and module not in found:
-                found.append(module)
-        return found
+            if isinstance(module, ActivationQuantizer) and module not in quantizers:
+                quantizers.append(module)
+        return quantizers
 
 
 def _unseen(before: Before) -> Before:

@@ -117,10 +117,10 @@ class PWLQWeightQuantizer(SymmetricQuantizer):
     def from_config(cls, state: dict[str, Any]) -> PWLQWeightQuantizer:
         """Undo `get_config`."""
         spec = spec_from_json(state["spec"])
-        made = cls(nncf_spec(state["qspec"]), spec, state["ch_axis"], state["weight"])
-        made.read_elsewhere = state.get("read_elsewhere", False)
-        made.source = state.get("source")
-        return made
+        quantizer = cls(nncf_spec(state["qspec"]), spec, state["ch_axis"], state["weight"])
+        quantizer.read_elsewhere = state.get("read_elsewhere", False)
+        quantizer.source = state.get("source")
+        return quantizer
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

@@ -91,8 +91,8 @@ def quantized_weight(module: nn.Module) -> torch.Tensor:
     """The quantized weight tensor (torch.qint8) of a converted or reference layer."""
     stored: Any = module
     if isinstance(module, tuple(c for c in CONVOLUTIONS if c.__module__.startswith(_REFERENCE))):
-        made: torch.Tensor = stored.get_quantized_weight()
-        return made
+        weight: torch.Tensor = stored.get_quantized_weight()
+        return weight
     if isinstance(module, nnqr.Linear):
         return stored.get_quantized_weight()
     return stored.weight()

@@ -21,7 +21,7 @@ def keep_grids_apart(graph: Graph) -> int:
     Returns:
         How many grids were kept.
     """
-    producers, kept = graph.producers(), 0
+    producers, count = graph.producers(), 0
     for quantize in graph.of_type("QuantizeLinear"):
         first = _grid_before(producers, quantize)
         if first is None or _same(graph, first, quantize):
@@ -33,8 +33,8 @@ def keep_grids_apart(graph: Graph) -> int:
         if zero is None or zero.ndim:
             continue
         _whole_clip(graph, quantize, zero.dtype)
-        kept += 1
-    return kept
+        count += 1
+    return count
 
 
 def _grid_before(producers: dict[str, NodeProto], quantize: NodeProto) -> NodeProto | None:
@@ -58,8 +58,8 @@ def _whole_clip(graph: Graph, quantize: NodeProto, dtype: np.dtype) -> None:
     ends = []
     for end in (limits.min, limits.max):
         name = f"limit.{dtype.name}.{end}"
-        known = name in graph.constants
-        ends.append(name if known else graph.add_constant(name, np.array(end, dtype)))
+        is_constant = name in graph.constants
+        ends.append(name if is_constant else graph.add_constant(name, np.array(end, dtype)))
     raw = graph.free(f"{quantize.output[0]}.raw")
     clip = make("Clip", [raw, *ends], quantize.output[0])
     quantize.output[0] = raw

@@ -57,7 +57,7 @@ def _floors(graph: Graph, weight: NodeProto) -> tuple[Array | None, Array | None
     without such a layer.
     """
     producers = graph.producers()
-    found: list[tuple[Array, Array]] = []
+    pairs: list[tuple[Array, Array]] = []
     for layer in graph.of_type("Conv", "Gemm"):
         if len(layer.input) < 3 or layer.input[1] != weight.output[0]:
             continue
@@ -65,10 +65,10 @@ def _floors(graph: Graph, weight: NodeProto) -> tuple[Array | None, Array | None
         if step is None or bias is None or bias.dtype.kind != "f":
             continue
         size = np.abs(bias.astype(np.float64).reshape(-1)) / (step * LARGEST)
-        found.append((np.maximum(size, _SMALLEST / step), size))
-    if not found:
+        pairs.append((np.maximum(size, _SMALLEST / step), size))
+    if not pairs:
         return None, None
-    return np.max([f for f, _ in found], 0), np.max([s for _, s in found], 0)
+    return np.max([f for f, _ in pairs], 0), np.max([s for _, s in pairs], 0)
 
 
 def _step(graph: Graph, producers: dict[str, NodeProto], name: str) -> float | None:
@@ -97,20 +97,20 @@ def _raise(graph: Graph, weight: NodeProto, floors: Array, best: Array) -> bool:
     dead = ~levels.any(1)
     # One scale for all channels is not given up for dead ones.
     freed = dead & (best > 0) & (scale.size > 1)
-    wanted = np.where(freed, np.maximum(best, floors), np.maximum(old, floors))
-    made = wanted.astype(np.float32)
-    low = (made < wanted) & (wanted != old)
-    made[low] = np.nextafter(made[low], np.float32(np.inf))
-    if np.array_equal(made, old.astype(np.float32)):
+    target = np.where(freed, np.maximum(best, floors), np.maximum(old, floors))
+    scales = target.astype(np.float32)
+    low = (scales < target) & (target != old)
+    scales[low] = np.nextafter(scales[low], np.float32(np.inf))
+    if np.array_equal(scales, old.astype(np.float32)):
         return False
-    moved = made != old.astype(np.float32)
+    moved = scales != old.astype(np.float32)
     levels = levels.copy()
-    levels[moved] = np.rint(levels[moved] * (old / made)[moved, None]).astype(np.int8)
+    levels[moved] = np.rint(levels[moved] * (old / scales)[moved, None]).astype(np.int8)
     shape = np.moveaxis(integers, axis, 0).shape
     weight.input[0] = graph.add_constant(
         weight.input[0], np.ascontiguousarray(np.moveaxis(levels.reshape(shape), 0, axis))
     )
-    weight.input[1] = graph.add_constant(weight.input[1], made)
+    weight.input[1] = graph.add_constant(weight.input[1], scales)
     if scale.size == 1:
         set_attribute(weight, "axis", axis)
         if len(weight.input) > 2 and weight.input[2]:

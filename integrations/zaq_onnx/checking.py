@@ -73,22 +73,22 @@ def require_same(
     if not all(isinstance(x, Tensor) for x in example_inputs):
         return  # nested inputs: the runtime knows the leaves by names of its own
     call: Call = (example_inputs, {})
-    given = _model_side(model)
-    made = _file_side("the file under ONNX Runtime", path, plain, optimize=True)
+    source = _model_side(model)
+    target = _file_side("the file under ONNX Runtime", path, plain, optimize=True)
     noise = (lambda: noise_of(model, call)) if is_simulated(model) else None
     least = CHANGED_DB if changed else KERNELS_DB
-    found = difference(given, made, call, least, noise)
-    if found is None:
+    gap = difference(source, target, call, least, noise)
+    if gap is None:
         return
     own = _file_side("the file", path, plain, optimize=False)
-    written = difference(given, own, call, least, noise)
+    written = difference(source, own, call, least, noise)
     if written is not None:
-        raise refusal(given, own, written, _ADVICE[True])
+        raise refusal(source, own, written, _ADVICE[True])
     if saturates("onnxruntime") and saturable(Graph(plain)):
-        text = f"{WARNING} (outputs: {found.ratio:.1f} dB, {found.place})"
+        text = f"{WARNING} (outputs: {gap.ratio:.1f} dB, {gap.place})"
         warnings.warn(text, Saturation, stacklevel=3)
         return
-    raise refusal(given, made, found, _ADVICE[False])
+    raise refusal(source, target, gap, _ADVICE[False])
 
 
 def _model_side(model: nn.Module) -> Side:
@@ -119,7 +119,7 @@ def _rectified(passes: Passes) -> Passes:
 
 def _layer_nodes(model: fx.GraphModule) -> dict[fx.Node, str]:
     """Layers of an exported graph, by the weight that they read."""
-    found, names = {}, notes_of(model).weights
+    nodes, names = {}, notes_of(model).weights
     for node in model.graph.nodes:
         if node.op != "call_function" or len(node.args) < 2:
             continue
@@ -127,8 +127,8 @@ def _layer_nodes(model: fx.GraphModule) -> dict[fx.Node, str]:
         while isinstance(weight, fx.Node) and weight.op == "call_function" and weight.args:
             weight = weight.args[0]
         if isinstance(weight, fx.Node) and str(weight.target) in names:
-            found[node] = names[str(weight.target)]
-    return found
+            nodes[node] = names[str(weight.target)]
+    return nodes
 
 
 def _file_side(name: str, path: Path_, plain: ModelProto, *, optimize: bool) -> Side:
@@ -152,12 +152,12 @@ def _run(session: Any, call: Call) -> list[Tensor]:
 
 def _with_taps(plain: ModelProto) -> tuple[ModelProto, list[str]]:
     """A copy with each layer's input and output among its outputs, and the layers' names."""
-    made = copy.deepcopy(plain)
-    graph = Graph(made)
+    model = copy.deepcopy(plain)
+    graph = Graph(model)
     names = {weight.node.output[0]: weight.name for weight in weights_of(graph)}
     consumers = graph.consumers()
     taps: list[str] = []
-    present = {entry.name for entry in made.graph.output}
+    present = {entry.name for entry in model.graph.output}
     for node in graph.of_type(*LAYERS):
         name = names.get(node.input[1], "").removesuffix(".weight")
         made_by, behind = node.output[0], consumers[node.output[0]]
@@ -167,6 +167,6 @@ def _with_taps(plain: ModelProto) -> tuple[ModelProto, list[str]]:
         if not name or name in taps or present & set(ends):
             continue
         taps.append(name)
-        made.graph.output.extend(ValueInfoProto(name=end) for end in ends)
+        model.graph.output.extend(ValueInfoProto(name=end) for end in ends)
         present.update(ends)
-    return made, taps
+    return model, taps

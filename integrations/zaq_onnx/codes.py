@@ -53,18 +53,18 @@ def encode(rows: Array) -> Coded | None:
     used = used_levels(rows)
     whole: Array = np.array([used.any(0)])
     width = _width(int(used.sum(1).max(initial=1)))
-    found = []
+    candidates = []
     if _width(int(whole.sum())) <= min(width, MAX_WIDTH):
         shared = _listed(whole, width)
-        found.append(Coded(codes_in(rows.reshape(1, -1), shared), shared, width))
+        candidates.append(Coded(codes_in(rows.reshape(1, -1), shared), shared, width))
     elif width <= MAX_WIDTH:
         listed = _listed(used, width)
-        found.append(Coded(codes_in(rows, listed), listed, width))
+        candidates.append(Coded(codes_in(rows, listed), listed, width))
         curve = fit(used, rows.shape[1])
         if curve is not None:
             codes = codes_in(rows, curve.book)
-            found.append(Coded(codes, curve.book, curve.shape.width, curve))
-    return min(found, key=lambda coded: coded.bytes, default=None)
+            candidates.append(Coded(codes, curve.book, curve.shape.width, curve))
+    return min(candidates, key=lambda coded: coded.bytes, default=None)
 
 
 def _width(levels: int) -> int:
@@ -83,12 +83,12 @@ def _listed(used: Array, width: int) -> Array:
 
 def planes_of(codes: Array, width: int) -> list[tuple[int, int, Array]]:
     """Planes of codes of ``width`` bits: (bits, position of the lowest bit, values)."""
-    found, low = [], 0
+    planes, low = [], 0
     for bits in (4, 2, 1):
         if width & bits:
-            found.append((bits, low, (codes >> low) & (2**bits - 1)))
+            planes.append((bits, low, (codes >> low) & (2**bits - 1)))
             low += bits
-    return found
+    return planes
 
 
 def pack_plane(values: Array, bits: int) -> Array:
@@ -103,10 +103,10 @@ def pairs_of(codes: Array, width: int) -> list[tuple[int, int, Array]]:
     A pair is the number of 2 ``width`` bits whose lower half is the first code.
     """
     pairs = codes[:, ::2] | codes[:, 1::2].astype(np.uint16) << width
-    found = [(8, 0, (pairs & 255).astype(np.uint8))]
+    planes = [(8, 0, (pairs & 255).astype(np.uint8))]
     if width > 4:
-        found.append((2, 8, (pairs >> 8).astype(np.uint8)))
-    return found
+        planes.append((2, 8, (pairs >> 8).astype(np.uint8)))
+    return planes
 
 
 def pairs_pay(coded: Coded) -> bool:

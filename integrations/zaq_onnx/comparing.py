@@ -35,9 +35,9 @@ def compare_weights(
         elif name not in there:
             problems.append(f"the file has no weight {name!r}, which the model has.")
         elif not np.array_equal(there[name][0].integers, integers):
-            found = there[name][0].integers
+            stored = there[name][0].integers
             wrong = (
-                int((found != integers).sum()) if found.shape == integers.shape else integers.size
+                int((stored != integers).sum()) if stored.shape == integers.shape else integers.size
             )
             problems.append(f"{wrong} integers of {name!r} differ from the model's.")
         elif not np.array_equal(there[name][1], scale):
@@ -46,12 +46,12 @@ def compare_weights(
 
 
 def _by_name(graph: Graph) -> dict[str, tuple[Weight, Array]]:
-    made = {}
+    weights = {}
     for weight in weights_of(graph):
         scale = graph.array(weight.node.input[1])
         assert scale is not None
-        made[weight.name] = weight, scale
-    return made
+        weights[weight.name] = weight, scale
+    return weights
 
 
 def _float_weights(graph: Graph) -> dict[str, Array]:

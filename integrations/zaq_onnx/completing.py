@@ -60,14 +60,14 @@ def complete(graph: Graph, batches: Iterable[Any]) -> list[str]:
             makes small or large, channel by channel: one grid for all would cost accuracy.
     """
     once = _round_once(graph)
-    wanted = _wanted(graph)
-    ranges = _ranges(graph, wanted, batches)
+    outputs = _wanted(graph)
+    ranges = _ranges(graph, outputs, batches)
     kinds = {name: node.op_type for name, node in graph.producers().items()}
-    for name in wanted:
+    for name in outputs:
         low, high = (0.0, 1.0) if kinds[name] == "Sigmoid" else ranges[name]
         _insert(graph, name, low, high)
     _warn_of_norms(graph)
-    return once + wanted
+    return once + outputs
 
 
 def _warn_of_norms(graph: Graph) -> None:
@@ -123,7 +123,7 @@ def _wanted(graph: Graph) -> list[str]:
     """Outputs of integer operators that should be quantized and are not, in order."""
     consumers = graph.consumers()
     on_grid: set[str] = {n.output[0] for n in graph.nodes if n.op_type == "DequantizeLinear"}
-    found: list[str] = []
+    outputs: list[str] = []
     for node in graph.nodes:
         output = node.output[0]
         inputs = [name for name in node.input if name and name not in graph.constants]
@@ -145,33 +145,33 @@ def _wanted(graph: Graph) -> list[str]:
             on_grid.add(output)  # rounded behind the limit
             continue
         on_grid.add(output)
-        found.append(output)
-    return found
+        outputs.append(output)
+    return outputs
 
 
 def _ranges(
     graph: Graph, names: list[str], batches: Iterable[Any]
 ) -> dict[str, tuple[float, float]]:
     model = graph.to_model()
-    known = {output.name for output in model.graph.output}
+    present = {output.name for output in model.graph.output}
     model.graph.output.extend(
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
         for name in names
-        if name not in known
+        if name not in present
     )
     session = ort_session(model, optimize=False)
-    found = dict.fromkeys(names, (0.0, 0.0))
+    ranges = dict.fromkeys(names, (0.0, 0.0))
     count = 0
     for batch in batches:
         count += 1
         inputs = batch if isinstance(batch, tuple | list | Mapping) else (batch,)
         values: list[Array] = session.run(names, feeds_of(session, inputs)) if names else []
         for name, value in zip(names, values, strict=True):
-            low, high = found[name]
-            found[name] = min(low, float(value.min())), max(high, float(value.max()))
+            low, high = ranges[name]
+            ranges[name] = min(low, float(value.min())), max(high, float(value.max()))
     if not count:
         raise ValueError("calibration holds no batch; pass a list of image batches.")
-    return found
+    return ranges
 
 
 def _insert(graph: Graph, name: str, low: float, high: float) -> None:

@@ -88,11 +88,11 @@ class Evaluator:
             ValueError: it depends on an input, an operator is none of those that `pack` writes, or
                 a shape or an index is out of range.
         """
-        known = self._known.get(name)
-        if known is None:
-            known = self.graph.array(name)
-        if known is not None:
-            return known
+        value = self._known.get(name)
+        if value is None:
+            value = self.graph.array(name)
+        if value is not None:
+            return value
         node = self.producers.get(name)
         if node is None or node.op_type not in UNFOLDING:
             what = "the model's input" if node is None else f"operator {node.op_type}"
@@ -156,12 +156,12 @@ class Evaluator:
 
 
 def _cast(node: NodeProto, x: Array) -> Array:
-    wanted = helper.tensor_dtype_to_np_dtype(attribute(node, "to"))
-    if x.dtype.kind == "f" and wanted.kind in "iu":
-        limits = np.iinfo(wanted)
+    dtype = helper.tensor_dtype_to_np_dtype(attribute(node, "to"))
+    if x.dtype.kind == "f" and dtype.kind in "iu":
+        limits = np.iinfo(dtype)
         if x.size and not limits.min <= float(x.min()) <= float(x.max()) <= limits.max:
-            raise ValueError(f"a level does not fit {wanted}.")
-    return x.astype(wanted)
+            raise ValueError(f"a level does not fit {dtype}.")
+    return x.astype(dtype)
 
 
 def _shift(node: NodeProto, x: Array, by: Array) -> Array:
@@ -214,9 +214,9 @@ def _scatter(_: NodeProto, x: Array, where: Array, what: Array) -> Array:
         raise ValueError(f"{what.shape} values for {where.shape} places of {x.shape}; damaged.")
     if where.size and not 0 <= int(where.min()) <= int(where.max()) < len(x):
         raise ValueError(f"a place lies outside the {len(x)} levels; damaged.")
-    made = x.copy()
-    made[where] = what
-    return made
+    copied = x.copy()
+    copied[where] = what
+    return copied
 
 
 def _split(node: NodeProto, x: Array, sizes: Array) -> list[Array]:
@@ -252,13 +252,13 @@ def _gather(node: NodeProto, table: Array, index: Array) -> Array:
 
 
 def _expand(_: NodeProto, x: Array, shape: Array) -> Array:
-    wanted = tuple(int(d) for d in shape)
-    if any(d < 0 for d in wanted):
-        raise ValueError(f"the shape {wanted} is impossible.")
-    made = np.broadcast_shapes(x.shape, wanted)
-    if math.prod(made) > LIMIT:
-        raise ValueError(f"the shape {made} is impossibly large.")
-    return np.broadcast_to(x, made)
+    target = tuple(int(d) for d in shape)
+    if any(d < 0 for d in target):
+        raise ValueError(f"the shape {target} is impossible.")
+    full = np.broadcast_shapes(x.shape, target)
+    if math.prod(full) > LIMIT:
+        raise ValueError(f"the shape {full} is impossibly large.")
+    return np.broadcast_to(x, full)
 
 
 def _concat(node: NodeProto, *parts: Array) -> Array:

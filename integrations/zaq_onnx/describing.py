@@ -29,11 +29,11 @@ def records_of(graph: Graph, notes: dict[str, Note], reasons: dict[str, str]) ->
         reasons: Why some weights are float, by their names.
     """
     producers, computed = graph.producers(), computed_weights(graph)
-    known = {weight.name: weight for weight in weights_of(graph)}
+    weights = {weight.name: weight for weight in weights_of(graph)}
     records: dict[str, LayerRecord] = {}
     for node in graph.of_type(*LAYERS):
         source = producers.get(node.input[1])
-        stored = known.get(source.input[0]) if source is not None else None
+        stored = weights.get(source.input[0]) if source is not None else None
         if stored is None:
             value, read = graph.array(node.input[1]), node.input[1]
             name, reason = read.removesuffix(".weight"), "its weight is float"
@@ -110,13 +110,13 @@ def layers_of(manifest: dict[str, Any]) -> dict[str, LayerRecord]:
     Raises:
         ValueError: it is damaged.
     """
-    made = {}
+    layers = {}
     try:
         for name, numel, number in manifest["layers"]:
             kind, quantized, spec, mac_bits, stored_bits = manifest["formats"][number]
-            made[name] = LayerRecord(
+            layers[name] = LayerRecord(
                 name, kind, numel, quantized, spec=spec, mac_bits=mac_bits, stored_bits=stored_bits
             )
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ValueError(f"the list of layers in the metadata is damaged: {error}.") from error
-    return made
+    return layers

@@ -125,7 +125,7 @@ def export(
     opset = OPSETS[portable] if opset is None else opset
     _check(example_inputs, opset, portable)
     check_target(target)
-    graph, source, known = graph_of(
+    graph, source, notes = graph_of(
         model,
         example_inputs,
         opset=opset,
@@ -136,29 +136,29 @@ def export(
     )
     floats = depthwise_to_float(graph) if target == "wasm" else {}
     _refuse_float_weights(graph)
-    records = records_of(graph, known, floats)
+    records = records_of(graph, notes, floats)
     if portable:
         make_portable(graph)
     shorten(graph)
-    made = graph.to_model()
-    name_batch(made)
-    made.ir_version = IR_VERSIONS[min(opset, max(IR_VERSIONS))]
-    packed, done = pack_model(made, portable=portable)
+    plain = graph.to_model()
+    name_batch(plain)
+    plain.ir_version = IR_VERSIONS[min(opset, max(IR_VERSIONS))]
+    packed, done = pack_model(plain, portable=portable)
     changes = {
         "completed": graph.completed,
         "reduced": graph.reduced,
         "float_depthwise": len(floats),
     }
-    describe(made, source, records, opset, changes)
+    describe(plain, source, records, opset, changes)
     del packed.metadata_props[:]
-    packed.metadata_props.extend(made.metadata_props)
-    written = packed if pack and done else made
+    packed.metadata_props.extend(plain.metadata_props)
+    written = packed if pack and done else plain
     check_file(written, os.fspath(path))
     size = write(written, path)
     if check:
         try:
             require_same(
-                model, path, made, example_inputs, changed=bool(graph.completed or graph.reduced)
+                model, path, plain, example_inputs, changed=bool(graph.completed or graph.reduced)
             )
         except ValueError:
             os.unlink(path)
@@ -166,7 +166,7 @@ def export(
     return Exported(
         os.fspath(path),
         size,
-        made.ByteSize(),
+        plain.ByteSize(),
         float_bytes(graph),
         source,
         Audit(records).require_any(),
@@ -240,17 +240,17 @@ def _quiet() -> Any:
 def _to_onnx(program: ExportedProgram, opset: int) -> ModelProto:
     with _quiet():
         try:
-            made = torch.onnx.export(
+            exported = torch.onnx.export(
                 program, (), dynamo=True, opset_version=opset, verbose=False, optimize=True
             )
         except torch.onnx.OnnxExporterError as error:
             raise untranslated(program, error) from error
-    if made is None:
+    if exported is None:
         raise ValueError("torch.onnx.export returned nothing.")
-    model = made.model_proto
-    found = max(o.version for o in model.opset_import if o.domain == "")
-    if found != opset:
-        raise ValueError(f"torch.onnx wrote opset {found} where {opset} was asked for.")
+    model = exported.model_proto
+    version = max(o.version for o in model.opset_import if o.domain == "")
+    if version != opset:
+        raise ValueError(f"torch.onnx wrote opset {version} where {opset} was asked for.")
     del model.metadata_props[:]
     return model
 
@@ -260,15 +260,15 @@ def _named_by_weight(
 ) -> dict[str, str]:
     """Layer names by output: what the weight is known as wins over the module's scope."""
     producers = graph.producers()
-    found = dict(layers)
+    names = dict(layers)
     for node in graph.of_type(*LAYERS):
         source = producers.get(node.input[1])
         if source is None or source.op_type != "DequantizeLinear":
             continue
         stem = source.input[0].removesuffix(".t").removesuffix(".int8")
         if stem in weights:
-            found[node.output[0]] = weights[stem]
-    return found
+            names[node.output[0]] = weights[stem]
+    return names
 
 
 def _refuse_float_weights(graph: Graph) -> None:
@@ -284,12 +284,12 @@ def _refuse_float_weights(graph: Graph) -> None:
 def float_weights(graph: Graph) -> list[tuple[str, str]]:
     """(layer, weight) of layers with quantized inputs and outputs but a float constant weight."""
     producers, consumers = graph.producers(), graph.consumers()
-    found = []
+    pairs = []
     for node in graph.of_type(*LAYERS):
         x = producers.get(node.input[0])
         weight = graph.array(node.input[1])
         if weight is None or weight.ndim < 2 or x is None or x.op_type != "DequantizeLinear":
             continue
         if any(c.op_type == "QuantizeLinear" for c in consumers[node.output[0]]):
-            found.append((node.output[0], node.input[1]))
-    return found
+            pairs.append((node.output[0], node.input[1]))
+    return pairs

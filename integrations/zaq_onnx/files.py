@@ -92,14 +92,14 @@ def manifest_of(model: ModelProto) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        found = json.loads(text)
+        manifest = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"the metadata {KEY!r} is damaged: {error}.") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(
             f"the metadata {KEY!r} is not of format {FORMAT!r}; look for a newer zaq_plugin."
         )
-    return found
+    return manifest
 
 
 def put_manifest(model: ModelProto, manifest: dict[str, Any]) -> None:

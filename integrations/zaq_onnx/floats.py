@@ -34,7 +34,7 @@ def weights_of_model(model: ModelProto) -> dict[str, tuple[str, Array]]:
     graph = Graph(unpack_model(model))
     producers = graph.producers()
     integers = {weight.name: weight for weight in weights_of(graph)}
-    found: dict[str, tuple[str, Array]] = {}
+    weights: dict[str, tuple[str, Array]] = {}
     for node in graph.of_type(*LAYERS):
         source = producers.get(node.input[1]) if len(node.input) > 1 else None
         weight = integers.get(source.input[0]) if source is not None else None
@@ -48,5 +48,5 @@ def weights_of_model(model: ModelProto) -> dict[str, tuple[str, Array]]:
             if constant is None or constant.ndim < 2:
                 continue
             value = constant.astype(np.float32)
-        found.setdefault(name.removesuffix(".weight"), (node.op_type, value))
-    return found
+        weights.setdefault(name.removesuffix(".weight"), (node.op_type, value))
+    return weights

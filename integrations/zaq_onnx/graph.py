@@ -65,12 +65,12 @@ class Graph:
 
     def consumers(self) -> dict[str, list[NodeProto]]:
         """Who reads each tensor; a graph output is read by nobody, see ``outputs``."""
-        found: dict[str, list[NodeProto]] = defaultdict(list)
+        readers: dict[str, list[NodeProto]] = defaultdict(list)
         for node in self.nodes:
             for name in node.input:
                 if name:
-                    found[name].append(node)
-        return found
+                    readers[name].append(node)
+        return readers
 
     def of_type(self, *kinds: str) -> Iterator[NodeProto]:
         """Nodes of these operators."""
@@ -135,25 +135,25 @@ class Graph:
     def prune(self) -> None:
         """Drop nodes and constants that nothing needs."""
         needed = set(self.outputs)
-        kept = []
+        nodes = []
         for node in reversed(self.nodes):
             if any(name in needed for name in node.output):
-                kept.append(node)
+                nodes.append(node)
                 needed.update(name for name in node.input if name)
-        self.nodes = kept[::-1]
+        self.nodes = nodes[::-1]
         for name in [name for name in self.constants if name not in needed]:
             self.drop_constant(name)
 
     def sort(self) -> None:
         """Topological order, stable."""
-        known = {*self.constants, *self.inputs, ""}
+        available = {*self.constants, *self.inputs, ""}
         waiting, ordered = list(self.nodes), []
         while waiting:
             rest = []
             for node in waiting:
-                if all(name in known for name in node.input):
+                if all(name in available for name in node.input):
                     ordered.append(node)
-                    known.update(node.output)
+                    available.update(node.output)
                 else:
                     rest.append(node)
             if len(rest) == len(waiting):
@@ -165,9 +165,9 @@ class Graph:
         """A model with this graph; inputs, outputs, operator sets and metadata as they were."""
         self.prune()
         self.sort()
-        made = ModelProto()
-        made.CopyFrom(_without_graph(self.model))
-        graph = made.graph
+        model = ModelProto()
+        model.CopyFrom(_without_graph(self.model))
+        graph = model.graph
         graph.name = self.model.graph.name
         graph.input.extend(i for i in self.model.graph.input if i.name not in self.constants)
         graph.output.extend(self.model.graph.output)
@@ -176,7 +176,7 @@ class Graph:
             tensor = self.constants[name]
             tensor.name = name
             graph.initializer.append(tensor)
-        return made
+        return model
 
 
 def _without_graph(model: ModelProto) -> ModelProto:
@@ -193,17 +193,17 @@ def _without_graph(model: ModelProto) -> ModelProto:
 
 def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
     """An attribute's value, or the default."""
-    for found in node.attribute:
-        if found.name == name:
-            return helper.get_attribute_value(found)
+    for proto in node.attribute:
+        if proto.name == name:
+            return helper.get_attribute_value(proto)
     return default
 
 
 def set_attribute(node: NodeProto, name: str, value: Any) -> None:
     """Set an attribute, in place of an old one."""
-    kept = [a for a in node.attribute if a.name != name]
+    attributes = [a for a in node.attribute if a.name != name]
     del node.attribute[:]
-    node.attribute.extend([*kept, helper.make_attribute(name, value)])
+    node.attribute.extend([*attributes, helper.make_attribute(name, value)])
 
 
 def make(kind: str, inputs: list[str], output: str, **attributes: Any) -> NodeProto:

@@ -117,8 +117,8 @@ class Weighted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """What the float layer computes with this weight."""
         operator = getattr(nn.functional, self.function)
-        made: Tensor = operator(x, self.weight(self.integers), self.bias, **self.options)
-        return made
+        out: Tensor = operator(x, self.weight(self.integers), self.bias, **self.options)
+        return out
 
 
 class Applied(nn.Module):
@@ -141,5 +141,5 @@ class Applied(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The operator's result."""
         tensors = {key: getattr(self, key) for key in self.tensors}
-        made: Tensor = getattr(nn.functional, self.function)(x, **self.options, **tensors)
-        return made
+        out: Tensor = getattr(nn.functional, self.function)(x, **self.options, **tensors)
+        return out

@@ -84,14 +84,14 @@ class FileInfo:
             ).rstrip()
             for row in rows
         ]
-        known = self.manifest
-        made = f"{known['source']} model, zaq_plugin {known['zaq_plugin']}, opset {known['opset']}"
+        facts = self.manifest
+        head = f"{facts['source']} model, zaq_plugin {facts['zaq_plugin']}, opset {facts['opset']}"
         total = (
             f"{self.path}: {self.bytes:,} bytes; {self.bytes / self.int8_bytes:.3f} of int8 "
             f"({self.int8_bytes:,}), {self.bytes / self.float_bytes:.3f} of float32 "
             f"({self.float_bytes:,})."
         )
-        return "\n".join([*lines, made, total])
+        return "\n".join([*lines, head, total])
 
 
 def info(path: Path_) -> FileInfo:
@@ -107,7 +107,7 @@ def info(path: Path_) -> FileInfo:
         raise ValueError(f"{path}: not written by zaq_onnx.export (its metadata says nothing).")
     graph = Graph(model)
     try:
-        known = layers_of(manifest)
+        by_name = layers_of(manifest)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     weights = {weight.name: weight for weight in weights_of(graph)}
@@ -127,7 +127,7 @@ def info(path: Path_) -> FileInfo:
                 layers.append(LayerInfo(name, node.op_type, shape, 32, 32, value.nbytes, "float32"))
             continue
         name = weight.name.removesuffix(".weight")
-        entry = known.get(name)
+        entry = by_name.get(name)
         stored = (entry.stored_bits if entry and weight.packed else None) or 8
         label = (entry.spec if entry else None) or "int8"
         if not weight.packed and label != "int8":

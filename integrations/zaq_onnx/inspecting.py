@@ -49,15 +49,15 @@ def integer_layers(optimized: Graph) -> list[NodeProto]:
 def float_layers(optimized: Graph) -> list[NodeProto]:
     """Convolutions and products with a constant weight that run in float."""
     producers = optimized.producers()
-    found = []
+    nodes = []
     for node in optimized.of_type(*HEAVY):
         source = producers.get(node.input[1])
         dequantized = source is not None and source.op_type == "DequantizeLinear"
         if node.input[1] in optimized.constants or (
             dequantized and source is not None and source.input[0] in optimized.constants
         ):
-            found.append(node)
-    return found
+            nodes.append(node)
+    return nodes
 
 
 def strangers(optimized: Graph, original: ModelProto) -> list[str]:
@@ -65,13 +65,13 @@ def strangers(optimized: Graph, original: ModelProto) -> list[str]:
 
     Layouts may differ, so a weight is known by its values in order of size.
     """
-    known = {_fingerprint(weight.integers) for weight in weights_of(Graph(original))}
-    found = []
+    fingerprints = {_fingerprint(weight.integers) for weight in weights_of(Graph(original))}
+    names = []
     for node in integer_layers(optimized):
         value = optimized.array(node.input[_WEIGHT[node.op_type]])
-        if value is not None and _fingerprint(value) not in known:
-            found.append(f"{node.op_type} {node.name or node.output[0]}")
-    return found
+        if value is not None and _fingerprint(value) not in fingerprints:
+            names.append(f"{node.op_type} {node.name or node.output[0]}")
+    return names
 
 
 def _fingerprint(value: Array) -> bytes:
@@ -89,15 +89,15 @@ def float_operations(optimized: Graph) -> list[str]:
     """
     integers: set[str] = set()
     floats: set[str] = set(optimized.inputs)
-    found = []
+    names = []
     for node in optimized.nodes:
         reads = [name for name in node.input if name in floats or name in integers]
         first = node.op_type == "QuantizeLinear" and reads[:1] and reads[0] in optimized.inputs
         if not first and any(name in floats for name in reads):
-            found.append(f"{node.op_type} {node.name or node.output[0]}")
+            names.append(f"{node.op_type} {node.name or node.output[0]}")
         makes_integers = _makes_integers(node, reads, integers)
         (integers if makes_integers else floats).update(node.output)
-    return found
+    return names
 
 
 def _makes_integers(node: NodeProto, reads: list[str], integers: set[str]) -> bool:
@@ -143,9 +143,9 @@ def _step_of(graph: Graph, producers: dict[str, NodeProto], name: str) -> float:
 
 def input_steps(graph: Graph) -> dict[str, float]:
     """The step of the grid that each of a model's inputs is first put on, where there is one."""
-    found: dict[str, float] = {}
+    steps: dict[str, float] = {}
     for node in graph.of_type("QuantizeLinear"):
         name, scale = node.input[0], graph.array(node.input[1])
         if name in graph.inputs and scale is not None:
-            found[name] = max(found.get(name, 0.0), float(scale.max()))
-    return found
+            steps[name] = max(steps.get(name, 0.0), float(scale.max()))
+    return steps

@@ -36,12 +36,14 @@ class IntegerModel:
         self.graph = Graph(unpack_model(load(path)))
         self.codes: dict[str, Array] = {}
 
-    def run(self, inputs: Sequence[Any], given: Mapping[str, Array] | None = None) -> list[Array]:
+    def run(
+        self, inputs: Sequence[Any], integers: Mapping[str, Array] | None = None
+    ) -> list[Array]:
         """The model's outputs.
 
         Args:
             inputs: Floats; the first thing that happens to them is to be quantized.
-            given: Integers of some tensors, by name, that replace the computed ones behind them
+            integers: Of some tensors, by name, that replace the computed ones behind them
                 (to compare a runtime layer by layer). All computed ones are left in ``codes``.
 
         Raises:
@@ -53,16 +55,16 @@ class IntegerModel:
         for node in self.graph.nodes:
             output = node.output[0]
             if node.op_type == "QuantizeLinear":
-                made = self._quantize(node, values, floats)
-                self.codes[output] = made.values
-                if given is not None and output in given:
-                    made = Codes(given[output], made.scale, made.zero)
-                values[output] = made
+                codes = self._quantize(node, values, floats)
+                self.codes[output] = codes.values
+                if integers is not None and output in integers:
+                    codes = Codes(integers[output], codes.scale, codes.zero)
+                values[output] = codes
             elif node.op_type == "DequantizeLinear":
                 self._dequantize(node, values)
             elif node.op_type in _OPERATORS:
-                found = [values.get(name) for name in node.input]
-                values[output] = _OPERATORS[node.op_type](self.graph, node, found)
+                operands = [values.get(name) for name in node.input]
+                values[output] = _OPERATORS[node.op_type](self.graph, node, operands)
             else:
                 raise ValueError(
                     f"{node.op_type} {output!r} cannot be computed in integers alone; integer-only "
@@ -116,19 +118,21 @@ def _require(node: NodeProto, value: Value | None) -> Codes:
     )
 
 
-def _bias(graph: Graph, node: NodeProto, found: list[Value | None], scale: Array) -> Array | None:
+def _bias(
+    graph: Graph, node: NodeProto, operands: list[Value | None], scale: Array
+) -> Array | None:
     if len(node.input) < 3 or not node.input[2]:
         return None
-    if isinstance(found[2], Codes):
-        return found[2].values.astype(np.int32)
+    if isinstance(operands[2], Codes):
+        return operands[2].values.astype(np.int32)
     bias = graph.array(node.input[2])
     if bias is None:
         raise ValueError(f"{node.output[0]!r}: its bias is no constant.")
     return np.rint(bias.astype(np.float64) / scale.astype(np.float64)).astype(np.int32)
 
 
-def _conv(graph: Graph, node: NodeProto, found: list[Value | None]) -> Value:
-    x, w = _require(node, found[0]), _require(node, found[1])
+def _conv(graph: Graph, node: NodeProto, operands: list[Value | None]) -> Value:
+    x, w = _require(node, operands[0]), _require(node, operands[1])
     weight = w.values.astype(np.int32)
     spatial = weight.ndim - 2
     strides = attribute(node, "strides", [1] * spatial)
@@ -153,50 +157,50 @@ def _conv(graph: Graph, node: NodeProto, found: list[Value | None]) -> Value:
         kernel = weight[group * per : (group + 1) * per]
         parts.append(np.tensordot(part, kernel, (axes, list(range(1, 2 + spatial)))))
     total = np.moveaxis(np.concatenate(parts, -1), -1, 1).astype(np.int32)
-    bias = _bias(graph, node, found, scale)
+    bias = _bias(graph, node, operands, scale)
     if bias is not None:
         total = total + bias.reshape([1, -1, *([1] * spatial)])
     return Sum(((total, scale),))
 
 
-def _gemm(graph: Graph, node: NodeProto, found: list[Value | None]) -> Value:
-    x, w = _require(node, found[0]), _require(node, found[1])
+def _gemm(graph: Graph, node: NodeProto, operands: list[Value | None]) -> Value:
+    x, w = _require(node, operands[0]), _require(node, operands[1])
     weight = w.values.astype(np.int32)
     turned = weight.T if node.op_type == "Gemm" and attribute(node, "transB", 0) else weight
     total = (x.centered() @ turned).astype(np.int32)
     scale = np.broadcast_to(x.scale * w.scale.reshape(-1), turned.shape[-1:])
-    bias = _bias(graph, node, found, scale)
+    bias = _bias(graph, node, operands, scale)
     return Sum(((total if bias is None else total + bias, scale),))
 
 
-def _add(_: Graph, node: NodeProto, found: list[Value | None]) -> Value:
-    both = [_require(node, value) for value in found]
+def _add(_: Graph, node: NodeProto, operands: list[Value | None]) -> Value:
+    both = [_require(node, value) for value in operands]
     return Sum(tuple((value.centered(), value.scale) for value in both))
 
 
-def _relu(_: Graph, __: NodeProto, found: list[Value | None]) -> Value:
-    value = found[0]
+def _relu(_: Graph, __: NodeProto, operands: list[Value | None]) -> Value:
+    value = operands[0]
     assert value is not None
     if isinstance(value, Sum):
         return Sum(value.terms, floor=True)
     return Codes(np.maximum(value.values, value.zero), value.scale, value.zero)
 
 
-def _clip(graph: Graph, node: NodeProto, found: list[Value | None]) -> Value:
-    value = _require(node, found[0])
+def _clip(graph: Graph, node: NodeProto, operands: list[Value | None]) -> Value:
+    value = _require(node, operands[0])
     low, high = (graph.array(name) for name in node.input[1:])
     return Codes(np.clip(value.values, low, high), value.scale, value.zero)
 
 
-def _mean(_: Graph, node: NodeProto, found: list[Value | None]) -> Value:
-    value = _require(node, found[0])
+def _mean(_: Graph, node: NodeProto, operands: list[Value | None]) -> Value:
+    value = _require(node, operands[0])
     total = value.centered().sum((2, 3), keepdims=True, dtype=np.int32)
     count = value.values.shape[2] * value.values.shape[3]
     return Sum(((total, value.scale / np.float64(count)),))
 
 
-def _maximum(_: Graph, node: NodeProto, found: list[Value | None]) -> Value:
-    value = _require(node, found[0])
+def _maximum(_: Graph, node: NodeProto, operands: list[Value | None]) -> Value:
+    value = _require(node, operands[0])
     kernel = attribute(node, "kernel_shape")
     strides, pads = attribute(node, "strides", [1, 1]), attribute(node, "pads", [0, 0, 0, 0])
     edges = [(0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3])]
@@ -206,8 +210,8 @@ def _maximum(_: Graph, node: NodeProto, found: list[Value | None]) -> Value:
     return Codes(windows[:, :, :: strides[0], :: strides[1]].max((-2, -1)), value.scale, value.zero)
 
 
-def _reshape(graph: Graph, node: NodeProto, found: list[Value | None]) -> Value:
-    value = _require(node, found[0])
+def _reshape(graph: Graph, node: NodeProto, operands: list[Value | None]) -> Value:
+    value = _require(node, operands[0])
     shape = graph.array(node.input[1])
     if shape is None:
         raise ValueError(f"{node.output[0]!r}: its shape is no constant.")

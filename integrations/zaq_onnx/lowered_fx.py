@@ -102,9 +102,9 @@ class _Rewriter:
                 self._method(node)
         self.model.graph.eliminate_dead_code()
         self.model.graph.lint()
-        made = fx.GraphModule(self.model, self.model.graph)
-        made.eval()
-        return made
+        module = fx.GraphModule(self.model, self.model.graph)
+        module.eval()
+        return module
 
     # ---- the three kinds of nodes ----------------------------------------------------------------
 
@@ -126,10 +126,10 @@ class _Rewriter:
             function, relu = _BINARY[target]
             *operands, scale, zero_point = node.args
             with self.model.graph.inserting_before(node):
-                made = self.model.graph.call_function(function, tuple(operands))
+                call = self.model.graph.call_function(function, tuple(operands))
                 if relu:
-                    made = self.model.graph.call_function(torch.relu, (made,))
-            self._replace(node, made, (self._number(scale), int(self._number(zero_point))))
+                    call = self.model.graph.call_function(torch.relu, (call,))
+            self._replace(node, call, (self._number(scale), int(self._number(zero_point))))
         elif target in _UNARY:
             self._unary(node)
         elif target in FIXED_GRIDS:
@@ -177,9 +177,9 @@ class _Rewriter:
     # ---- what becomes of a node ------------------------------------------------------------------
 
     def _layer(self, node: fx.Node, module: Any) -> None:
-        made = weighted(str(node.target), module)
+        layer = weighted(str(node.target), module)
         name = str(node.target)
-        self.model.set_submodule(name, made)
+        self.model.set_submodule(name, layer)
         with self.model.graph.inserting_before(node):
             value = self.model.graph.call_module(name, (node.args[0],))
             if isinstance(module, ADDING):
@@ -197,19 +197,19 @@ class _Rewriter:
         name = str(node.target)
         self.model.set_submodule(name, Applied(kind, arguments(kind, module)))
         with self.model.graph.inserting_before(node):
-            made = self.model.graph.call_module(name, (node.args[0],))
-        self._replace(node, made, (float(module.scale), int(module.zero_point)))
+            call = self.model.graph.call_module(name, (node.args[0],))
+        self._replace(node, call, (float(module.scale), int(module.zero_point)))
 
     def _unary(self, node: fx.Node) -> None:
         target: Any = node.target
         names = ("scale", "output_scale"), ("zero_point", "output_zero_point")
-        found = [next((node.kwargs[n] for n in group if n in node.kwargs), None) for group in names]
+        grid = [next((node.kwargs[n] for n in group if n in node.kwargs), None) for group in names]
         rest = list(node.args[1:])
-        if None in found:
-            found, rest = rest[-2:], rest[:-2]
+        if None in grid:
+            grid, rest = rest[-2:], rest[:-2]
         with self.model.graph.inserting_before(node):
-            made = self.model.graph.call_function(_UNARY[target], (node.args[0], *rest))
-        self._replace(node, made, (self._number(found[0]), int(self._number(found[1]))))
+            call = self.model.graph.call_function(_UNARY[target], (node.args[0], *rest))
+        self._replace(node, call, (self._number(grid[0]), int(self._number(grid[1]))))
 
     def _scalar(self, node: fx.Node) -> None:
         """A sum or a product of a quantized tensor and a number, which has no grid of its own."""
@@ -229,10 +229,10 @@ class _Rewriter:
         else:
             value, grid = sum_grid(grid, value)
         with self.model.graph.inserting_before(node):
-            made = self.model.graph.call_function(function, (tensor, value))
+            call = self.model.graph.call_function(function, (tensor, value))
             if relu:
-                made = self.model.graph.call_function(torch.relu, (made,))
-        self._replace(node, made, grid)
+                call = self.model.graph.call_function(torch.relu, (call,))
+        self._replace(node, call, grid)
 
     def _keep(self, node: fx.Node, rounds: bool) -> None:
         """A node that stays; its output has its input's grid, if that is quantized."""
@@ -249,18 +249,18 @@ class _Rewriter:
             return
         name = self._added(ActivationGrid(*grid))
         with self.model.graph.inserting_after(node):
-            made = self.model.graph.call_module(name, (node,))
-        node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
-        self.grids[made] = grid
+            call = self.model.graph.call_module(name, (node,))
+        node.replace_all_uses_with(call, delete_user_cb=lambda user: user is not call)
+        self.grids[call] = grid
 
     def _replace(self, node: fx.Node, value: Any, grid: Grid, signed: bool = False) -> None:
         low, high = (-128, 127) if signed else (0, 255)
         name = self._added(ActivationGrid(*grid, low, high))
         with self.model.graph.inserting_before(node):
-            made = self.model.graph.call_module(name, (value,))
-        node.replace_all_uses_with(made)
+            call = self.model.graph.call_module(name, (value,))
+        node.replace_all_uses_with(call)
         self.model.graph.erase_node(node)
-        self.grids[made] = grid
+        self.grids[call] = grid
 
     def _bypass(self, node: fx.Node) -> None:
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
@@ -270,8 +270,8 @@ class _Rewriter:
         """Past a dequantize node values are floats: nothing rounds to the grid any more."""
         name = self._added(nn.Identity())
         with self.model.graph.inserting_before(node):
-            made = self.model.graph.call_module(name, (node.args[0],))
-        node.replace_all_uses_with(made)
+            call = self.model.graph.call_module(name, (node.args[0],))
+        node.replace_all_uses_with(call)
         self.model.graph.erase_node(node)
 
     def _clamp(self, node: fx.Node) -> None:
@@ -286,10 +286,10 @@ class _Rewriter:
         else:
             name = self._added(ActivationGrid(scale, zero, max(low, 0), min(high, 255)))
             with self.model.graph.inserting_before(node):
-                made = self.model.graph.call_module(name, (source,))
-            node.replace_all_uses_with(made)
+                call = self.model.graph.call_module(name, (source,))
+            node.replace_all_uses_with(call)
             self.model.graph.erase_node(node)
-            self.grids[made] = (scale, zero)
+            self.grids[call] = (scale, zero)
 
     # ---- small things ----------------------------------------------------------------------------
 
@@ -305,8 +305,8 @@ class _Rewriter:
 
     def _number(self, value: Any) -> float:
         if isinstance(value, fx.Node):
-            found: Any = self.model
+            attribute: Any = self.model
             for part in str(value.target).split("."):
-                found = getattr(found, part)
-            return float(found)
+                attribute = getattr(attribute, part)
+            return float(attribute)
         return float(value)

@@ -54,10 +54,10 @@ def arguments(kind: str, module: Any) -> dict[str, Any]:
     if kind == "softmax":
         return {"dim": module.dim}
     if kind in ("layer_norm", "group_norm", "instance_norm"):
-        made = {"weight": module.weight, "bias": module.bias, "eps": module.eps}
+        options = {"weight": module.weight, "bias": module.bias, "eps": module.eps}
         if kind == "layer_norm":
-            made["normalized_shape"] = module.normalized_shape
+            options["normalized_shape"] = module.normalized_shape
         elif kind == "group_norm":
-            made["num_groups"] = module.num_groups
-        return made
+            options["num_groups"] = module.num_groups
+        return options
     return {}

@@ -34,9 +34,9 @@ def sum_grid(grid: Grid, term: float) -> tuple[float, Grid]:
     steps = round(term / scale)
     moved = zero - steps
     if moved < 0:
-        made = (TOP - moved) / TOP * scale, 0
+        total_grid = (TOP - moved) / TOP * scale, 0
     elif moved > TOP:
-        made = moved / TOP * scale, TOP
+        total_grid = moved / TOP * scale, TOP
     else:
-        made = scale, moved
-    return steps * scale, made
+        total_grid = scale, moved
+    return steps * scale, total_grid

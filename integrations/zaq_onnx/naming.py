@@ -15,7 +15,7 @@ LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 def scopes(graph: Graph) -> dict[str, str]:
     """The innermost module around each layer's node, by the node's output."""
-    found = {}
+    modules = {}
     for node in graph.nodes:
         if node.op_type not in LAYERS:
             continue
@@ -23,8 +23,8 @@ def scopes(graph: Graph) -> dict[str, str]:
             if entry.key == SCOPES:
                 names = [n for n in ast.literal_eval(entry.value)[:-1] if n]
                 if names:
-                    found[node.output[0]] = str(names[-1])
-    return found
+                    modules[node.output[0]] = str(names[-1])
+    return modules
 
 
 def name_weights(graph: Graph, layers: dict[str, str]) -> None:
@@ -58,18 +58,18 @@ def _name(graph: Graph, weight: NodeProto, layer: str, users: dict[str, int]) ->
 
 def shorten(graph: Graph) -> None:
     """Let nodes take little room: short names of what flows between them, no defaults in words."""
-    kept = {*graph.outputs, *graph.inputs, *graph.constants}
+    reserved = {*graph.outputs, *graph.inputs, *graph.constants}
     short: dict[str, str] = {}
     for node in graph.nodes:
         node.name = ""
         _drop_defaults(node, opset_of(graph.model))
         for name in node.output:
-            if name and name not in kept:
+            if name and name not in reserved:
                 number = len(short)
-                while (word := f"t{number:x}") in kept:
-                    number += len(kept)
+                while (word := f"t{number:x}") in reserved:
+                    number += len(reserved)
                 short[name] = word
-                kept.add(word)
+                reserved.add(word)
     for node in graph.nodes:
         for names in (node.input, node.output):
             names[:] = [short.get(name, name) for name in names]
@@ -77,10 +77,10 @@ def shorten(graph: Graph) -> None:
 
 def _drop_defaults(node: NodeProto, opset: int) -> None:
     """Drop attributes that say what the operator does without them."""
-    known = onnx.defs.get_schema(node.op_type, opset).attributes
-    kept = []
+    schemas = onnx.defs.get_schema(node.op_type, opset).attributes
+    attributes = []
     for attribute in node.attribute:
-        schema = known.get(attribute.name)
+        schema = schemas.get(attribute.name)
         default = schema.default_value if schema is not None else None
         same = (
             default is not None
@@ -90,9 +90,9 @@ def _drop_defaults(node: NodeProto, opset: int) -> None:
         values = list(attribute.ints)
         implied = node.op_type == "Conv" and values == [_IMPLIED.get(attribute.name)] * len(values)
         if not (implied and values) and not same:
-            kept.append(attribute)
+            attributes.append(attribute)
     del node.attribute[:]
-    node.attribute.extend(kept)
+    node.attribute.extend(attributes)
 
 
 _IMPLIED = {"dilations": 1, "strides": 1, "pads": 0}

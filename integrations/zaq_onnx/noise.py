@@ -11,7 +11,7 @@ from zaq_onnx.graph import Array
 def noise_for(model: ModelProto) -> list[Array]:
     """Normal noise for inputs of floats, zeros for others; open dimensions are one."""
     constants = {tensor.name for tensor in model.graph.initializer}
-    generator, found = np.random.default_rng(0), []
+    generator, inputs = np.random.default_rng(0), []
     for one in model.graph.input:
         if one.name in constants:
             continue
@@ -20,5 +20,5 @@ def noise_for(model: ModelProto) -> list[Array]:
         dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
         floating = np.issubdtype(dtype, np.floating)
         value = generator.standard_normal(shape) if floating else np.zeros(shape)
-        found.append(value.astype(dtype))
-    return found
+        inputs.append(value.astype(dtype))
+    return inputs

@@ -33,27 +33,27 @@ class Notes:
 
 def notes_of(model: nn.Module, audit: Audit | None = None) -> Notes:
     """Everything that can be read from a model without its host."""
-    found = Notes()
+    notes = Notes()
     if isinstance(model, fx.GraphModule):
-        _from_graph(model, found)
+        _from_graph(model, notes)
     if isinstance(model, nn.Module) and is_simulated(model):
         for name, tensor in quantized_tensors(model).items():
-            found.records[name] = weight_facts(tensor.spec)
+            notes.records[name] = weight_facts(tensor.spec)
     for module in model.modules() if isinstance(model, nn.Module) else ():
         facts, weight = getattr(module, "facts", None), getattr(module, "weight", None)
         if isinstance(facts, dict) and isinstance(weight, str):  # a weight that was stripped
             name = weight.removesuffix(".weight")
-            found.records[name] = {k: facts[k] for k in FIELDS if facts.get(k) is not None}
+            notes.records[name] = {k: facts[k] for k in FIELDS if facts.get(k) is not None}
     carried = getattr(model, "zaq_audit", None)
     for source in (carried, audit):
         if isinstance(source, Audit):
             for record in source.quantized:
                 values = {k: getattr(record, k) for k in FIELDS}
-                found.records[record.name] = {k: v for k, v in values.items() if v is not None}
-    return found
+                notes.records[record.name] = {k: v for k, v in values.items() if v is not None}
+    return notes
 
 
-def _from_graph(model: fx.GraphModule, found: Notes) -> None:
+def _from_graph(model: fx.GraphModule, notes: Notes) -> None:
     """Names and notes on the nodes of an exported graph, by the tensor that a layer reads."""
     for node in model.graph.nodes:
         if node.op != "call_function" or len(node.args) < 2:
@@ -69,9 +69,9 @@ def _from_graph(model: fx.GraphModule, found: Notes) -> None:
         name = note.get("name") or (str(stack[-1][0]) if stack else "")
         if not name:
             continue
-        found.weights[str(weight.target)] = name
+        notes.weights[str(weight.target)] = name
         if "mac_bits" in note:
-            found.records[name] = {k: note[k] for k in FIELDS if k in note}
+            notes.records[name] = {k: note[k] for k in FIELDS if k in note}
 
 
 def note_for(notes: dict[str, Note], layer: str) -> Note:

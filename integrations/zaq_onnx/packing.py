@@ -163,9 +163,9 @@ def unpack_model(model: ModelProto) -> ModelProto:
 
 
 def _copied(model: ModelProto) -> ModelProto:
-    made = ModelProto()
-    made.CopyFrom(model)
-    return made
+    clone = ModelProto()
+    clone.CopyFrom(model)
+    return clone
 
 
 def load(path: Path_, *, checked: bool = True) -> ModelProto:

@@ -17,10 +17,10 @@ def pads_into_convolutions(graph: Graph) -> None:
         amounts = _zeros(graph, pad)
         if amounts is None or pad.output[0] in graph.outputs:
             continue
-        found = _convolutions(graph, pad)
-        if not found or not all(_takes(node, amounts) for node in found):
+        convolutions = _convolutions(graph, pad)
+        if not convolutions or not all(_takes(node, amounts) for node in convolutions):
             continue
-        for node in found:
+        for node in convolutions:
             old = attribute(node, "pads") or [0] * len(amounts)
             set_attribute(node, "pads", [a + b for a, b in zip(old, amounts, strict=True)])
         graph.rename_input(pad.output[0], pad.input[0])
@@ -45,7 +45,7 @@ def _zeros(graph: Graph, pad: NodeProto) -> list[int] | None:
 
 def _convolutions(graph: Graph, pad: NodeProto) -> list[NodeProto] | None:
     """Everybody behind a Pad, seen through grids; None if it is not all convolutions."""
-    consumers, found = graph.consumers(), []
+    consumers, convolutions = graph.consumers(), []
     waiting = [pad.output[0]]
     while waiting:
         name = waiting.pop()
@@ -56,10 +56,10 @@ def _convolutions(graph: Graph, pad: NodeProto) -> list[NodeProto] | None:
             if grid and _per_tensor(graph, node):
                 waiting.append(node.output[0])
             elif node.op_type == "Conv" and list(node.input[1:]).count(name) == 0:
-                found.append(node)
+                convolutions.append(node)
             else:
                 return None
-    return found
+    return convolutions
 
 
 def _per_tensor(graph: Graph, node: NodeProto) -> bool:

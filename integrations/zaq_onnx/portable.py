@@ -30,9 +30,9 @@ def make_portable(graph: Graph) -> None:
     for node in graph.of_type("Reshape"):
         shape = graph.array(node.input[1])
         if attribute(node, "allowzero", 0) and shape is not None and np.all(shape != 0):
-            kept = [a for a in node.attribute if a.name != "allowzero"]
+            attributes = [a for a in node.attribute if a.name != "allowzero"]
             del node.attribute[:]
-            node.attribute.extend(kept)
+            node.attribute.extend(attributes)
 
 
 def name_batch(model: ModelProto) -> None:
@@ -44,8 +44,8 @@ def name_batch(model: ModelProto) -> None:
         if v.type.tensor_type.shape.dim
     } - {""}
     numbered = {name for name in firsts if re.fullmatch(r"s\d+", name)}
-    known = {d.dim_param for v in values for d in v.type.tensor_type.shape.dim}
-    if len(numbered) != 1 or BATCH in known:
+    names = {d.dim_param for v in values for d in v.type.tensor_type.shape.dim}
+    if len(numbered) != 1 or BATCH in names:
         return
     old = rf"\b{numbered.pop()}\b"
     for value in values:

@@ -51,21 +51,21 @@ def reduce_weights(graph: Graph) -> list[str]:
         Names of the weights that were changed.
     """
     changed = []
-    for found in _multiplied(graph):
-        made, factors = reduce_rows(found.rows, found.limit)
+    for group in _multiplied(graph):
+        rows, factors = reduce_rows(group.rows, group.limit)
         if (factors == 1).all():
             continue
-        _replace(graph, found, made, factors)
-        changed.append(found.weights[0].name)
+        _replace(graph, group, rows, factors)
+        changed.append(group.weights[0].name)
     return changed
 
 
 def saturable(graph: Graph) -> list[str]:
     """Names of weights with which two products may saturate, for some activations."""
     return [
-        found.weights[0].name
-        for found in _multiplied(graph)
-        if worst_pairs(found.rows).max(initial=0) > found.limit
+        group.weights[0].name
+        for group in _multiplied(graph)
+        if worst_pairs(group.rows).max(initial=0) > group.limit
     ]
 
 
@@ -93,7 +93,7 @@ def _multiplied(graph: Graph) -> list[_Multiplied]:
     groups: dict[str, list[Weight]] = defaultdict(list)
     for weight in weights_of(graph):
         groups[weight.name].append(weight)
-    found = []
+    multiplied = []
     for weights in groups.values():
         layers = [layer for weight in weights for layer in _layers(graph, weight)]
         if not layers or any(_depthwise(layer, weights[0].integers) for layer in layers):
@@ -103,8 +103,8 @@ def _multiplied(graph: Graph) -> list[_Multiplied]:
         order = _order(weights[0])
         rows = order.reshape(1 if scale.size == 1 else len(order), -1)
         limit = SUM // max(_highest(graph, layer) for layer in layers)
-        found.append(_Multiplied(weights, layers, order, rows, limit))
-    return found
+        multiplied.append(_Multiplied(weights, layers, order, rows, limit))
+    return multiplied
 
 
 def _layers(graph: Graph, weight: Weight) -> list[NodeProto]:
@@ -136,9 +136,9 @@ def _order(weight: Weight) -> Array:
     return first if first.ndim < 3 else np.moveaxis(first, 1, -1)
 
 
-def _replace(graph: Graph, found: _Multiplied, rows: Array, factors: Array) -> None:
-    head, weights, layers = found.weights[0], found.weights, found.layers
-    order = rows.reshape(found.order.shape)
+def _replace(graph: Graph, group: _Multiplied, rows: Array, factors: Array) -> None:
+    head, weights, layers = group.weights[0], group.weights, group.layers
+    order = rows.reshape(group.order.shape)
     first = order if order.ndim < 3 else np.moveaxis(order, -1, 1)
     scales = [graph.array(weight.node.input[1]) for weight in weights]
     graph.drop_constant(head.name)
@@ -173,28 +173,28 @@ def reduce_rows(rows: Array, limit: int) -> tuple[Array, Array]:
         The weights, int8; and (channels,) float64 of each grid's integers for one of before, 1
         where a channel is as it was.
     """
-    made, factors = rows.copy(), np.ones(len(rows))
+    reduced, factors = rows.copy(), np.ones(len(rows))
     wide = np.flatnonzero(worst_pairs(rows) > limit)
     if not len(wide):
-        return made, factors
+        return reduced, factors
     for part in _tables(rows[wide]):
         for start in range(0, len(part.codes), _CHUNK):
             some = part.rows(slice(start, start + _CHUNK))
-            levels, found = _search(some, limit)
+            levels, scales = _search(some, limit)
             where = wide[start : start + _CHUNK]
-            made[where] = np.take_along_axis(levels, some.codes, 1).astype(np.int8)
-            factors[where] = found
-    return made, factors
+            reduced[where] = np.take_along_axis(levels, some.codes, 1).astype(np.int8)
+            factors[where] = scales
+    return reduced, factors
 
 
 def worst_pairs(rows: Array) -> Array:
     """(channels,) the largest sum of two neighbours' magnitudes that have one sign."""
     values = rows.astype(np.int64)
-    found = np.abs(values).max(1, initial=0)
+    largest = np.abs(values).max(1, initial=0)
     for sign in (1, -1):
         one = np.maximum(sign * values, 0)
-        found = np.maximum(found, (one[:, 1:] + one[:, :-1]).max(1, initial=0))
-    return found
+        largest = np.maximum(largest, (one[:, 1:] + one[:, :-1]).max(1, initial=0))
+    return largest
 
 
 @dataclass(frozen=True)
@@ -261,14 +261,14 @@ def _search(table: _Table, limit: int) -> tuple[Array, Array]:
     least = np.full(len(worst), np.inf)
     for less in range(int((1 - _LOWEST) * LARGEST)):
         tops = finest - less
-        made, tie = table.smaller(np.maximum(tops, 1))
-        size = np.abs(made) * used
-        sums = (size + np.take_along_axis(np.abs(made), partners, 1) * used).max(1)
+        trial, tie = table.smaller(np.maximum(tops, 1))
+        size = np.abs(trial) * used
+        sums = (size + np.take_along_axis(np.abs(trial), partners, 1) * used).max(1)
         allowed = (sums <= limit) & ~(tie & used).any(1) & (tops >= _LOWEST * finest)
-        moved = made * (LARGEST / np.maximum(tops, 1))[:, None] - table.book
+        moved = trial * (LARGEST / np.maximum(tops, 1))[:, None] - table.book
         error = (counts * moved**2).sum(1) + (counts * moved).sum(1) ** 2
         better = allowed & (error < least)
-        least[better], levels[better] = error[better], made[better]
+        least[better], levels[better] = error[better], trial[better]
         factors[better] = tops[better] / LARGEST
     return levels, factors
 

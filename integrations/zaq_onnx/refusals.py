@@ -102,27 +102,27 @@ def computed_weights(graph: Graph) -> dict[str, tuple[int, ...]]:
     (standardised, normalised) is no integer weight.
     """
     producers = graph.producers()
-    known: dict[str, bool] = {}
+    is_constant: dict[str, bool] = {}
 
     def constant(name: str) -> bool:
-        if name not in known:
-            known[name] = False
+        if name not in is_constant:
+            is_constant[name] = False
             node = producers.get(name)
-            known[name] = name in graph.constants or (
+            is_constant[name] = name in graph.constants or (
                 node is not None and all(constant(n) for n in node.input if n)
             )
-        return known[name]
+        return is_constant[name]
 
-    found = []
+    names = []
     for layer in graph.of_type(*LAYERS):
         name = layer.input[1]
         source = producers.get(name)
         if source is not None and source.op_type != "DequantizeLinear" and constant(name):
-            found.append(name)
-    if not found:
+            names.append(name)
+    if not names:
         return {}
-    values: list[Any] = _run(graph, list(dict.fromkeys(found)))
-    return dict(zip(dict.fromkeys(found), (v.shape for v in values), strict=True))
+    values: list[Any] = _run(graph, list(dict.fromkeys(names)))
+    return dict(zip(dict.fromkeys(names), (v.shape for v in values), strict=True))
 
 
 def _run(graph: Graph, names: list[str]) -> list[Any]:

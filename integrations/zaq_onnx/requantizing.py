@@ -31,8 +31,8 @@ class Codes:
 
     def centered(self) -> Array:
         """``values - zero``, int32."""
-        made: Array = self.values.astype(np.int32) - np.int32(self.zero)
-        return made
+        centered: Array = self.values.astype(np.int32) - np.int32(self.zero)
+        return centered
 
 
 @dataclass(frozen=True)

@@ -94,8 +94,8 @@ def as_array(x: Any) -> Array:
 
 def run_ort(session: Any, inputs: Sequence[Any]) -> list[Array]:
     """All outputs of a session."""
-    found: list[Array] = session.run(None, feeds_of(session, inputs))
-    return found
+    outputs: list[Array] = session.run(None, feeds_of(session, inputs))
+    return outputs
 
 
 def optimized(model: ModelProto | Path_, *, layout: bool = True) -> ModelProto:
@@ -162,18 +162,18 @@ def openvino_compiled(model: ModelProto | Path_, threads: int = 1, *, convert: b
 
 def run_openvino(compiled: Any, inputs: Sequence[Any]) -> list[Array]:
     """All outputs of a compiled model."""
-    found = compiled([as_array(x) for x in inputs])
-    return [np.array(found[output]) for output in compiled.outputs]
+    outputs = compiled([as_array(x) for x in inputs])
+    return [np.array(outputs[output]) for output in compiled.outputs]
 
 
 def openvino_kernels(compiled: Any) -> Counter[str]:
     """``layer type, precision`` of what OpenVINO runs."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for node in compiled.get_runtime_model().get_ops():
         info = node.get_rt_info()
         if LAYER in info and PRECISION in info:
-            found[f"{_text(info[LAYER])} {_text(info[PRECISION])}"] += 1
-    return found
+            counts[f"{_text(info[LAYER])} {_text(info[PRECISION])}"] += 1
+    return counts
 
 
 def _text(value: Any) -> str:

@@ -32,10 +32,10 @@ def saturates(runtime: str) -> bool:
     """
     x = np.full((1, _CHANNELS, _SIDE, _SIDE), 255, np.float32)
     if runtime == "onnxruntime":
-        found = run_ort(ort_session(_model()), (x,))[0]
+        output = run_ort(ort_session(_model()), (x,))[0]
     else:
-        found = run_openvino(openvino_compiled(_model()), (x,))[0]
-    return bool(np.abs(found - 255).max() > 2)
+        output = run_openvino(openvino_compiled(_model()), (x,))[0]
+    return bool(np.abs(output - 255).max() > 2)
 
 
 def _model() -> ModelProto:

@@ -29,12 +29,12 @@ def from_simulated(model: nn.Module) -> nn.Module:
             data; levels that are no int8.
     """
     tensors = quantized_tensors(model)
-    made = copy.deepcopy(model).eval()
+    integer_model = copy.deepcopy(model).eval()
     for attribute in ("zaq_plan", "zaq_audit"):
-        made.__dict__.pop(attribute, None)
+        integer_model.__dict__.pop(attribute, None)
     tied: dict[int, list[nn.Parameter]] = {}
     for name, tensor in tensors.items():
-        layer = made.get_submodule(name)
+        layer = integer_model.get_submodule(name)
         parametrized: Any = layer.parametrizations
         integers = _one_of(
             tied.setdefault(id(parametrized.weight.original), []), _int8(name, tensor)
@@ -42,19 +42,19 @@ def from_simulated(model: nn.Module) -> nn.Module:
         weight = IntegerWeight(tensor.scale, 0 if tensor.axis is None else tensor.axis)
         # Not removed and registered anew: deep copies share the class that holds the property.
         parametrized["weight"] = parametrize.ParametrizationList([weight], integers, unsafe=True)
-    for name, module in list(made.named_modules()):
+    for name, module in list(integer_model.named_modules()):
         if isinstance(module, ActivationFakeQuantize | PWLQActivationFakeQuantize):
-            made.set_submodule(name, static_grid(name, module))
-    return made
+            integer_model.set_submodule(name, static_grid(name, module))
+    return integer_model
 
 
-def _one_of(known: list[nn.Parameter], integers: torch.Tensor) -> nn.Parameter:
+def _one_of(parameters: list[nn.Parameter], integers: torch.Tensor) -> nn.Parameter:
     """The parameter with these integers: tied layers share one, unless their axes differ."""
-    for parameter in known:
+    for parameter in parameters:
         if torch.equal(parameter, integers):
             return parameter
-    known.append(nn.Parameter(integers, requires_grad=False))
-    return known[-1]
+    parameters.append(nn.Parameter(integers, requires_grad=False))
+    return parameters[-1]
 
 
 def _int8(name: str, tensor: PWLQTensor) -> torch.Tensor:

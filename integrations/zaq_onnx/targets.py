@@ -58,9 +58,9 @@ def depthwise_to_float(graph: Graph) -> dict[str, str]:
         if _leads_to_a_grid(graph, node.output[0]):
             _keep_float(graph, node)
     graph.prune()
-    for name, made in floats.items():
+    for name, constant in floats.items():
         if name not in graph.constants:  # nobody else reads the integers
-            graph.rename_constant(made, name)
+            graph.rename_constant(constant, name)
             floats[name] = name
     return dict.fromkeys(floats.values(), REASON)
 

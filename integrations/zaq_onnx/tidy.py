@@ -73,8 +73,8 @@ def _clipped(graph: Graph, node: NodeProto) -> Array:
     assert value is not None
     bounds = [graph.array(name) if name else None for name in node.input[1:]]
     low, high = [*bounds, None, None][:2]
-    made: Array = np.clip(value, low, high).astype(value.dtype)
-    return made
+    clipped: Array = np.clip(value, low, high).astype(value.dtype)
+    return clipped
 
 
 def _constant_weight(graph: Graph, node: NodeProto) -> bool:
@@ -143,14 +143,14 @@ def limits_behind_quantize(graph: Graph) -> None:
 def _bounds(graph: Graph, limit: NodeProto) -> tuple[float, float] | None:
     if limit.op_type == "Relu":
         return 0.0, np.inf
-    found = []
+    ends = []
     for position, default in ((1, -np.inf), (2, np.inf)):
         name = limit.input[position] if len(limit.input) > position else ""
         value = graph.array(name) if name else np.float32(default)
         if value is None or not np.issubdtype(value.dtype, np.floating):
             return None
-        found.append(float(value))
-    return found[0], found[1]
+        ends.append(float(value))
+    return ends[0], ends[1]
 
 
 def _zero_point(graph: Graph, node: NodeProto) -> Array | None:
@@ -188,15 +188,15 @@ def means_to_pools(graph: Graph) -> None:
             continue
         output = node.output[0]
         if attribute(node, "keepdims", 1):
-            made = [make("GlobalAveragePool", [node.input[0]], output)]
+            nodes = [make("GlobalAveragePool", [node.input[0]], output)]
         else:
             pooled = graph.free(f"{output}.pooled")
             shape = graph.add_constant(f"{output}.shape", np.array([0, -1], np.int64))
-            made = [
+            nodes = [
                 make("GlobalAveragePool", [node.input[0]], pooled),
                 make("Reshape", [pooled, shape], output),
             ]
-        graph.insert_before(node, *made)
+        graph.insert_before(node, *nodes)
         graph.remove(node)
 
 
@@ -296,6 +296,6 @@ def bias_of_outputs(graph: Graph) -> None:
         name = node.input[2]
         codes = graph.add_constant(f"{name}.int32", integers.astype(np.int32))
         grid = graph.add_constant(f"{name}.scale", np.broadcast_to(scale, bias.shape).copy())
-        made = make("DequantizeLinear", [codes, grid], graph.free(f"{name}.float"), axis=0)
-        graph.insert_before(node, made)
-        node.input[2] = made.output[0]
+        dequantize = make("DequantizeLinear", [codes, grid], graph.free(f"{name}.float"), axis=0)
+        graph.insert_before(node, dequantize)
+        node.input[2] = dequantize.output[0]

@@ -24,7 +24,7 @@ def moves(graph: Graph, reference: Run, inputs: tuple[Any, ...]) -> float:
     steps = input_steps(graph)
     expected = reference(inputs)
     generator = torch.Generator().manual_seed(0)
-    found = 0.0
+    worst = 0.0
     for _ in range(DRAWS):
         moved = []
         for name, x in zip(graph.inputs, inputs, strict=True):
@@ -33,8 +33,8 @@ def moves(graph: Graph, reference: Run, inputs: tuple[Any, ...]) -> float:
                 step = steps[name] if name in steps else _step_behind(graph, name, value)
                 value = value + step * torch.randn(value.shape, generator=generator).sign()
             moved.append(value)
-        found = max(found, largest(reference(tuple(moved)), expected))
-    return found
+        worst = max(worst, largest(reference(tuple(moved)), expected))
+    return worst
 
 
 def _step_behind(graph: Graph, name: str, value: Tensor) -> float:

@@ -40,23 +40,23 @@ def unfold(items: Sequence[Item], *, portable: bool = True) -> Unfolding:
         items: The weights.
         portable: With types and operators that every runtime has, and not in the fewest bytes.
     """
-    made = Unfolding(portable)
+    unfolding = Unfolding(portable)
     kinds: dict[tuple[object, ...], list[Item]] = {}
     for item in items:
         kinds.setdefault(item.kind, []).append(item)
     for same in kinds.values():
-        found: dict[tuple[object, ...], list[Item]] = {}
+        groups: dict[tuple[object, ...], list[Item]] = {}
         for item in same:
-            found.setdefault(item.stack, []).append(item)
-        stacks = [Stack(items) for items in found.values()]
+            groups.setdefault(item.stack, []).append(item)
+        stacks = [Stack(items) for items in groups.values()]
         joined = [stack for stack in stacks if stack.joins(_JOINED)]
-        indices = made.join(joined) if len(joined) > 1 else {}
+        indices = unfolding.join(joined) if len(joined) > 1 else {}
         stacks.sort(key=lambda stack: (not stack.pairs, len(stack.shape)))
-        tables = made.tables([item for stack in stacks for item in stack.items])
-        offsets = made.offsets(stacks)
+        tables = unfolding.tables([item for stack in stacks for item in stack.items])
+        offsets = unfolding.offsets(stacks)
         for stack, first in zip(stacks, offsets, strict=True):
-            made.stack(stack, tables[stack.pairs], first, indices.get(id(stack), ""))
-    return made
+            unfolding.stack(stack, tables[stack.pairs], first, indices.get(id(stack), ""))
+    return unfolding
 
 
 _JOINED = 2**17
@@ -87,9 +87,9 @@ class Unfolding:
         if key in self._made and not output:
             return self._made[key]
         name = output or f"z{len(self.nodes)}"
-        made = make(kind, inputs, name, **attributes)
-        made.name = ""
-        self.nodes.append(made)
+        proto = make(kind, inputs, name, **attributes)
+        proto.name = ""
+        self.nodes.append(proto)
         self._made[key] = name
         return name
 
@@ -125,14 +125,14 @@ class Unfolding:
             book = self.constant("book", np.concatenate([item.coded.book for item in items]))
         assert isinstance(width, int)
         paired = [item for item in items if item.pairs]
-        made = {}
+        tables = {}
         if len(paired) < len(items):
-            made[False] = self.node("Reshape", [book, self.common([-1])])
-        if paired and made:
+            tables[False] = self.node("Reshape", [book, self.common([-1])])
+        if paired and tables:
             book = self._rows(book, 0, _rows(paired))
         if paired:
-            made[True] = self._pairs(book, width)
-        return made
+            tables[True] = self._pairs(book, width)
+        return tables
 
     def _curves(self, items: Sequence[Item], form: Shape) -> str:
         curves = [item.coded.curve for item in items if item.coded.curve is not None]
@@ -165,10 +165,10 @@ class Unfolding:
         """(channels, `Shape.nibbles`) float: digits of four bits; one row more where it is odd."""
         if self.portable:
             even = np.pad(digits, ((0, len(digits) % 2), (0, 0)), mode="edge")
-            made = self._halves("curves", even, 0)
+            codes = self._halves("curves", even, 0)
         else:
-            made = self.constant("curves", digits, TensorProto.UINT4)
-        return self.node("Cast", [made], to=TensorProto.FLOAT)
+            codes = self.constant("curves", digits, TensorProto.UINT4)
+        return self.node("Cast", [codes], to=TensorProto.FLOAT)
 
     def _halves(self, word: str, values: Array, axis: int) -> str:
         """int32 values of four bits, of which a byte holds two: one of each half along an axis.
@@ -202,7 +202,7 @@ class Unfolding:
         Args:
             stacks: Of one kind; those of pairs first, and of each those of one rank together.
         """
-        made, row = [], 0
+        offsets, row = [], 0
         for _, same in itertools.groupby(stacks, lambda stack: (stack.pairs, len(stack.shape))):
             some = list(same)
             entries, sizes = some[0].entries, [stack.rows for stack in some]
@@ -211,9 +211,9 @@ class Unfolding:
             whole = self.node("Range", [self.common(n) for n in ends])
             shape = [-1, *[1] * (len(some[0].shape) - 1)]
             whole = self.node("Reshape", [whole, self.common(shape)])
-            made += self._split(whole, sizes) if len(sizes) > 1 else [whole]
+            offsets += self._split(whole, sizes) if len(sizes) > 1 else [whole]
             row += sum(sizes)
-        return made
+        return offsets
 
     def _split(self, x: str, sizes: list[int]) -> list[str]:
         first = self.node("Split", [x, self.common(sizes)], axis=0)
@@ -238,12 +238,12 @@ class Unfolding:
             index = self.node("Add", [index, other])
         counts = [stack.codes.size // math.prod(row) for stack in stacks]
         names = self._split(index, counts)
-        made = {}
+        reshaped = {}
         for stack, name in zip(stacks, names, strict=True):
             stack.shape = stack.whole
             self._joined[id(stack)] = tuple(self._planes)
-            made[id(stack)] = self.node("Reshape", [name, self.common(stack.whole)])
-        return made
+            reshaped[id(stack)] = self.node("Reshape", [name, self.common(stack.whole)])
+        return reshaped
 
     def stack(self, stack: Stack, table: str, offsets: str, index: str = "") -> None:
         """Unfold weights of one shape per channel.
@@ -344,8 +344,8 @@ class Unfolding:
     def apply(self, graph: Graph, names: Sequence[str]) -> None:
         """Put everything into a graph, in place of the constants of these names."""
         taken = {*graph.constants, *graph.inputs, *(n for node in graph.nodes for n in node.output)}
-        made = {n for node in self.nodes for n in node.output} | set(self.constants)
-        clash = sorted((made - set(names)) & taken)
+        new_names = {n for node in self.nodes for n in node.output} | set(self.constants)
+        clash = sorted((new_names - set(names)) & taken)
         if clash:
             raise ValueError(f"the graph already has a tensor {clash[0]!r}; rename it.")
         for name in names:

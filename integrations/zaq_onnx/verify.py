@@ -112,108 +112,110 @@ def verify(
         raise FileNotFoundError(f"there is no float file {beside!r}.")
     folder = None if node_modules is None else os.fspath(node_modules)
     trial = Trial(threads, seconds, beside, timeout, folder)
-    found = Verification(os.fspath(path))
-    raw = _foreign(found, path)
+    verdict = Verification(os.fspath(path))
+    raw = _foreign(verdict, path)
     if raw is None:
-        return found
+        return verdict
     plain = unpack_model(raw)
     graph = Graph(plain)
     weights = list(weights_of(graph))
-    found.layers = len(weights)
-    found.packed = sum(weight.packed for weight in weights_of(Graph(raw)))
+    verdict.layers = len(weights)
+    verdict.packed = sum(weight.packed for weight in weights_of(Graph(raw)))
     if not weights:
-        found.problems.append("no layer has an int8 weight: nothing in this file is quantized.")
+        verdict.problems.append("no layer has an int8 weight: nothing in this file is quantized.")
     for layer, weight in float_weights(graph):
-        found.problems.append(
+        verdict.problems.append(
             f"{layer}: its weight {weight!r} is float between quantized activations, so that ONNX "
             "Runtime requantizes it silently."
         )
     manifest = manifest_of(raw) or {}
     completed, reduced = (int(manifest.get(key, 0)) for key in ("completed", "reduced"))
-    found.saturable = len(saturable(graph))
-    if found.saturable and any(_saturates(name) for name in runtimes):
-        found.remarks.append(f"{found.saturable} {WARNING}.")
-    given = (inputs,) if isinstance(inputs, Tensor | np.ndarray) else tuple(inputs or ())
-    if not given and (isolated or any(name not in RUNTIMES for name in runtimes)):
-        given = tuple(noise_for(plain))
-        found.remarks.append("no inputs were given: it was run on noise.")
+    verdict.saturable = len(saturable(graph))
+    if verdict.saturable and any(_saturates(name) for name in runtimes):
+        verdict.remarks.append(f"{verdict.saturable} {WARNING}.")
+    arguments = (inputs,) if isinstance(inputs, Tensor | np.ndarray) else tuple(inputs or ())
+    if not arguments and (isolated or any(name not in RUNTIMES for name in runtimes)):
+        arguments = tuple(noise_for(plain))
+        verdict.remarks.append("no inputs were given: it was run on noise.")
     if model is not None:
-        found.problems += compare_weights(graph, model, given, bool(reduced))
+        verdict.problems += compare_weights(graph, model, arguments, bool(reduced))
     outputs: list[Array] = []
-    if given:
+    if arguments:
         own = _operators(plain, threads)
         reference = own if model is None or completed or reduced else _torch(model)
-        outputs = reference(given)
-        found.tolerance = max(max(output_steps(graph), default=0.0), moves(graph, reference, given))
+        outputs = reference(arguments)
+        verdict.tolerance = max(
+            max(output_steps(graph), default=0.0), moves(graph, reference, arguments)
+        )
         if not weights:
-            found.tolerance = max(found.tolerance, _span(outputs) / FLOAT_ROUNDING)
+            verdict.tolerance = max(verdict.tolerance, _span(outputs) / FLOAT_ROUNDING)
         changes = [
             *(["tensors that were float in the model have 8-bit ranges"] if completed else []),
             *([f"the weights of {reduced} layers have coarser grids"] if reduced else []),
         ]
         if model is not None and changes:
-            apart = largest(_torch(model)(given), outputs)
+            apart = largest(_torch(model)(arguments), outputs)
             what = " and ".join(changes)
-            found.remarks.append(f"{what} here, which moves its output by up to {apart:.3g}.")
-    arrays = [as_array(x) for x in given]
+            verdict.remarks.append(f"{what} here, which moves its output by up to {apart:.3g}.")
+    arrays = [as_array(x) for x in arguments]
     for name in runtimes:
-        found.runtimes.append(_try(found, name, raw, arrays, outputs, trial, isolated))
-    missing = [report.name for report in found.runtimes if report.state == ABSENT]
-    if missing and len(missing) == len(found.runtimes):
-        found.problems.append(f"nothing has run it: {', '.join(missing)} not installed.")
-    return found
+        verdict.runtimes.append(_try(verdict, name, raw, arrays, outputs, trial, isolated))
+    missing = [report.name for report in verdict.runtimes if report.state == ABSENT]
+    if missing and len(missing) == len(verdict.runtimes):
+        verdict.problems.append(f"nothing has run it: {', '.join(missing)} not installed.")
+    return verdict
 
 
-def _foreign(found: Verification, path: Path_) -> ModelProto | None:
+def _foreign(verdict: Verification, path: Path_) -> ModelProto | None:
     """The model; None (and a problem) if the file is damaged."""
     try:
         return load(path)
     except ValueError as error:
-        found.problems.append(str(error).removeprefix(f"{os.fspath(path)}: "))
+        verdict.problems.append(str(error).removeprefix(f"{os.fspath(path)}: "))
     try:
         model = parse(path)
         unpack_model(model)
     except ValueError:
         return None
-    return model if "digest" in found.problems[-1] or "opset" in found.problems[-1] else None
+    return model if "digest" in verdict.problems[-1] or "opset" in verdict.problems[-1] else None
 
 
 def _operators(plain: ModelProto, threads: int) -> Run:
     """The file's own operators, one by one."""
     session = ort_session(plain, optimize=False, threads=threads)
-    return lambda given: run_ort(session, given)
+    return lambda arguments: run_ort(session, arguments)
 
 
 def _torch(model: nn.Module) -> Run:
     @torch.no_grad()
-    def run(given: tuple[Any, ...]) -> list[Array]:
-        made = model(*(torch.as_tensor(x) for x in given))
-        leaves = torch.utils._pytree.tree_leaves(made)
+    def run(arguments: tuple[Any, ...]) -> list[Array]:
+        output = model(*(torch.as_tensor(x) for x in arguments))
+        leaves = torch.utils._pytree.tree_leaves(output)
         return [leaf.detach().numpy() for leaf in leaves if isinstance(leaf, Tensor)]
 
     return run
 
 
 def _measure(
-    found: Verification, name: str, outputs: list[Array], expected: list[Array]
+    verdict: Verification, name: str, outputs: list[Array], expected: list[Array]
 ) -> tuple[float, float]:
     """Largest difference and agreement; a problem if they are too large."""
     if not expected:
         return 0.0, 1.0
     if [o.shape for o in outputs] != [o.shape for o in expected]:
         shapes = [o.shape for o in outputs], [o.shape for o in expected]
-        found.problems.append(f"{name}: outputs of shapes {shapes[0]}; expected {shapes[1]}.")
+        verdict.problems.append(f"{name}: outputs of shapes {shapes[0]}; expected {shapes[1]}.")
         return float("inf"), 0.0
     error = largest(outputs, expected)
     same = 1.0
     if expected[0].ndim >= 2 and expected[0].shape[1] > 1:
         same = float((outputs[0].argmax(1) == expected[0].argmax(1)).mean())
-    if not error <= found.tolerance * (1 + 1e-6) + 1e-6:
-        own = found.saturable and _saturates(name)
+    if not error <= verdict.tolerance * (1 + 1e-6) + 1e-6:
+        own = verdict.saturable and _saturates(name)
         advice = "; " + ADVICE if own else ""
-        found.problems.append(
+        verdict.problems.append(
             f"{name}: an output differs by {error:.3g} from the reference, more than "
-            f"{found.tolerance:.3g}{advice}."
+            f"{verdict.tolerance:.3g}{advice}."
         )
     return error, same
 
@@ -228,7 +230,7 @@ def _saturates(name: str) -> bool:
 
 
 def _try(
-    found: Verification,
+    verdict: Verification,
     name: str,
     model: ModelProto,
     inputs: list[Array],
@@ -242,11 +244,11 @@ def _try(
     if version is None:
         return RuntimeReport(name, state=ABSENT, message=adapter.install)
     if isolated or name not in RUNTIMES:
-        outcome = try_apart(ADAPTERS[name], found.path, inputs, trial)
+        outcome = try_apart(ADAPTERS[name], verdict.path, inputs, trial)
     else:
         outcome = Outcome()
         try:
-            measure(adapter, found.path, inputs, trial, outcome)
+            measure(adapter, verdict.path, inputs, trial, outcome)
             time_float(ADAPTERS[name](trial.node_modules), inputs, trial, outcome)
         except ValueError as error:
             outcome.message = str(error)
@@ -261,37 +263,37 @@ def _try(
     )
     if outcome.message:
         report.state = REFUSED if outcome.stage == "load" else FAILED
-        found.problems.append(f"{name}: {report.state}: {outcome.message}")
+        verdict.problems.append(f"{name}: {report.state}: {outcome.message}")
         return report
     if outcome.untimed:
-        found.remarks.append(f"{name}: answered, but was not timed: {outcome.untimed}.")
+        verdict.remarks.append(f"{name}: answered, but was not timed: {outcome.untimed}.")
     report.integer_layers, report.float_layers = outcome.layers or (0, 0)
-    before = len(found.problems)
-    report.error, report.agreement = _measure(found, name, outcome.outputs, expected)
+    before = len(verdict.problems)
+    report.error, report.agreement = _measure(verdict, name, outcome.outputs, expected)
     span = _span(expected)
     report.steps = 255 * report.error / span if span else 0.0
-    report.state = WRONG if len(found.problems) > before else RIGHT if expected else LOADED
+    report.state = WRONG if len(verdict.problems) > before else RIGHT if expected else LOADED
     if name == "onnxruntime":
-        _look_inside(found, report, model)
+        _look_inside(verdict, report, model)
     return report
 
 
-def _look_inside(found: Verification, report: RuntimeReport, model: ModelProto) -> None:
+def _look_inside(verdict: Verification, report: RuntimeReport, model: ModelProto) -> None:
     """What ONNX Runtime's optimized graph tells."""
-    graph = Graph(optimized(found.path))
+    graph = Graph(optimized(verdict.path))
     for name in strangers(graph, model):
-        found.problems.append(
+        verdict.problems.append(
             f"onnxruntime: {name} computes with a weight that is not in the file: the runtime has "
             "requantized a float weight."
         )
     heavy = float_layers(graph)
     meant = int((manifest_of(model) or {}).get("float_depthwise", 0))
     if meant:
-        found.remarks.append(f"{meant} depthwise layers are float: {REASON}.")
+        verdict.remarks.append(f"{meant} depthwise layers are float: {REASON}.")
     if len(heavy) > meant:
-        found.remarks.append(
+        verdict.remarks.append(
             f"{len(heavy) - meant} layers run in float under ONNX Runtime, because their input or "
             "output is not quantized; export(..., calibration=batches) gives it a range."
         )
-    found.float_operations = float_operations(graph)
+    verdict.float_operations = float_operations(graph)
     report.integer_layers, report.float_layers = len(integer_layers(graph)), len(heavy)

@@ -99,8 +99,8 @@ def spare_folding(needless: Callable[[GraphModule], bool]) -> None:
     @functools.wraps(theirs)
     def fold(m: GraphModule) -> GraphModule:
         if not needless(m):
-            found: GraphModule = theirs(m)
-            return found
+            folded: GraphModule = theirs(m)
+            return folded
         m.graph.eliminate_dead_code()
         m.recompile()
         return m

@@ -41,8 +41,8 @@ def audit(model: GraphModule, lowered: GraphModule | None = None) -> Audit:
         ValueError: nothing was quantized, or there is no layer to be seen (a lowered model has
             none: pass the converted one, and the lowered one as ``lowered``).
     """
-    found = list(layers(model))
-    if not found and any(lowered_name(n.target) for n in model.graph.nodes):
+    all_layers = list(layers(model))
+    if not all_layers and any(lowered_name(n.target) for n in model.graph.nodes):
         raise ValueError(
             "this model is lowered: its layers are kernels already. Use "
             "audit(converted, lowered=lowered)."
@@ -58,7 +58,7 @@ def audit(model: GraphModule, lowered: GraphModule | None = None) -> Audit:
         for operator, path, part in hidden_parts(model)
         for layer in layers(part)
     ]
-    for graph, layer, why in [*((model, layer, None) for layer in found), *hidden]:
+    for graph, layer, why in [*((model, layer, None) for layer in all_layers), *hidden]:
         record = _record(graph, layer, kernels, why)
         if layer.name not in records or not record.quantized:
             records[layer.name] = record
@@ -67,7 +67,7 @@ def audit(model: GraphModule, lowered: GraphModule | None = None) -> Audit:
 
 def lowered_kernels(lowered: GraphModule) -> dict[str, str]:
     """The int8 kernel that runs each layer of a lowered model, by the layer's name."""
-    found: dict[str, str] = {}
+    kernels: dict[str, str] = {}
     for node in lowered.graph.nodes:
         kernel = lowered_name(node.target)
         if kernel is None:
@@ -75,8 +75,8 @@ def lowered_kernels(lowered: GraphModule) -> dict[str, str]:
         for used in node.all_input_nodes:
             target = str(used.target)
             if used.op == "get_attr" and target.endswith("_scale"):
-                found[layer_of(target.removesuffix("_scale"))] = kernel
-    return found
+                kernels[layer_of(target.removesuffix("_scale"))] = kernel
+    return kernels
 
 
 def _record(

@@ -116,8 +116,8 @@ def input_mean(model: GraphModule, node: Node) -> InputMean | None:
     name = note_of(node).get("input_mean")
     if name is None:
         return None
-    found = model.get_submodule(name)
-    return found if isinstance(found, InputMean) else None
+    watcher = model.get_submodule(name)
+    return watcher if isinstance(watcher, InputMean) else None
 
 
 @torch.no_grad()

@@ -56,12 +56,12 @@ def calibrate(
         TypeError: a batch is of an unknown kind.
     """
     student(prepared, "calibrate")
-    held = list(batches)
+    all_batches = list(batches)
     set_training(prepared, False)
-    _prove(prepared, held, "calibrate", float_model, check)
-    ptq.calibrate(prepared, held)
+    _prove(prepared, all_batches, "calibrate", float_model, check)
+    ptq.calibrate(prepared, all_batches)
     if bias_correction:
-        correct_bias(prepared, held)
+        correct_bias(prepared, all_batches)
     return prepared
 
 
@@ -100,10 +100,14 @@ def quantize(
 
 
 def _prove(
-    prepared: GraphModule, batches: Sequence[Any], who: str, known: nn.Module | None, check: bool
+    prepared: GraphModule,
+    batches: Sequence[Any],
+    who: str,
+    float_model: nn.Module | None,
+    check: bool,
 ) -> None:
     """Compare a freshly prepared model with the float one."""
-    original = float_graph(prepared) if known is None else known
+    original = float_graph(prepared) if float_model is None else float_model
     forget_float_graph(prepared)
     if check and original is not None and batches:
         call = as_calls(batches[:1], who, inputs_of(prepared))[0]
@@ -185,11 +189,11 @@ def freeze_ranges(prepared: nn.Module) -> None:
     Raises:
         ValueError: the model holds no fake-quantizer.
     """
-    found = [m for m in prepared.modules() if is_watcher(m) and hasattr(m, "disable_observer")]
-    if not found:
+    watchers = [m for m in prepared.modules() if is_watcher(m) and hasattr(m, "disable_observer")]
+    if not watchers:
         raise ValueError(
             "freeze_ranges: the model holds no fake-quantizer. Prepare it with prepare_qat_pt2e "
             "and PWLQQuantizer(..., qat=True)."
         )
-    for module in found:
+    for module in watchers:
         module.disable_observer()  # type: ignore[operator]

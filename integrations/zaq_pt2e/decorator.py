@@ -61,11 +61,11 @@ class PWLQDecorated(NotForNNCF, Quantizer):
         """
         require_layers(model, list(layers(model)))
         model = self.base.annotate(model) or model
-        found = list(layers(model))
+        all_layers = list(layers(model))
         self.qat = False
-        quantized = [self._replace(model, layer) for layer in found]
-        self.settings.require_used({layer.original: layer.modules for layer in found})
-        require_any(found, quantized)
+        quantized = [self._replace(model, layer) for layer in all_layers]
+        self.settings.require_used({layer.original: layer.modules for layer in all_layers})
+        require_any(all_layers, quantized)
         if self.qat:
             prepare_batch_norms(model)
         return model
@@ -76,9 +76,9 @@ class PWLQDecorated(NotForNNCF, Quantizer):
         annotation = annotation_of(layer.node)
         edges = {} if annotation is None else annotation.input_qspec_map
         weight: Any = layer.node.args[1]
-        given: Any = edges.get(weight)
+        stock: Any = edges.get(weight)
         formats, reason = self.settings.formats(layer.original, layer.modules)
-        if not isinstance(given, QuantizationSpec):
+        if not isinstance(stock, QuantizationSpec):
             reason = f"{name} leaves it float"
         elif formats is None:
             # Kept as the base has it, so that it is quantized, but not by us.
@@ -88,10 +88,10 @@ class PWLQDecorated(NotForNNCF, Quantizer):
         if reason is not None or formats is None:
             add_note(layer.node, **note, reason=reason)
             return False
-        qat = is_fake_quantize(given.observer_or_fake_quant_ctr)
+        qat = is_fake_quantize(stock.observer_or_fake_quant_ctr)
         self.qat = self.qat or qat
         edges[weight] = dataclasses.replace(
-            given,
+            stock,
             dtype=torch.int8,
             quant_min=-127,
             quant_max=127,

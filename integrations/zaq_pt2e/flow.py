@@ -44,9 +44,9 @@ def convert(prepared: GraphModule, *, check: bool = True) -> GraphModule:
     keep_inputs(converted, None)
     if call is None:
         return converted
-    given = student_side("the prepared model", prepared)
-    made = other_side("the converted model", converted, prepared)
-    found = difference(given, made, call, SAME_DB, lambda: noise_of(prepared, call))
-    if found is not None:
-        raise refusal(given, made, found, _ADVICE)
+    source = student_side("the prepared model", prepared)
+    target = other_side("the converted model", converted, prepared)
+    gap = difference(source, target, call, SAME_DB, lambda: noise_of(prepared, call))
+    if gap is not None:
+        raise refusal(source, target, gap, _ADVICE)
     return converted

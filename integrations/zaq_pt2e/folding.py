@@ -95,23 +95,23 @@ def _only_user(node: Node) -> Node | None:
 
 
 @torch.no_grad()
-def fold(model: GraphModule, found: FusedNorm) -> None:
+def fold(model: GraphModule, fused: FusedNorm) -> None:
     """Let the convolution do what BatchNorm did; its weight holds ``factor`` already."""
 
     def read(position: int) -> Tensor:
-        node: Any = found.norm.args[position]
+        node: Any = fused.norm.args[position]
         return tensor_at(model, str(node.target)).double()
 
     gamma, beta, mean, var = (read(i) for i in (1, 2, 3, 4))
-    bias = constant_value(model, found.bias)
+    bias = constant_value(model, fused.bias)
     offset = (0.0 if bias is None else bias.double()) - mean
-    eps = float(argument(found.norm, 7))
+    eps = float(argument(fused.norm, 7))
     value = beta + offset * gamma / torch.sqrt(var + eps)
-    name = (root_attribute(found.product) or "weight").removesuffix(".weight")
+    name = (root_attribute(fused.product) or "weight").removesuffix(".weight")
     parameter = nn.Parameter(value.float())
-    set_argument(found.conv, 2, new_tensor(model, f"{name}.folded_bias", parameter, found.conv))
-    found.norm.replace_all_uses_with(found.conv)
-    model.graph.erase_node(found.norm)
+    set_argument(fused.conv, 2, new_tensor(model, f"{name}.folded_bias", parameter, fused.conv))
+    fused.norm.replace_all_uses_with(fused.conv)
+    model.graph.erase_node(fused.norm)
 
 
 def fold_rest(model: GraphModule) -> None:
@@ -122,14 +122,14 @@ def fold_rest(model: GraphModule) -> None:
         product = argument(conv, 1)
         if not isinstance(product, Node) or product.op != "call_function":
             continue
-        found = fused_norm(conv, product)
-        value = None if found is None else constant_value(model, product)
-        if found is None or value is None:
+        fused = fused_norm(conv, product)
+        value = None if fused is None else constant_value(model, product)
+        if fused is None or value is None:
             continue
         name = f"{root_attribute(product) or 'weight'}_folded"
         weight = new_tensor(model, name, nn.Parameter(value.clone()), conv)
         set_argument(conv, 1, weight)
-        fold(model, found)
+        fold(model, fused)
     for node in list(model.graph.nodes):
         counts = _is(node, _aten.add_.Tensor) and str(root_attribute(node.args[0])).endswith(
             "num_batches_tracked"

@@ -146,12 +146,12 @@ def _numbered(model: GraphModule, pairs: Iterable[_Pair]) -> list[tuple[list[_Pa
     by_weight: dict[str, dict[tuple[object, ...], list[_Pair]]] = {}
     for pair in pairs:
         by_weight.setdefault(pair.weight, {}).setdefault(pair.key, []).append(pair)
-    found = []
+    groups = []
     for weight, parts in by_weight.items():
         here = {pair.layer for members in parts.values() for pair in members}
         first = 2 if _readers(model, weight) - here else 1
-        found += [(members, number) for number, members in enumerate(parts.values(), first)]
-    return found
+        groups += [(members, number) for number, members in enumerate(parts.values(), first)]
+    return groups
 
 
 def _name_apart(groups: list[tuple[list[_Pair], int]], names: dict[Node, str]) -> None:
@@ -170,11 +170,11 @@ def _name_apart(groups: list[tuple[list[_Pair], int]], names: dict[Node, str]) -
             name = _layer_path(pair.layer) or old
             if members[0].weight in plain:
                 owners.setdefault(old, 1)  # who reads the weight without a BatchNorm
-            known = name
+            original = name
             if owners.setdefault(name, number) != number:
                 name = f"{name}.call_{number}"
             names[pair.layer] = name
-            add_note(pair.layer, name=name, original=known)
+            add_note(pair.layer, name=name, original=original)
 
 
 def _layer_path(layer: Node) -> str | None:
@@ -201,14 +201,14 @@ def _read_apart(model: GraphModule, pairs: list[_Pair]) -> None:
 def _fold(
     model: GraphModule, groups: list[tuple[list[_Pair], int]], names: dict[Node, str]
 ) -> None:
-    made = []
+    folded = []
     for members, number in groups:  # all from what was there before
         try:
-            made.append((members, number, *_folded(model, members[0])))
+            folded.append((members, number, *_folded(model, members[0])))
         except ValueError as error:
             for pair in members:
                 add_note(pair.layer, norm=f"its BatchNorm stays float: {error}")
-    for members, number, weight, bias in made:
+    for members, number, weight, bias in folded:
         here, name = [pair.layer for pair in members], names[members[0].layer]
         _store(model, here, 1, f"{name}.weight", weight, number == 1)
         old = _target(argument(here[0], 2))

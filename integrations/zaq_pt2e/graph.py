@@ -146,10 +146,10 @@ def class_named(name: str) -> type | None:
     module, _, qualified = name.rpartition(".")
     while module:
         if module in sys.modules:
-            found: Any = sys.modules[module]
+            namespace: Any = sys.modules[module]
             for part in qualified.split("."):
-                found = getattr(found, part, None)
-            return found if isinstance(found, type) else None
+                namespace = getattr(namespace, part, None)
+            return namespace if isinstance(namespace, type) else None
         module, _, head = module.rpartition(".")
         qualified = f"{head}.{qualified}"
     return None
@@ -228,11 +228,11 @@ def _free(model: nn.Module, target: str) -> bool:
 
 
 def _exists(model: nn.Module, target: str) -> bool:
-    found: Any = model
+    owner: Any = model
     for part in target.split("."):
-        if not hasattr(found, part):
+        if not hasattr(owner, part):
             return False
-        found = getattr(found, part)
+        owner = getattr(owner, part)
     return True
 
 
@@ -271,17 +271,17 @@ def _sources(node: object) -> set[Node] | None:
     """A constant node and all that it is computed from; None if it is not constant."""
     if not isinstance(node, Node):
         return None
-    found, waiting = {node}, [node]
+    sources, waiting = {node}, [node]
     while waiting:
         current = waiting.pop()
         if current.op == "get_attr":
             continue
         if current.op != "call_function" or not _repeatable(current):
             return None
-        fresh = [n for n in current.all_input_nodes if n not in found]
-        found.update(fresh)
+        fresh = [n for n in current.all_input_nodes if n not in sources]
+        sources.update(fresh)
         waiting += fresh
-    return found
+    return sources
 
 
 def _repeatable(node: Node) -> bool:

@@ -116,9 +116,9 @@ def _flat_inputs(model: GraphModule, call: Call) -> list[Any]:
     """
     names = [str(n.target) for n in model.graph.nodes if n.op == "placeholder"]
     args, kwargs = call
-    found = list(args) + [kwargs[n] for n in names[len(args) :] if n in kwargs]
-    flat = list(torch.utils._pytree.tree_leaves(found))
+    values = list(args) + [kwargs[n] for n in names[len(args) :] if n in kwargs]
+    flat = list(torch.utils._pytree.tree_leaves(values))
     if len(flat) != len(names) or set(kwargs) - set(names):
-        given = [*(f"input {i}" for i in range(len(args))), *kwargs]
-        raise ValueError(f"the graph's inputs are {names}; a batch has {given}")
+        labels = [*(f"input {i}" for i in range(len(args))), *kwargs]
+        raise ValueError(f"the graph's inputs are {names}; a batch has {labels}")
     return flat

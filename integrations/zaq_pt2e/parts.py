@@ -33,24 +33,24 @@ def inline_parts(model: GraphModule) -> int:
     Raises:
         ValueError: layers run under an active ``torch.autocast``.
     """
-    found = 0
-    kept: set[Node] = set()
+    count = 0
+    refused: set[Node] = set()
     while True:
-        waiting = [n for n in model.graph.nodes if _kind(n) is not None and n not in kept]
+        waiting = [n for n in model.graph.nodes if _kind(n) is not None and n not in refused]
         if not waiting:
             break
         _freeze(model)
         for node in waiting:
             if _casts(model, node):
-                kept.add(node)
+                refused.add(node)
             else:
                 _inline(model, node)
-                found += 1
-    if found:
+                count += 1
+    if count:
         model.graph.eliminate_dead_code()
         model.graph.lint()
         model.recompile()
-    return found
+    return count
 
 
 def hidden_parts(model: GraphModule, path: str = "") -> Iterator[tuple[str, str, GraphModule]]:
@@ -78,10 +78,10 @@ def _kind(node: Node) -> str | None:
 
 
 def _part(model: GraphModule, place: Node) -> GraphModule | None:
-    found = model
+    module = model
     for name in str(place.target).split("."):
-        found = getattr(found, name, None)  # type: ignore[assignment]
-    return found if isinstance(found, GraphModule) else None
+        module = getattr(module, name, None)  # type: ignore[assignment]
+    return module if isinstance(module, GraphModule) else None
 
 
 def _casts(model: GraphModule, node: Node) -> bool:

@@ -141,11 +141,11 @@ class PWLQQuantizer(NotForNNCF, Quantizer):
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Say on every node how its inputs are quantized; see the class for the errors."""
-        found = list(layers(model))
-        require_layers(model, found)
-        quantized = [self._annotate_layer(model, layer) for layer in found]
-        self.settings.require_used({layer.original: layer.modules for layer in found})
-        require_any(found, quantized)
+        all_layers = list(layers(model))
+        require_layers(model, all_layers)
+        quantized = [self._annotate_layer(model, layer) for layer in all_layers]
+        self.settings.require_used({layer.original: layer.modules for layer in all_layers})
+        require_any(all_layers, quantized)
         for node in model.graph.nodes:
             if node.op == "call_function" and annotation_of(node) is None:
                 self._annotate_other(node)
@@ -241,9 +241,9 @@ def shared_grids(layer: Layer) -> str | None:
     return "channels at the same place in each group share a grid: int8 grids lie along one axis"
 
 
-def require_layers(model: GraphModule, found: list[Layer]) -> None:
+def require_layers(model: GraphModule, all_layers: list[Layer]) -> None:
     """Raise ValueError if the graph has no convolution and no linear layer."""
-    if found:
+    if all_layers:
         return
     for operator, _, part in hidden_parts(model):
         if any(True for _ in layers(part)):
@@ -258,17 +258,17 @@ def require_layers(model: GraphModule, found: list[Layer]) -> None:
     )
 
 
-def require_any(found: list[Layer], quantized: list[bool]) -> None:
+def require_any(all_layers: list[Layer], quantized: list[bool]) -> None:
     """Raise ValueError if no layer is to be quantized, with the reasons."""
     if any(quantized):
         return
     from zaq_pt2e.graph import note_of
 
-    shown = [f"  {x.name} ({x.kind}): {note_of(x.node).get('reason')}" for x in found[:8]]
-    if len(found) > 8:
-        shown.append(f"  ... and {len(found) - 8} more")
+    shown = [f"  {x.name} ({x.kind}): {note_of(x.node).get('reason')}" for x in all_layers[:8]]
+    if len(all_layers) > 8:
+        shown.append(f"  ... and {len(all_layers) - 8} more")
     raise ValueError(
-        f"nothing was quantized: all {len(found)} layers were left alone:\n" + "\n".join(shown)
+        f"nothing was quantized: all {len(all_layers)} layers were left alone:\n" + "\n".join(shown)
     )
 
 

@@ -38,13 +38,13 @@ def note_prepared(prepared: GraphModule) -> None:
 
 def float_graph(prepared: GraphModule) -> GraphModule | None:
     """The graph that a prepared model was made of; None if that is not known, or weights moved."""
-    held, noted = (prepared.meta.get(key) for key in (FLOAT, VERSIONS))
-    if not isinstance(held, Held) or not isinstance(noted, Held) or noted.value is None:
+    original, noted = (prepared.meta.get(key) for key in (FLOAT, VERSIONS))
+    if not isinstance(original, Held) or not isinstance(noted, Held) or noted.value is None:
         return None
     versions = {id(parameter): version for parameter, version in noted.value}
     still = all(versions.get(id(p)) == p._version for p in prepared.parameters())
-    found = held.value if still else None
-    return found if isinstance(found, GraphModule) else None
+    graph = original.value if still else None
+    return graph if isinstance(graph, GraphModule) else None
 
 
 def forget_float_graph(prepared: GraphModule) -> None:
@@ -56,8 +56,8 @@ def forget_float_graph(prepared: GraphModule) -> None:
 def _as_it_is(model: GraphModule) -> GraphModule:
     """A copy with the very same tensors: rewriting gives a graph new ones."""
     shared = [*model.parameters(), *model.buffers()]
-    made: GraphModule = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
-    return made
+    graph: GraphModule = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+    return graph
 
 
 # prepare_pt2e folds BatchNorm before it asks a quantizer anything.

@@ -72,9 +72,9 @@ def rewrite(model: GraphModule) -> list[str]:
         notes.append(f"{len(computed)} weights are computed from parameters; their values are used")
     if repeat_borders(model):
         notes.append("padding with minus infinity before max pooling repeats the border instead")
-    kept = write_out_batch_statistics(model)
-    if kept:
-        notes.append(f"{kept} BatchNorms without running statistics stay float")
+    count = write_out_batch_statistics(model)
+    if count:
+        notes.append(f"{count} BatchNorms without running statistics stay float")
     return notes
 
 
@@ -86,7 +86,7 @@ def repeat_borders(model: GraphModule) -> int:
     Returns:
         How many places there were.
     """
-    found = 0
+    count = 0
     for node in model.graph.nodes:
         if node.op != "call_function" or node.target is not _aten.pad.default:
             continue
@@ -94,10 +94,10 @@ def repeat_borders(model: GraphModule) -> int:
             continue
         if all(user.target in _MAX_POOL for user in node.users):
             node.args = (node.args[0], node.args[1], "replicate")
-            found += 1
-    if found:
+            count += 1
+    if count:
         model.recompile()
-    return found
+    return count
 
 
 # ---- constants -----------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def bake_constants(model: GraphModule) -> list[str]:
     Returns:
         The names of the layers whose weights were computed.
     """
-    made: dict[Node, Node] = {}
+    constants: dict[Node, Node] = {}
     values: dict[str, list[tuple[Tensor, Node]]] = {}
     raw: set[str] = set()
     layers: dict[str, None] = {}
@@ -125,23 +125,23 @@ def bake_constants(model: GraphModule) -> list[str]:
                 continue
             if _tied(model, source):
                 continue
-            if source not in made:
+            if source not in constants:
                 value = constant_value(model, source)
                 if value is None:
                     continue
                 raw.update(str(n.target) for n in attributes_behind(source))
-                made[source] = _baked(model, source, value, values)
-            set_argument(node, position, made[source])
+                constants[source] = _baked(model, source, value, values)
+            set_argument(node, position, constants[source])
             if position == 1 and node.target in WEIGHTED:
-                layers[layer_of(_plain_name(model, source, made[source]))] = None
-    if not made:
+                layers[layer_of(_plain_name(model, source, constants[source]))] = None
+    if not constants:
         return []
-    wanted = {made[s]: _plain_name(model, s, made[s]) for s in made}
+    names = {constants[s]: _plain_name(model, s, constants[s]) for s in constants}
     model.graph.eliminate_dead_code()
     read = {str(n.target) for n in model.graph.nodes if n.op == "get_attr"}
     for target in raw - read:
         delete_tensor(model, target)
-    for fresh, name in wanted.items():
+    for fresh, name in names.items():
         _rename(model, fresh, name)
     model.recompile()
     return list(layers)
@@ -173,8 +173,8 @@ def _baked(
     """A get_attr node with the value; one that is computed at every call is one tensor."""
     behind = attributes_behind(source)
     key = " ".join(sorted({str(n.target) for n in behind}))
-    for known, node in values.setdefault(key, []):
-        if known.shape == value.shape and torch.equal(known, value):
+    for tensor, node in values.setdefault(key, []):
+        if tensor.shape == value.shape and torch.equal(tensor, value):
             return node
     trains = any(tensor_at(model, str(n.target)).requires_grad for n in behind)
     parameter = nn.Parameter(
@@ -232,7 +232,7 @@ def write_out_batch_statistics(model: GraphModule) -> int:
     Returns:
         How many there were.
     """
-    found = 0
+    count = 0
     for node in list(model.graph.nodes):
         if node.op != "call_function" or node.target is not BATCH_NORM:
             continue
@@ -244,11 +244,11 @@ def write_out_batch_statistics(model: GraphModule) -> int:
             remark = "its BatchNorm stays float: it keeps no running statistics"
             add_note(source, norm=remark)
         _write_out(model, node, value.dim())
-        found += 1
-    if found:
+        count += 1
+    if count:
         model.graph.eliminate_dead_code()
         model.recompile()
-    return found
+    return count
 
 
 def _write_out(model: GraphModule, node: Node, dims: int) -> None:
@@ -256,9 +256,9 @@ def _write_out(model: GraphModule, node: Node, dims: int) -> None:
     shape = [1, -1, *[1] * (dims - 2)]
 
     def call(target: Any, *args: Any, **kwargs: Any) -> Node:
-        made: Node = graph.call_function(target, args, kwargs)
-        made.meta = {k: v for k, v in node.meta.items() if k != "val"}
-        return made
+        step: Node = graph.call_function(target, args, kwargs)
+        step.meta = {k: v for k, v in node.meta.items() if k != "val"}
+        return step
 
     with graph.inserting_before(node):
         axes = [0, *range(2, dims)]

@@ -102,9 +102,9 @@ class Settings:
         """The classes of a layer's modules, the innermost one's first."""
         # Classes that a function defines cannot be looked up by their name.
         keys = [key for key in self.overrides.choices if isinstance(key, type)]
-        known = {f"{key.__module__}.{key.__qualname__}": key for key in keys}
-        found = [known.get(name) or class_named(name) for _, name in reversed(modules)]
-        return [cls for cls in found if cls is not None]
+        by_name = {f"{key.__module__}.{key.__qualname__}": key for key in keys}
+        classes = [by_name.get(name) or class_named(name) for _, name in reversed(modules)]
+        return [cls for cls in classes if cls is not None]
 
     def require_used(self, layers: Mapping[str, ModuleStack]) -> None:
         """Check that every override and pattern matches a layer, be it that another one wins.
@@ -115,12 +115,12 @@ class Settings:
         Raises:
             ValueError: one matches no layer at all.
         """
-        found = {name: self._classes(modules) for name, modules in layers.items()}
-        self.overrides.require_used(found)
+        classes = {name: self._classes(modules) for name, modules in layers.items()}
+        self.overrides.require_used(classes)
         for where, patterns in (("include", self.include), ("exclude", self.exclude)):
-            idle = [p for p in patterns if not any(matches(p, name) for name in found)]
+            idle = [p for p in patterns if not any(matches(p, name) for name in classes)]
             if idle:
-                raise unmatched(where, idle, found)
+                raise unmatched(where, idle, classes)
 
 
 def _ours(activations: object) -> Activations:
@@ -128,10 +128,10 @@ def _ours(activations: object) -> Activations:
     return activations if isinstance(activations, int) or is_simulated(activations) else None
 
 
-def _patterns(given: Iterable[str], where: str) -> tuple[str, ...]:
-    if isinstance(given, str):
-        raise TypeError(f"{where} must be a list of patterns; got the text {given!r}.")
-    return tuple(given)
+def _patterns(patterns: Iterable[str], where: str) -> tuple[str, ...]:
+    if isinstance(patterns, str):
+        raise TypeError(f"{where} must be a list of patterns; got the text {patterns!r}.")
+    return tuple(patterns)
 
 
 def weight_factory(spec: QuantSpec, qat: bool, learnable: bool = False) -> Any:

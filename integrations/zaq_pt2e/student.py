@@ -54,9 +54,9 @@ class GraphLayer(QuantLayer):
     @property
     def parameter(self) -> nn.Parameter:
         """The tensor behind the fake-quantizer."""
-        found = tensor_at(self.model, str(root_attribute(self.source)))
-        assert isinstance(found, nn.Parameter)
-        return found
+        tensor = tensor_at(self.model, str(root_attribute(self.source)))
+        assert isinstance(tensor, nn.Parameter)
+        return tensor
 
     @property
     def weight(self) -> Tensor:
@@ -113,18 +113,18 @@ def plain_layer(node: Node, weight: Tensor) -> nn.Module:
     if name is not None:
         groups = int(argument(node, 6) or 1)
         kind: Any = getattr(nn, name)
-        made: nn.Module = kind(
+        layer: nn.Module = kind(
             weight.shape[1] * groups, weight.shape[0], kernel, sizes(3, 1), sizes(4, 0),
             sizes(5, 1), groups, device="meta",
         )  # fmt: skip
-        return made
+        return layer
     groups = int(argument(node, 6) or 1)
     transposed: Any = getattr(nn, f"ConvTranspose{rank}d")
-    found: nn.Module = transposed(
+    flipped: nn.Module = transposed(
         weight.shape[0], weight.shape[1] * groups, kernel, sizes(3, 1), sizes(4, 0), sizes(5, 0),
         groups, True, sizes(7, 1), device="meta",
     )  # fmt: skip
-    return found
+    return flipped
 
 
 class PT2EStudent(Student):
@@ -138,13 +138,13 @@ class PT2EStudent(Student):
 
     def layers(self) -> dict[str, QuantLayer]:
         """Layers in order of execution; one that is called twice is there once."""
-        found: dict[str, QuantLayer] = {}
+        by_name: dict[str, QuantLayer] = {}
         for layer in layers(self.prepared):
             quantizer = argument(layer.node, 1)
-            if layer.name in found or not self._is_ours(quantizer):
+            if layer.name in by_name or not self._is_ours(quantizer):
                 continue
-            found[layer.name] = GraphLayer(layer.name, self.prepared, layer.node, quantizer)
-        return found
+            by_name[layer.name] = GraphLayer(layer.name, self.prepared, layer.node, quantizer)
+        return by_name
 
     def _by_node(self) -> dict[Node, QuantLayer]:
         return {x.node: x for x in self.layers().values() if isinstance(x, GraphLayer)}

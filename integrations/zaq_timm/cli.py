@@ -83,11 +83,11 @@ def folder(text: str) -> Path:
 
 def device_kinds(text: str) -> tuple[str, ...]:
     """Reads kinds of files for devices, joined by commas."""
-    found = tuple(dict.fromkeys(text.split(",")))
-    for kind in found:
+    kinds = tuple(dict.fromkeys(text.split(",")))
+    for kind in kinds:
         if kind not in ("pte", "tflite"):
             raise argparse.ArgumentTypeError(f"expected pte, tflite, or pte,tflite; got {text!r}")
-    return found
+    return kinds
 
 
 def build_parser() -> Parser:
@@ -100,8 +100,8 @@ def build_parser() -> Parser:
     from zaq_timm.zoo.command import add_commands
 
     parser = Parser(prog="zaq-quantize", description=DESCRIPTION, formatter_class=Format)
-    told = f"zaq-quantize {version('zaq_plugin')}"
-    parser.add_argument("--version", action="version", version=told)
+    text = f"zaq-quantize {version('zaq_plugin')}"
+    parser.add_argument("--version", action="version", version=text)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     demo = commands.add_parser(
         "demo",
@@ -183,8 +183,8 @@ def demo_command(args: argparse.Namespace) -> int:
     files = [str(path) for path in run.files]
     if args.json:
         results = [row.to_dict() for row in run.manifest.results]
-        told = {"seed": args.seed, "files": files, "notes": run.notes, "results": results}
-        print(json.dumps(told, indent=2))
+        facts = {"seed": args.seed, "files": files, "notes": run.notes, "results": results}
+        print(json.dumps(facts, indent=2))
         return 0
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(results_table(run.manifest.results, "Handwritten digits, 599 held-out images"))
@@ -208,9 +208,9 @@ def doctor_command(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
-    told = examine()
-    print(json.dumps(told, indent=2) if args.json else "\n".join(lines(told)))
-    return 1 if told["problems"] else 0
+    findings = examine()
+    print(json.dumps(findings, indent=2) if args.json else "\n".join(lines(findings)))
+    return 1 if findings["problems"] else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,10 +25,10 @@ def through(name: str) -> Host:
         model: nn.Module, weights: QuantSpec, activations: int, batches: Sequence[Tensor]
     ) -> Quantized:
         host = find_host(name)
-        made = host.prepare(model, (batches[0],), Assignment(weights, activations)).model
-        calibrate(made, batches)
-        correct_bias(made, batches)
-        converted = host.convert(made)
+        prepared = host.prepare(model, (batches[0],), Assignment(weights, activations)).model
+        calibrate(prepared, batches)
+        correct_bias(prepared, batches)
+        converted = host.convert(prepared)
         return _quantized(model, weights, converted, host.audit(converted))
 
     return convert

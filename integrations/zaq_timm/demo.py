@@ -245,10 +245,10 @@ def write_for_devices(run: DemoRun) -> None:
         run.step(f"exporting to .{kind}")
         with run.manifest.stage(f"export to .{kind}", format="W{1}A{2} {0}".format(*KEPT)) as facts:
             images, labels = run.split.test_images, run.split.test_labels
-            written, told, text = write_device_file(
+            written, figures, text = write_device_file(
                 kind, run.model, run.batches, images, labels, run.out
             )
-            facts.update(told)
+            facts.update(figures)
         run.files += written
         run.notes.append(text)
 

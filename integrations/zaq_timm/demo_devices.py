@@ -50,8 +50,8 @@ def write_device_file(
     prepared = tool.prepare(model, one, PWLQSpec(bits=4))
     zaq_pt2e.calibrate(prepared, batches)
     path = folder / f"model.{kind}"
-    made = tool.export(tool.convert(prepared), one, path)
-    found = tool.verify(path, made.model, images[:8].contiguous()).require()
+    exported = tool.export(tool.convert(prepared), one, path)
+    report = tool.verify(path, exported.model, images[:8].contiguous()).require()
     run = running.runner(path)
     top = torch.cat([run((x[None].contiguous(),))[0] for x in images]).argmax(1)
     right = 100 * (top == labels).double().mean().item()
@@ -60,13 +60,13 @@ def write_device_file(
         "bytes": packed.file_bytes,
         "zipped bytes": packed.zipped_bytes,
         "packed bytes": packed.bytes,
-        "integer layers": found.integer_layers,
+        "integer layers": report.integer_layers,
         "top-1": right,
     }
     sizes = [f"{n / 1000:.1f} kB" for n in (packed.file_bytes, packed.zipped_bytes, packed.bytes)]
     text = (
         f"{path.name}: {sizes[0]}, {sizes[1]} zipped, {sizes[2]} by zaq-quantize pack; "
-        f"{found.integer_layers} layers in int8 under {found.runtime}; the file's top-1 is "
+        f"{report.integer_layers} layers in int8 under {report.runtime}; the file's top-1 is "
         f"{right:.2f} %"
     )
     return [path, Path(packed.path)], facts, text

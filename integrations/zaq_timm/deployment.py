@@ -64,13 +64,15 @@ def ship(converted: nn.Module, images: Tensor, out: Path, batches: Sequence[Tens
 
     runtimes = ("onnxruntime", "openvino") if find_spec("openvino") else ("onnxruntime",)
     path = out / FILE
-    made = zaq_onnx.export(converted, (batches[0],), path, calibration=batches, reduce_range=True)
+    exported = zaq_onnx.export(
+        converted, (batches[0],), path, calibration=batches, reduce_range=True
+    )
     report = zaq_onnx.verify(path, converted, images[:VERIFIED_IMAGES], runtimes=runtimes).require()
     return Shipped(
         path,
-        made.bytes,
-        made.int8_bytes,
-        made.float_bytes,
+        exported.bytes,
+        exported.int8_bytes,
+        exported.float_bytes,
         report.integer_only,
         tuple(run.name for run in report.runtimes),
         report.runtimes[0].integer_layers,

@@ -65,19 +65,19 @@ FORMATS = (
 
 def formats_at(bits: int) -> list[tuple[str, QuantSpec]]:
     """What is compared at a width: every format, and the uniform grid of PWLQ's stored bits."""
-    found = [(form.name, form.spec(bits)) for form in FORMATS]
-    stored = found[-1][1].stored_bits
+    formats = [(form.name, form.spec(bits)) for form in FORMATS]
+    stored = formats[-1][1].stored_bits
     if stored <= MAX_UNIFORM_BITS:
         best_clip = FORMATS[1]
-        found.insert(-1, (best_clip.name, best_clip.spec(stored)))
-    return found
+        formats.insert(-1, (best_clip.name, best_clip.spec(stored)))
+    return formats
 
 
 def compared() -> list[tuple[str, QuantSpec, Width]]:
     """Method, grid and width of every simulated row, each once."""
-    found: dict[tuple[str, int, int], tuple[str, QuantSpec, Width]] = {}
+    rows: dict[tuple[str, int, int], tuple[str, QuantSpec, Width]] = {}
     for width in WIDTHS:
         for form, spec in formats_at(width.weights):
             name = width.named(form)
-            found.setdefault((name, spec.mac_bits, width.activations), (name, spec, width))
-    return list(found.values())
+            rows.setdefault((name, spec.mac_bits, width.activations), (name, spec, width))
+    return list(rows.values())

@@ -107,7 +107,7 @@ def verify_command(args: argparse.Namespace) -> int:
         import zaq_onnx
 
         inputs = None if args.inputs is None else _inputs(args.inputs, args.file)
-        found = zaq_onnx.verify(
+        report = zaq_onnx.verify(
             args.file,
             None,
             inputs,
@@ -123,10 +123,10 @@ def verify_command(args: argparse.Namespace) -> int:
         print(f"zaq-quantize verify: error: {error}", file=sys.stderr)
         return 1
     if args.json:
-        print(json.dumps(as_json(found), indent=2))
+        print(json.dumps(as_json(report), indent=2))
     else:
-        _print(found)
-    return 0 if found.ok else 1
+        _print(report)
+    return 0 if report.ok else 1
 
 
 def _inputs(path: Path, file: Path) -> list[Any]:
@@ -155,46 +155,46 @@ def _inputs(path: Path, file: Path) -> list[Any]:
     return [arrays[name] for name in names]
 
 
-def as_json(found: Verification) -> dict[str, Any]:
+def as_json(report: Verification) -> dict[str, Any]:
     """Everything that was found, in plain types."""
     keep = ("name", "version", "state", "message", "error", "steps", "agreement", "integer_layers",
             "float_layers", "arithmetic", "load_seconds", "milliseconds", "float_milliseconds",
             "ratio", "kernels")  # fmt: skip
     return {
-        "file": found.path,
-        "ok": found.ok,
-        "layers": found.layers,
-        "packed": found.packed,
-        "tolerance": found.tolerance,
-        "runtimes": [{name: getattr(one, name) for name in keep} for one in found.runtimes],
-        "problems": found.problems,
-        "remarks": found.remarks,
+        "file": report.path,
+        "ok": report.ok,
+        "layers": report.layers,
+        "packed": report.packed,
+        "tolerance": report.tolerance,
+        "runtimes": [{name: getattr(one, name) for name in keep} for one in report.runtimes],
+        "problems": report.problems,
+        "remarks": report.remarks,
     }
 
 
-def verdict(found: Verification) -> str:
+def verdict(report: Verification) -> str:
     """One sentence."""
-    there = [one for one in found.runtimes if one.state != "not installed"]
+    there = [one for one in report.runtimes if one.state != "not installed"]
     right = [one for one in there if one.state == "right"]
-    word = "OK" if found.ok else "NOT OK"
+    word = "OK" if report.ok else "NOT OK"
     return (
-        f"{word}: {found.layers} int8 layers, {found.packed} of them packed; right in "
+        f"{word}: {report.layers} int8 layers, {report.packed} of them packed; right in "
         f"{len(right)} of {len(there)} runtimes that are installed."
     )
 
 
-def table_of(found: Verification) -> Table:
+def table_of(report: Verification) -> Table:
     """One row a runtime."""
     from rich.table import Table
 
-    table = Table(title=found.path)
+    table = Table(title=report.path)
     for head in ("runtime", "version", "answer"):
         table.add_column(head)
     table.add_column("off by, steps", justify="right")
     table.add_column("layers")
     for head in ("load, ms", "run, ms", "to float"):
         table.add_column(head, justify="right")
-    for one in found.runtimes:
+    for one in report.runtimes:
         table.add_row(one.name, one.version or "-", one.state, *_figures(one))
     return table
 
@@ -211,21 +211,21 @@ def _figures(one: RuntimeReport) -> tuple[str, ...]:
     )
 
 
-def _print(found: Verification) -> None:
+def _print(report: Verification) -> None:
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else 120)
-    if found.runtimes:
-        console.print(table_of(found), markup=False)
+    if report.runtimes:
+        console.print(table_of(report), markup=False)
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    missing = [one for one in found.runtimes if one.state == "not installed"]
+    missing = [one for one in report.runtimes if one.state == "not installed"]
     for one in missing:
         say(f"not installed: {one.name}; {one.message}")
-    for text in found.problems:
+    for text in report.problems:
         say(f"problem: {text}")
-    for text in found.remarks:
+    for text in report.remarks:
         say(f"remark: {text}")
-    say(verdict(found))
+    say(verdict(report))

@@ -69,8 +69,8 @@ def test_measures_writes_and_resumes(
     printed = capsys.readouterr().out
     assert "uniform clipped, symmetric + bias correction" in " ".join(printed.split())
     # stopped in the middle of a line: the rest is measured again, nothing else
-    kept = "\n".join(lines[:-1]) + "\n" + lines[-1][:30] + "\n"
-    (tmp_path / "accuracy.jsonl").write_text(kept)
+    content = "\n".join(lines[:-1]) + "\n" + lines[-1][:30] + "\n"
+    (tmp_path / "accuracy.jsonl").write_text(content)
     assert accuracy.main(arguments) == 0
     assert "KL" in capsys.readouterr().err
     after = (tmp_path / "accuracy.jsonl").read_text().splitlines()

@@ -54,15 +54,15 @@ def test_an_output_that_is_not_finite_is_a_failure(
 @pytest.mark.slow
 def test_test_models_stand_for_no_family(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timm.models, "list_modules", lambda: ["mlp_mixer"])
-    (found,) = coverage.smallest_models().items()
-    assert found[0] == "mlp_mixer"
-    assert found[1] in timm.list_models(module="mlp_mixer")
+    (entry,) = coverage.smallest_models().items()
+    assert entry[0] == "mlp_mixer"
+    assert entry[1] in timm.list_models(module="mlp_mixer")
     with torch.device("meta"):
         sizes = {
             n: sum(p.numel() for p in timm.create_model(n).parameters())
             for n in timm.list_models(module="mlp_mixer")
         }
-    assert sizes[found[1]] == min(sizes.values())
+    assert sizes[entry[1]] == min(sizes.values())
 
 
 def test_the_table_counts_what_was_run() -> None:

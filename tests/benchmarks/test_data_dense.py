@@ -18,12 +18,12 @@ def test_mean_iou_is_intersection_over_union_of_each_class() -> None:
     expected = []
     for kind in range(3):
         both = either = 0
-        for truth, found in zip(
+        for truth, guess in zip(
             labels.flatten().tolist(), predicted.flatten().tolist(), strict=True
         ):
             if truth < 3:
-                both += int(truth == kind and found == kind)
-                either += int(truth == kind or found == kind)
+                both += int(truth == kind and guess == kind)
+                either += int(truth == kind or guess == kind)
         expected.append(both / either)
     assert mean_iou(predicted, labels, 3) == pytest.approx(100 * sum(expected) / 3)
 
@@ -59,11 +59,11 @@ def test_of_two_boxes_on_one_thing_the_surer_stays_unless_classes_differ() -> No
     assert sorted(other.classes.tolist()) == [0, 1]
 
 
-def precision_by_hand(found: list[Boxes], truth: np.ndarray) -> float:
+def precision_by_hand(predicted: list[Boxes], truth: np.ndarray) -> float:
     """AP50 of one class without crowds: sort, match greedily, 101 points."""
     scored = [
         (float(score), image, corner.tolist())
-        for image, boxes in enumerate(found)
+        for image, boxes in enumerate(predicted)
         for corner, score in zip(boxes.corners, boxes.scores, strict=True)
     ]
     taken: set[int] = set()
@@ -90,15 +90,15 @@ def precision_by_hand(found: list[Boxes], truth: np.ndarray) -> float:
 
 def boxes_near(truth: np.ndarray, images: int, generator: torch.Generator) -> list[Boxes]:
     """Every true box moved a little, and as many wrong ones."""
-    found = []
+    near = []
     for image in range(images):
         rows = torch.from_numpy(truth[truth[:, 0] == image][:, 2:6])
         moved = rows + 0.05 * torch.randn(rows.shape, generator=generator)
         wrong = torch.rand(len(rows), 2, generator=generator) / 2
         corners = torch.cat([moved, torch.cat([wrong, wrong + 0.2], 1)])
         scores = torch.rand(len(corners), generator=generator)
-        found.append(Boxes(corners, scores, torch.zeros(len(corners), dtype=torch.long)))
-    return found
+        near.append(Boxes(corners, scores, torch.zeros(len(corners), dtype=torch.long)))
+    return near
 
 
 def true_boxes(rng: np.random.Generator) -> np.ndarray:
@@ -111,10 +111,10 @@ def true_boxes(rng: np.random.Generator) -> np.ndarray:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_average_precision_is_that_of_a_direct_computation(seed: int) -> None:
     truth = true_boxes(np.random.default_rng(seed)).astype(np.float32)
-    found = boxes_near(truth, 4, torch.Generator().manual_seed(seed))
-    expected = precision_by_hand(found, truth)
+    predicted = boxes_near(truth, 4, torch.Generator().manual_seed(seed))
+    expected = precision_by_hand(predicted, truth)
     assert 5 < expected < 95
-    assert average_precision(found, truth, 4) == pytest.approx(expected, abs=1e-6)
+    assert average_precision(predicted, truth, 4) == pytest.approx(expected, abs=1e-6)
 
 
 def test_crowds_and_later_images_do_not_count() -> None:

@@ -20,7 +20,7 @@ def row(**changes: Any) -> dict[str, Any]:
         "packed4": 0.004,
         "packed5": 0.004,
     }
-    made: dict[str, Any] = {
+    entry: dict[str, Any] = {
         "name": "net",
         "threads": 1,
         "bytes": {
@@ -36,10 +36,10 @@ def row(**changes: Any) -> dict[str, Any]:
         "unpack": {"4": 0.1, "5": 0.2},
     }
     for runtime in ("ort", "openvino"):
-        made[f"{runtime}_latency"] = dict(times)
-        made[f"{runtime}_load"] = dict(times)
-        made[f"{runtime}_same"] = {4: True, 5: True}
-    return {**made, **changes}
+        entry[f"{runtime}_latency"] = dict(times)
+        entry[f"{runtime}_load"] = dict(times)
+        entry[f"{runtime}_same"] = {4: True, 5: True}
+    return {**entry, **changes}
 
 
 def test_what_misses_an_aim_is_marked() -> None:
@@ -74,10 +74,10 @@ def test_accuracy_stands_next_to_the_converted_models() -> None:
 def test_calls_take_turns() -> None:
     order: list[str] = []
     calls = {name: (lambda name=name: order.append(name)) for name in "ab"}
-    found = alternating(calls, 2)
+    by_name = alternating(calls, 2)
     assert order == list("ababab")
-    assert set(found) == {"a", "b"}
-    assert all(times.processor >= 0 and times.wall > 0 for times in found.values())
+    assert set(by_name) == {"a", "b"}
+    assert all(times.processor >= 0 and times.wall > 0 for times in by_name.values())
 
 
 def test_the_header_says_how_busy_the_machine_was() -> None:

@@ -6,7 +6,7 @@ from benchmarks.devices.tables import tables
 
 
 def row(kind: str, **changes: Any) -> dict[str, Any]:
-    made = {
+    entry = {
         "tool": "executorch",
         "task": "cifar10",
         "versions": "executorch 1.5.1",
@@ -20,7 +20,7 @@ def row(kind: str, **changes: Any) -> dict[str, Any]:
         "images": 1000,
         "verified": None,
     }
-    return {**made, **changes}
+    return {**entry, **changes}
 
 
 def test_shares_of_the_tools_own_int8() -> None:

@@ -18,12 +18,12 @@ LEVELS = ("pwlq", "uniform")
 
 
 def row(score: float, **changes: Any) -> dict[str, Any]:
-    told = {"model": "cifar10", "method": "rq", "bits": "4/8", **changes}
-    data = told.get("images", "synthetic")
-    stored = int(told["bits"].split("/")[0])
-    levels = told.get("levels", "pwlq" if told["method"] == "pwlq" else "uniform")
+    settings = {"model": "cifar10", "method": "rq", "bits": "4/8", **changes}
+    data = settings.get("images", "synthetic")
+    stored = int(settings["bits"].split("/")[0])
+    levels = settings.get("levels", "pwlq" if settings["method"] == "pwlq" else "uniform")
     return {
-        "job": job(**told),
+        "job": job(**settings),
         "metric": "top-1",
         "score": score,
         "agreement": score,
@@ -102,9 +102,9 @@ def test_the_page_parts_data_free_from_calibrated_and_tells_failures() -> None:
 def test_what_ran_with_less_effort_is_no_failure() -> None:
     stopped = {"job": job("cifar10", "mct/best", "4/8"), "error": "stopped after 480 s"}
     other = {"job": job("cifar10", "mct/best", "3/3"), "error": "stopped after 480 s"}
-    made = row(80.0, method="mct/best", effort=0.5)
-    assert failed([stopped, other, made]) == [other]
-    text = page([stopped, other, made]).markdown()
+    shorter = row(80.0, method="mct/best", effort=0.5)
+    assert failed([stopped, other, shorter]) == [other]
+    text = page([stopped, other, shorter]).markdown()
     assert "| MCT, best | CIFAR-10 ResNet-20 | 3/3 | stopped after 480 s |" in text
 
 
@@ -158,9 +158,9 @@ def test_compositions_of_ours_are_named_by_their_levels() -> None:
 
 
 def test_html_is_escaped() -> None:
-    made = Page("a < b", [Grid(["x"], [["**<1>**"]])]).html()
-    assert "a &lt; b" in made
-    assert "<strong>&lt;1&gt;</strong>" in made
+    html = Page("a < b", [Grid(["x"], [["**<1>**"]])]).html()
+    assert "a &lt; b" in html
+    assert "<strong>&lt;1&gt;</strong>" in html
 
 
 def test_rows_of_the_zero_shot_benchmark_are_taken_over(tmp_path: Path) -> None:
@@ -178,11 +178,11 @@ def test_rows_of_the_zero_shot_benchmark_are_taken_over(tmp_path: Path) -> None:
     alone = {**old["job"], "task": "imagenet", "bits": "4/8", "set": {"steps": 0}}
     append_row(path, {**old, "job": alone})
     append_row(path, {**old, "job": {**alone, "depthwise": "int8"}})
-    found, other = taken_over(path)
+    first, other = taken_over(path)
     assert other["job"]["model"] == "imagenet"
     assert other["notes"][1:] == ["steps = 0"]
-    assert (found["job"]["method"], found["job"]["seed"]) == ("zaq", 2)
-    assert (found["mac_bits"], found["stored_bits"], found["score"]) == (2, 3, 85.0)
+    assert (first["job"]["method"], first["job"]["seed"]) == ("zaq", 2)
+    assert (first["mac_bits"], first["stored_bits"], first["score"]) == (2, 3, 85.0)
 
 
 def test_a_peer_python_must_be_named() -> None:
@@ -222,18 +222,18 @@ def test_a_run_measures_writes_and_resumes(
 def test_a_peer_that_cannot_run_leaves_its_reason(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "field.jsonl"
     missing_python = f"mct={tmp_path / 'python'}"
-    (found,) = run(data, out, "--method", "mct/plain", "--peer-python", missing_python)
-    assert found["error"].startswith(f"PeerError: cannot start {tmp_path / 'python'}")
+    (entry,) = run(data, out, "--method", "mct/plain", "--peer-python", missing_python)
+    assert entry["error"].startswith(f"PeerError: cannot start {tmp_path / 'python'}")
     assert "What could not be run" in out.with_suffix(".md").read_text()
 
 
 @pytest.mark.slow
 def test_a_peer_runs_in_a_process_of_its_own(data: Path, tmp_path: Path) -> None:
-    (found,) = run(data, tmp_path / "field.jsonl", "--method", "torchao/plain")
-    assert found["stored_bits"] == found["mac_bits"] == 4
-    assert found["layers"] == 20
-    assert found["float_layers"] == []
-    assert 0 <= found["agreement"] <= 100
+    (entry,) = run(data, tmp_path / "field.jsonl", "--method", "torchao/plain")
+    assert entry["stored_bits"] == entry["mac_bits"] == 4
+    assert entry["layers"] == 20
+    assert entry["float_layers"] == []
+    assert 0 <= entry["agreement"] <= 100
 
 
 def test_nothing_is_written_without_rows(tmp_path: Path) -> None:

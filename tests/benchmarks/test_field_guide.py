@@ -81,10 +81,10 @@ def test_an_unknown_table_is_an_error_and_the_rest_of_a_page_stays() -> None:
     with pytest.raises(ValueError, match="no table 'cifar'; known are cifar10"):
         filled("<!-- table: field, cifar -->\n<!-- end of table -->", [])
     page = "before\n<!-- table: field, cifar10 -->\nold\n<!-- end of table -->\nafter"
-    made = filled(page, [row(80.0)])
-    assert made.startswith("before\n<!-- table: field, cifar10 -->\n\n| method |")
-    assert made.endswith("|\n\n<!-- end of table -->\nafter")
-    assert "old" not in made
+    text = filled(page, [row(80.0)])
+    assert text.startswith("before\n<!-- table: field, cifar10 -->\n\n| method |")
+    assert text.endswith("|\n\n<!-- end of table -->\nafter")
+    assert "old" not in text
 
 
 def test_the_committed_pages_say_what_the_committed_rows_say() -> None:

@@ -41,9 +41,9 @@ def test_forms_of_a_batch(way: Way, kind: type[nn.Module]) -> None:
         correct_bias(student, batches)
         corrected = biases(student)
         compensate_rounding(student, batches, twin(student_from(way, kind)))
-        found = (ranges(student), corrected, biases(student))
-        expected = expected or found
-        for first, second in zip(expected, found, strict=True):
+        state = (ranges(student), corrected, biases(student))
+        expected = expected or state
+        for first, second in zip(expected, state, strict=True):
             assert_same(first, second, 0)
     for part, original in zip(parts, x.split([8, 5, 3]), strict=True):
         assert torch.equal(part, original)
@@ -54,29 +54,29 @@ def test_forms_of_a_batch(way: Way, kind: type[nn.Module]) -> None:
 def test_sizes_of_batches(way: Way, kind: type[nn.Module]) -> None:
     """The same samples in other batches: the bias is their mean, whatever the batches are."""
     x = inputs(kind)
-    found = []
+    results = []
     for sizes in ([16], [4, 4, 4, 4], [1, 10, 5]):
         student = student_from(way, kind)
         calibrate(student, [x])
         correct_bias(student, x.split(sizes))
-        found.append(biases(student))
+        results.append(biases(student))
     untouched = biases(student_from(way, kind))
-    assert any(float((found[0][n] - b).abs().max()) > 1e-3 for n, b in untouched.items())
-    for other in found[1:]:
-        assert_same(found[0], other, 1e-5)
+    assert any(float((results[0][n] - b).abs().max()) > 1e-3 for n, b in untouched.items())
+    for other in results[1:]:
+        assert_same(results[0], other, 1e-5)
 
 
 @every_host
 @pytest.mark.parametrize("kind", [Plain, Perceptron], ids=["plain", "perceptron"])
 def test_a_pass_for_all_layers_or_one_for_each(way: Way, kind: type[nn.Module]) -> None:
     x = inputs(kind)
-    found = []
+    results = []
     for memory in (1 << 30, 0):
         student = student_from(way, kind)
         calibrate(student, [x])
         correct_bias(student, x.split([5, 8, 3]), memory=memory)
-        found.append(biases(student))
-    assert_same(*found, within=1e-5)
+        results.append(biases(student))
+    assert_same(*results, within=1e-5)
 
 
 class Unbatched(nn.Module):
@@ -96,17 +96,17 @@ def test_a_sample_without_a_batch_axis(way: Way, kind: type[nn.Module]) -> None:
     x = inputs(kind, 3)
     torch.manual_seed(0)
     model = kind().eval()
-    found = []
+    results = []
     for example, batches in (((x[:2],), [x[:1], x[1:2], x[2:]]), ((x[0],), list(x))):
         student = way.prepare(model, example)
         calibrate(student, batches)
         correct_bias(student, batches)
-        found.append((ranges(student), biases(student)))
-    (batched, mean), (unbatched, same) = found
+        results.append((ranges(student), biases(student)))
+    (batched, mean), (unbatched, same) = results
     assert_same(dict(enumerate_values(batched)), dict(enumerate_values(unbatched)), 1e-6)
     assert_same(mean, same, 1e-5)
 
 
-def enumerate_values(found: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
+def enumerate_values(values: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
     """By place: a graph's names may differ with its input's rank."""
-    return [(str(place), value) for place, value in enumerate(found.values())]
+    return [(str(place), value) for place, value in enumerate(values.values())]

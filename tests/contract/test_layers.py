@@ -54,10 +54,10 @@ def test_what_is_written_is_what_the_fake_quantizer_sees(way: Way, kind: type[nn
     student = student_from(way, kind)
     calibrate(student, [inputs(kind)])
     for name, layer in student_of(student).layers().items():
-        wanted = layer.weight.flip(0) * 0.5
-        layer.write(wanted)
+        target = layer.weight.flip(0) * 0.5
+        layer.write(target)
         again = student_of(student).layers()[name]
-        assert float((again.weight - wanted).abs().max()) <= 1e-6, name
+        assert float((again.weight - target).abs().max()) <= 1e-6, name
 
 
 CHAIN = ["stem.0", "first", "second", "fc"]
@@ -158,8 +158,8 @@ def test_affine_is_the_layers_product(way: Way) -> None:
         weight = torch.randn(layers[name].weight.shape, generator=generator)
         assert weight.shape == module.weight.shape
         expected = product(module, seen[name].detach(), weight)
-        found = layers[name].affine(seen[name].detach(), weight)
-        assert torch.allclose(found, expected, atol=1e-5), name
+        output = layers[name].affine(seen[name].detach(), weight)
+        assert torch.allclose(output, expected, atol=1e-5), name
         wide = layers[name].affine(seen[name].detach().double(), weight.double())
         assert wide.dtype == torch.float64
         assert torch.allclose(wide.float(), expected, atol=1e-5), name

@@ -70,25 +70,25 @@ def test_the_levels_of_every_method_are_those_of_the_kernels(method: str, way: W
         prepared = student(images[:16])
         converted = way.convert(student)
         answers = converted(images[:16])
-    found = way.converted_weights(converted)
-    assert set(found) == set(expected) == {"stem.0", *(f"block.{n}" for n in PARTS), "fc"}
+    weights = way.converted_weights(converted)
+    assert set(weights) == set(expected) == {"stem.0", *(f"block.{n}" for n in PARTS), "fc"}
     for name, values in expected.items():
-        assert torch.equal(found[name], values), name
+        assert torch.equal(weights[name], values), name
     assert sqnr(prepared, answers) > 15, "the converted model computes what the student does"
     if method in ROUNDING | NEAREST:
-        assert _moved(student, net, found) == (method in ROUNDING)
+        assert _moved(student, net, weights) == (method in ROUNDING)
 
 
 PARTS = ("conv1", "conv2", "short.0")
 
 
-def _moved(student: torch.nn.Module, net: Net, found: dict[str, Tensor]) -> bool:
+def _moved(student: torch.nn.Module, net: Net, weights: dict[str, Tensor]) -> bool:
     """Whether some weight is not on the level nearest to the float one."""
     folded = fold_batch_norm(net)
     for name, layer in student_of(student).layers().items():
         weight = folded.get_submodule(name).weight
         assert isinstance(weight, Tensor)
         nearest = quantize(weight, layer.quantizer.spec, layer.axis, edges=layer.edges)
-        if not torch.equal(nearest.dequantize(), found[name]):
+        if not torch.equal(nearest.dequantize(), weights[name]):
             return True
     return False

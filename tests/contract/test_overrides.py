@@ -121,8 +121,8 @@ def in_fx(overrides: Mapping[Any, Any]) -> Audit:
 
 
 def in_fx_training(overrides: Mapping[Any, Any]) -> Audit:
-    made = zaq_fx.prepare(network(), (images(),), DEFAULT, qat=True, overrides=overrides)
-    return zaq_fx.audit(made)
+    prepared = zaq_fx.prepare(network(), (images(),), DEFAULT, qat=True, overrides=overrides)
+    return zaq_fx.audit(prepared)
 
 
 def in_pt2e(overrides: Mapping[Any, Any]) -> Audit:
@@ -132,10 +132,10 @@ def in_pt2e(overrides: Mapping[Any, Any]) -> Audit:
 
 
 def in_nncf(overrides: Mapping[Any, Any]) -> Audit:
-    made = zaq_nncf.quantize(
+    student = zaq_nncf.quantize(
         network(), [images()], DEFAULT, overrides=overrides, bias_correction=None
     )
-    return zaq_nncf.audit(made)
+    return zaq_nncf.audit(student)
 
 
 HOSTS = [
@@ -147,10 +147,10 @@ HOSTS = [
 ]
 
 
-def specs(found: Audit) -> dict[str, str | None]:
+def specs(records: Audit) -> dict[str, str | None]:
     """The label of every layer's format; None where it is not one of ours."""
     return {
-        r.name: r.spec if r.quantized and "NNCF's own" not in str(r.spec) else None for r in found
+        r.name: r.spec if r.quantized and "NNCF's own" not in str(r.spec) else None for r in records
     }
 
 
@@ -166,9 +166,9 @@ def specs(found: Audit) -> dict[str, str | None]:
 def test_one_table_gives_the_same_formats_in_every_host(
     prepare: Prepare, overrides: dict[Any, Any], expected: dict[str, Any]
 ) -> None:
-    wanted = {name: None if spec is None else spec.label for name, spec in expected.items()}
-    assert specs(prepare(overrides)) == wanted
-    assert specs(prepare(dict(reversed(overrides.items())))) == wanted
+    labels = {name: None if spec is None else spec.label for name, spec in expected.items()}
+    assert specs(prepare(overrides)) == labels
+    assert specs(prepare(dict(reversed(overrides.items())))) == labels
 
 
 # FX's grids belong to the layer that makes a tensor: within a block that is the same.
@@ -182,12 +182,12 @@ def test_one_table_gives_the_same_formats_in_every_host(
     ],
 )
 def test_pairs_say_the_activations_too(prepare: Prepare, layers: list[str]) -> None:
-    found = prepare({"first": (SIX, 5), Wide: (EIGHT, 6), "tail": (None, 4), "second": THREE})
+    records = prepare({"first": (SIX, 5), Wide: (EIGHT, 6), "tail": (None, 4), "second": THREE})
     for block, bits in (("first", 5), ("second", 8), ("third", 6)):
         for layer in layers:
-            label = str(found[f"{block}.{layer}"].activation)
+            label = str(records[f"{block}.{layer}"].activation)
             assert label.startswith((f"uniform {bits} bits", f"uniform {bits}b MAC")), label
-    assert not found["tail"].quantized
+    assert not records["tail"].quantized
 
 
 def test_simulation_keeps_the_width_of_the_input_unless_a_pair_says_otherwise() -> None:
@@ -200,8 +200,8 @@ def test_simulation_keeps_the_width_of_the_input_unless_a_pair_says_otherwise() 
 def test_simulation_s_first_and_last_layer_yield_to_overrides() -> None:
     options: dict[str, Any] = {"first_last": (EIGHT, 7), "overrides": {"head": SIX}}
     student: Any = simulate(network(), DEFAULT, 4, **options)
-    found = specs(student.zaq_audit)
-    assert (found["stem"], found["head"]) == (EIGHT.label, SIX.label)
+    formats = specs(student.zaq_audit)
+    assert (formats["stem"], formats["head"]) == (EIGHT.label, SIX.label)
     assert student.head.input_fake_quant.bits == 7
     assert student.zaq_audit["stem"].reason == "first or last layer"
     assert specs(simulate(network(), DEFAULT, 4, first_last=EIGHT).zaq_audit)["stem"] == EIGHT.label

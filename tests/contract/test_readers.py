@@ -116,5 +116,5 @@ def test_right_with_and_without_quantizers(way: Way, kind: type[nn.Module]) -> N
         assert sqnr(expected, student_of(teacher).run(((batches[0].clone(),), {}))) > 100
         calibrate(student, batches)
         correct_bias(student, batches)
-        found = way.convert(student)(batches[0].clone())
-    assert sqnr(expected, found) > 22
+        output = way.convert(student)(batches[0].clone())
+    assert sqnr(expected, output) > 22

@@ -58,8 +58,8 @@ def test_error_feedback(way: Way, kind: type[nn.Module]) -> None:
     x = inputs(kind, 48)
     student = nearest(way, kind, x)
     before, rounded = error(student, kind, x), levels_of(student)
-    told = compensate_rounding(student, [x], twin(student))
-    assert set(told) == set(rounded)
+    report = compensate_rounding(student, [x], twin(student))
+    assert set(report) == set(rounded)
     assert error(student, kind, x) < before
     assert_chosen_and_kept(way, student, rounded)
 
@@ -103,7 +103,7 @@ def test_layer_by_layer_each_layer_is_compared_with_its_own_output(
     with torch.no_grad():
         folded(x)
         for name, block in zip(names, blocks, strict=True):
-            found = block.teacher(block.teacher_input(x))
+            answer = block.teacher(block.teacher_input(x))
             # Hosts fuse a layer with its ReLU.
-            near = (torch.allclose(found, y, atol=1e-4) for y in (seen[name], seen[name].relu()))
+            near = (torch.allclose(answer, y, atol=1e-4) for y in (seen[name], seen[name].relu()))
             assert any(near), name

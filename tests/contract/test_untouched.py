@@ -38,7 +38,7 @@ def test_the_users_model_is_not_touched(way: Way, kind: type[nn.Module]) -> None
     model, x = network(kind), inputs(kind)
     next(model.parameters()).requires_grad_(False)
     before, output = facts_of(model), model(x).detach()
-    given = x.clone()
+    batch = x.clone()
     student = way.prepare(model, (x[:2],))
     reference = twin(student)
     calibrate(student, [x])
@@ -51,7 +51,7 @@ def test_the_users_model_is_not_touched(way: Way, kind: type[nn.Module]) -> None
     assert_same(before.pop("state"), after.pop("state"), 0)
     assert before == after
     assert torch.equal(model(x).detach(), output)
-    assert torch.equal(given, x)
+    assert torch.equal(batch, x)
     assert_same(state, student.state_dict(), 0)  # conversion makes a model of its own
     assert torch.equal(student(x).detach(), computed)
 
@@ -98,28 +98,28 @@ WRITERS = [
 @pytest.mark.parametrize(("way", "writer"), WRITERS)
 def test_a_model_that_changes_its_input(way: Way, writer: type[nn.Module]) -> None:
     x = inputs(Plain)
-    given = x.clone()
-    batches = list(given.split([10, 6]))
+    batch = x.clone()
+    batches = list(batch.split([10, 6]))
     state = network(Plain).state_dict()
-    found = []
+    results = []
     for kind in (writer, OutOfPlace):
         model = kind().eval()
         model.load_state_dict(state)
         student = way.prepare(model, (x[:2],))
         calibrate(student, batches)
-        assert torch.equal(given, x), "calibrate"
+        assert torch.equal(batch, x), "calibrate"
         correct_bias(student, batches)
-        assert torch.equal(given, x), "correct_bias"
+        assert torch.equal(batch, x), "correct_bias"
         corrected = biases(student)
         teacher = twin(student)
         compensate_rounding(copy.deepcopy(student), batches, teacher)
-        assert torch.equal(given, x), "compensate_rounding"
+        assert torch.equal(batch, x), "compensate_rounding"
         options = ReconstructOptions(iterations=2, batch_size=4)
-        reconstruct(copy.deepcopy(student), teacher, given, options)
-        assert torch.equal(given, x), "reconstruct"
+        reconstruct(copy.deepcopy(student), teacher, batch, options)
+        assert torch.equal(batch, x), "reconstruct"
         output = student(x.clone()).detach()
-        found.append((list(ranges(student).values()), corrected, {"output": output}))
-    (grids, corrected, output), (same_grids, same_corrected, same_output) = found
+        results.append((list(ranges(student).values()), corrected, {"output": output}))
+    (grids, corrected, output), (same_grids, same_corrected, same_output) = results
     assert len(grids) == len(same_grids)
     for grid, same in zip(grids, same_grids, strict=True):
         assert torch.allclose(grid, same, atol=1e-6)
@@ -133,10 +133,10 @@ def test_the_audit_names_every_layer(way: Way, kind: type[nn.Module]) -> None:
     student = student_from(way, kind)
     calibrate(student, [inputs(kind)])
     for model in (student, way.convert(student)):
-        told = way.audit(model)
-        assert {record.name for record in told} == set(ORDER[kind])
-        assert {record.name for record in told.quantized} == set(ORDER[kind])
-        for record in told:
+        records = way.audit(model)
+        assert {record.name for record in records} == set(ORDER[kind])
+        assert {record.name for record in records.quantized} == set(ORDER[kind])
+        for record in records:
             shape = network(kind).get_submodule(record.name).weight.shape
             assert record.numel == shape.numel(), record.name
 
@@ -148,10 +148,10 @@ def test_the_audit_says_why_a_layer_stays_float(way: Way) -> None:
     calibrate(student, [x])
     assert "second" not in student_of(student).layers()
     for model in (student, way.convert(student)):
-        told = way.audit(model)
-        assert {record.name for record in told} == set(ORDER[Residual])
+        records = way.audit(model)
+        assert {record.name for record in records} == set(ORDER[Residual])
         if way.host == "nncf":  # which has no float layer between quantized ones
-            assert told["second"].spec == "uniform 8b MAC/8b stored (NNCF's own)"
+            assert records["second"].spec == "uniform 8b MAC/8b stored (NNCF's own)"
         else:
-            assert [record.name for record in told.skipped] == ["second"]
-            assert told["second"].reason
+            assert [record.name for record in records.skipped] == ["second"]
+            assert records["second"].reason

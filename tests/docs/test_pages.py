@@ -35,11 +35,11 @@ def text_of(page: str) -> str:
 
 def blocks(page: str, language: str) -> list[tuple[str, str]]:
     """Title (a file's name) and code of every block in a language."""
-    found = re.findall(
+    matches = re.findall(
         rf'^```{language}(?: title="([^"]+)")?\n(.*?)^```$', text_of(page), re.MULTILINE | re.DOTALL
     )
-    assert text_of(page).count(f"\n```{language}") == len(found), "a block with unknown options"
-    return found
+    assert text_of(page).count(f"\n```{language}") == len(matches), "a block with unknown options"
+    return matches
 
 
 def load_by_path(name: str, path: Path) -> ModuleType:
@@ -88,10 +88,10 @@ NAMED = ("run", "compare", "inspect", "verify", "pack", "unpack")
 def command_lines(page: str) -> list[str]:
     """What a reader may type: in blocks, behind ``$`` in consoles, and in running text."""
     text = text_of(page)
-    found = re.findall(r"^\$ (zaq-quantize .*)$", text, re.MULTILINE)
-    found += [line for _, code in blocks(page, "sh") for line in code.splitlines()]
-    found += re.findall(r"`(zaq-quantize [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
-    return [line for line in found if line.startswith("zaq-quantize ")]
+    lines = re.findall(r"^\$ (zaq-quantize .*)$", text, re.MULTILINE)
+    lines += [line for _, code in blocks(page, "sh") for line in code.splitlines()]
+    lines += re.findall(r"`(zaq-quantize [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    return [line for line in lines if line.startswith("zaq-quantize ")]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if command_lines(page)])
@@ -164,11 +164,11 @@ def test_the_page_of_errors_has_every_package(hooks: ModuleType) -> None:
 
 def test_every_error_of_ours_is_on_the_page_of_errors(hooks: ModuleType) -> None:
     """But for those that hand on what another error, a host or a report says."""
-    told = re.compile(r"\b(error|reason|reasons)\b|str\(self\)|checked\.problems")
+    pattern = re.compile(r"\b(error|reason|reasons)\b|str\(self\)|checked\.problems")
     for top in hooks.SOURCES:
         for path in sorted((ROOT / top).rglob("*.py")):
             for call in hooks.raises_without_text(path.read_text(encoding="utf-8")):
-                assert told.search(call), f"{path.relative_to(ROOT)}: {call}"
+                assert pattern.search(call), f"{path.relative_to(ROOT)}: {call}"
 
 
 def test_errors_are_found_by_words_in_a_checkout(
@@ -184,8 +184,8 @@ def test_figures_of_the_concepts_are_those_that_the_script_draws() -> None:
     used = set(re.findall(r"\]\(figures/([^)]+)\)", text_of("concepts.md")))
     assert used == set(drawn)
     for name, svg in drawn.items():
-        held = (DOCS / "figures" / name).read_text(encoding="utf-8")
-        assert words_of(held) == words_of(svg), f"python docs/make_figures.py ({name})"
+        stored = (DOCS / "figures" / name).read_text(encoding="utf-8")
+        assert words_of(stored) == words_of(svg), f"python docs/make_figures.py ({name})"
 
 
 def words_of(svg: str) -> list[str]:
@@ -252,9 +252,9 @@ def compare_table(manifest: Manifest) -> None:
     ][2:]
     assert len(printed) >= 10
     for row in printed:
-        told = measured[tuple(row[:3])]
-        assert row[3:4] == told[3:4]
+        figures = measured[tuple(row[:3])]
+        assert row[3:4] == figures[3:4]
         if row[4] != "–":
-            assert float(row[4]) == pytest.approx(float(told[4]), abs=0.11)
-        for one, other in zip(row[5:], told[5:], strict=True):
+            assert float(row[4]) == pytest.approx(float(figures[4]), abs=0.11)
+        for one, other in zip(row[5:], figures[5:], strict=True):
             assert float(one) == pytest.approx(float(other), abs=1.5)

@@ -12,7 +12,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOKS = sorted(path.name for path in EXAMPLES.glob("*.ipynb"))
 
 
-def held(name: str) -> dict[str, Any]:
+def content_of(name: str) -> dict[str, Any]:
     return json.loads((EXAMPLES / name).read_text(encoding="utf-8"))
 
 
@@ -20,7 +20,7 @@ def run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str,
     """The names that the code cells leave, run as Jupyter runs them, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "__main__"}
-    for number, cell in enumerate(held(name)["cells"]):
+    for number, cell in enumerate(content_of(name)["cells"]):
         if cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), f"{name}[{number}]", "exec"), names)
     return names
@@ -28,7 +28,7 @@ def run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str,
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebooks_are_kept_without_outputs(name: str) -> None:
-    notebook = held(name)
+    notebook = content_of(name)
     assert notebook["nbformat"] == 4
     assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
     for cell in notebook["cells"]:

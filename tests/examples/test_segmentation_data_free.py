@@ -13,12 +13,12 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "segmentation_data_free.py"
 @pytest.mark.slow
 def test_every_layer_is_quantized_and_most_pixels_agree() -> None:
     done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, check=True)
-    found = re.search(r"(\d+) of (\d+) layers quantized", done.stdout)
-    assert found is not None
-    assert found[1] == found[2]
-    assert int(found[1]) > 50  # MobileNetV2 has 52 convolutions
-    told = r"(data-free|calibrated|fine-tuned): relative error ([\d.]+), ([\d.]+) %"
-    lines = re.findall(told, done.stdout)
+    match = re.search(r"(\d+) of (\d+) layers quantized", done.stdout)
+    assert match is not None
+    assert match[1] == match[2]
+    assert int(match[1]) > 50  # MobileNetV2 has 52 convolutions
+    pattern = r"(data-free|calibrated|fine-tuned): relative error ([\d.]+), ([\d.]+) %"
+    lines = re.findall(pattern, done.stdout)
     assert [name for name, _, _ in lines] == ["data-free", "calibrated", "fine-tuned"]
     for _, error, share in lines:
         assert 0 < float(error) < 0.6

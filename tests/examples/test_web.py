@@ -74,11 +74,11 @@ def answers(site: Path) -> dict[str, Any]:
     stored = json.loads((site / "images.json").read_text())
     pixels = np.array(stored["pixels"], np.float32).reshape(-1, 1, 8, 8) / 16
     images = ((pixels - stored["mean"]) / stored["deviation"]).astype(np.float32)
-    found = {"labels": np.array(stored["labels"])}
+    by_form = {"labels": np.array(stored["labels"])}
     for form in ("float", "int8", "packed"):
         session = onnxruntime.InferenceSession(site / f"{form}.onnx")
-        found[form] = session.run(None, {session.get_inputs()[0].name: images})[0]
-    return found
+        by_form[form] = session.run(None, {session.get_inputs()[0].name: images})[0]
+    return by_form
 
 
 @pytest.mark.slow
@@ -86,25 +86,27 @@ def test_the_page_says_what_onnx_runtime_says(page: Chromium, site: Path) -> Non
     assert page.value("document.body.dataset.state") == "done", page.value(
         "document.body.innerText"
     )
-    told, known = cells(page), answers(site)
-    assert list(told) == ["float", "int8", "packed"]
-    for form, (size, load, each, right, agrees, _) in told.items():
-        classes = known[form].argmax(1)
+    table, expected = cells(page), answers(site)
+    assert list(table) == ["float", "int8", "packed"]
+    for form, (size, load, each, right, agrees, _) in table.items():
+        classes = expected[form].argmax(1)
         assert float(size) == pytest.approx(
             (site / f"{form}.onnx").stat().st_size / 1000, abs=0.051
         )
         assert float(load) > 0
         assert float(each) > 0
         # WebAssembly sums in another order: an image on the edge may change sides.
-        for text, against in ((right, known["labels"]), (agrees, known["float"].argmax(1))):
+        for text, against in ((right, expected["labels"]), (agrees, expected["float"].argmax(1))):
             share = 100 * (classes == against).mean()
             assert float(text.rstrip(" %")) == pytest.approx(share, abs=100 / len(classes) + 0.06)
-    assert float(told["packed"][5]) == 0, "the packed file's answer is the int8 file's, bit for bit"
+    assert float(table["packed"][5]) == 0, (
+        "the packed file's answer is the int8 file's, bit for bit"
+    )
     shown = page.value(
         "[...document.querySelectorAll('#images b')].map(b => b.textContent).join('')"
     )
     assert len(shown) == 45
-    same = sum(int(a) == b for a, b in zip(shown, known["packed"].argmax(1), strict=False))
+    same = sum(int(a) == b for a, b in zip(shown, expected["packed"].argmax(1), strict=False))
     assert same >= 44
 
 

@@ -76,9 +76,9 @@ def width(r: random.Random) -> int:
 
 def divisor(r: random.Random, *numbers: int) -> int:
     """A number of groups above one that divides all numbers."""
-    found = [g for g in (2, 4) if all(n % g == 0 for n in numbers)]
-    need(bool(found))
-    return r.choice(found)
+    groups = [g for g in (2, 4) if all(n % g == 0 for n in numbers)]
+    need(bool(groups))
+    return r.choice(groups)
 
 
 def activation(r: random.Random) -> nn.Module:

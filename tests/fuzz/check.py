@@ -83,23 +83,23 @@ def check(recipe: Recipe, route: str) -> Verdict:
     reference = reference_sqnr(model, test, BITS[recipe.spec], bits)
     figures["reference"] = reference
     run = Run(recipe, model, batches)
-    before, kept = copy.deepcopy(model.state_dict()), [_copies(b) for b in batches]
+    before, copies = copy.deepcopy(model.state_dict()), [_copies(b) for b in batches]
     try:
         with quiet():
-            made = ROUTES[route](run)
+            models = ROUTES[route](run)
             previous: Any = right
-            for one in made:
+            for one in models:
                 run.stage = one.name
                 with torch.no_grad():
                     got = one.call(*_copies(test))
                 figures[one.name] = sqnr(previous if one.kind == "same" else right, got)
-                wanted = _bound(one.kind, reference)
-                if figures[one.name] < wanted:
-                    figures["bound"] = wanted
+                bound = _bound(one.kind, reference)
+                if figures[one.name] < bound:
+                    figures["bound"] = bound
                     return verdict(
                         "wrong",
                         f"numbers: {one.name}",
-                        f"{one.name}: {figures[one.name]} dB, expected {wanted:.1f}",
+                        f"{one.name}: {figures[one.name]} dB, expected {bound:.1f}",
                     )
                 previous = got
     except HostError as error:
@@ -114,7 +114,7 @@ def check(recipe: Recipe, route: str) -> Verdict:
         return verdict("wrong", "model changed", f"the user's model changed: {changed[:4]}")
     if not all(
         torch.equal(a, b)
-        for x, y in zip(batches, kept, strict=True)
+        for x, y in zip(batches, copies, strict=True)
         for a, b in zip(x, y, strict=True)
     ):
         return verdict("wrong", "batches changed", "the user's batches changed")

@@ -22,8 +22,8 @@ def plain(r: random.Random, c: int, out: int | None = None, k: int = 3) -> nn.Co
 def conv(r: random.Random, s: Shape) -> nn.Module:
     k = r.choice((1, 2, 3, 5))
     need(min(s[1:]) >= k + 2)
-    made = nn.Conv2d(s[0], width(r), k, padding=r.choice((0, k // 2)), bias=r.random() < 0.7)
-    return nn.Sequential(made, activation(r))
+    layer = nn.Conv2d(s[0], width(r), k, padding=r.choice((0, k // 2)), bias=r.random() < 0.7)
+    return nn.Sequential(layer, activation(r))
 
 
 @block(IMAGE)
@@ -77,9 +77,9 @@ def lopsided(r: random.Random, s: Shape) -> nn.Module:
 @block(IMAGE)
 def string_padding(r: random.Random, s: Shape) -> nn.Module:
     padding = r.choice(("same", "same", "valid"))
-    made = nn.Conv2d(s[0], width(r), r.choice((2, 3)), padding=padding, dilation=r.choice((1, 2)))
+    layer = nn.Conv2d(s[0], width(r), r.choice((2, 3)), padding=padding, dilation=r.choice((1, 2)))
     need(padding == "same" or min(s[1:]) >= 6)
-    return nn.Sequential(made, activation(r))
+    return nn.Sequential(layer, activation(r))
 
 
 @block(IMAGE)
@@ -95,8 +95,8 @@ def padding_mode(r: random.Random, s: Shape) -> nn.Module:
 def transposed(r: random.Random, s: Shape) -> nn.Module:
     need(max(s[1:]) <= 12)
     out, k = width(r), r.choice((2, 3))
-    made = nn.ConvTranspose2d(s[0], out, k, 2, padding=k - 2, output_padding=k - 2)
-    return nn.Sequential(made, activation(r))
+    layer = nn.ConvTranspose2d(s[0], out, k, 2, padding=k - 2, output_padding=k - 2)
+    return nn.Sequential(layer, activation(r))
 
 
 @block(IMAGE)
@@ -118,19 +118,21 @@ def functional_conv(r: random.Random, s: Shape) -> nn.Module:
 @block(IMAGE)
 def conv1d(r: random.Random, s: Shape) -> nn.Module:
     need(s[1] * s[2] <= 150)
-    made = nn.Conv1d(s[0], width(r), 3, padding=1)
+    layer = nn.Conv1d(s[0], width(r), 3, padding=1)
     return Block(
-        lambda m, x: F.relu(m.conv(x.flatten(2))).unflatten(2, m.size), conv=made, size=s[1:]
+        lambda m, x: F.relu(m.conv(x.flatten(2))).unflatten(2, m.size), conv=layer, size=s[1:]
     )
 
 
 @block(IMAGE)
 def conv3d(r: random.Random, s: Shape) -> nn.Module:
     need(s[0] % 2 == 0)
-    made = nn.Conv3d(s[0] // 2, 4, 3, padding=1)
+    layer = nn.Conv3d(s[0] // 2, 4, 3, padding=1)
     half = s[0] // 2
     return Block(
-        lambda m, x: F.relu(m.conv(x.unflatten(1, (m.half, 2)))).flatten(1, 2), conv=made, half=half
+        lambda m, x: F.relu(m.conv(x.unflatten(1, (m.half, 2)))).flatten(1, 2),
+        conv=layer,
+        half=half,
     )
 
 
@@ -167,13 +169,13 @@ def standardised(r: random.Random, s: Shape) -> nn.Module:
 
 @block(IMAGE)
 def called_twice(r: random.Random, s: Shape) -> nn.Module:
-    made, scale = plain(r, s[0], s[0]), r.choice((0.05, 0.5, 1.0))
+    layer, scale = plain(r, s[0], s[0]), r.choice((0.05, 0.5, 1.0))
 
     def levels(m: Any, x: Tensor) -> Tensor:
         y = F.relu(m.conv(x)) + F.relu(m.conv(x.flip(-1) * m.scale))
         return y + F.relu(m.conv(x.flip(-2) * m.scale)) if m.scale < 0.1 else y
 
-    return Block(levels, conv=made, scale=scale)
+    return Block(levels, conv=layer, scale=scale)
 
 
 @block(IMAGE)
@@ -197,18 +199,18 @@ def tied_transpose(r: random.Random, s: Shape) -> nn.Module:
 
 @block(IMAGE)
 def one_sign(r: random.Random, s: Shape) -> nn.Module:
-    made = plain(r, s[0])
-    made.weight.data[0].abs_()
-    made.weight.data[1].abs_().neg_()
-    made.weight.data[2] *= 0.01
-    return nn.Sequential(made, nn.ReLU())
+    layer = plain(r, s[0])
+    layer.weight.data[0].abs_()
+    layer.weight.data[1].abs_().neg_()
+    layer.weight.data[2] *= 0.01
+    return nn.Sequential(layer, nn.ReLU())
 
 
 @block(IMAGE)
 def dead_channel(r: random.Random, s: Shape) -> nn.Module:
-    made = nn.Conv2d(s[0], width(r), 3, padding=1)
-    made.weight.data[r.randrange(8)] = 0
-    return nn.Sequential(made, activation(r))
+    layer = nn.Conv2d(s[0], width(r), 3, padding=1)
+    layer.weight.data[r.randrange(8)] = 0
+    return nn.Sequential(layer, activation(r))
 
 
 @block(IMAGE)

@@ -33,14 +33,14 @@ def sqnr(right: Any, got: Any) -> float:
     Raises:
         ValueError: other outputs, or outputs of other shapes.
     """
-    expected, found = list(leaves(right)), list(leaves(got))
-    if [x.shape for x in expected] != [x.shape for x in found]:
+    expected, actual = list(leaves(right)), list(leaves(got))
+    if [x.shape for x in expected] != [x.shape for x in actual]:
         raise ValueError(
-            f"outputs of shapes {[tuple(x.shape) for x in found]}, "
+            f"outputs of shapes {[tuple(x.shape) for x in actual]}, "
             f"expected {[tuple(x.shape) for x in expected]}"
         )
     worst = EQUAL
-    for a, b in zip(expected, found, strict=True):
+    for a, b in zip(expected, actual, strict=True):
         a, b = a.detach().double(), b.detach().double()
         error = float((a - b).square().sum())
         if not math.isfinite(error):

@@ -99,12 +99,12 @@ def recipe_of(seed: int) -> Recipe:
         shape = (12,)
     elif start < 0.12:
         shape = (9, 12)
-    rank, wanted, steps = len(shape), r.randrange(3, 9), list[tuple[str, int]]()
-    while len(steps) < wanted:
+    rank, count, steps = len(shape), r.randrange(3, 9), list[tuple[str, int]]()
+    while len(steps) < count:
         fitting = [kind for kind in kinds if kind.rank == rank]
         kind = r.choice(fitting)
         leaves = kind.name in LEAVING
-        if leaves and len(steps) < wanted // 2 and r.random() < 0.8:
+        if leaves and len(steps) < count // 2 and r.random() < 0.8:
             continue
         steps.append((kind.name, r.randrange(10**6)))
         rank = LEAVING.get(kind.name, rank)
@@ -139,12 +139,12 @@ def build(recipe: Recipe) -> tuple[Network, Recipe]:
         network.second = nn.Conv2d(c, c, 1) if x.dim() == 4 else nn.Linear(c, c)
     used = []
     for kind, salt in recipe.steps:
-        made = _block(kind, salt, tuple(x.shape[1:]))
-        if made is None:
+        block = _block(kind, salt, tuple(x.shape[1:]))
+        if block is None:
             continue
         with torch.no_grad():
-            x = made.eval()(x)
-        network.steps.append(made)
+            x = block.eval()(x)
+        network.steps.append(block)
         used.append((kind, salt))
     if recipe.exit not in ("plain",):
         torch.manual_seed(recipe.seed + 1)
@@ -165,20 +165,20 @@ def _block(kind: str, salt: int, shape: Shape) -> nn.Module | None:
     torch.manual_seed(salt)
     r = random.Random(salt)
     try:
-        made = KINDS[kind].make(r, shape)
+        block = KINDS[kind].make(r, shape)
     except UnfitError:
         return None
     spread = r.random() < 0.3
-    for module in made.modules():
+    for module in block.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase):
             _give_statistics(module)
         elif spread and isinstance(module, nn.Conv2d) and module.weight.is_leaf:
             # Channels of different size, as in trained networks
             size = torch.exp(torch.randn(module.weight.shape[0], 1, 1, 1) * 0.7)
             module.weight.data.mul_(size)
-    if isinstance(made, Block) and hasattr(made, "zero_scales"):
-        made.bn.weight.data[: made.zero_scales] = 0  # type: ignore[operator, union-attr]
-    return made
+    if isinstance(block, Block) and hasattr(block, "zero_scales"):
+        block.bn.weight.data[: block.zero_scales] = 0  # type: ignore[operator, union-attr]
+    return block
 
 
 def _give_statistics(norm: nn.modules.batchnorm._NormBase) -> None:
@@ -197,10 +197,10 @@ def inputs_of(recipe: Recipe) -> list[tuple[Tensor, ...]]:
     shifted = recipe.entry in ("normalised", "in_place")
     batches = []
     for _ in range(BATCHES):
-        made = [torch.randn(BATCH, *recipe.shape, generator=generator) for _ in range(count)]
+        inputs = [torch.randn(BATCH, *recipe.shape, generator=generator) for _ in range(count)]
         if shifted:
-            made = [x * 2 + 1 for x in made]
+            inputs = [x * 2 + 1 for x in inputs]
         if recipe.entry == "channels_last":
-            made = [x.to(memory_format=torch.channels_last) for x in made]
-        batches.append(tuple(made))
+            inputs = [x.to(memory_format=torch.channels_last) for x in inputs]
+        batches.append(tuple(inputs))
     return batches

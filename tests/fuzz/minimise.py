@@ -27,11 +27,11 @@ def minimise(recipe: Recipe, route: str) -> tuple[Recipe, Verdict]:
         shrunk = False
         for candidate in _smaller(recipe):
             try:
-                found = check(candidate, route)
+                trial = check(candidate, route)
             except UnfitError:
                 continue
-            if found.result == "wrong" and _way(found) == _way(verdict):
-                recipe, verdict, shrunk = build(candidate)[1], found, True
+            if trial.result == "wrong" and _way(trial) == _way(verdict):
+                recipe, verdict, shrunk = build(candidate)[1], trial, True
                 break
     return recipe, verdict
 
@@ -43,19 +43,19 @@ def _way(verdict: Verdict) -> str:
 
 def _smaller(recipe: Recipe) -> list[Recipe]:
     count = len(recipe.steps)
-    found = []
+    candidates = []
     if count > 2:  # halves first
-        found += [
+        candidates += [
             replace(recipe, steps=recipe.steps[: count // 2]),
             replace(recipe, steps=recipe.steps[count // 2 :]),
         ]
-    found += [
+    candidates += [
         replace(recipe, steps=recipe.steps[:i] + recipe.steps[i + 1 :])
         for i in reversed(range(count))
         if count > 1
     ]
     if recipe.exit != "plain":
-        found.append(replace(recipe, exit="plain"))
+        candidates.append(replace(recipe, exit="plain"))
     if recipe.entry != "plain":
-        found.append(replace(recipe, entry="plain"))
-    return found
+        candidates.append(replace(recipe, entry="plain"))
+    return candidates

@@ -14,14 +14,14 @@ from tests.fuzz.convolutions import plain
 
 @block(IMAGE)
 def conv_bn(r: random.Random, s: Shape) -> nn.Module:
-    made = plain(r, s[0])
-    return nn.Sequential(made, nn.BatchNorm2d(made.out_channels), activation(r))
+    layer = plain(r, s[0])
+    return nn.Sequential(layer, nn.BatchNorm2d(layer.out_channels), activation(r))
 
 
 @block(IMAGE)
 def conv_bn_bare(r: random.Random, s: Shape) -> nn.Module:
-    made = plain(r, s[0], k=1)
-    return nn.Sequential(made, nn.BatchNorm2d(made.out_channels, eps=r.choice((1e-5, 1e-3, 0.1))))
+    layer = plain(r, s[0], k=1)
+    return nn.Sequential(layer, nn.BatchNorm2d(layer.out_channels, eps=r.choice((1e-5, 1e-3, 0.1))))
 
 
 @block(IMAGE)
@@ -62,27 +62,27 @@ def bn_alone(r: random.Random, s: Shape) -> nn.Module:
 
 @block(IMAGE)
 def bn_untracked(r: random.Random, s: Shape) -> nn.Module:
-    made = plain(r, s[0])
-    norm = nn.BatchNorm2d(made.out_channels, track_running_stats=False)
-    return nn.Sequential(made, norm, activation(r))
+    layer = plain(r, s[0])
+    norm = nn.BatchNorm2d(layer.out_channels, track_running_stats=False)
+    return nn.Sequential(layer, norm, activation(r))
 
 
 @block(IMAGE)
 def bn_with_dead_scale(r: random.Random, s: Shape) -> nn.Module:
-    made = plain(r, s[0])
+    layer = plain(r, s[0])
     return Block(
         lambda m, x: F.relu(m.bn(m.conv(x))) + m.bias,
-        conv=made,
-        bn=nn.BatchNorm2d(made.out_channels),
-        bias=nn.Parameter(torch.rand(made.out_channels, 1, 1)),
+        conv=layer,
+        bn=nn.BatchNorm2d(layer.out_channels),
+        bias=nn.Parameter(torch.rand(layer.out_channels, 1, 1)),
         zero_scales=r.randrange(1, 4),
     )
 
 
 @block(IMAGE)
 def bn_used_elsewhere(r: random.Random, s: Shape) -> nn.Module:
-    made = plain(r, s[0])
-    return Block(_skip, conv=made, bn=nn.BatchNorm2d(made.out_channels))
+    layer = plain(r, s[0])
+    return Block(_skip, conv=layer, bn=nn.BatchNorm2d(layer.out_channels))
 
 
 def _skip(m: Block, x: torch.Tensor) -> torch.Tensor:
@@ -92,22 +92,22 @@ def _skip(m: Block, x: torch.Tensor) -> torch.Tensor:
 
 @block(IMAGE)
 def shared_conv_bn(r: random.Random, s: Shape) -> nn.Module:
-    made = plain(r, s[0])
+    layer = plain(r, s[0])
     return Block(
         lambda m, x: m.bn(m.conv(x)) - 0.5 * m.bn(m.conv(x.flip(-1))),
-        conv=made,
-        bn=nn.BatchNorm2d(made.out_channels),
+        conv=layer,
+        bn=nn.BatchNorm2d(layer.out_channels),
     )
 
 
 @block(IMAGE)
 def shared_conv_two_bns(r: random.Random, s: Shape) -> nn.Module:
-    made = plain(r, s[0])
+    layer = plain(r, s[0])
     return Block(
         lambda m, x: F.relu(m.first(m.conv(x))) + m.second(m.conv(x.flip(-2))),
-        conv=made,
-        first=nn.BatchNorm2d(made.out_channels),
-        second=nn.BatchNorm2d(made.out_channels),
+        conv=layer,
+        first=nn.BatchNorm2d(layer.out_channels),
+        second=nn.BatchNorm2d(layer.out_channels),
     )
 
 
@@ -124,18 +124,18 @@ def shared_bn_two_convs(r: random.Random, s: Shape) -> nn.Module:
 
 @block(IMAGE)
 def group_norm(r: random.Random, s: Shape) -> nn.Module:
-    made = plain(r, s[0])
-    norm = nn.GroupNorm(divisor(r, made.out_channels), made.out_channels)
-    return nn.Sequential(made, norm, activation(r))
+    layer = plain(r, s[0])
+    norm = nn.GroupNorm(divisor(r, layer.out_channels), layer.out_channels)
+    return nn.Sequential(layer, norm, activation(r))
 
 
 @block(IMAGE)
 def layer_norm_2d(r: random.Random, s: Shape) -> nn.Module:
-    made = plain(r, s[0])
+    layer = plain(r, s[0])
     return Block(
         lambda m, x: m.norm(m.conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
-        conv=made,
-        norm=nn.LayerNorm(made.out_channels),
+        conv=layer,
+        norm=nn.LayerNorm(layer.out_channels),
     )
 
 
@@ -146,17 +146,17 @@ def layer_norm_whole(r: random.Random, s: Shape) -> nn.Module:
 
 @block(IMAGE)
 def instance_norm(r: random.Random, s: Shape) -> nn.Module:
-    made = plain(r, s[0])
+    layer = plain(r, s[0])
     return nn.Sequential(
-        made, nn.InstanceNorm2d(made.out_channels, affine=r.random() < 0.5), activation(r)
+        layer, nn.InstanceNorm2d(layer.out_channels, affine=r.random() < 0.5), activation(r)
     )
 
 
 @block(IMAGE)
 def instance_norm_tracked(r: random.Random, s: Shape) -> nn.Module:
-    made = plain(r, s[0])
-    norm = nn.InstanceNorm2d(made.out_channels, affine=True, track_running_stats=True)
-    return nn.Sequential(made, norm, activation(r))
+    layer = plain(r, s[0])
+    norm = nn.InstanceNorm2d(layer.out_channels, affine=True, track_running_stats=True)
+    return nn.Sequential(layer, norm, activation(r))
 
 
 @block(IMAGE)

@@ -107,10 +107,10 @@ def fx(run: Run, qat: bool = False) -> list[Made]:
     run.stage, run.calibrated = "calibrate", True
     zaq_fx.calibrate(prepared, run.given())
     run.stage = "convert"
-    made = [Made("prepared, quantizers off", twin, "float")]
+    stages = [Made("prepared, quantizers off", twin, "float")]
     if qat:
-        made.append(Made("prepared", copy.deepcopy(prepared).eval(), "quantized"))
-    return [*made, Made("converted", zaq_fx.convert(prepared), "quantized")]
+        stages.append(Made("prepared", copy.deepcopy(prepared).eval(), "quantized"))
+    return [*stages, Made("converted", zaq_fx.convert(prepared), "quantized")]
 
 
 def fx_qat(run: Run) -> list[Made]:
@@ -149,10 +149,10 @@ def pt2e(run: Run, qat: bool = False) -> list[Made]:
     run.stage, run.calibrated = "calibrate", True
     zaq_pt2e.calibrate(prepared, run.given())
     run.stage = "convert"
-    made = [Made("prepared, quantizers off", twin, "float")]
+    stages = [Made("prepared, quantizers off", twin, "float")]
     if qat:
-        made.append(Made("prepared", copy.deepcopy(prepared), "quantized"))
-    return [*made, Made("converted", convert_pt2e(prepared), "quantized")]
+        stages.append(Made("prepared", copy.deepcopy(prepared), "quantized"))
+    return [*stages, Made("converted", convert_pt2e(prepared), "quantized")]
 
 
 def pt2e_qat(run: Run) -> list[Made]:
@@ -165,13 +165,13 @@ def nncf(run: Run) -> list[Made]:
     import zaq_nncf
 
     run.stage = "quantize"
-    given: list[Any] = run.given()
+    batches: list[Any] = run.given()
     if len(run.batches[0]) == 2:
-        given = [{"x": x, "second": second} for x, second in run.batches]
-    quantized = zaq_nncf.quantize(run.model, given, SPECS[run.recipe.spec])
+        batches = [{"x": x, "second": second} for x, second in run.batches]
+    quantized = zaq_nncf.quantize(run.model, batches, SPECS[run.recipe.spec])
     run.stage, run.calibrated = "strip", True
-    made = [Made("quantized", quantized, "quantized")]
-    return [*made, Made("stripped", zaq_nncf.strip(quantized), "same")]
+    stages = [Made("quantized", quantized, "quantized")]
+    return [*stages, Made("stripped", zaq_nncf.strip(quantized), "same")]
 
 
 def onnx(run: Run) -> list[Made]:

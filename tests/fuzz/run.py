@@ -74,10 +74,10 @@ def rows_of(path: Path) -> list[Row]:
     return list(rows.values())
 
 
-def work(wanted: Iterable[Job], path: Path, again: str | None = None) -> None:
+def work(queue: Iterable[Job], path: Path, again: str | None = None) -> None:
     """Judge what the file does not have yet, or has with the result ``again``; a line each."""
     done = {(row["seed"], row["route"]) for row in rows_of(path) if row["result"] != again}
-    jobs = [job for job in wanted if job not in done]
+    jobs = [job for job in queue if job not in done]
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -97,8 +97,8 @@ def work(wanted: Iterable[Job], path: Path, again: str | None = None) -> None:
             file.write(json.dumps(verdict.to_json()) + "\n")
             file.flush()
             counts[verdict.result] += 1
-            told = ", ".join(f"{counts[r]} {r}" for r in RESULTS)
-            progress.update(task, advance=1, description=told)
+            text = ", ".join(f"{counts[r]} {r}" for r in RESULTS)
+            progress.update(task, advance=1, description=text)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -133,8 +133,8 @@ def table(rows: Sequence[Row]) -> str:
             "| networks | route | kind | seeds | first |",
             "|---:|---|---|---|---|",
         ]
-        found = [(k, v) for k, v in kinds.items() if k[0] == result]
-        for (_, route, kind), these in sorted(found, key=lambda item: -len(item[1])):
+        faults = [(k, v) for k, v in kinds.items() if k[0] == result]
+        for (_, route, kind), these in sorted(faults, key=lambda item: -len(item[1])):
             seeds = ", ".join(str(r["seed"]) for r in these[:4])
             first = f"{these[0]['reason'][:160]} ({these[0]['network']})".replace("|", "/")
             lines.append(f"| {len(these)} | {route} | `{kind}` | {seeds} | {first} |")
@@ -164,14 +164,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{route}: {verdict.kind}\n{verdict.reason}\n{recipe}\n{recipe.steps}")
             print(build(recipe)[0].steps)
         return 0
-    wanted = jobs_of(args.checks, args.start, args.routes)
+    queue = jobs_of(args.checks, args.start, args.routes)
     if args.again:
-        wanted = [
+        queue = [
             (row["seed"], row["route"])
             for row in rows_of(args.out)
             if row["result"] == args.again and row["route"] in args.routes
         ]
-    work(wanted, args.out, args.again)
+    work(queue, args.out, args.again)
     args.out.with_suffix(".md").write_text(table(rows_of(args.out)))
     return 0
 

@@ -93,16 +93,16 @@ for _rank, _suffix in ((TOKENS, "_tokens"), (VECTOR, "_vector")):
 def attention(r: random.Random, s: Shape) -> nn.Module:
     need(s[1] % 2 == 0)
     mask = r.choice((None, "causal", "added", "boolean"))
-    given = None
+    attention_mask = None
     if mask == "added":
-        given = torch.randn(s[0], s[0])
+        attention_mask = torch.randn(s[0], s[0])
     elif mask == "boolean":
-        given = torch.ones(s[0], s[0], dtype=torch.bool).tril()
+        attention_mask = torch.ones(s[0], s[0], dtype=torch.bool).tril()
     return Block(
         _attend,
         qkv=nn.Linear(s[1], 3 * s[1]),
         out=nn.Linear(s[1], s[1]),
-        mask=given,
+        mask=attention_mask,
         causal=mask == "causal",
     )
 
@@ -128,8 +128,8 @@ def attention_by_hand(r: random.Random, s: Shape) -> nn.Module:
 @block(TOKENS)
 def multihead_attention(r: random.Random, s: Shape) -> nn.Module:
     need(s[1] % 2 == 0)
-    made = nn.MultiheadAttention(s[1], 2, batch_first=True)
-    return Block(lambda m, x: x + m.attention(x, x, x, need_weights=False)[0], attention=made)
+    layer = nn.MultiheadAttention(s[1], 2, batch_first=True)
+    return Block(lambda m, x: x + m.attention(x, x, x, need_weights=False)[0], attention=layer)
 
 
 @block(TOKENS)
@@ -170,8 +170,8 @@ def flatten_tokens(r: random.Random, s: Shape) -> nn.Module:
 
 @block(VECTOR)
 def linear_bn(r: random.Random, s: Shape) -> nn.Module:
-    made = nn.Linear(s[0], width(r), bias=r.random() < 0.5)
-    return nn.Sequential(made, nn.BatchNorm1d(made.out_features), activation(r))
+    layer = nn.Linear(s[0], width(r), bias=r.random() < 0.5)
+    return nn.Sequential(layer, nn.BatchNorm1d(layer.out_features), activation(r))
 
 
 @block(VECTOR)

@@ -131,8 +131,8 @@ def pad(r: random.Random, s: Shape) -> nn.Module:
 @block(IMAGE)
 def channel_shuffle(r: random.Random, s: Shape) -> nn.Module:
     need(s[0] % 2 == 0)
-    made = nn.Conv2d(s[0], s[0], 3, padding=1, groups=2)
-    return Block(_shuffle, conv=made)
+    layer = nn.Conv2d(s[0], s[0], 3, padding=1, groups=2)
+    return Block(_shuffle, conv=layer)
 
 
 def _shuffle(m: Block, x: Tensor) -> Tensor:

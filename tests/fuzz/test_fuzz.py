@@ -178,9 +178,9 @@ def greedy(run):
 
 
 def careless(run):
-    made = [Made("same", copy.deepcopy(run.model), "float")]
+    stages = [Made("same", copy.deepcopy(run.model), "float")]
     next(run.model.parameters()).data.mul_(2)
-    return made
+    return stages
 
 
 @pytest.mark.parametrize(

@@ -191,13 +191,13 @@ def pt2e(model: nn.Module, images: Tensor, spec: PWLQSpec, qat: bool) -> Outcome
         before[layer.name] = (value, fake(value).detach(), fake.edges if qat else None)
         step = float(prepared.get_submodule(activation.target).calculate_qparams()[0])
     converted = convert_pt2e(prepared)
-    found = []
+    weights = []
     for layer in layers(converted):
         stored = constant_value(converted, layer.node.args[1])
-        found.append(Weights(layer.name, *before[layer.name][:2], stored, before[layer.name][2]))
+        weights.append(Weights(layer.name, *before[layer.name][:2], stored, before[layer.name][2]))
         integers = constant_value(converted, layer.node.args[1].args[0])
         assert integers.dtype == torch.int8, layer.name
-    return Outcome(found, output, converted(images).detach(), step)
+    return Outcome(weights, output, converted(images).detach(), step)
 
 
 def nncf(model: nn.Module, images: Tensor, spec: PWLQSpec, qat: bool) -> Outcome:
@@ -232,13 +232,13 @@ def nncf(model: nn.Module, images: Tensor, spec: PWLQSpec, qat: bool) -> Outcome
         _, runtimes["OpenVINO"] = _openvino(stripped, images)
     else:
         output_there = stripped(images).detach()
-    found = []
+    records = []
     for position, (name, (value, faked)) in enumerate(before.items()):
         stored = stripped.get_parameter(name)
         there = tuple((key, weights[position]) for key, weights in runtimes.items())
         label = name.removesuffix(".weight")
-        found.append(Weights(label, value, faked, stored, edges[name], there))
-    return Outcome(found, output, output_there, float(max(g.scale for g in grids)))
+        records.append(Weights(label, value, faked, stored, edges[name], there))
+    return Outcome(records, output, output_there, float(max(g.scale for g in grids)))
 
 
 def _onnx_runtime(model: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -343,8 +343,8 @@ def test_exported_and_unpacked_weights_are_the_same_levels(
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(plain).graph.initializer}
     proto = onnx.load(packed)
     nodes = {node.input[0]: node for node in proto.graph.node if node.input}
-    found = list(quantized_layers(student))
-    for name, _ in found:  # what ONNX Runtime unfolds and dequantizes
+    named_layers = list(quantized_layers(student))
+    for name, _ in named_layers:  # what ONNX Runtime unfolds and dequantizes
         output = nodes[f"{name}.weight"].output[0]
         proto.graph.output.append(onnx.helper.make_empty_tensor_value_info(output))
     options = onnxruntime.SessionOptions()
@@ -355,8 +355,8 @@ def test_exported_and_unpacked_weights_are_the_same_levels(
     widths = {layer.name: layer.stored_bits for layer in zaq_onnx.info(packed).layers}
     assert widths["block.conv1"] == bits + 1
     _, *running = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-    assert len(found) == LAYERS
-    for (name, layer), there in zip(found, running, strict=True):
+    assert len(named_layers) == LAYERS
+    for (name, layer), there in zip(named_layers, running, strict=True):
         quantizer = weight_fake_quant(layer)
         assert quantizer is not None
         edges = quantizer.edges.detach()
@@ -394,7 +394,7 @@ def test_files_for_devices_hold_the_same_levels(
         set_training(prepared, True)
         train(prepared, images)
         set_training(prepared, False)
-    wanted = {n: x.quantized().detach() for n, x in student_of(prepared).layers().items()}
+    levels = {n: x.quantized().detach() for n, x in student_of(prepared).layers().items()}
     path = tmp_path / "net"
     package.export(host.convert(prepared), (images[:1],), path)
     there = [
@@ -403,8 +403,8 @@ def test_files_for_devices_hold_the_same_levels(
         for shape in [[1] * (codes.ndim - 1) + [-1] if codes.shape[0] == 1 < codes.ndim - 2
                       else [-1] + [1] * (codes.ndim - 1)]
     ]  # fmt: skip
-    assert len(wanted) == len(there) == LAYERS
-    for name, weight in wanted.items():
+    assert len(levels) == len(there) == LAYERS
+    for name, weight in levels.items():
         depthwise = weight.dim() == 4 and weight.shape[1] == 1
         order = (1, 2, 3, 0) if depthwise else (0, 2, 3, 1)
         moved = weight.permute(order) if weight.dim() == 4 else weight

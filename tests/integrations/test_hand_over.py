@@ -40,9 +40,9 @@ class Net(nn.Module):
 
 def student(way: Way, spec: Any = SEVEN, activations: int = 7) -> nn.Module:
     torch.manual_seed(0)
-    made = way.prepare(perturb(Net()).eval(), (X,), spec, activations)
-    calibrate(made, [X])
-    return made
+    prepared = way.prepare(perturb(Net()).eval(), (X,), spec, activations)
+    calibrate(prepared, [X])
+    return prepared
 
 
 def break_second(monkeypatch: pytest.MonkeyPatch, way: Way) -> None:
@@ -51,20 +51,20 @@ def break_second(monkeypatch: pytest.MonkeyPatch, way: Way) -> None:
         stock = zaq_fx.flow.convert_fx
 
         def wrong_fx(*args: Any, **kwargs: Any) -> Any:
-            made = stock(*args, **kwargs)
-            layer = made.get_submodule("second")
+            converted = stock(*args, **kwargs)
+            layer = converted.get_submodule("second")
             layer.set_weight_bias(layer.weight(), layer.bias() + 3)
-            return made
+            return converted
 
         monkeypatch.setattr(zaq_fx.flow, "convert_fx", wrong_fx)
     elif way.host == "pt2e":
         stock_pt2e = zaq_pt2e.flow.convert_pt2e
 
         def wrong_pt2e(model: Any) -> Any:
-            made = stock_pt2e(model)
-            layer = next(x for x in layers(made) if x.name == "second")
-            tensor_at(made, str(argument(layer.node, 2).target)).data.add_(3)
-            return made
+            converted = stock_pt2e(model)
+            layer = next(x for x in layers(converted) if x.name == "second")
+            tensor_at(converted, str(argument(layer.node, 2).target)).data.add_(3)
+            return converted
 
         monkeypatch.setattr(zaq_pt2e.flow, "convert_pt2e", wrong_pt2e)
     else:
@@ -81,9 +81,9 @@ def break_second(monkeypatch: pytest.MonkeyPatch, way: Way) -> None:
 @pytest.mark.parametrize("spec", [SEVEN, PWLQSpec(2)], ids=["seven", "pwlq2"])
 def test_right_conversions_pass(way: Way, spec: Any) -> None:
     """At two bits the student is far from the float model, and its conversion close to it."""
-    made = student(way, spec)
-    assert inputs_at_hand(made) is not None
-    converted = way.convert(made)
+    prepared = student(way, spec)
+    assert inputs_at_hand(prepared) is not None
+    converted = way.convert(prepared)
     assert inputs_at_hand(converted) is None  # a deployed model keeps no data
     assert converted(X).shape == (8, 4, 5, 5)
 
@@ -92,14 +92,14 @@ def test_right_conversions_pass(way: Way, spec: Any) -> None:
 def test_a_wrong_conversion_names_the_first_layer(
     way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = student(way)
+    prepared = student(way)
     break_second(monkeypatch, way)
     words = (
         r"does not compute what .* outputs have -?\d+\.\d dB \(\d+ are demanded\), and layer "
         r"'second' is the first whose output differs, though its input is right.*check=False"
     )
     with pytest.raises(ValueError, match=words):
-        way.convert(made)
+        way.convert(prepared)
 
 
 @pytest.mark.parametrize("way", CONVERTING[::2], ids=lambda way: way.id)
@@ -109,44 +109,44 @@ def test_off_by_name_and_without_a_batch(way: Way, monkeypatch: pytest.MonkeyPat
         "pt2e": zaq_pt2e.flow.convert,
         "nncf": zaq_nncf.stripping.strip,
     }
-    made = student(way)
+    prepared = student(way)
     break_second(monkeypatch, way)
-    assert convert[way.host](copy.deepcopy(made), check=False) is not None
-    keep_inputs(made, None)
-    assert convert[way.host](made) is not None
+    assert convert[way.host](copy.deepcopy(prepared), check=False) is not None
+    keep_inputs(prepared, None)
+    assert convert[way.host](prepared) is not None
 
 
 def test_a_copy_shares_the_batch_and_a_file_does_not_hold_it() -> None:
-    made = student(Way("simulated"))
-    call = inputs_at_hand(made)
+    prepared = student(Way("simulated"))
+    call = inputs_at_hand(prepared)
     assert call is not None
-    assert inputs_at_hand(copy.deepcopy(made)) is call
-    held = pickle.loads(pickle.dumps(made.__dict__["zaq_inputs"]))  # noqa: S301
-    assert held.value is None
+    assert inputs_at_hand(copy.deepcopy(prepared)) is call
+    loaded = pickle.loads(pickle.dumps(prepared.__dict__["zaq_inputs"]))  # noqa: S301
+    assert loaded.value is None
 
 
 def test_saturation_is_a_warning_and_in_the_audit(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = student(Way("fx"), UniformSpec(8, "symmetric", overflow="allowed"), 8)
+    prepared = student(Way("fx"), UniformSpec(8, "symmetric", overflow="allowed"), 8)
     break_second(monkeypatch, Way("fx"))
     monkeypatch.setattr(zaq_fx.checking, "saturates", lambda module: True)
     with pytest.warns(zaq_fx.checking.Saturation, match="layer 'second': torch's int8 kernel"):
-        converted = zaq_fx.convert(made)
+        converted = zaq_fx.convert(prepared)
     assert "adds two products in 16 bits" in zaq_fx.audit(converted)["second"].reason
     monkeypatch.setattr(zaq_fx.checking, "saturates", lambda module: False)
     with pytest.raises(ValueError, match="layer 'second' is the first whose output differs"):
-        zaq_fx.convert(made)
+        zaq_fx.convert(prepared)
 
 
 def test_seven_bits_do_not_saturate(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = student(Way("fx"))
+    prepared = student(Way("fx"))
     break_second(monkeypatch, Way("fx"))
     monkeypatch.setattr(zaq_fx.checking, "saturates", lambda module: True)
     with pytest.raises(ValueError, match="layer 'second' is the first whose output differs"):
-        zaq_fx.convert(made)
+        zaq_fx.convert(prepared)
 
 
 def test_a_conversion_that_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = student(Way("fx"))
+    prepared = student(Way("fx"))
     stock = zaq_fx.flow.convert_fx
 
     def wrong(*args: Any, **kwargs: Any) -> Any:
@@ -157,7 +157,7 @@ def test_a_conversion_that_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(zaq_fx.flow, "convert_fx", wrong)
     words = "converted model cannot be run on the batch at hand, which the prepared model takes: "
     with pytest.raises(ValueError, match=words):
-        zaq_fx.convert(made)
+        zaq_fx.convert(prepared)
 
 
 def test_preparation_by_stock_calls_is_proved_in_calibration() -> None:
@@ -198,14 +198,14 @@ def test_a_trained_model_is_not_taken_for_a_prepared_one() -> None:
 def test_a_difference_behind_the_last_layer() -> None:
     model = perturb(Net()).eval()
     other = nn.Sequential(model, nn.Sigmoid())
-    given = module_side("one", model, {n: m for n, m in model.named_modules() if n})
-    made = module_side("the other", other, {n: m for n, m in model.named_modules() if n})
+    source = module_side("one", model, {n: m for n, m in model.named_modules() if n})
+    target = module_side("the other", other, {n: m for n, m in model.named_modules() if n})
     call = ((X,), {})
-    assert difference(given, given, call, 100) is None
-    found = difference(given, made, call, 20)
-    assert found is not None
-    assert str(found.place) == "what differs lies behind layer 'third'"
-    assert difference(given, made, call, 20, noise_db=lambda: -10.0) is None
+    assert difference(source, source, call, 100) is None
+    gap = difference(source, target, call, 20)
+    assert gap is not None
+    assert str(gap.place) == "what differs lies behind layer 'third'"
+    assert difference(source, target, call, 20, noise_db=lambda: -10.0) is None
 
 
 def test_kernels_that_saturate_are_known_by_their_answers() -> None:

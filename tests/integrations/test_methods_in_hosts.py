@@ -73,9 +73,9 @@ def test_methods_lower_the_error_of_the_converted_model(
         expected = model(fresh)
 
     def error(method: str | None, **options: Any) -> float:
-        made = route(model, images, method, **options)
+        quantized = route(model, images, method, **options)
         with torch.no_grad():
-            return float((made(fresh) - expected).square().mean())
+            return float((quantized(fresh) - expected).square().mean())
 
     effort = 0.1 if method == "zaq" else 0.5
     most = 0.97 if method == "pwlq" else 0.9  # of which only the bias correction counts here

@@ -87,9 +87,9 @@ class Chromium:
 
     def value(self, expression: str) -> Any:
         """What an expression of JavaScript is."""
-        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
-        assert "exceptionDetails" not in found, found
-        return found["result"].get("value")
+        output = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in output, output
+        return output["result"].get("value")
 
     def wait_for(self, expression: str, seconds: float) -> None:
         """Wait until an expression is true."""

@@ -83,13 +83,13 @@ def with_another_weight(model: nn.Module) -> nn.Module:
 def check_archive(path: Path, converted: GraphModule, folder: Path) -> None:
     """Every int8 weight of the graph, and not a byte more, is coded, and the file comes back."""
     data, back = path.read_bytes(), folder / f"back{path.suffix}"
-    told = archive.pack(path, folder / "net.zaq")
-    held = converted.state_dict().values()
-    weights = [w for w in held if w.ndim > 1 and not w.is_floating_point()]
-    assert told.coded + told.integers == sum(w.numel() for w in weights)
-    assert told.coded > 0.9 * told.integers
-    assert told.bytes < told.zipped_bytes < told.file_bytes == len(data)
-    assert archive.unpack(told.path, back) == len(data)
+    packed = archive.pack(path, folder / "net.zaq")
+    tensors = converted.state_dict().values()
+    weights = [w for w in tensors if w.ndim > 1 and not w.is_floating_point()]
+    assert packed.coded + packed.integers == sum(w.numel() for w in weights)
+    assert packed.coded > 0.9 * packed.integers
+    assert packed.bytes < packed.zipped_bytes < packed.file_bytes == len(data)
+    assert archive.unpack(packed.path, back) == len(data)
     assert back.read_bytes() == data
     damaged = folder / f"damaged{path.suffix}"
     damaged.write_bytes(data[:2000])

@@ -12,11 +12,11 @@ SEVEN = UniformSpec(7, "symmetric")
 """Seven bits for weights and activations: kernels of processors without VNNI cannot saturate."""
 
 
-def sqnr(expected: Any, found: Any) -> float:
+def sqnr(expected: Any, actual: Any) -> float:
     """Signal to noise in dB, the lowest of all outputs; inf if equal."""
     if isinstance(expected, tuple | list):
-        return min(sqnr(e, f) for e, f in zip(expected, found, strict=True))
-    noise = (expected - found).double().square().sum()
+        return min(sqnr(e, f) for e, f in zip(expected, actual, strict=True))
+    noise = (expected - actual).double().square().sum()
     return float(10 * torch.log10(expected.double().square().sum() / noise))
 
 
@@ -45,6 +45,6 @@ def converted(model: nn.Module, images: Tensor, **options: Any) -> Any:
 def assert_right(model: nn.Module, images: Tensor, db: float = 22, **options: Any) -> Any:
     """Both figures are good; returns the converted model."""
     assert float_check(model, images, **options) > 100
-    made = converted(model, images, **options)
-    assert sqnr(model(images.clone()), made(images.clone())) > db
-    return made
+    int8_model = converted(model, images, **options)
+    assert sqnr(model(images.clone()), int8_model(images.clone())) > db
+    return int8_model

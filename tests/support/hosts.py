@@ -83,26 +83,26 @@ def _of_fx(converted: nn.Module) -> dict[str, Tensor]:
     from zaq_fx import integer_weight
     from zaq_fx.audit import audit
 
-    found = {}
+    weights = {}
     for record in audit(converted).quantized:
         stored = integer_weight(converted.get_submodule(record.name))
         assert stored.dtype == torch.qint8, record.name
-        found[record.name] = stored.dequantize()
-    return found
+        weights[record.name] = stored.dequantize()
+    return weights
 
 
 def _of_pt2e(converted: nn.Module) -> dict[str, Tensor]:
     from zaq_pt2e.graph import constant_value, layers
 
-    found = {}
+    weights = {}
     for layer in layers(converted):  # type: ignore[arg-type]
         integers = constant_value(converted, layer.node.args[1].args[0])  # type: ignore
         assert integers is not None, layer.name
         assert integers.dtype == torch.int8, layer.name
         value = constant_value(converted, layer.node.args[1])  # type: ignore[arg-type]
         assert value is not None, layer.name
-        found[layer.name] = value
-    return found
+        weights[layer.name] = value
+    return weights
 
 
 def _of_nncf(converted: nn.Module) -> dict[str, Tensor]:
@@ -139,20 +139,20 @@ def ranges(student: nn.Module) -> dict[str, Tensor]:
     """By activation, the grid that calibration gave it; a copy."""
     slots = activation_slots(student)
     assert slots, "no activation is quantized"
-    found = {slot.name: grid_of(slot).clone() for slot in slots}
+    grids = {slot.name: grid_of(slot).clone() for slot in slots}
     for slot in slots:
         if hasattr(slot.module, "zero_point"):
-            found[f"{slot.name}.zero_point"] = slot.module.zero_point.float().clone()
-    return found
+            grids[f"{slot.name}.zero_point"] = slot.module.zero_point.float().clone()
+    return grids
 
 
 def biases(student: nn.Module) -> dict[str, Tensor]:
     """By layer, the bias in use; a copy."""
-    found = {}
+    values = {}
     for name, layer in student_of(student).layers().items():
         assert layer.bias is not None, name
-        found[name] = layer.bias.detach().clone()
-    return found
+        values[name] = layer.bias.detach().clone()
+    return values
 
 
 def assert_same(first: dict[str, Tensor], second: dict[str, Tensor], within: float) -> None:

@@ -20,9 +20,9 @@ def walks(integers: np.ndarray, axis: int | None) -> list[np.ndarray]:
 
 def overflows(integers: Tensor, axis: int | None) -> bool:
     """Whether any two neighbours' products with activations of 0 or 255 leave 16 bits."""
-    found = False
+    output = False
     for rows in walks(integers.numpy().astype(np.int64), axis):
         above = 255 * (np.maximum(rows[:, 1:], 0) + np.maximum(rows[:, :-1], 0))
         below = 255 * (np.minimum(rows[:, 1:], 0) + np.minimum(rows[:, :-1], 0))
-        found |= bool((above > 32767).any() or (below < -32768).any())
-    return found
+        output |= bool((above > 32767).any() or (below < -32768).any())
+    return output

@@ -27,7 +27,7 @@ class Off(Reference):
     name = "off"
 
     def run(self, inputs: list[Any]) -> list[Any]:
-        return [found + 0.1 for found in super().run(inputs)]
+        return [output + 0.1 for output in super().run(inputs)]
 
 
 class Slow(Reference):

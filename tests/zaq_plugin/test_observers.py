@@ -288,9 +288,9 @@ def test_host_quantizer_reproduces_snapped_weights(spec, axis):
     else:
         stock = torch.quantize_per_channel(snapped, scale, zero_point, axis, torch.qint8)
     assert torch.equal(stock.dequantize(), snapped)
-    found = weight_format(scale)
-    assert found is not None
-    again = quantize(w, found.spec, found.ch_axis, edges=found.edges)
+    form = weight_format(scale)
+    assert form is not None
+    again = quantize(w, form.spec, form.ch_axis, edges=form.edges)
     assert torch.equal(again.dequantize(), snapped)
 
 

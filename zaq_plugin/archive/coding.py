@@ -20,11 +20,11 @@ _BITS, _MEMORY = -15, 9
 
 def deflate(data: bytes) -> bytes:
     """For codes."""
-    made = []
+    candidates = []
     for strategy in _STRATEGIES:
         coder = zlib.compressobj(9, zlib.DEFLATED, _BITS, _MEMORY, strategy)
-        made.append(coder.compress(data) + coder.flush())
-    return min(made, key=len)
+        candidates.append(coder.compress(data) + coder.flush())
+    return min(candidates, key=len)
 
 
 def inflate(data: bytes, size: int) -> bytes:
@@ -35,10 +35,10 @@ def inflate(data: bytes, size: int) -> bytes:
     """
     decoder = zlib.decompressobj(_BITS)
     try:
-        made = decoder.decompress(data, size + 1)
+        content = decoder.decompress(data, size + 1)
     except zlib.error as error:
         raise ValueError("codes cannot be decoded") from error
-    return _checked(made, size, decoder.eof and not decoder.unused_data)
+    return _checked(content, size, decoder.eof and not decoder.unused_data)
 
 
 def squeeze(data: bytes) -> bytes:
@@ -54,13 +54,13 @@ def expand(data: bytes, size: int) -> bytes:
     """
     decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_FILTERS)
     try:
-        made = decoder.decompress(data, size + 1)
+        content = decoder.decompress(data, size + 1)
     except (lzma.LZMAError, EOFError) as error:
         raise ValueError("bytes cannot be decoded") from error
-    return _checked(made, size, decoder.eof and not decoder.unused_data)
+    return _checked(content, size, decoder.eof and not decoder.unused_data)
 
 
-def _checked(made: bytes, size: int, ended: bool) -> bytes:
-    if len(made) != size or not ended:
+def _checked(content: bytes, size: int, ended: bool) -> bytes:
+    if len(content) != size or not ended:
         raise ValueError(f"a part that should hold {size} bytes does not")
-    return made
+    return content

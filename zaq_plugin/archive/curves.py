@@ -22,13 +22,13 @@ def shape_numbers(shape: Shape) -> list[int]:
     return [shape.center, shape.tail, int(shape.scaled)]
 
 
-def shape_of(given: Any) -> Shape:
+def shape_of(entry: Any) -> Shape:
     """Undo `shape_numbers`.
 
     Raises:
         ValueError: It is none.
     """
-    center, tail, scaled = numbers(given, 3)
+    center, tail, scaled = numbers(entry, 3)
     if not 0 < center + tail <= _LARGEST_SIDE or not center or not tail or scaled > 1:
         raise ValueError("its description has levels that no curve has")
     return Shape(center, tail, bool(scaled))
@@ -57,12 +57,12 @@ def part_count(shape: Shape) -> int:
 def joined_numbers(parts: list[bytes], shape: Shape) -> NDArray[np.uint8]:
     """Undo `split_numbers`."""
     columns = [np.frombuffer(part, np.uint8) for part in parts]
-    made = []
+    nibbles = []
     for upper, low in zip(columns[0:6:2], columns[1:6:2], strict=True):
-        made += [low & 15, upper & 15, upper >> 4]
+        nibbles += [low & 15, upper & 15, upper >> 4]
     if shape.scaled:
-        made += [columns[6] & 15, columns[6] >> 4]
-    return np.stack(made, 1)
+        nibbles += [columns[6] & 15, columns[6] >> 4]
+    return np.stack(nibbles, 1)
 
 
 def tables(
@@ -78,17 +78,17 @@ def tables(
     Raises:
         ValueError: An exception is of no channel, or of no code.
     """
-    made = books(nibbles, shape)
+    codebooks = books(nibbles, shape)
     channel, code, level = exceptions
     if channel.size and (
         min(channel.min(), code.min()) < 0
-        or channel.max() >= len(made)
-        or code.max() >= made.shape[1]
+        or channel.max() >= len(codebooks)
+        or code.max() >= codebooks.shape[1]
         or np.abs(level).max() > 128
     ):
         raise ValueError("a level is listed where there is none")
-    made[channel, code] = level.astype(np.int8)
-    filled = np.zeros((len(made), 256), np.int8)
-    filled[:, : made.shape[1]] = made
+    codebooks[channel, code] = level.astype(np.int8)
+    filled = np.zeros((len(codebooks), 256), np.int8)
+    filled[:, : codebooks.shape[1]] = codebooks
     whole = filled.tobytes()
     return (whole[i : i + 256] for i in range(0, len(whole), 256))

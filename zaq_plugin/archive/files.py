@@ -68,17 +68,17 @@ def pack(source: Path_, target: Path_ | None = None) -> Packed:
         raise ValueError(f"{name}: {len(data):,} bytes; at most {LARGEST:,} can be packed.")
     reader = find_reader(source)
     path = _target(source, name + SUFFIX if target is None else target)
-    made, coded, integers = archive_of(data, reader(Path(source)))
+    archive, coded, integers = archive_of(data, reader(Path(source)))
     if not coded + integers:
         raise ValueError(
             f"{name}: it holds no int8 weights, nor codes of them. Quantize the model first; zip "
             "packs a float file as well."
         )
-    if file_of(made, LARGEST) != data:
+    if file_of(archive, LARGEST) != data:
         raise RuntimeError(f"{name} does not unpack to itself; please report this.")
-    write_whole(path, made)
+    write_whole(path, archive)
     zipped = len(zlib.compress(data, 9))
-    return Packed(os.fspath(path), len(made), len(data), zipped, coded, integers)
+    return Packed(os.fspath(path), len(archive), len(data), zipped, coded, integers)
 
 
 def unpack(source: Path_, target: Path_ | None = None, *, largest: int = LARGEST) -> int:
@@ -102,11 +102,11 @@ def unpack(source: Path_, target: Path_ | None = None, *, largest: int = LARGEST
     path = _target(source, name.removesuffix(SUFFIX) if target is None else target)
     data = Path(source).read_bytes()
     try:
-        made = file_of(data, largest)
+        content = file_of(data, largest)
     except ValueError as error:
         raise ValueError(f"{name}: {error}.") from error
-    write_whole(path, made)
-    return len(made)
+    write_whole(path, content)
+    return len(content)
 
 
 def _target(source: Path_, target: Path_) -> Path:

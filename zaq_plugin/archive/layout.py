@@ -46,8 +46,12 @@ class Writer:
             digest: Its SHA-256.
         """
         text = json.dumps(record, separators=(",", ":")).encode()
-        told = squeeze(text)
-        body = _HEAD.pack(size, digest, len(told), len(text)) + told + b"".join(self.parts)
+        description = squeeze(text)
+        body = (
+            _HEAD.pack(size, digest, len(description), len(text))
+            + description
+            + b"".join(self.parts)
+        )
         return _FIRST.pack(SIGNATURE, VERSION, zlib.crc32(body)) + body
 
 
@@ -77,14 +81,14 @@ class Archive:
             )
         if zlib.crc32(memoryview(data)[_FIRST.size :]) != crc:
             raise ValueError("it is truncated or damaged: its checksum differs")
-        self.size, self.digest, told, text = _HEAD.unpack_from(data, _FIRST.size)
+        self.size, self.digest, packed, text = _HEAD.unpack_from(data, _FIRST.size)
         if self.size > min(largest, RATIO * len(data)) or text > RATIO * len(data):
             raise ValueError(
                 f"it says that it holds a file of {self.size:,} bytes, which is too much for an "
                 f"archive of {len(data):,} (at most {RATIO} times that, and {largest:,})"
             )
         self._data, self._place = data, _FIRST.size + _HEAD.size
-        self.record = self._description(self.take([told, text], expand, text))
+        self.record = self._description(self.take([packed, text], expand, text))
 
     def _description(self, text: bytes) -> Record:
         try:
@@ -119,30 +123,30 @@ class Archive:
             raise ValueError("it holds more than it describes")
 
 
-def numbers(given: Any, count: int) -> list[int]:
+def numbers(entry: Any, count: int) -> list[int]:
     """A list of so many whole numbers from 0 on.
 
     Raises:
         ValueError: It is something else.
     """
     if (
-        not isinstance(given, list)
-        or len(given) != count
-        or not all(type(n) is int and 0 <= n < 2**40 for n in given)
+        not isinstance(entry, list)
+        or len(entry) != count
+        or not all(type(n) is int and 0 <= n < 2**40 for n in entry)
     ):
-        raise ValueError(f"its description has {str(given)[:40]!r} where {count} numbers belong")
-    return given
+        raise ValueError(f"its description has {str(entry)[:40]!r} where {count} numbers belong")
+    return entry
 
 
-def records(given: Any) -> list[Any]:
+def records(entry: Any) -> list[Any]:
     """A list.
 
     Raises:
         ValueError: It is something else.
     """
-    if not isinstance(given, list):
-        raise ValueError(f"its description has {str(given)[:40]!r} where a list belongs")
-    return given
+    if not isinstance(entry, list):
+        raise ValueError(f"its description has {str(entry)[:40]!r} where a list belongs")
+    return entry
 
 
 class Pieces:

@@ -61,10 +61,10 @@ class Plane:
         part = (values >> self.low & 2**self.bits - 1).astype(np.uint8)
         filled = np.pad(part, (0, -part.size % (parts * self.inner)))
         cut = filled.reshape(-1, parts, self.inner)
-        made = cut[:, 0].copy()
+        data = cut[:, 0].copy()
         for place in range(1, parts):
-            made |= cut[:, place] << np.uint8(place * self.bits)
-        return made.tobytes()
+            data |= cut[:, place] << np.uint8(place * self.bits)
+        return data.tobytes()
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def joined(codes: NDArray[np.uint8], width: int) -> NDArray[np.uint16]:
     values: NDArray[np.uint16] = codes.astype(np.uint16)
     if not width:
         return values
-    made: NDArray[np.uint16] = values[::2] | values[1::2] << np.uint16(width)
-    return made
+    pairs: NDArray[np.uint16] = values[::2] | values[1::2] << np.uint16(width)
+    return pairs
 
 
 Reader = Callable[[Path], Iterable[Weight | Codes]]
@@ -120,8 +120,8 @@ def find_reader(path: str | os.PathLike[str]) -> Reader:
             f"{os.fspath(path)}: a file to be packed ends in {', '.join(sorted(points))}; got "
             f"{suffix or 'no suffix'}."
         )
-    found: Reader = points[suffix].load()
-    return found
+    reader: Reader = points[suffix].load()
+    return reader
 
 
 def channel_axis(shape: tuple[int, ...], channels: int) -> int:

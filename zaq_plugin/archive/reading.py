@@ -39,17 +39,17 @@ def file_of(data: bytes, largest: int) -> bytes:
         raise ValueError(f"its description lacks something: {error}") from error
     archive.done()
     pieces.fill(rest)
-    made = bytes(pieces.data)
-    if hashlib.sha256(made).digest() != archive.digest:
+    content = bytes(pieces.data)
+    if hashlib.sha256(content).digest() != archive.digest:
         raise ValueError("the file made of it is not the one that was packed: its digest differs")
-    return made
+    return content
 
 
 def _integers(group: Record, archive: Archive, pieces: Pieces) -> None:
     integers = archive.take(group["integers"], inflate, archive.size)
     place = 0
-    for given in records(group["weights"]):
-        offset, count = numbers(given, 2)
+    for weight in records(group["weights"]):
+        offset, count = numbers(weight, 2)
         pieces.put(offset, integers[place : place + count])
         place += count
     _all_used(place, integers)
@@ -70,21 +70,21 @@ def _curves(group: Record, archive: Archive, pieces: Pieces) -> None:
     levels = tables(joined_numbers(parts, shape), exceptions, shape)
     codes = archive.take(group["codes"], inflate, archive.size)
     place = used = 0
-    for given in records(group["weights"]):
-        offset, outer, rows, inner = numbers(given, 4)
+    for weight in records(group["weights"]):
+        offset, outer, rows, inner = numbers(weight, 4)
         count = outer * inner
         used += rows
         if count < LEAST or used > channels or place + rows * count > len(codes):
             raise ValueError("a weight has more channels or codes than there are")
-        made = b"".join(
+        content = b"".join(
             codes[at : at + count].translate(next(levels))
             for at in range(place, place + rows * count, count)
         )
         place += rows * count
         if outer > 1:
-            whole = np.frombuffer(made, np.int8).reshape(rows, outer, inner)
-            made = whole.transpose(1, 0, 2).tobytes()
-        pieces.put(offset, made)
+            whole = np.frombuffer(content, np.int8).reshape(rows, outer, inner)
+            content = whole.transpose(1, 0, 2).tobytes()
+        pieces.put(offset, content)
     _all_used(place, codes)
 
 
@@ -95,8 +95,8 @@ def _planes(group: Record, archive: Archive, pieces: Pieces) -> None:
     # A byte of the file holds part of eight codes at most.
     codes = archive.take(group["codes"], inflate, 8 * archive.size)
     place = 0
-    for given in records(group["weights"]):
-        head, planes = _two(given)
+    for weight in records(group["weights"]):
+        head, planes = _two(weight)
         count, pairs = numbers(head, 2)
         part = np.frombuffer(codes[place : place + count], np.uint8)
         if not count or part.size != count or pairs > 1 or count % (1 + pairs):
@@ -111,10 +111,10 @@ def _planes(group: Record, archive: Archive, pieces: Pieces) -> None:
     _all_used(place, codes)
 
 
-def _two(given: Any) -> list[Any]:
-    if not isinstance(given, list) or len(given) != 2:
+def _two(entry: Any) -> list[Any]:
+    if not isinstance(entry, list) or len(entry) != 2:
         raise ValueError("its description has no planes for a weight")
-    return given
+    return entry
 
 
 def _all_used(place: int, codes: bytes) -> None:

@@ -34,15 +34,15 @@ class Finder:
 
     def take(self, pieces: list[bytes]) -> list[int] | None:
         """Where pieces lie that are not taken yet; None, and nothing is taken, if one does not."""
-        before, found = list(self._spans), []
+        before, places = list(self._spans), []
         for piece in pieces:
             place = self._free(piece)
             if place is None:
                 self._spans = before
                 return None
             bisect.insort(self._spans, (place, place + len(piece)))
-            found.append(place)
-        return found
+            places.append(place)
+        return places
 
     def _free(self, piece: bytes) -> int | None:
         if len(piece) < SMALLEST:
@@ -96,11 +96,11 @@ def archive_of(data: bytes, weights: Iterable[Weight | Codes]) -> tuple[bytes, i
         places = finder.take([piece])
         if places is None:
             continue
-        made = _curved(weight, places[0])
-        if made is None:
+        encoded = _curved(weight, places[0])
+        if encoded is None:
             plain.append((places[0], piece))
         else:
-            curved[made.curve.shape].append(made)
+            curved[encoded.curve.shape].append(encoded)
     record: Record = {"rest": writer.add(finder.rest(), squeeze)}
     integers = b"".join(piece for _, piece in plain)
     record["int8"] = {

@@ -29,13 +29,13 @@ def audit(student: nn.Module, *, reference: nn.Module | None = None) -> Audit:
     plans: dict[str, LayerPlan] | None = getattr(student, "zaq_plan", None)
     if plans is None:
         raise ValueError(f"{type(student).__name__} carries no plan; pass what simulate() returned")
-    found, weights = Audit(), FloatWeights(reference)
+    records, weights = Audit(), FloatWeights(reference)
     seen: dict[int, str] = {}
     tensor: PWLQTensor | CompoundFakeQuantize
     for plan in plans.values():
         if plan.weights is None:
             reason = plan.reason or "unknown"
-            found.add(LayerRecord(plan.name, plan.kind, plan.numel, False, reason))
+            records.add(LayerRecord(plan.name, plan.kind, plan.numel, False, reason))
             continue
         module, remark = student.get_submodule(plan.name), plan.reason
         layer = parametrized_layer(plan.name, module)
@@ -55,7 +55,7 @@ def audit(student: nn.Module, *, reference: nn.Module | None = None) -> Audit:
         if shared:
             remark = f"shares its weight with {twin_name!r}, where it is counted"
             facts["stored_bytes"] = 0
-        found.add(
+        records.add(
             LayerRecord(
                 plan.name,
                 plan.kind,
@@ -67,7 +67,7 @@ def audit(student: nn.Module, *, reference: nn.Module | None = None) -> Audit:
                 **facts,
             )
         )
-    return found
+    return records
 
 
 def _activation_label(layer: nn.Module) -> str:

@@ -34,9 +34,9 @@ class MeanInput:
         samples = x.shape[0] if x.dim() > 1 else 1
         axes = tuple(range(x.dim() - 1)) if linear else (0,)
         rows = x.flatten(0, len(axes) - 1) if axes else x.unsqueeze(0)
-        found = (_wide_sum(rows) * (samples / max(1, len(rows)))).unsqueeze(0)
-        total, count = self._sums.get(found.shape, (torch.zeros_like(found), 0))
-        self._sums[found.shape] = total + found, count + samples
+        batch_sum = (_wide_sum(rows) * (samples / max(1, len(rows)))).unsqueeze(0)
+        total, count = self._sums.get(batch_sum.shape, (torch.zeros_like(batch_sum), 0))
+        self._sums[batch_sum.shape] = total + batch_sum, count + samples
 
     def mean_output(self, weight: Tensor) -> Tensor:
         """The layer's mean output for another weight and no bias, ``(output channels,)``."""
@@ -75,8 +75,8 @@ def mean_output_error(
         ``(output channels,)``.
     """
     if isinstance(x, Tensor):
-        given, x = x, MeanInput(layer)
-        x.add(given)
+        batch, x = x, MeanInput(layer)
+        x.add(batch)
     return x.mean_output(weight_error(layer, reference))
 
 

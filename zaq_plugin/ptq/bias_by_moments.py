@@ -34,10 +34,10 @@ def correct_bias_by_moments(
     layers, weights = student_of(student).layers(), FloatWeights(reference)
     taken: dict[str, Tensor] = {}
     for name, layer in layers.items():
-        known = inputs.get(name)
-        if known is None or layer.plain is None:
+        moments = inputs.get(name)
+        if moments is None or layer.plain is None:
             continue
-        shift = linear_response(layer.plain, weight_error(layer, weights.of(layer)), known.mean)
+        shift = linear_response(layer.plain, weight_error(layer, weights.of(layer)), moments.mean)
         layer.restore_bias()
         layer.add_to_bias(-shift)
         taken[name] = shift

@@ -103,12 +103,12 @@ def _freeze(quantizer: Any, layer: str | None) -> None:
 
 def _readers(view: Student) -> dict[int, str]:
     """Which layer reads an activation's fake-quantizer, where the layer carries it."""
-    found = {}
+    readers = {}
     for name, module in view.model.named_modules():
         own = getattr(module, "input_fake_quant", None)
         if own is not None:
-            found[id(own)] = name
-    return found
+            readers[id(own)] = name
+    return readers
 
 
 def _check_input_layer(student: nn.Module, call: Call) -> None:

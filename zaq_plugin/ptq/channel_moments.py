@@ -133,12 +133,12 @@ class _Walk:
     ) -> None:
         self.graph, self.remembered, self.sigmas = graph, remembered, sigmas
         self.image: Moments | None = None
-        self.known: dict[fx.Node, Moments | None] = {}
+        self.moments: dict[fx.Node, Moments | None] = {}
         self.inputs: dict[str, Moments | None] = {}
 
     def run(self) -> dict[str, Moments | None]:
         for node in self.graph.graph.nodes:
-            self.known[node] = self._at(node)
+            self.moments[node] = self._at(node)
         return self.inputs
 
     def limits(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,7 +150,7 @@ class _Walk:
         return Moments(mean, var, low, high, where)
 
     def _of(self, value: object) -> Moments | None:
-        return self.known.get(value) if isinstance(value, fx.Node) else None
+        return self.moments.get(value) if isinstance(value, fx.Node) else None
 
     def _at(self, node: fx.Node) -> Moments | None:
         if node.op == "placeholder":
@@ -207,12 +207,13 @@ class _Walk:
     def _joined(self, node: fx.Node) -> Moments | None:
         parts: Any = node.args[0]
         axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-        found = [m for m in map(self._of, parts) if m is not None]
-        places = [m.where for m in found if m.where is not None and m.where.plain]
+        moments = [m for m in map(self._of, parts) if m is not None]
+        places = [m.where for m in moments if m.where is not None and m.where.plain]
         if len(places) != len(parts) or not all(_on_axis(p, axis, places[0]) for p in places):
             return None
         mean, var, low, high = (
-            torch.cat([getattr(m, name) for m in found]) for name in ("mean", "var", "low", "high")
+            torch.cat([getattr(m, name) for m in moments])
+            for name in ("mean", "var", "low", "high")
         )
         return Moments(mean, var, low, high, _with_channels(places[0], len(mean)))
 

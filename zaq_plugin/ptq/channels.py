@@ -131,7 +131,8 @@ def is_rescalable(layer: nn.Module) -> bool:
             return False
     limit = 1e-4 if x.dtype in (torch.float32, torch.float64) else 3e-2
     largest = max(float(right.abs().max()), 1e-12)
-    wanted = right * out.reshape(shape).to(x)
+    expected = right * out.reshape(shape).to(x)
     return all(
-        float((a - b).abs().max()) <= limit * largest for a, b in ((spread, wanted), (same, right))
+        float((a - b).abs().max()) <= limit * largest
+        for a, b in ((spread, expected), (same, right))
     )

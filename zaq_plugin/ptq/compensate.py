@@ -129,36 +129,36 @@ def _why_not(layer: QuantLayer) -> str:
 
 
 @torch.no_grad()
-def _round(layer: QuantLayer, wanted: Tensor, moment: Tensor) -> Compensated:
+def _round(layer: QuantLayer, target: Tensor, moment: Tensor) -> Compensated:
     """Round a weight on its grid; a channel that would get worse keeps its nearest levels."""
     groups, own, first = moment.shape[0], layer.weight, layer.edges.clone()
-    wanted, spec = wanted.to(own), layer.quantizer.spec
+    target, spec = target.to(own), layer.quantizer.spec
 
     def grouped(values: Tensor) -> Tensor:  # (groups, channels, n)
         return to_rows(values, 0).unflatten(0, (groups, -1)).to(moment)
 
-    rows = grouped(wanted)
+    rows = grouped(target)
 
     def error(values: Tensor) -> Tensor:
         return output_error(rows, grouped(values), moment).flatten()
 
-    before = error(layer.quantized(wanted))
-    chosen = _choose(layer, rows, moment).reshape(wanted.shape).to(wanted)
+    before = error(layer.quantized(target))
+    chosen = _choose(layer, rows, moment).reshape(target.shape).to(target)
     while layer.axis is not None:  # where levels overflow together, maybe on a coarser grid
-        known = layer.edges.clone()
-        layer.set_edges(fitting_edges(chosen, spec, layer.axis, known, error))
-        moved = (layer.edges != known).any(-1).any(0)
+        old_edges = layer.edges.clone()
+        layer.set_edges(fitting_edges(chosen, spec, layer.axis, old_edges, error))
+        moved = (layer.edges != old_edges).any(-1).any(0)
         if not bool(moved.any()):
             break
-        again = _choose(layer, rows, moment, moved).reshape(wanted.shape).to(wanted)
-        chosen = torch.where(_like(moved, wanted), again, chosen)
-    layer.write(float_for_levels(wanted, chosen, spec, layer.axis, layer.edges))
-    nearest, after = layer.quantized(wanted), error(layer.quantized(layer.weight))
+        again = _choose(layer, rows, moment, moved).reshape(target.shape).to(target)
+        chosen = torch.where(_like(moved, target), again, chosen)
+    layer.write(float_for_levels(target, chosen, spec, layer.axis, layer.edges))
+    nearest, after = layer.quantized(target), error(layer.quantized(layer.weight))
     worse = (after > before) | (after > error(nearest))
-    layer.write(torch.where(_like(worse, wanted), wanted, layer.weight))
+    layer.write(torch.where(_like(worse, target), target, layer.weight))
     if layer.axis is not None:
         layer.set_edges(torch.where(worse.view(1, -1, 1).to(first.device), first, layer.edges))
-    nearest, got = layer.quantized(wanted), layer.quantized(layer.weight)
+    nearest, got = layer.quantized(target), layer.quantized(layer.weight)
     return Compensated(
         before=float(error(nearest).mean()),
         after=float(error(got).mean()),
@@ -174,10 +174,10 @@ def _choose(
     by_channel = levels.unflatten(0, rows.shape[:2]).to(moment).contiguous()
     if channels is None or len(rows) > 1:
         return round_with_feedback(rows, by_channel, moment)
-    made = rows.clone()
+    chosen = rows.clone()
     some = channels.to(rows.device)
-    made[:, some] = round_with_feedback(rows[:, some], by_channel[:, some], moment).to(rows)
-    return made
+    chosen[:, some] = round_with_feedback(rows[:, some], by_channel[:, some], moment).to(rows)
+    return chosen
 
 
 def _like(channels: Tensor, weight: Tensor) -> Tensor:

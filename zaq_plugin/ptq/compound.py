@@ -103,7 +103,7 @@ class AllocatedFakeQuantize(CompoundFakeQuantize):
     def _build(self, weight: Tensor) -> Tensor:
         assert self.ch_axis is not None  # a width for each channel
         rows = to_rows(weight, self.ch_axis)
-        made = torch.empty_like(rows)
+        levels = torch.empty_like(rows)
         for width in self._widths.unique().tolist():
             chosen = self._widths == width
             part = weight.movedim(self.ch_axis, 0)[chosen].contiguous()
@@ -111,11 +111,11 @@ class AllocatedFakeQuantize(CompoundFakeQuantize):
             if self._match:
                 moved = correct_mean_std(tensor, part)
                 # Its levels are the old ones times a factor plus a shift: two numbers a channel.
-                made[chosen] = to_rows(moved.dequantize(), 0)
+                levels[chosen] = to_rows(moved.dequantize(), 0)
             else:
-                made[chosen] = to_rows(tensor.dequantize(), 0)
+                levels[chosen] = to_rows(tensor.dequantize(), 0)
             self.tensors.append(tensor)
-        return from_rows(made, weight, self.ch_axis)
+        return from_rows(levels, weight, self.ch_axis)
 
     @property
     def stored_bytes(self) -> int:

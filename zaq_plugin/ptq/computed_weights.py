@@ -39,17 +39,17 @@ def bake_layer(layer: nn.Module) -> bool:
         Whether it was baked; False if it multiplies by ``.weight`` as it stands, or if no plain
         layer computes what it computes (see `why_not_plain`).
     """
-    found = _computed(layer)
-    if found is None:
+    parts = _computed(layer)
+    if parts is None:
         return False
     kind = _base(layer)
     for new_class in (kind, _SAME.get(kind)):
         if new_class is None:
             continue
         trial = copy.deepcopy(layer)
-        _become(trial, new_class, *found)
+        _become(trial, new_class, *parts)
         if _same_function(layer, trial):
-            _become(layer, new_class, *found)
+            _become(layer, new_class, *parts)
             return True
     return False
 

@@ -186,7 +186,7 @@ def connections(graph: fx.GraphModule) -> tuple[list[Connection], dict[str, str]
             return f"the weight of {name!r} is shared"
         return None
 
-    found: list[Connection] = []
+    outcomes: list[Connection] = []
     reasons: dict[str, str] = {}
     for node in graph.graph.nodes:
         if node.op != "call_module" or kind_of(graph, node) != "layer":
@@ -196,10 +196,10 @@ def connections(graph: fx.GraphModule) -> tuple[list[Connection], dict[str, str]
         if isinstance(outcome, Connection):
             outcome = blocked(outcome.second) or outcome
         if isinstance(outcome, Connection):
-            found.append(outcome)
+            outcomes.append(outcome)
         else:
             reasons[name] = outcome
-    return found, reasons
+    return outcomes, reasons
 
 
 def _follow(graph: fx.GraphModule, start: fx.Node) -> Connection | str:
@@ -245,7 +245,7 @@ def _bound_axis(graph: fx.GraphModule, node: fx.Node, kind: str, where: Axis) ->
     axis = -1 if where.axis in (-1, (where.rank or 0) - 1) else where.axis
     if kind != "bounded":
         return axis
-    known: Any = graph.get_submodule(str(node.target))
+    bound: Any = graph.get_submodule(str(node.target))
     rank = where.rank
-    same = known.axis == axis or (rank is not None and known.axis % rank == where.axis)
-    return int(known.axis) if same else None
+    same = bound.axis == axis or (rank is not None and bound.axis % rank == where.axis)
+    return int(bound.axis) if same else None

@@ -101,8 +101,8 @@ def equalise(
             largest = 0.0
             for pair in pairs:
                 scale = _rescale(model, pair, bounds.get(pair.first))
-                known = factors.get(pair.first)
-                factors[pair.first] = scale if known is None else known * scale
+                factor = factors.get(pair.first)
+                factors[pair.first] = scale if factor is None else factor * scale
                 largest = max(largest, float(scale.log().abs().max()))
             if largest < tolerance:
                 break
@@ -137,7 +137,7 @@ def _bounded(
     Returns:
         The model, and for each first layer its bounded activation.
     """
-    wanted = {p.bound: p for p in pairs if p.bound is not None}
+    pairs_by_bound = {p.bound: p for p in pairs if p.bound is not None}
     calls: dict[str, int] = {}
     for node in graph.graph.nodes:
         if node.op == "call_module":
@@ -146,7 +146,7 @@ def _bounded(
     names = dict(model.named_modules())
     rewritten = False
     for node in list(graph.graph.nodes):
-        pair = wanted.get(node.name)
+        pair = pairs_by_bound.get(node.name)
         if pair is None:
             continue
         own = node.op == "call_module" and calls[str(node.target)] == 1
@@ -198,15 +198,15 @@ def absorb_bias(
         borders: Absorb into layers with kernels of more than one position, too.
     """
     for pair in done.pairs:
-        known = remembered.get(pair.first)
-        if known is None or pair.between == "none":
+        normal = remembered.get(pair.first)
+        if normal is None or pair.between == "none":
             continue
         first = done.model.get_submodule(pair.first)
         second = done.model.get_submodule(pair.second)
         wide_kernel = any(k > 1 for k in wide_weight(second).shape[2:])
         if not isinstance(first.bias, nn.Parameter) or (wide_kernel and not borders):
             continue
-        c = (known.mean - sigmas * known.deviation).clamp(min=0)
+        c = (normal.mean - sigmas * normal.deviation).clamp(min=0)
         bound = done.bounds.get(pair.first)
         if bound is not None:  # what is cut off above does not get through
             c = torch.minimum(c, bound.bound.to(c))
@@ -214,9 +214,9 @@ def absorb_bias(
             continue
         with torch.no_grad():
             first.bias.sub_(c.to(first.bias))
-            given = c[pair.index.to(c.device)]
-            add_to_bias(second, linear_response(second, wide_weight(second), given))
+            offset = c[pair.index.to(c.device)]
+            add_to_bias(second, linear_response(second, wide_weight(second), offset))
             if bound is not None:
                 bound.bound.sub_(c.to(bound.bound))
-        remembered[pair.first] = known.shifted(-c)
+        remembered[pair.first] = normal.shifted(-c)
         done.absorbed[pair.first] = c

@@ -57,15 +57,15 @@ def round_with_feedback(
     damped = damped.gather(2, order.unsqueeze(1).expand_as(damped))
     nearest = _Nearest(levels.to(damped))
     # Columns first: what is rounded at once lies side by side in memory.
-    wanted = rows.to(damped).gather(2, columns).permute(2, 0, 1).contiguous()
-    made = _descend(wanted, _feedback(wanted, nearest, damped), nearest, damped, sweeps)
-    made = made.permute(1, 2, 0).contiguous()
-    return torch.empty_like(made).scatter_(2, columns, made)
+    target = rows.to(damped).gather(2, columns).permute(2, 0, 1).contiguous()
+    rounded = _descend(target, _feedback(target, nearest, damped), nearest, damped, sweeps)
+    rounded = rounded.permute(1, 2, 0).contiguous()
+    return torch.empty_like(rounded).scatter_(2, columns, rounded)
 
 
-def output_error(rows: Tensor, made: Tensor, moment: Tensor) -> Tensor:
+def output_error(rows: Tensor, levels: Tensor, moment: Tensor) -> Tensor:
     """(groups, channels) ``e H e^T`` of each channel's error e."""
-    error = (made - rows).to(moment)
+    error = (levels - rows).to(moment)
     return ((error @ moment) * error).sum(2)
 
 
@@ -94,51 +94,51 @@ class _Nearest:
         return self.levels.gather(1, index).view_as(column)
 
 
-def _feedback(wanted: Tensor, nearest: _Nearest, moment: Tensor) -> Tensor:
+def _feedback(target: Tensor, nearest: _Nearest, moment: Tensor) -> Tensor:
     """Steps 1 to 3 of GPTQ; (n, groups, channels), as is what it returns."""
     factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(moment)))
     factor = factor.movedim(0, 2)  # its rows are the columns of U: (later, earlier, groups)
-    left, made = wanted.clone(), torch.empty_like(wanted)
+    left, rounded = target.clone(), torch.empty_like(target)
     pivots = factor.diagonal().mT.unsqueeze(2)  # (n, groups, 1)
-    count = len(wanted)
+    count = len(target)
     for start in range(0, count, BLOCK):
         stop = min(start + BLOCK, count)
         within = factor[start:stop, start:stop].movedim(1, 0).unsqueeze(3).contiguous()
         part, owed = left[start:stop], torch.empty_like(left[start:stop])
         for j in range(stop - start):
-            made[start + j] = nearest(part[j])
-            torch.sub(part[j], made[start + j], out=owed[j]).div_(pivots[start + j])
+            rounded[start + j] = nearest(part[j])
+            torch.sub(part[j], rounded[start + j], out=owed[j]).div_(pivots[start + j])
             if j + 1 < stop - start:
                 part[j + 1 :].addcmul_(within[j, j + 1 :], owed[j], value=-1)
         if stop < count:
             left[stop:] -= torch.einsum("kjg,jgc->kgc", factor[stop:, start:stop], owed)
-    return made
+    return rounded
 
 
 def _descend(
-    wanted: Tensor, made: Tensor, nearest: _Nearest, moment: Tensor, sweeps: int
+    target: Tensor, rounded: Tensor, nearest: _Nearest, moment: Tensor, sweeps: int
 ) -> Tensor:
     """Coordinate descent; the slope of later blocks is put right a block at a time."""
-    count = len(wanted)
+    count = len(target)
     by_column = moment.movedim(0, 2).unsqueeze(3)  # (n, n, groups, 1)
-    slope = torch.einsum("gjk,jgc->kgc", moment, made - wanted)
+    slope = torch.einsum("gjk,jgc->kgc", moment, rounded - target)
     for _ in range(sweeps):
         changed = False
         for start in range(0, count, BLOCK):
             stop = min(start + BLOCK, count)
             within = by_column[start:stop, start:stop].contiguous()
-            own, before = slope[start:stop].clone(), made[start:stop].clone()
+            own, before = slope[start:stop].clone(), rounded[start:stop].clone()
             steps = 1 / within.diagonal().movedim(2, 0)  # (columns, groups, 1)
             for j in range(stop - start):
-                column = made[start + j]
+                column = rounded[start + j]
                 level = nearest(torch.addcmul(column, own[j], steps[j], value=-1))
                 if j + 1 < stop - start:
                     own[j + 1 :].addcmul_(within[j, j + 1 :], level - column)
                 column.copy_(level)
-            moved = made[start:stop] - before
+            moved = rounded[start:stop] - before
             if bool(moved.any()):
                 changed = True
                 slope += torch.einsum("gjk,jgc->kgc", moment[:, start:stop], moved)
         if not changed:
             break
-    return made
+    return rounded

@@ -70,11 +70,11 @@ def fold_batch_norm(
         ValueError: If the model is in training mode, cannot be traced, or folding gives NaN or
             infinity.
     """
-    given: object = model
-    if not isinstance(given, nn.Module):
-        way_out = "; pass program.module()" if hasattr(given, "graph_signature") else ""
+    source: object = model
+    if not isinstance(source, nn.Module):
+        way_out = "; pass program.module()" if hasattr(source, "graph_signature") else ""
         raise TypeError(
-            f"fold_batch_norm expects an nn.Module, got {type(given).__name__}{way_out}"
+            f"fold_batch_norm expects an nn.Module, got {type(source).__name__}{way_out}"
         )
     model = unwrapped(model)  # type: ignore[assignment]
     if model.training and not isinstance(model, fx.GraphModule):  # a graph says it node by node
@@ -87,8 +87,8 @@ def fold_batch_norm(
     unwrap_parts(model)
     baked = bake_parametrizations(model)
     if isinstance(model, fx.GraphModule):
-        folded, kept = fold_graph(model)
+        folded, reasons = fold_graph(model)
     else:
-        folded, kept = fold_pairs(model, find_pairs(model, example_inputs))
-    model.zaq_folding = Folding(tuple(folded), kept, tuple(baked))  # type: ignore[assignment]
+        folded, reasons = fold_pairs(model, find_pairs(model, example_inputs))
+    model.zaq_folding = Folding(tuple(folded), reasons, tuple(baked))  # type: ignore[assignment]
     return model

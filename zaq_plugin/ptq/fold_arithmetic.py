@@ -126,7 +126,7 @@ def fold_module(layer: nn.Module, stats: NormStatistics) -> None:
 def remainder(norm: nn.Module) -> nn.Module:
     """What is left of a BatchNorm without its affine map: nothing, or its fused activation."""
     parts = [getattr(norm, name, None) for name in ("drop", "act")]
-    kept = [p for p in parts if isinstance(p, nn.Module) and not isinstance(p, nn.Identity)]
-    if not kept:
+    modules = [p for p in parts if isinstance(p, nn.Module) and not isinstance(p, nn.Identity)]
+    if not modules:
         return nn.Identity()
-    return kept[0] if len(kept) == 1 else nn.Sequential(*kept)
+    return modules[0] if len(modules) == 1 else nn.Sequential(*modules)

@@ -63,26 +63,26 @@ def fold_graph(model: fx.GraphModule) -> tuple[list[tuple[str, str]], dict[str, 
         The folded ``(layer, norm)`` names, and for each BatchNorm that stays the reason.
     """
     folded: list[tuple[str, str]] = []
-    kept: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for node in list(model.graph.nodes):
-        found = _norm_of(model, node)
-        if found is None:
+        norm = _norm_of(model, node)
+        if norm is None:
             continue
         name = _name(model, node)
-        if isinstance(found, str):
-            kept[name] = found
+        if isinstance(norm, str):
+            reasons[name] = norm
             continue
-        source = found.node.args[0] if found.node.args else found.node.kwargs.get("input")
-        reason = _fold_into(model, source, found)
+        source = norm.node.args[0] if norm.node.args else norm.node.kwargs.get("input")
+        reason = _fold_into(model, source, norm)
         if reason is None:
             assert isinstance(source, fx.Node)
             folded.append((_name(model, source), name))
-            _remove(model, found, source)
+            _remove(model, norm, source)
         else:
-            kept[name] = reason
+            reasons[name] = reason
     model.graph.lint()
     model.recompile()
-    return folded, kept
+    return folded, reasons
 
 
 def value_users(node: fx.Node) -> list[fx.Node]:
@@ -104,9 +104,9 @@ def _function(node: Any) -> str:
         space, _, name = node.target._schema.name.partition("::")
         return name if space == "aten" else ""
     target: Any = node.target
-    known = {getattr(F, name): name for name in (*_NAMES, "batch_norm")}
-    known.update({getattr(torch, n): n for n in _NAMES if hasattr(torch, n)})
-    return known.get(target, "")
+    names = {getattr(F, name): name for name in (*_NAMES, "batch_norm")}
+    names.update({getattr(torch, n): n for n in _NAMES if hasattr(torch, n)})
+    return names.get(target, "")
 
 
 def _name(model: fx.GraphModule, node: fx.Node) -> str:
@@ -254,8 +254,10 @@ def _fold_into_module(model: fx.GraphModule, source: fx.Node, norm: _Norm) -> st
     if layer._forward_hooks or layer._forward_pre_hooks:
         return f"{name!r} has forward hooks, which could tell the difference"
     for owner in (name, norm.module):
-        held = None if owner is None else model.get_submodule(owner)
-        tensors = () if held is None else (*held._parameters.values(), *held._buffers.values())
+        module = None if owner is None else model.get_submodule(owner)
+        tensors = (
+            () if module is None else (*module._parameters.values(), *module._buffers.values())
+        )
         if any(t is not None and _readers(model, t) for t in tensors):
             return f"a tensor of {owner!r} is read elsewhere in the model"
     if isinstance(layer, nn.Linear) and len(_shape(source)) != 2:

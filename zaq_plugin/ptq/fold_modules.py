@@ -238,18 +238,18 @@ def fold_pairs(
         The folded ``(layer, norm)`` names, and for each BatchNorm that stays the reason.
     """
     folded: list[tuple[str, str]] = []
-    kept: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     names = {m: name for name, m in reversed(list(model.named_modules(remove_duplicate=False)))}
     modules = dict(model.named_modules(remove_duplicate=False))
     owners = Counter(id(p) for m in names for p in m._parameters.values() if p is not None)
     for pair in pairs:
         if pair.layer is None:
-            kept[pair.norm] = pair.reason or "unknown"
+            reasons[pair.norm] = pair.reason or "unknown"
             continue
         layer, norm = modules.get(pair.layer), modules.get(pair.norm)
         outcome = _prepare(layer, norm, pair, owners)
         if isinstance(outcome, str):
-            kept[pair.norm] = outcome
+            reasons[pair.norm] = outcome
             continue
         assert layer is not None  # _prepare has refused it
         assert norm is not None
@@ -259,7 +259,7 @@ def fold_pairs(
             raise ValueError(f"cannot fold {pair.norm!r} into {pair.layer!r}: {error}") from error
         if rest is None:
             kind = type(layer).__name__ if _own_forward(layer) else type(norm).__name__
-            kept[pair.norm] = (
+            reasons[pair.norm] = (
                 f"the forward of {kind} is not a plain layer's: folding would change it"
             )
             continue
@@ -268,9 +268,9 @@ def fold_pairs(
                 _replace(model, alias, rest)
         folded.append((pair.layer, pair.norm))
     for module, name in names.items():
-        if is_norm(module) and name not in kept and name not in {n for _, n in folded}:
-            kept[name] = "the model does not call it"
-    return folded, kept
+        if is_norm(module) and name not in reasons and name not in {n for _, n in folded}:
+            reasons[name] = "the model does not call it"
+    return folded, reasons
 
 
 def _prepare(

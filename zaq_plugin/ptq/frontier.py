@@ -35,12 +35,12 @@ class Assignment(Generic[T]):
     @property
     def choices(self) -> list[T]:
         """One for each layer, in order."""
-        found: list[T] = []
+        choices: list[T] = []
         walk: Assignment[T] | None = self
         while walk is not None and walk.last is not None:
-            found.append(walk.last)
+            choices.append(walk.last)
             walk = walk.before
-        return found[::-1]
+        return choices[::-1]
 
 
 def pareto_frontier(
@@ -87,11 +87,11 @@ def best_within(front: Sequence[C], limit: float) -> C | None:
 
 def _undominated(states: list[Assignment[T]]) -> list[Assignment[T]]:
     states.sort(key=lambda s: (s.cost, s.divergence))
-    kept: list[Assignment[T]] = []
+    front: list[Assignment[T]] = []
     for state in states:
-        if not kept or state.divergence < kept[-1].divergence:
-            kept.append(state)
-    return kept
+        if not front or state.divergence < front[-1].divergence:
+            front.append(state)
+    return front
 
 
 def _thinned(states: list[Assignment[T]], most: int) -> list[Assignment[T]]:

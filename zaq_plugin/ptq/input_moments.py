@@ -90,8 +90,8 @@ class InputMoments:
             columns = picked.reshape(len(picked), groups, -1).movedim(1, 0)
             if columns.dtype in (torch.float16, torch.bfloat16):
                 columns = columns.float()
-            found = _squared(columns).to(wide_dtype(columns))
-            self._sum = found if self._sum is None else self._sum + found
+            moment = _squared(columns).to(wide_dtype(columns))
+            self._sum = moment if self._sum is None else self._sum + moment
             self._count += columns.shape[1]
 
 

@@ -62,22 +62,22 @@ def kl_sensitivity(
     layers = {name: m for name, m in model.named_modules() if isinstance(m, LAYERS)}
     if not layers:
         raise ValueError(f"{type(model).__name__} has no convolution or linear layer to measure")
-    found = Sensitivities()
+    sensitivities = Sensitivities()
 
     def measured() -> float:
         return kl_divergence(target, adapter(model(images.clone())))
 
     with evaluating(model):
         target = adapter(model(images.clone()))
-        order, found.inputs = trace_order(model, layers, (images[:1].clone(),), {})
+        order, sensitivities.inputs = trace_order(model, layers, (images[:1].clone(),), {})
         for name in order:
             weight = layers[name].weight
             assert isinstance(weight, nn.Parameter)
-            found.numel[name] = weight.numel()
+            sensitivities.numel[name] = weight.numel()
             axis = channel_axis(layers[name])
             apart = each_alone(weight, axis, specs.values(), measured)
-            found.divergence[name] = dict(zip(specs, apart, strict=True))
-    return found
+            sensitivities.divergence[name] = dict(zip(specs, apart, strict=True))
+    return sensitivities
 
 
 @torch.no_grad()
@@ -92,17 +92,19 @@ def each_alone(
         specs: The grids.
         measured: Runs the model.
     """
-    kept, found = weight.detach().clone(), []
+    original, measurements = weight.detach().clone(), []
     try:
         for spec in specs:
-            weight.copy_(fake_quantize(kept, spec, axis))
-            found.append(measured())
+            weight.copy_(fake_quantize(original, spec, axis))
+            measurements.append(measured())
     finally:
-        weight.copy_(kept)
-    return found
+        weight.copy_(original)
+    return measurements
 
 
-def allocate_widths(found: Sensitivities, bits: float, states: int = STATES) -> dict[str, int]:
+def allocate_widths(
+    sensitivities: Sensitivities, bits: float, states: int = STATES
+) -> dict[str, int]:
     """The widths of least summed divergence whose mean over the weights is at most ``bits``.
 
     Dynamic programming; see `pareto_frontier`.
@@ -110,16 +112,19 @@ def allocate_widths(found: Sensitivities, bits: float, states: int = STATES) -> 
     Raises:
         ValueError: If even the narrowest widths are too wide.
     """
-    limit = round(bits * sum(found.numel.values()))
+    limit = round(bits * sum(sensitivities.numel.values()))
     layers = [
-        [(width * found.numel[name], divergence, width) for width, divergence in choices.items()]
-        for name, choices in found.divergence.items()
+        [
+            (width * sensitivities.numel[name], divergence, width)
+            for width, divergence in choices.items()
+        ]
+        for name, choices in sensitivities.divergence.items()
     ]
     front = pareto_frontier(layers, states)
     best = best_within(front, limit)
     if best is None:
         raise ValueError(
             f"no widths fit a mean of {bits:g} stored bits: the narrowest take "
-            f"{front[0].cost / sum(found.numel.values()):.2f}"
+            f"{front[0].cost / sum(sensitivities.numel.values()):.2f}"
         )
-    return dict(zip(found.divergence, best.choices, strict=True))
+    return dict(zip(sensitivities.divergence, best.choices, strict=True))

@@ -84,12 +84,12 @@ def make_plan(
         kind, weight = own_class(layer).__name__, _weight(layer)
         layer_weights, layer_activations = weights, activations
         reason: str | None = None
-        told = False
+        explicit = False
         if name in inputs and activations is not None and input_bits is not None:
             layer_activations = input_bits
         for choice in (outer if name in ends else None, differing.find(name, classes[name])):
             if choice is not None:  # the second wins
-                layer_weights, told = choice.weights, True
+                layer_weights, explicit = choice.weights, True
                 reason = "first or last layer" if choice is outer else choice.reason
                 if choice.own_activations:
                     layer_activations = choice.activations
@@ -99,7 +99,7 @@ def make_plan(
             is_input = name in inputs
             plans.append(LayerPlan(name, kind, weight.numel(), None, None, reason, is_input))
             continue
-        if depthwise == "int8" and not told and is_depthwise(layer):
+        if depthwise == "int8" and not explicit and is_depthwise(layer):
             layer_weights, reason = _cheaper(layer, weight, layer_weights)
         plans.append(
             LayerPlan(
@@ -155,12 +155,12 @@ def _cheaper(layer: nn.Module, weight: Tensor, spec: QuantSpec) -> tuple[QuantSp
     int8 = UniformSpec(bits=8, symmetry="symmetric")
     channels = weight.shape[channel_axis(layer)]
     numel = weight.numel()
-    wanted, plain = stored_size(numel, channels, spec), stored_size(numel, channels, int8)
-    if wanted < plain:
+    narrow, plain = stored_size(numel, channels, spec), stored_size(numel, channels, int8)
+    if narrow < plain:
         return spec, None
     each = numel // channels
     return int8, (
-        f"kept int8: {each} weights a channel, {wanted} bytes with its levels against {plain}"
+        f"kept int8: {each} weights a channel, {narrow} bytes with its levels against {plain}"
     )
 
 
@@ -190,14 +190,14 @@ def trace_order(
     A layer is at the input if it is the first to run, or is called with an input tensor itself.
     """
     order: list[str] = []
-    given = {id(x) for x in (*args, *kwargs.values()) if isinstance(x, Tensor)}
+    arguments = {id(x) for x in (*args, *kwargs.values()) if isinstance(x, Tensor)}
     inputs: set[str] = set()
 
     def watch(name: str) -> Any:
         def hook(module: nn.Module, hook_args: tuple[Any, ...], hook_kwargs: Any) -> None:
             if name not in order:
                 order.append(name)
-            if any(id(x) in given for x in (*hook_args, *hook_kwargs.values())):
+            if any(id(x) in arguments for x in (*hook_args, *hook_kwargs.values())):
                 inputs.add(name)
 
         return hook

@@ -48,7 +48,7 @@ def remembered_statistics(model: nn.Module, folded: nn.Module) -> Remembered:
     """
     folding = getattr(folded, "zaq_folding", None)
     pairs = folding.folded if isinstance(folding, Folding) else ()
-    found: Remembered = {}
+    statistics: Remembered = {}
     for layer, norm in pairs:
         place: Any = part_of(model, norm)
         mean, var = place.running_mean, place.running_var
@@ -58,14 +58,14 @@ def remembered_statistics(model: nn.Module, folded: nn.Module) -> Remembered:
         gamma, beta = getattr(place, "weight", None), getattr(place, "bias", None)
         size = torch.ones_like(var) if gamma is None else gamma.detach().to(wide).abs()
         center = torch.zeros_like(var) if beta is None else beta.detach().to(wide)
-        found[layer] = Normal(center, size * (var / (var + eps)).sqrt())
-    if not found:
+        statistics[layer] = Normal(center, size * (var / (var + eps)).sqrt())
+    if not statistics:
         raise ValueError(
             f"{type(model).__name__} has no BatchNorm behind a convolution or linear layer, so "
             "there are no statistics to work with; use a strategy that works from images, such as "
             "'pwlq'"
         )
-    return found
+    return statistics
 
 
 def rescaled(remembered: Mapping[str, Normal], factors: Mapping[str, Tensor]) -> Remembered:

@@ -42,15 +42,15 @@ def restore_layers(model: fx.GraphModule, *, inplace: bool = False) -> fx.GraphM
         TypeError: If ``model`` is no ``fx.GraphModule``.
         ValueError: If the graph has no such operator.
     """
-    given: object = model
-    if not isinstance(given, fx.GraphModule):
-        way_out = "; pass program.module()" if hasattr(given, "graph_signature") else ""
+    source: object = model
+    if not isinstance(source, fx.GraphModule):
+        way_out = "; pass program.module()" if hasattr(source, "graph_signature") else ""
         raise TypeError(
-            f"restore_layers expects an fx.GraphModule, got {type(given).__name__}{way_out}"
+            f"restore_layers expects an fx.GraphModule, got {type(source).__name__}{way_out}"
         )
     if not inplace:
         model = copy.deepcopy(model)
-    found: list[tuple[fx.Node, tuple[Any, ...], nn.Module]] = []
+    layers: list[tuple[fx.Node, tuple[Any, ...], nn.Module]] = []
     for node in model.graph.nodes:
         layer_type, options = _layer_of(node)
         if layer_type is None:
@@ -60,17 +60,17 @@ def restore_layers(model: fx.GraphModule, *, inplace: bool = False) -> fx.GraphM
             continue
         sources = tuple(str(n.target) for n in (_given(node, 1), _given(node, 2)) if n is not None)
         key = (sources, layer_type, str(options))
-        found.append((node, key, _build(layer_type, options, weight, bias)))
-    made: dict[tuple[Any, ...], str] = {}
-    for node, key, layer in found:
-        if key not in made:
-            made[key] = _install(model, key[0], layer)
+        layers.append((node, key, _build(layer_type, options, weight, bias)))
+    targets: dict[tuple[Any, ...], str] = {}
+    for node, key, layer in layers:
+        if key not in targets:
+            targets[key] = _install(model, key[0], layer)
         with model.graph.inserting_before(node):
-            call = model.graph.call_module(made[key], (node.args[0],))
+            call = model.graph.call_module(targets[key], (node.args[0],))
         call.meta = dict(node.meta)
         node.replace_all_uses_with(call)
         model.graph.erase_node(node)
-    if not found:
+    if not layers:
         raise ValueError(
             "restore_layers found no convolution or linear operator whose weight is a parameter; "
             "pass what torch.export.export(...).module() gives"

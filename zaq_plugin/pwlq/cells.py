@@ -38,21 +38,21 @@ def nearest_level(values: Tensor, levels: Tensor) -> Tensor:
     return torch.where(values - low <= high - values, low, high)
 
 
-def nearest_in_cell(values: Tensor, wanted: Tensor, levels: Tensor) -> Tensor:
+def nearest_in_cell(values: Tensor, target: Tensor, levels: Tensor) -> Tensor:
     """The value closest to each one that is rounded to the level it is wanted on.
 
     The outermost cells end at their levels.
 
     Args:
         values: (channels, elements).
-        wanted: (channels, elements) levels, as closely as their type can tell.
+        target: (channels, elements) levels, as closely as their type can tell.
         levels: (channels, L) ascending.
 
     Returns:
         (channels, elements); inside the cell by `MARGIN` of the step on each side.
     """
-    wanted = nearest_level(wanted, levels)  # which may have been rounded to another type
-    index = torch.searchsorted(levels.contiguous(), wanted.contiguous())
+    target = nearest_level(target, levels)  # which may have been rounded to another type
+    index = torch.searchsorted(levels.contiguous(), target.contiguous())
     below = levels.gather(1, (index - 1).clamp(min=0))
     above = levels.gather(1, (index + 1).clamp(max=levels.shape[1] - 1))
     middle = levels.gather(1, index)
@@ -63,31 +63,31 @@ def nearest_in_cell(values: Tensor, wanted: Tensor, levels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def float_for_levels(
-    weight: Tensor, wanted: Tensor, spec: Format, axis: int | None, edges: Tensor
+    weight: Tensor, chosen: Tensor, spec: Format, axis: int | None, edges: Tensor
 ) -> Tensor:
     """The float weight closest to a given one that is rounded to the levels wanted.
 
     Args:
         weight: Any shape.
-        wanted: Same shape; each a level of its channel.
+        chosen: Same shape; each a level of its channel.
         spec, axis, edges: As for `fake_quantize`.
 
     Returns:
         Same shape and type as the weight.
     """
-    rows, target = to_rows(weight, axis).float(), to_rows(wanted, axis).float()
+    rows, target = to_rows(weight, axis).float(), to_rows(chosen, axis).float()
     inside = from_rows(nearest_in_cell(rows, target, levels_of(edges, spec)), weight, axis)
     inside = inside.to(weight.dtype)
     # Rounding of the scale may move a level by one unit in the last place, and pieces of a float
     # grid need not meet half-way: there the level itself is taken.
-    levels = fake_quantize(wanted, spec, axis, edges=edges)
+    levels = fake_quantize(chosen, spec, axis, edges=edges)
     missed = fake_quantize(inside, spec, axis, edges=edges) != levels
     return torch.where(missed, levels, inside)
 
 
 @torch.no_grad()
 def fitting_edges(
-    wanted: Tensor,
+    chosen: Tensor,
     spec: Format,
     axis: int | None,
     edges: Tensor,
@@ -99,19 +99,19 @@ def fitting_edges(
     whichever is less wrong. See `zaq_plugin.pwlq.overflow`.
 
     Args:
-        wanted: Any shape; each a level of its channel.
+        chosen: Any shape; each a level of its channel.
         spec, axis, edges: As for `fake_quantize`; edges have a reach if the format is guarded.
         error: (channels,) how wrong weights of that shape are.
 
     Returns:
         The edges, some with a shorter or longer reach.
     """
-    kept = fake_quantize(wanted, spec, axis, edges=edges)
-    if not spec.guarded or torch.equal(kept, wanted):
+    levels = fake_quantize(chosen, spec, axis, edges=edges)
+    if not spec.guarded or torch.equal(levels, chosen):
         return edges
     plain, before = without_tops(edges, spec), tops_of(edges, spec)
-    coarser = tops_of(complete_edges(wanted, plain, spec, axis), spec)
+    coarser = tops_of(complete_edges(chosen, plain, spec, axis), spec)
     coarser = torch.minimum(coarser, before)
-    made = fake_quantize(wanted, spec, axis, edges=with_tops(plain, coarser))
-    better = error(made) < error(kept)
+    coarse = fake_quantize(chosen, spec, axis, edges=with_tops(plain, coarser))
+    better = error(coarse) < error(levels)
     return with_tops(plain, torch.where(better.to(before.device), coarser, before))

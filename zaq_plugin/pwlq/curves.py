@@ -61,8 +61,8 @@ class Shape:
         inner = np.arange(1, self.center + 1) / self.center
         outer = np.arange(1, self.tail + 1) / self.tail
         both = [np.concatenate([inner, 1 - outer]), np.concatenate([0 * inner, outer])]
-        made: Array = np.array(both, np.float32)
-        return made
+        shares: Array = np.array(both, np.float32)
+        return shares
 
     @property
     def nibbles(self) -> int:
@@ -83,20 +83,20 @@ class Shape:
     @property
     def larger(self) -> Array:
         """(nibbles, 1) float32: the larger clip of nibbles, if it is a number of its own."""
-        made = np.zeros((self.nibbles, 1), np.float32)
-        made[NIBBLES:, 0] = 1, 16
-        return made
+        factors = np.zeros((self.nibbles, 1), np.float32)
+        factors[NIBBLES:, 0] = 1, 16
+        return factors
 
     @property
     def spread(self) -> Array:
         """(4, 2^width): levels of these four; negative, zero, positive, the last one repeated."""
-        made = np.zeros((4, 2**self.width), np.float32)
+        table = np.zeros((4, 2**self.width), np.float32)
         side, (of_breakpoint, of_clip) = self.side, self.fractions
         for row, fractions in ((0, of_breakpoint), (2, of_clip)):
-            made[row, side + 1 : 2 * side + 1] = fractions
-            made[row, 2 * side + 1 :] = fractions[-1]
-            made[row + 1, :side] = -fractions[::-1]
-        return made
+            table[row, side + 1 : 2 * side + 1] = fractions
+            table[row, 2 * side + 1 :] = fractions[-1]
+            table[row + 1, :side] = -fractions[::-1]
+        return table
 
 
 def exact_levels(numbers: Array, shape: Shape) -> Array:
@@ -106,8 +106,8 @@ def exact_levels(numbers: Array, shape: Shape) -> Array:
         numbers: (channels, 4) breakpoints (+, -) and clips (+, -).
         shape: The pieces.
     """
-    made: Array = numbers.astype(np.float32) @ shape.spread
-    return made
+    levels: Array = numbers.astype(np.float32) @ shape.spread
+    return levels
 
 
 def numbers_of(nibbles: Array, shape: Shape) -> Array:
@@ -115,8 +115,8 @@ def numbers_of(nibbles: Array, shape: Shape) -> Array:
     factors, start = shape.numbers
     digits = nibbles.astype(np.float32)
     larger = digits @ shape.larger if shape.scaled else np.float32(LARGEST)
-    made: Array = np.minimum(digits @ factors + start, larger)
-    return made
+    numbers: Array = np.minimum(digits @ factors + start, larger)
+    return numbers
 
 
 SHAPES = tuple(Shape(k - 1, tail) for k in (2, 4, 8, 16) for tail in (k, k - 1))
@@ -149,8 +149,8 @@ def codes_in(rows: Array, book: Array) -> Array:
     codes = np.zeros((len(book), 256), np.uint8)
     for code in reversed(range(book.shape[1])):
         codes[np.arange(len(book)), book[:, code].astype(np.int64) + 128] = code
-    made: Array = codes[np.arange(len(book))[:, None], rows.astype(np.int64) + 128]
-    return made
+    places: Array = codes[np.arange(len(book))[:, None], rows.astype(np.int64) + 128]
+    return places
 
 
 @dataclass(frozen=True)

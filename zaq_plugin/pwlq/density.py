@@ -29,8 +29,8 @@ def density_edges(rows: Tensor, spec: Format, policy: str) -> Tensor:
     sigma = standard_deviation(rows)
     density = "gaussian" if policy.startswith("gaussian") else "laplacian"
     relative = (clip / sigma).reshape(-1)
-    found = breakpoints_for(relative, spec.breakpoints, density, policy.endswith("exact"))  # type: ignore[arg-type]
-    points = found.view(*clip.shape, spec.breakpoints) * sigma.view(1, -1, 1)
+    relative_points = breakpoints_for(relative, spec.breakpoints, density, policy.endswith("exact"))  # type: ignore[arg-type]
+    points = relative_points.view(*clip.shape, spec.breakpoints) * sigma.view(1, -1, 1)
     even = torch.arange(1, spec.breakpoints + 1, device=rows.device) / (spec.breakpoints + 1)
     # A constant or empty side has no spread to work with: cut it evenly.
     usable = torch.isfinite(points) & (points > 0)

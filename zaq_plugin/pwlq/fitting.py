@@ -36,16 +36,16 @@ def fit(used: Array, count: int) -> Curve | None:
     """
     if used[:, 0].any():
         return None
-    levels, found, size = int(used.sum(1).max(initial=0)), None, math.inf
+    levels, best, size = int(used.sum(1).max(initial=0)), None, math.inf
     below = (_tops(_sides(used)).max(0) < LARGEST).mean() > _SHARE
     for shape in (*SHAPES, *(replace(shape, scaled=True) for shape in SHAPES if below)):
         codes = len(used) * count * shape.width / 8
         if 2 * shape.side + 1 < levels or codes + len(used) * shape.nibbles / 2 >= size:
             continue
-        made = _fit(used, shape)
-        if made is not None and codes + made.bytes < size:
-            found, size = made, codes + made.bytes
-    return found
+        curve = _fit(used, shape)
+        if curve is not None and codes + curve.bytes < size:
+            best, size = curve, codes + curve.bytes
+    return best
 
 
 def _sides(used: Array) -> list[Array]:
@@ -86,9 +86,9 @@ def _patched(used: Array, nibbles: Array, shape: Shape) -> Curve | None:
     """Put levels that are used but not given where an entry is not needed."""
     book = books(nibbles, shape)
     channels = np.arange(len(used))[:, None]
-    given = np.zeros_like(used)
-    given[channels, book.astype(np.int64) + 128] = True
-    lacking = used & ~given
+    available = np.zeros_like(used)
+    available[channels, book.astype(np.int64) + 128] = True
+    lacking = used & ~available
     exceptions = []
     for channel in np.flatnonzero(lacking.any(1)):
         row = book[channel].astype(np.int64)
@@ -118,34 +118,34 @@ def _search(
     points, clips = np.zeros(len(used), np.int64), np.zeros(len(used), np.int64)
     for start in range(0, len(used), _CHUNK):
         part = slice(start, start + _CHUNK)
-        found = _search_some(used[part], tops[part], largest[part], shape, free)
-        points[part], clips[part] = found
+        pair = _search_some(used[part], tops[part], largest[part], shape, free)
+        points[part], clips[part] = pair
     return points, clips
 
 
 def _search_some(
     used: Array, tops: Array, largest: Array, shape: Shape, free: bool
 ) -> tuple[Array, Array]:
-    wanted = used[:, 1:].sum(1)
+    counts = used[:, 1:].sum(1)
     best = _Best(used, largest, shape)
     largest = largest * CLIP
     first = tops * CLIP if free else largest
     # With all levels used, the breakpoint is one of them; else it may be anywhere.
     rank = np.cumsum(used[:, 1:], 1)
-    known = ((rank < shape.center).sum(1) + 1) * BREAKPOINT
-    full = np.flatnonzero(wanted == shape.side)
-    best.improve(full, known[full], _NEAR, first[full])
+    breakpoints = ((rank < shape.center).sum(1) + 1) * BREAKPOINT
+    full = np.flatnonzero(counts == shape.side)
+    best.improve(full, breakpoints[full], _NEAR, first[full])
     everywhere = np.arange(0, LARGEST * BREAKPOINT, BREAKPOINT // 4)
     # The clip may be one that rounds to the largest level, or none of this sign reaches it.
     choices = [first + shift for shift in (0, -4, 4)] + [largest] if free else [first]
     finer = sorted(range(-CLIP // 2 + 1, CLIP // 2), key=abs) if free else [0]
     for points in (np.zeros(0, np.int64), everywhere):
         for clips in choices if len(points) else ():
-            lacking = np.flatnonzero(best.scores < wanted)
+            lacking = np.flatnonzero(best.scores < counts)
             best.improve(lacking, 0 * lacking, points, clips[lacking])
         start = best.points.copy(), best.clips.copy()
         for shift in finer:
-            lacking = np.flatnonzero(best.scores < wanted)
+            lacking = np.flatnonzero(best.scores < counts)
             near, clips = (values[lacking] for values in start)
             best.improve(lacking, near, _NEAR, clips + shift)
     return best.points, best.clips

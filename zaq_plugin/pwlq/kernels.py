@@ -118,8 +118,8 @@ def look_up(rows: Tensor, grid: Grid, edges: Tensor, spec: Format, per_interval:
         return select(lookup, place(whole, rows.float()), whole)
     out = torch.empty(rows.shape, dtype=per_interval.dtype, device=rows.device)
     for channel, element in cache_blocks(rows):
-        found = place(channel, rows[channel, element].float())
-        out[channel, element] = select(lookup, found, channel)
+        intervals = place(channel, rows[channel, element].float())
+        out[channel, element] = select(lookup, intervals, channel)
     return out
 
 

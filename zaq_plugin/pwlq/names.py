@@ -79,11 +79,11 @@ def split_name(text: str) -> tuple[str, int]:
         ValueError: no format has that name, or that width.
     """
     names = {name: facts for line in FORMATS.values() for name, facts in line.names.items()}
-    found = re.fullmatch(r"([a-z-]+)(\d)", text)
-    if found and found[1] in names and names[found[1]].low <= int(found[2]) <= names[found[1]].high:
-        return found[1], int(found[2])
-    known = [f"{name}{facts.low} to {name}{facts.high}" for name, facts in names.items()]
-    raise ValueError(f"weights must be {', '.join(known[:-1])} or {known[-1]}; got {text!r}.")
+    match = re.fullmatch(r"([a-z-]+)(\d)", text)
+    if match and match[1] in names and names[match[1]].low <= int(match[2]) <= names[match[1]].high:
+        return match[1], int(match[2])
+    ranges = [f"{name}{facts.low} to {name}{facts.high}" for name, facts in names.items()]
+    raise ValueError(f"weights must be {', '.join(ranges[:-1])} or {ranges[-1]}; got {text!r}.")
 
 
 def in_words(text: str) -> str:

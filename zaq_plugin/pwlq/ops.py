@@ -72,14 +72,14 @@ def _guarded_codes(
     rows = to_rows(codes, axis).long()
     levels = book.levels.to(torch.int8)
     before = from_rows_shape(levels.gather(1, rows), tuple(codes.shape), axis)
-    made = guarded(before, edges, spec, axis)
-    if made is before:
+    lowered = guarded(before, edges, spec, axis)
+    if lowered is before:
         return codes
-    moved = to_rows(made != before, axis)
-    wanted = to_rows(made, axis).to(book.levels).contiguous()
-    found = torch.searchsorted(book.levels, wanted).to(codes.dtype)
-    kept = torch.where(moved, found, to_rows(codes, axis))
-    return from_rows_shape(kept, tuple(codes.shape), axis).contiguous()
+    moved = to_rows(lowered != before, axis)
+    targets = to_rows(lowered, axis).to(book.levels).contiguous()
+    places = torch.searchsorted(book.levels, targets).to(codes.dtype)
+    merged = torch.where(moved, places, to_rows(codes, axis))
+    return from_rows_shape(merged, tuple(codes.shape), axis).contiguous()
 
 
 @pwlq_quantize.register_fake
@@ -124,10 +124,10 @@ def _mend(
     some = list(shape)
     if axis is not None:
         some[axis] = len(wide)
-    known = Grid(grid.values[wide], grid.thresholds[wide], grid.scale[wide], True)
-    made = from_rows_shape(levels, tuple(some), axis)
-    lower(made, edges[:, wide], spec, axis, known)
-    rows[wide] = to_rows(made, axis) * scale
+    subgrid = Grid(grid.values[wide], grid.thresholds[wide], grid.scale[wide], True)
+    integers = from_rows_shape(levels, tuple(some), axis)
+    lower(integers, edges[:, wide], spec, axis, subgrid)
+    rows[wide] = to_rows(integers, axis) * scale
 
 
 @torch.library.custom_op("zaq::pwlq_fake_quantize", mutates_args=())

@@ -106,10 +106,10 @@ def guarded(integers: Tensor, edges: Tensor, spec: Format, axis: int | None) -> 
     wide = (worst_pairs(integers, axis) > LIMIT).nonzero().squeeze(1)
     if not len(wide):
         return integers
-    made = integers.clone()
-    some = made if axis is None else made.index_select(axis, wide)
+    levels = integers.clone()
+    some = levels if axis is None else levels.index_select(axis, wide)
     lower(some, edges[:, wide], spec, axis)
-    return some if axis is None else made.index_copy_(axis, wide, some)
+    return some if axis is None else levels.index_copy_(axis, wide, some)
 
 
 def lower(
@@ -196,9 +196,9 @@ def _lowered(rows: Tensor, levels: Tensor) -> Tensor:
         rows: integers.
         levels: (C, L) ascending.
     """
-    made = torch.nn.functional.pad(rows.to(levels), (1, 1))  # all have two neighbours
-    wide = (made[:, 1:] + made[:, :-1]).abs_() > LIMIT
-    width, flat = made.shape[1], made.view(-1)
+    padded = torch.nn.functional.pad(rows.to(levels), (1, 1))  # all have two neighbours
+    wide = (padded[:, 1:] + padded[:, :-1]).abs_() > LIMIT
+    width, flat = padded.shape[1], padded.view(-1)
     channel, place = wide.nonzero(as_tuple=True)
     first = channel * width + place
     at = torch.cat([first, first + 1])
@@ -215,4 +215,4 @@ def _lowered(rows: Tensor, levels: Tensor) -> Tensor:
     index = torch.searchsorted(books, limit, right=True).squeeze(1) - positive.long()
     index = index.clamp_(0, levels.shape[1] - 1).unsqueeze(1)
     flat[at] = books.gather(1, index).squeeze(1)
-    return made[:, 1:-1]
+    return padded[:, 1:-1]

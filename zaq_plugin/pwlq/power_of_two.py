@@ -98,9 +98,9 @@ class PowerOfTwoSpec(Format):
         levels = self.signed_levels(clips.reshape(1, -1, 1)).view(*clips.shape, -1)
         coarse = mean_squared_error(moments, levels)
         starts = clips.gather(1, coarse.topk(_STARTS, dim=1, largest=False).indices)
-        found = [self._descend(rows, start) for start in starts.unbind(1)]
-        best = torch.stack([error for _, error in found]).argmin(0, keepdim=True)
-        clip = torch.stack([clip for clip, _ in found]).gather(0, best)
+        descents = [self._descend(rows, start) for start in starts.unbind(1)]
+        best = torch.stack([error for _, error in descents]).argmin(0, keepdim=True)
+        clip = torch.stack([clip for clip, _ in descents]).gather(0, best)
         return clip.unsqueeze(-1)
 
     def _descend(self, rows: Tensor, clip: Tensor) -> tuple[Tensor, Tensor]:

@@ -106,12 +106,12 @@ def _positions(value: Tensor, widths: Tensor, counts: list[int]) -> Tensor:
     """(R, Q, n + 1, M): where the nearest level of each value lies within each piece."""
     start = torch.zeros_like(widths[..., :1])
     value = value.unsqueeze(1)
-    found = []
+    positions = []
     for piece, count in enumerate(counts):
         width = widths[..., piece : piece + 1]
-        found.append(((value - start) * (count / width)).round_().clamp_(0, count) / count)
+        positions.append(((value - start) * (count / width)).round_().clamp_(0, count) / count)
         start = start + width
-    return torch.stack(found, 2)
+    return torch.stack(positions, 2)
 
 
 def _lloyd(points: Points, widths: Tensor, counts: list[int], rounds: int) -> tuple[Tensor, Tensor]:
@@ -152,14 +152,14 @@ def _take(error: Tensor, values: Tensor, count: int) -> Tensor:
     return values.gather(1, best.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
 
 
-def side_candidates(points: Points, counts: list[int], known: Tensor, wanted: int) -> Tensor:
-    """Good edges of one side by themselves, (R, wanted, n + 1).
+def side_candidates(points: Points, counts: list[int], start: Tensor, count: int) -> Tensor:
+    """Good edges of one side by themselves, (R, count, n + 1).
 
     Args:
         points: magnitudes of the side; zeros elsewhere.
         counts: steps of each piece.
-        known: (R, n + 1) edges to start from, too.
-        wanted: how many.
+        start: (R, n + 1) edges to start from, too.
+        count: how many.
     """
     breaks = _BREAKS if len(counts) < 3 else _FEWER_BREAKS
     shapes = [
@@ -167,14 +167,14 @@ def side_candidates(points: Points, counts: list[int], known: Tensor, wanted: in
         for clip in _CLIPS
         for chosen in itertools.combinations(breaks, len(counts) - 1)
     ]
-    ratios = torch.tensor(shapes, device=known.device)
+    ratios = torch.tensor(shapes, device=start.device)
     starts = points.value.amax(1).view(-1, 1, 1) * ratios
-    starts = torch.cat([known.unsqueeze(1), starts, _at_quantiles(points, len(counts) - 1)], 1)
+    starts = torch.cat([start.unsqueeze(1), starts, _at_quantiles(points, len(counts) - 1)], 1)
     widths = torch.diff(starts, dim=-1, prepend=torch.zeros_like(starts[..., :1]))
     widths, error = _lloyd(points, widths, counts, 0)
     widths = _take(error, widths, _KEPT)
     widths, error = _lloyd(points, widths, counts, _ROUNDS)
-    edges = _take(error, widths.cumsum(-1), wanted)
+    edges = _take(error, widths.cumsum(-1), count)
     return edges * (points.value.amax(1) > 0).view(-1, 1, 1)
 
 
@@ -183,15 +183,15 @@ def _at_quantiles(points: Points, breakpoints: int) -> Tensor:
     value, order = points.value.sort(1)
     share = points.share.gather(1, order) * (value > 0)
     below = share.cumsum(1) / share.sum(1, keepdim=True).clamp(min=1e-30)
-    wanted = torch.tensor([*_PARTS, *_ENDS], device=value.device).expand(len(value), -1)
-    index = torch.searchsorted(below, wanted.clamp(1e-6, 1 - 1e-6).contiguous())
-    found = value.gather(1, index.clamp(max=value.shape[1] - 1))
+    quantiles = torch.tensor([*_PARTS, *_ENDS], device=value.device).expand(len(value), -1)
+    index = torch.searchsorted(below, quantiles.clamp(1e-6, 1 - 1e-6).contiguous())
+    edges = value.gather(1, index.clamp(max=value.shape[1] - 1))
     shapes = [
         [*chosen, len(_PARTS) + end]
         for chosen in itertools.combinations(range(len(_PARTS)), breakpoints)
         for end in range(len(_ENDS))
     ]
-    return found[:, torch.tensor(shapes, device=value.device)].cummax(-1).values
+    return edges[:, torch.tensor(shapes, device=value.device)].cummax(-1).values
 
 
 def _descend(points: Points, edges: Tensor, spec: PiecewiseLinear) -> tuple[Tensor, Tensor]:
@@ -229,36 +229,36 @@ def _move(
     return trial.gather(3, index).squeeze(3), error
 
 
-def refine_edges(rows: Tensor, known: Tensor, spec: PiecewiseLinear) -> Tensor:
+def refine_edges(rows: Tensor, start: Tensor, spec: PiecewiseLinear) -> Tensor:
     """Edges of least squared error found from starts of all shapes, (sides, R, n + 1).
 
     Args:
         rows: (R, K) float32 values.
-        known: (sides, R, n + 1) edges that were found already, one more start.
+        start: (sides, R, n + 1) edges that were found already, one more start.
         spec: the format; not overlapping.
     """
     starts = _KEPT * (spec.breakpoints + 1) * 4
     block = max(1, _BLOCK_ELEMENTS // (min(rows.shape[1], POINTS) * starts))
     parts = [
-        _refine_block(points_of(rows[i : i + block]), known[:, i : i + block], spec)
+        _refine_block(points_of(rows[i : i + block]), start[:, i : i + block], spec)
         for i in range(0, rows.shape[0], block)
     ]
     return torch.cat(parts, 1)
 
 
-def _refine_block(points: Points, known: Tensor, spec: PiecewiseLinear) -> Tensor:
+def _refine_block(points: Points, start: Tensor, spec: PiecewiseLinear) -> Tensor:
     steps = list(spec.piece_steps)
     if spec.symmetry == "symmetric":
         sides = [Points(points.value.abs(), points.share)]
     else:
         signs = (1, -1)[: spec.sides]
         sides = [Points((sign * points.value).clamp(min=0), points.share) for sign in signs]
-    wanted = _SINGLE if len(sides) == 1 else _PAIRED
-    found = [side_candidates(p, steps, k, wanted) for p, k in zip(sides, known, strict=True)]
+    number = _SINGLE if len(sides) == 1 else _PAIRED
+    candidates = [side_candidates(p, steps, k, number) for p, k in zip(sides, start, strict=True)]
     if len(sides) == 1:
-        return _descend(points, found[0].unsqueeze(0), spec)[0]
-    one, other = (f.shape[1] for f in found)
-    first, second = found[0].repeat_interleave(other, 1), found[1].repeat(1, one, 1)
+        return _descend(points, candidates[0].unsqueeze(0), spec)[0]
+    one, other = (f.shape[1] for f in candidates)
+    first, second = candidates[0].repeat_interleave(other, 1), candidates[1].repeat(1, one, 1)
     best, error = _descend(points, torch.stack([first, second]), spec)
     doubled = [LONE * count for count in steps]
     for side in (0, 1):
@@ -268,7 +268,7 @@ def _refine_block(points: Points, known: Tensor, spec: PiecewiseLinear) -> Tenso
         if not len(rows):
             continue
         part = Points(sides[side].value[rows], sides[side].share[rows])
-        alone = side_candidates(part, doubled, known[side, rows], _SINGLE)
+        alone = side_candidates(part, doubled, start[side, rows], _SINGLE)
         trial = torch.zeros(2, *alone.shape, device=alone.device)
         trial[side] = alone
         whole = Points(points.value[rows], points.share[rows])

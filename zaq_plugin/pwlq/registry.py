@@ -30,8 +30,8 @@ def spec_from_json(text: str) -> Format:
 
 def _class_of(kind: str) -> type[Format]:
     module, _, name = FORMATS[kind].where.partition(":")
-    found: type[Format] = getattr(import_module(module), name)
-    return found
+    subclass: type[Format] = getattr(import_module(module), name)
+    return subclass
 
 
 def format_named(name: str) -> type[Format]:

@@ -186,10 +186,10 @@ def search_edges(rows: Tensor, spec: PiecewiseLinear, *, joint: bool) -> Tensor:
     """
 
     def search(part: Tensor) -> Tensor:
-        found = [_search_side(v, spec, joint) for v in side_values(part, spec)]
-        edges = torch.stack([side.edges for side in found])
+        sides = [_search_side(v, spec, joint) for v in side_values(part, spec)]
+        edges = torch.stack([side.edges for side in sides])
         if joint and _refinable(spec):
-            edges = _refined(part, edges, _odd(found, part.shape[1]), spec)
+            edges = _refined(part, edges, _odd(sides, part.shape[1]), spec)
         return edges
 
     return in_blocks(rows, search)
@@ -246,9 +246,9 @@ def _refined(rows: Tensor, edges: Tensor, odd: Tensor, spec: PiecewiseLinear) ->
     index = (odd & rows.any(1)).nonzero().squeeze(1)
     if not len(index):
         return edges
-    part, known = rows[index], edges[:, index]
-    trial = refine_edges(part, known, spec)
-    better = _error(part, trial, spec) < (1 - LEAST_GAIN) * _error(part, known, spec)
+    part, start = rows[index], edges[:, index]
+    trial = refine_edges(part, start, spec)
+    better = _error(part, trial, spec) < (1 - LEAST_GAIN) * _error(part, start, spec)
     edges = edges.clone()
     edges[:, index[better]] = trial[:, better]
     return edges

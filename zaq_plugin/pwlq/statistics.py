@@ -50,9 +50,9 @@ def measure(
     signal = noise = center = torch.zeros((), dtype=torch.float64, device=w.device)
     for channel, element in cache_blocks(rows):
         values = rows[channel, element].float()
-        found = select(table, code_rows[channel, element].int(), channel)
+        levels = select(table, code_rows[channel, element].int(), channel)
         signal = signal + values.square().sum().double()
-        noise = noise + found.sub_(values).square_().sum().double()
+        noise = noise + levels.sub_(values).square_().sum().double()
         if edges is not None:
             upper = edges[0, channel, :1]
             lower = -edges[-1, channel, :1]

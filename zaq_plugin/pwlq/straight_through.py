@@ -38,10 +38,10 @@ def edge_gradients(
 
     A reach has none: the grid's top is no parameter.
     """
-    kept = without_tops(edges, spec)
-    if kept.shape != edges.shape:
-        made = edge_gradients(grad, rows, quantized, kept, spec)
-        return torch.nn.functional.pad(made, (0, 1))
+    plain = without_tops(edges, spec)
+    if plain.shape != edges.shape:
+        gradient = edge_gradients(grad, rows, quantized, plain, spec)
+        return torch.nn.functional.pad(gradient, (0, 1))
     compute = torch.float64 if edges.dtype == torch.float64 else torch.float32
     grad, rows, quantized = (t.to(compute) for t in (grad, rows, quantized))
     edges = edges.detach().to(compute)

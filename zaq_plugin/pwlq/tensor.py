@@ -69,8 +69,8 @@ class PWLQTensor:
     ) -> PWLQTensor:
         """Assemble a tensor and measure it against the original w."""
         noise, fraction = measure(w, codes, codebook, scale, axis, edges if spec.has_tail else None)
-        kept = edges.float().contiguous()
-        return cls(codes, codebook, scale, axis, spec, w.dtype, noise, fraction, kept)
+        stored = edges.float().contiguous()
+        return cls(codes, codebook, scale, axis, spec, w.dtype, noise, fraction, stored)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The represented values: ``codebook[code] * scale``, computed in float32.
@@ -121,8 +121,8 @@ class PWLQTensor:
         largest one of a PWLQ grid is that is kept from overflowing. Levels that were moved
         afterwards are stored themselves, with the scales.
         """
-        kept = None if self._generated else {"codebook": self.codebook, "scale": self.scale}
-        levels = kept or _generators(self.edges, self.spec)
+        table = None if self._generated else {"codebook": self.codebook, "scale": self.scale}
+        levels = table or _generators(self.edges, self.spec)
         return packed_size(self.codes.numel(), self.stored_bits) + sum(
             t.numel() * t.element_size() for t in levels.values()
         )
@@ -147,10 +147,10 @@ def _generators(edges: Tensor | None, spec: Format) -> dict[str, Tensor]:
     assert edges is not None
     if not spec.breakpoints:  # a uniform grid is its reach
         return {"edges": edges[..., -1:]}
-    found = {"edges": without_tops(edges, spec)}
+    generators = {"edges": without_tops(edges, spec)}
     if spec.guarded:
-        found["tops"] = tops_of(edges, spec).to(torch.uint8)
-    return found
+        generators["tops"] = tops_of(edges, spec).to(torch.uint8)
+    return generators
 
 
 def save_quantized(path: str | os.PathLike[str], tensors: Mapping[str, PWLQTensor]) -> None:
@@ -214,8 +214,10 @@ def _read(file: Any, name: str, entry: dict[str, Any], idle: bool) -> PWLQTensor
             empty = lone_sides(edges, spec).flip(0).unsqueeze(-1)
             edges = torch.where(empty, torch.finfo(torch.float32).tiny, edges)
         if spec.guarded:
-            known = f"{name}.tops" in file.keys()  # noqa: SIM118
-            tops = file.get_tensor(f"{name}.tops") if known else torch.full(edges.shape[1:2], 127)
+            has_tops = f"{name}.tops" in file.keys()  # noqa: SIM118
+            tops = (
+                file.get_tensor(f"{name}.tops") if has_tops else torch.full(edges.shape[1:2], 127)
+            )
             edges = with_tops(edges, tops)
         codebook, scale = codebook_from(edges, spec)
     else:

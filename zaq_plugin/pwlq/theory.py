@@ -152,12 +152,12 @@ def breakpoints_for(m: Tensor, count: int, density: Density, exact: bool) -> Ten
     usable = torch.isfinite(m) & (m > 0)
     safe = torch.where(usable, m, torch.ones_like(m))
     if exact or count > 1:
-        found = optimal_breakpoints(safe, count, density)
+        points = optimal_breakpoints(safe, count, density)
     else:
         low, high = CLOSED_FORM_RANGE
-        found = closed_form_breakpoint(safe, density)
+        points = closed_form_breakpoint(safe, density)
         outside = (safe < low) | (safe > high)
         if bool(outside.any()):
-            found = torch.where(outside, optimal_breakpoint(safe, density), found)
-        found = found.unsqueeze(-1)
-    return torch.where(usable.unsqueeze(-1), found, torch.zeros_like(found))
+            points = torch.where(outside, optimal_breakpoint(safe, density), points)
+        points = points.unsqueeze(-1)
+    return torch.where(usable.unsqueeze(-1), points, torch.zeros_like(points))

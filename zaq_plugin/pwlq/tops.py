@@ -36,13 +36,13 @@ def solve_tops(w: Tensor, edges: Tensor, spec: Format, axis: int | None) -> Tens
     if not len(wide):
         return tops
     some = w if axis is None else w.index_select(axis, wide)
-    known, sums = edges[:, wide].contiguous(), worst[wide].float()
+    some_edges, sums = edges[:, wide].contiguous(), worst[wide].float()
     # A level is rounded, so that a sum may be smaller by one than the ratio says.
-    found = (INT8_MAX * (LIMIT + 1) / sums).ceil().clamp(max=INT8_MAX)
+    some_tops = (INT8_MAX * (LIMIT + 1) / sums).ceil().clamp(max=INT8_MAX)
     if spec.snapped:
-        found = _least_change(some, known, spec, axis, found)
-    found = _until_allowed(some, known, spec, axis, found)
-    return tops.index_copy(0, wide, found)
+        some_tops = _least_change(some, some_edges, spec, axis, some_tops)
+    some_tops = _until_allowed(some, some_edges, spec, axis, some_tops)
+    return tops.index_copy(0, wide, some_tops)
 
 
 def _until_allowed(
@@ -50,8 +50,8 @@ def _until_allowed(
 ) -> Tensor:
     """The same tops where the nearest levels overflow with none of them, else smaller ones."""
     while True:
-        made = integers_of(w, with_tops(edges, tops), spec, axis)
-        sums = worst_pairs(made, axis).float()
+        integers = integers_of(w, with_tops(edges, tops), spec, axis)
+        sums = worst_pairs(integers, axis).float()
         wide = sums > LIMIT
         if not bool(wide.any()):
             return tops
@@ -76,7 +76,7 @@ def _least_change(
     number = torch.bincount(flat, minlength=size).view(channels, count).double()
     total = torch.bincount(flat, rows.reshape(-1).double(), size).view(channels, count)
     first, second = _wide_pairs(from_rows(flat.view_as(codes), w, axis), book.levels, axis)
-    found = torch.full_like(finest, float(HALF))
+    choice = torch.full_like(finest, float(HALF))
     tried = torch.arange(max(1, int((1 - _LOWEST) * float(finest.max()))), device=w.device)
     ideal = spec.signed_levels(edges).sort(dim=1).values.unsqueeze(1)
     clip = largest_magnitudes(edges, spec)
@@ -96,8 +96,8 @@ def _least_change(
         change += ((n * values).sum(2) - s.sum(2)).square()
         best = change.masked_fill(~allowed, torch.inf).argmin(1, keepdim=True)
         chosen = torch.where(allowed.gather(1, best), tops.gather(1, best), float(HALF))
-        found[part] = chosen.squeeze(1)
-    return found
+        choice[part] = chosen.squeeze(1)
+    return choice
 
 
 def _wide_pairs(flat: Tensor, levels: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:

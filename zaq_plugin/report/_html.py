@@ -143,13 +143,15 @@ def _inline_svg(svg: str, prefix: str) -> str:
     svg = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg)
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', svg))
 
-    def name(found: re.Match[str]) -> str:
-        return f' id="{prefix}{found[1]}"' if found[1] in used else ""
+    def name(match: re.Match[str]) -> str:
+        return f' id="{prefix}{match[1]}"' if match[1] in used else ""
 
     svg = re.sub(r'\s+id="([^"]+)"', name, svg)
     svg = re.sub(r"url\(#", f"url(#{prefix}", svg)
     svg = re.sub(r'(xlink:)?href="#', f'href="#{prefix}', svg)
-    svg = re.sub("|".join(_THEME), lambda found: f"var({_THEME[found[0]]},{found[0]})", svg)
+    svg = re.sub(
+        "|".join(_THEME), lambda variable: f"var({_THEME[variable[0]]},{variable[0]})", svg
+    )
     return svg.replace("<svg ", '<svg preserveAspectRatio="xMidYMid meet" ', 1)
 
 

@@ -75,13 +75,13 @@ def loads_object(text: str, what: str) -> dict[str, Any]:
     return data
 
 
-def check_keys(data: Mapping[str, Any], known: Iterable[str], what: str) -> None:
+def check_keys(data: Mapping[str, Any], allowed: Iterable[str], what: str) -> None:
     """Refuses keys that nobody would read.
 
     Raises:
         ValueError: names the unknown keys and the known ones.
     """
-    names = list(known)
+    names = list(allowed)
     unknown = sorted(set(data) - set(names))
     if unknown:
         raise ValueError(

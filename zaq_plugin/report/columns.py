@@ -92,9 +92,9 @@ def fp32_top1(row: ResultRow, rows: Sequence[ResultRow]) -> float | None:
 
     What its protocol says under ``fp32_top1``, else that of the table's only float row.
     """
-    told = row.protocol.get("fp32_top1")
-    if told is not None:
-        return float(told)
+    accuracy = row.protocol.get("fp32_top1")
+    if accuracy is not None:
+        return float(accuracy)
     baselines = [r.top1 for r in rows if r.is_float and r.top1 is not None]
     return baselines[0] if len(baselines) == 1 else None
 
@@ -233,9 +233,9 @@ def audit_columns(records: Sequence[LayerRecord]) -> list[Column]:
     for title, keys, cells, numeric in optional:
         if any(k is not None for k in keys):
             columns.append(Column(title, title.replace(" (", "\n("), cells, keys, numeric))
-    told = [format_or_reason(r) for r in records]
+    texts = [format_or_reason(r) for r in records]
     title = "Format, or why not quantized" if any(not r.quantized for r in records) else "Format"
-    return [*columns, Column(title, title, told, list(told), numeric=False)]
+    return [*columns, Column(title, title, texts, list(texts), numeric=False)]
 
 
 def format_or_reason(record: LayerRecord) -> str:

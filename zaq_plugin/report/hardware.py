@@ -145,7 +145,7 @@ def workload(model: nn.Module, example_inputs: Sequence[Any]) -> list[LayerWork]
     Raises:
         ValueError: no such layer was called.
     """
-    found: list[LayerWork] = []
+    work: list[LayerWork] = []
 
     def record(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def hook(layer: nn.Module, _: tuple[Any, ...], output: Any) -> None:
@@ -154,7 +154,7 @@ def workload(model: nn.Module, example_inputs: Sequence[Any]) -> list[LayerWork]
                 return
             channels = weight.shape[0]
             reduction, positions = weight[0].numel(), output.numel() // channels
-            found.append(LayerWork(name, groups, reduction, channels // groups, positions))
+            work.append(LayerWork(name, groups, reduction, channels // groups, positions))
 
         return hook
 
@@ -171,12 +171,12 @@ def workload(model: nn.Module, example_inputs: Sequence[Any]) -> list[LayerWork]
         model.train(training)
         for handle in handles:
             handle.remove()
-    if not found:
+    if not work:
         raise ValueError(
             f"{type(model).__name__}: no convolution or linear layer was called; the hardware "
             "model knows no other work."
         )
-    return found
+    return work
 
 
 def estimate(
@@ -256,8 +256,8 @@ def fit(work: Sequence[LayerWork], start: Accelerator = PAPER) -> Accelerator:
         total = 0.0
         for bandwidth in (8, 16):
             machine = dataclasses.replace(start, clock=clock, bandwidth=bandwidth * 1e9)
-            told = PUBLISHED[f"speed-up at {bandwidth} GB/s"]["uniform 4"]
-            total += (speed_up(work, narrow, machine) / told - 1) ** 2
+            published = PUBLISHED[f"speed-up at {bandwidth} GB/s"]["uniform 4"]
+            total += (speed_up(work, narrow, machine) / published - 1) ** 2
         return total
 
     clock = _least(speed_error, 1e8, 1e10)
@@ -285,11 +285,11 @@ def predictions(
 ) -> dict[str, tuple[float, float]]:
     """(published, predicted) of each ratio of the paper's PWLQ row, which nothing was fitted to."""
     spec = PWLQSpec(bits=4)
-    found = {
+    ratios = {
         f"speed-up at {b} GB/s": speed_up(
             work, spec, dataclasses.replace(machine, bandwidth=b * 1e9)
         )
         for b in (8, 16)
     }
-    found["energy"] = energy_ratio(work, spec, machine)
-    return {name: (PUBLISHED[name]["PWLQ 4"], value) for name, value in found.items()}
+    ratios["energy"] = energy_ratio(work, spec, machine)
+    return {name: (PUBLISHED[name]["PWLQ 4"], value) for name, value in ratios.items()}

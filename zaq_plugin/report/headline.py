@@ -65,25 +65,25 @@ def headlines(manifest: Manifest, row: int | None = None) -> list[Headline]:
         size = f"{col.size(baseline.size_bytes)} of weights" if baseline.size_bytes else ""
         out.append(Headline(f"{baseline.method} top-1", f"{baseline.top1:.2f} %", size))
     if place is not None:
-        told = rows[place]
-        widths = f"W{col.bits(told.weight_mac_bits)}A{col.bits(told.activation_mac_bits)}"
+        entry = rows[place]
+        widths = f"W{col.bits(entry.weight_mac_bits)}A{col.bits(entry.activation_mac_bits)}"
         out.append(
             Headline(
-                f"{told.method}, {widths}",
-                f"{col.number(told.top1, 2)} %",
+                f"{entry.method}, {widths}",
+                f"{col.number(entry.top1, 2)} %",
                 "top-1 at "
-                f"{col.bit_pair(told.weight_mac_bits, told.weight_stored_bits)} weight bits "
+                f"{col.bit_pair(entry.weight_mac_bits, entry.weight_stored_bits)} weight bits "
                 "(MAC / stored)",
             )
         )
-        if told.size_bytes and baseline is not None and baseline.size_bytes:
-            ratio = baseline.size_bytes / told.size_bytes
+        if entry.size_bytes and baseline is not None and baseline.size_bytes:
+            ratio = baseline.size_bytes / entry.size_bytes
             change = f"{ratio:.1f} × smaller" if ratio >= 1 else f"{1 / ratio:.1f} × larger"
             note = f"{change}, levels and scales counted"
-            out.append(Headline("Size of its weights", col.size(told.size_bytes), note))
-        if told.agreement is not None:
+            out.append(Headline("Size of its weights", col.size(entry.size_bytes), note))
+        if entry.agreement is not None:
             note = "of images get the same top class"
-            out.append(Headline("Agreement with FP32", f"{told.agreement:.2f} %", note))
+            out.append(Headline("Agreement with FP32", f"{entry.agreement:.2f} %", note))
     if len(manifest.layers):
         done, left = len(manifest.layers.quantized), len(manifest.layers.skipped)
         note = f"{left} left alone, each with its reason" if left else "none left out"

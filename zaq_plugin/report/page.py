@@ -174,20 +174,20 @@ def _audit(audit: Audit, caption: str) -> str:
         caption=caption,
     )
     if shared:
-        told = "; ".join(f"{title.lower()}: {value}" for title, value in shared.items())
-        body += f'<div class="notes"><p>All quantized layers: {esc(told)}.</p></div>'
+        summary = "; ".join(f"{title.lower()}: {value}" for title, value in shared.items())
+        body += f'<div class="notes"><p>All quantized layers: {esc(summary)}.</p></div>'
     return body
 
 
 def _shared(audit: Audit) -> dict[str, str]:
     """Columns that say the same in every quantized layer: told once instead."""
-    found = {}
+    shared = {}
     if len(audit.quantized) > 2:
         for title, name in (("Input", "activation"), ("Kernel", "kernel")):
             values = {getattr(r, name) for r in audit.quantized}
             if len(values) == 1 and None not in values:
-                found[title] = str(values.pop())
-    return found
+                shared[title] = str(values.pop())
+    return shared
 
 
 def _stages(manifest: Manifest) -> str:
@@ -216,8 +216,8 @@ def _stages(manifest: Manifest) -> str:
 def _facts(manifest: Manifest) -> str:
     blocks = []
     if manifest.protocol:
-        told = {label(k): _brief(v) for k, v in manifest.protocol.items()}
-        blocks.append(("Protocol", pairs(told)))
+        protocol = {label(k): _brief(v) for k, v in manifest.protocol.items()}
+        blocks.append(("Protocol", pairs(protocol)))
     if manifest.seeds:
         blocks.append(("Seeds", pairs(manifest.seeds)))
     if manifest.specs:

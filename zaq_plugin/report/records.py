@@ -236,10 +236,10 @@ class Audit:
 _told_by: list[Callable[[Audit], str]] = []
 
 
-def tells_audits(told: Callable[[Audit], str]) -> Callable[[Audit], str]:
+def tells_audits(text: Callable[[Audit], str]) -> Callable[[Audit], str]:
     """Decorator of the function that makes the text of ``str(audit)``."""
-    _told_by.append(told)
-    return told
+    _told_by.append(text)
+    return text
 
 
 @dataclass(frozen=True)

@@ -74,16 +74,16 @@ def render_zoo_page(
 
 
 def _lead(entries: Sequence[ModelEntry], done: Sequence[ModelEntry]) -> str:
-    told = f"{len(done)} of {len(entries)} models quantized without data"
+    text = f"{len(done)} of {len(entries)} models quantized without data"
     widths = {(e.row["mac_bits"], e.row["stored_bits"], e.row.get("activation_bits")) for e in done}
     if len(widths) == 1:
         mac, stored, activations = widths.pop()
-        told += (
+        text += (
             f", weights of {col.bits(mac)} MAC bits and {col.bits(stored)} stored bits, "
             f"{col.bits(activations)}-bit activations"
         )
     left = len(entries) - len(done)
-    return told + (f"; {left} left out, each with its reason." if left else ".")
+    return text + (f"; {left} left out, each with its reason." if left else ".")
 
 
 def _cards(entries: Sequence[ModelEntry], done: Sequence[ModelEntry]) -> str:
@@ -97,11 +97,11 @@ def _cards(entries: Sequence[ModelEntry], done: Sequence[ModelEntry]) -> str:
         whole = sum(e.row["float_bytes"] for e in done)
         note = f"{whole / small:.1f} × smaller than float, levels and float rests counted"
         cards.append(("Size together", col.size(small), note))
-        told = _value(done)[1]
+        label = _value(done)[1]
         values = [v for e in done if (v := _value([e])[2][0]) is not None]
         if values:
             median = f"{statistics.median(values):.2f} %"
-            cards.append((f"Median {told}", median, f"over {len(values)} models"))
+            cards.append((f"Median {label}", median, f"over {len(values)} models"))
         layers = sum(e.row["layers"] for e in done)
         graded = sum(e.row["quantized"] for e in done)
         cards.append(("Layers quantized", f"{graded:,} of {layers:,}", "in the models done"))
@@ -120,8 +120,8 @@ def _value(done: Sequence[ModelEntry]) -> tuple[str, str, list[float | None]]:
     """What the chart shows of each model: accuracy if any has it, else agreement."""
     if any(e.row.get("top1") is not None for e in done):
         return "top-1 (%)", "top-1", [e.row.get("top1") for e in done]
-    told = "agreement with the float model (%)"
-    return told, "agreement", [e.row.get("agreement") for e in done]
+    label = "agreement with the float model (%)"
+    return label, "agreement", [e.row.get("agreement") for e in done]
 
 
 def _chart(done: Sequence[ModelEntry]) -> str:
@@ -170,7 +170,7 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[col.Column]:
     def numbers(title: str, values: list[float | None], places: int) -> col.Column:
         return col.Column(title, title, [col.number(v, places) for v in values], list(values))
 
-    told = [r.get("measured", {}) for r in rows]
+    measured = [r.get("measured", {}) for r in rows]
     sizes: list[int | None] = [r.get("size_bytes") for r in rows]
     pairs = [(r.get("mac_bits"), r.get("stored_bits")) for r in rows]
     widths = col.Column(
@@ -187,7 +187,7 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[col.Column]:
         [b for _, b in counts],
     )
     ratios = [r["float_bytes"] / r["size_bytes"] if r.get("size_bytes") else None for r in rows]
-    found = [
+    columns = [
         texts("Model", [r["key"] for r in rows]),
         texts("Status", [r["status"] for r in rows]),
         texts("Host", [r.get("host") for r in rows]),
@@ -198,10 +198,10 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[col.Column]:
         numbers("× smaller", ratios, 1),
     ]
     if any(r.get("top1") is not None for r in rows):
-        found.append(numbers("Float top-1 (%)", [r.get("float_top1") for r in rows], 2))
-        found.append(numbers("Top-1 (%)", [r.get("top1") for r in rows], 2))
-        found.append(numbers("Agreement (%)", [r.get("eval_agreement") for r in rows], 2))
-    found += [
+        columns.append(numbers("Float top-1 (%)", [r.get("float_top1") for r in rows], 2))
+        columns.append(numbers("Top-1 (%)", [r.get("top1") for r in rows], 2))
+        columns.append(numbers("Agreement (%)", [r.get("eval_agreement") for r in rows], 2))
+    columns += [
         numbers("Agreement, synthetic (%)", [r.get("agreement") for r in rows], 1),
         col.Column(
             "Divergence (nats)",
@@ -209,11 +209,11 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[col.Column]:
             [col.EMPTY if r.get("divergence") is None else f"{r['divergence']:.2g}" for r in rows],
             [r.get("divergence") for r in rows],
         ),
-        numbers("Time (s)", [t.get("seconds") for t in told], 0),
+        numbers("Time (s)", [t.get("seconds") for t in measured], 0),
     ]
     if any(r["status"] != DONE for r in rows):
-        found.append(texts("Why not", [r.get("reason") or "" for r in rows]))
-    return found
+        columns.append(texts("Why not", [r.get("reason") or "" for r in rows]))
+    return columns
 
 
 def _notes(done: Sequence[ModelEntry]) -> str:

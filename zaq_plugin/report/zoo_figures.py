@@ -114,8 +114,8 @@ def size_scatter(dots: Sequence[Dot], what: str) -> str:
     named = len(dots) <= 14
     for dot in dots:
         x, y = frame.x(dot.x), frame.y(dot.y)
-        told = f"{dot.name}: {dot.y:.2f} %, {_megabytes(dot.x)}"
-        body += f'<a href="#{esc(dot.link)}" class="dot"><title>{esc(told)}</title>'
+        text = f"{dot.name}: {dot.y:.2f} %, {_megabytes(dot.x)}"
+        body += f'<a href="#{esc(dot.link)}" class="dot"><title>{esc(text)}</title>'
         if dot.base is not None:
             base = frame.y(dot.base)
             body += f'<path d="M{x} {base}V{y}" stroke="{_MUTED}" stroke-dasharray="2 2"/>'
@@ -238,13 +238,13 @@ def _ticks(low: float, high: float) -> list[float]:
 def _log_ticks(low: float, high: float) -> list[float]:
     """1, 2 and 5 times powers of ten within a range; finer steps where those are too few."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    found: list[float] = []
+    ticks: list[float] = []
     for steps in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), tuple(range(10, 100))):
-        found = [m * 10.0 ** (p - (len(steps) > 9)) for p in powers for m in steps]
-        found = [v for v in found if low <= v <= high]
-        if len(found) >= 3:
+        ticks = [m * 10.0 ** (p - (len(steps) > 9)) for p in powers for m in steps]
+        ticks = [v for v in ticks if low <= v <= high]
+        if len(ticks) >= 3:
             break
-    return found[:: max(1, -(-len(found) // 9))]
+    return ticks[:: max(1, -(-len(ticks) // 9))]
 
 
 def _megabytes(value: float) -> str:

@@ -24,31 +24,31 @@ def files_table(rows: Sequence[Mapping[str, Any]]) -> str:
             what the same tool's float file and stock int8 have (``float_bytes``, ``stock_ms``,
             ...), and how the file agrees with the float model; what is missing is left out.
     """
-    told = [{"model": row["key"], **file} for row in rows for file in row.get("files", ())]
-    if not told:
+    files = [{"model": row["key"], **file} for row in rows for file in row.get("files", ())]
+    if not files:
         return ""
-    found = [_texts("Model", "model", told), _texts("File", "file", told)]
+    columns = [_texts("Model", "model", files), _texts("File", "file", files)]
     for prefix, word in _PEERS:
         for name, key in (("kB", f"{prefix}bytes"), ("kB zipped", f"{prefix}zipped_bytes")):
-            sizes: list[int | None] = [file.get(key) for file in told]
+            sizes: list[int | None] = [file.get(key) for file in files]
             if any(sizes):
                 title = f"{word}{name}".strip()
-                found.append(col.Column(title, title, col.kilobytes(sizes), list(sizes)))
-        found += _numbers(f"{word}latency (ms)".strip().capitalize(), f"{prefix}ms", 2, told)
+                columns.append(col.Column(title, title, col.kilobytes(sizes), list(sizes)))
+        columns += _numbers(f"{word}latency (ms)".strip().capitalize(), f"{prefix}ms", 2, files)
     for title, key, places in _ANSWERS:
-        found += _numbers(title, key, places, told)
-    return "<h2>Files</h2>" + table(found, caption="Exported files", kind="results")
+        columns += _numbers(title, key, places, files)
+    return "<h2>Files</h2>" + table(columns, caption="Exported files", kind="results")
 
 
-def _texts(title: str, key: str, told: Sequence[Mapping[str, Any]]) -> col.Column:
-    values = [str(file[key]) for file in told]
+def _texts(title: str, key: str, files: Sequence[Mapping[str, Any]]) -> col.Column:
+    values = [str(file[key]) for file in files]
     return col.Column(title, title, values, list(values), numeric=False)
 
 
 def _numbers(
-    title: str, key: str, places: int, told: Sequence[Mapping[str, Any]]
+    title: str, key: str, places: int, files: Sequence[Mapping[str, Any]]
 ) -> list[col.Column]:
-    values: list[float | None] = [file.get(key) for file in told]
+    values: list[float | None] = [file.get(key) for file in files]
     if all(value is None for value in values):
         return []
     return [col.Column(title, title, [col.number(v, places) for v in values], list(values))]

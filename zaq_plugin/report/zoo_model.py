@@ -108,11 +108,11 @@ def figure(title: str, body: str, caption: str = "", kind: str = "") -> str:
 
 
 def _figures(details: Mapping[str, Any], pictures: bytes, row: Mapping[str, Any]) -> list[str]:
-    found = []
+    figures = []
     sensitivities: Sequence[Mapping[str, Any]] = details.get("sensitivities") or []
     if sensitivities:
         bars = sensitivity_bars([(s["layer"], s["divergence"]) for s in sensitivities])
-        found.append(
+        figures.append(
             figure(
                 "Which layers mind",
                 bars,
@@ -122,7 +122,7 @@ def _figures(details: Mapping[str, Any], pictures: bytes, row: Mapping[str, Any]
         )
     if details.get("frontier"):
         points = [(p["stored_bits"], p["divergence"], p["chosen"]) for p in details["frontier"]]
-        found.append(
+        figures.append(
             figure(
                 "Widths by budget",
                 frontier_line(points),
@@ -130,7 +130,7 @@ def _figures(details: Mapping[str, Any], pictures: bytes, row: Mapping[str, Any]
                 "budget chose.",
             )
         )
-    found += [
+    figures += [
         figure(
             f"{one['layer']}, channel {one['channel']}",
             level_stems(one["levels"], one["counts"], one["spec"]),
@@ -138,23 +138,23 @@ def _figures(details: Mapping[str, Any], pictures: bytes, row: Mapping[str, Any]
         )
         for one in details.get("levels") or []
     ]
-    found += _training(details.get("curve") or [])
+    figures += _training(details.get("curve") or [])
     if pictures:
         data = base64.b64encode(pictures).decode()
         picture = f'<img alt="synthetic images" src="data:image/png;base64,{data}">'
         what = str(row.get("calibration", "synthetic images"))
-        found.append(
+        figures.append(
             figure("Images nobody took", picture, f"{what[:1].upper()}{what[1:]}.", "pictures")
         )
-    return found
+    return figures
 
 
 def _training(curve: Sequence[Mapping[str, float]]) -> list[str]:
     """Divergence and λ over the steps of zero-shot fine-tuning."""
     steps, terms, layers = split_curve(curve)
-    found = []
+    figures = []
     if "divergence" in terms:
-        found.append(
+        figures.append(
             figure(
                 "Zero-shot fine-tuning",
                 step_lines(steps, {"divergence": terms["divergence"]}, "divergence (nats)"),
@@ -163,7 +163,7 @@ def _training(curve: Sequence[Mapping[str, float]]) -> list[str]:
             )
         )
     if layers:
-        found.append(
+        figures.append(
             figure(
                 "Where student and teacher differ",
                 step_lines(steps, layers, "λ"),
@@ -171,25 +171,25 @@ def _training(curve: Sequence[Mapping[str, float]]) -> list[str]:
                 "furthest apart.",
             )
         )
-    return found
+    return figures
 
 
 def _facts(row: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
     measured = row.get("measured") or {}
-    told: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     if row.get("input"):
-        told["images"] = row["input"]
-        told["batch"] = row.get("batch")
+        facts["images"] = row["input"]
+        facts["batch"] = row.get("batch")
     if row.get("batch_halved_from"):
-        told["batch"] = f"{row.get('batch')}, halved from {row['batch_halved_from']}"
+        facts["batch"] = f"{row.get('batch')}, halved from {row['batch_halved_from']}"
     if measured.get("seconds") is not None:
-        told["time"] = col.seconds_text(measured["seconds"])
+        facts["time"] = col.seconds_text(measured["seconds"])
     if measured.get("peak_bytes"):
-        told["peak memory"] = col.size(measured["peak_bytes"])
-    told["attempts"] = measured.get("attempts", 1)
+        facts["peak memory"] = col.size(measured["peak_bytes"])
+    facts["attempts"] = measured.get("attempts", 1)
     if row.get("exported"):
-        told["exported"] = f"{row['exported']['file']}, {col.size(row['exported']['bytes'])}"
-    blocks = f"<div><h3>Run</h3>{pairs(told)}</div>"
+        facts["exported"] = f"{row['exported']['file']}, {col.size(row['exported']['bytes'])}"
+    blocks = f"<div><h3>Run</h3>{pairs(facts)}</div>"
     if manifest.get("versions"):
         blocks += f"<div><h3>Versions</h3>{pairs(manifest['versions'])}</div>"
     out = f'<h3 class="part">Facts</h3><div class="facts">{blocks}</div>'

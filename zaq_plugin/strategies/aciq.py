@@ -33,10 +33,10 @@ class AllocatedWeights(Stage):
     def finish(self, work: Work) -> None:
         """Give every channel its width."""
         for layer in student_of(work.student).layers().values():
-            found, weight = layer.quantizer, layer.weight
-            if found.ch_axis is None or found.spec != work.spec:
+            quantizer, weight = layer.quantizer, layer.weight
+            if quantizer.ch_axis is None or quantizer.spec != work.spec:
                 continue  # a layer with a grid of its own, such as the first or the last
-            rows = to_rows(weight, found.ch_axis)
+            rows = to_rows(weight, quantizer.ch_axis)
             low, high = work.spec.stored_range
             widths = allocate_bits(
                 rows.amax(1).clamp(min=0) - rows.amin(1).clamp(max=0),
@@ -44,8 +44,10 @@ class AllocatedWeights(Stage):
                 low,
                 high,
             )
-            made = AllocatedFakeQuantize(work.spec, found.ch_axis, weight, widths, match=True)
-            install(layer, made)
+            replacement = AllocatedFakeQuantize(
+                work.spec, quantizer.ch_axis, weight, widths, match=True
+            )
+            install(layer, replacement)
 
 
 class AnalyticActivations(ObservedActivations):

@@ -55,12 +55,12 @@ def compose(what: str | Strategy | Sequence[str | Strategy | Stage]) -> Strategy
     slots: dict[str, list[Stage]] = {slot: [] for slot in SLOTS}
     for part in parts:
         for stage in part.stages if isinstance(part, Strategy) else (part,):
-            held = slots[stage.slot]
+            stages = slots[stage.slot]
             if stage.slot in SINGLE:
-                if not held or not isinstance(part, Strategy) or part.component:
-                    held[:] = [stage]
-            elif stage not in held and all(stage.name != other.name for other in held):
-                held.append(stage)
+                if not stages or not isinstance(part, Strategy) or part.component:
+                    stages[:] = [stage]
+            elif stage not in stages and all(stage.name != other.name for other in stages):
+                stages.append(stage)
     for slot in ("weights", "activations"):
         if not slots[slot]:
             names = "+".join(p.name for p in parts)
@@ -73,7 +73,9 @@ def compose(what: str | Strategy | Sequence[str | Strategy | Stage]) -> Strategy
     named = [p for p in parts if isinstance(p, Strategy)]
     methods = [p for p in named if not p.component]
     images = [s for s in slots["images"] if isinstance(s, ImageStage)]
-    told = any(p.component and any(isinstance(s, ImageStage) for s in p.stages) for p in named)
+    own_images = any(
+        p.component and any(isinstance(s, ImageStage) for s in p.stages) for p in named
+    )
     return Strategy(
         name="+".join(p.name for p in parts),
         title=", ".join(p.title if isinstance(p, Strategy) else p.name for p in parts),
@@ -81,7 +83,7 @@ def compose(what: str | Strategy | Sequence[str | Strategy | Stage]) -> Strategy
         data=images[0].data if images else "none",
         trains=any(p.trains for p in named),
         stages=tuple(stage for slot in SLOTS for stage in slots[slot]),
-        takes_images=all(p.takes_images for p in methods) and not told,
+        takes_images=all(p.takes_images for p in methods) and not own_images,
         levels="pwlq" if any(p.levels == "pwlq" for p in methods) else "uniform",
     )
 
@@ -121,13 +123,13 @@ def apply(
         with work.timed(stage.name):
             stage.finish(work)
     to_evaluation(work.student)
-    found = _audited(work).require_any()
+    report = _audited(work).require_any()
     return Applied(
         model=work.student,
         strategy=chosen.name,
         seconds=time.perf_counter() - start,
         notes=work.notes,
-        layers=list(found.records),
+        layers=list(report.records),
         data=work.data,
         levels=work.levels,
         images=work.images_made if work.data == "synthetic" else None,
@@ -167,12 +169,12 @@ def _prepared(work: Work) -> nn.Module:
         elif own != usual:
             layers[plan.name] = own
     assignment = replace(_wanted(work), weights=work.spec, layers=layers, observer=work.observer)
-    made = work.host.prepare(work.folded, request.example_inputs, assignment)
-    if request.check and made.fixed_batch is None:
-        require_float_function(made.model, work.folded, request.example_inputs)
-    work.fixed_batch = made.fixed_batch
-    work.notes += made.notes
-    return made.model
+    prepared = work.host.prepare(work.folded, request.example_inputs, assignment)
+    if request.check and prepared.fixed_batch is None:
+        require_float_function(prepared.model, work.folded, request.example_inputs)
+    work.fixed_batch = prepared.fixed_batch
+    work.notes += prepared.notes
+    return prepared.model
 
 
 def _wanted(work: Work) -> Assignment:
@@ -189,9 +191,9 @@ def _wanted(work: Work) -> Assignment:
 def _audited(work: Work) -> Audit:
     """The audit, with the noise of each weight measured against the float model's."""
     if work.host is SIMULATION:
-        found = audit(work.student, reference=work.folded)
-        work.student.zaq_audit = found  # type: ignore[assignment]
-        return found
+        report = audit(work.student, reference=work.folded)
+        work.student.zaq_audit = report  # type: ignore[assignment]
+        return report
     layers, weights = student_of(work.student).layers(), FloatWeights(work.teacher)
     records = []
     for record in work.host.audit(work.student).records:

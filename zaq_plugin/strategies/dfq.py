@@ -42,22 +42,22 @@ class Equalise(Stage):
 
     def prepare(self, work: Work) -> None:
         """Rescale ``work.folded``, which may become a graph."""
-        kept = getattr(work.folded, "zaq_folding", None)
+        folding = getattr(work.folded, "zaq_folding", None)
         done = equalise(work.folded, work.request.example_inputs, replace_relu6=self.replace_relu6)
-        done.model.zaq_folding = kept  # type: ignore[assignment]
-        told = f"{len(done.pairs)} pairs of layers equalised"
+        done.model.zaq_folding = folding  # type: ignore[assignment]
+        note = f"{len(done.pairs)} pairs of layers equalised"
         try:
             remembered = rescaled(remembered_statistics(work.model, done.model), done.factors)
         except ValueError:
             remembered = {}
         if remembered and self.absorb:
             absorb_bias(done, remembered)
-            told += f", biases of {len(done.absorbed)} absorbed"
+            note += f", biases of {len(done.absorbed)} absorbed"
         if self.replace_relu6:
-            told += ", ReLU6 replaced by ReLU"
+            note += ", ReLU6 replaced by ReLU"
         work.facts[STATISTICS] = remembered
         work.folded = done.model
-        work.notes.append(told)
+        work.notes.append(note)
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ class BatchNormRanges(Stage):
         """Set every range."""
         if work.request.activation_bits is None:
             return
-        known = moments_of(work, self.sigmas)
+        inputs = moments_of(work, self.sigmas)
         layers = student_of(work.student).layers()
         own = {n: getattr(x.plain, "input_fake_quant", None) for n, x in layers.items()}
-        unknown = [n for n in layers if known.get(n) is None]
+        unknown = [n for n in layers if inputs.get(n) is None]
         if all(watcher is None for watcher in own.values()):
             work.calibrate()
             work.notes.append(
@@ -96,7 +96,7 @@ class BatchNormRanges(Stage):
                 f"not reach {', '.join(unknown[:3])}"
             )
         for name, watcher in own.items():
-            moments = known.get(name)
+            moments = inputs.get(name)
             if moments is not None and watcher is not None:
                 _set_range(watcher, moments)
         work.calibrated = True
@@ -143,8 +143,8 @@ def moments_of(work: Work, sigmas: float = 6.0) -> dict[str, Moments | None]:
             image_range=(black.to(work.device), white.to(work.device)),
             sigmas=sigmas,
         )
-    found: dict[str, Moments | None] = work.facts[key]
-    return found
+    moments: dict[str, Moments | None] = work.facts[key]
+    return moments
 
 
 def _on(normal: Normal, device: torch.device) -> Normal:

@@ -98,8 +98,8 @@ class Game:
     @torch.no_grad()
     def sample(self, count: int) -> Tensor:
         """(count, C, H, W) images."""
-        made = [self.draw()[0] for _ in range(-(-count // self.batch))]
-        return torch.cat(made)[:count]
+        batches = [self.draw()[0] for _ in range(-(-count // self.batch))]
+        return torch.cat(batches)[:count]
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,8 @@ class Conditional(ImageStage):
             ValueError: If the model is no classifier, or has no BatchNorm.
         """
         if GAME in work.facts:
-            found: Game = work.facts[GAME]
-            return found
+            stored: Game = work.facts[GAME]
+            return stored
         request = work.request
         classes = classes_of(work)
         if classes is None:

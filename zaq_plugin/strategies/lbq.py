@@ -49,9 +49,11 @@ class SecondTensor(LeastSquaresWeights):
         numel = {name: layer.weight.numel() for name, layer in layers.items()}
         chosen = self._worst(errors, numel)
         for name in chosen:
-            found = layers[name].quantizer
-            made = ResidualFakeQuantize(found.spec, found.ch_axis, layers[name].weight)
-            install(layers[name], made)
+            quantizer = layers[name].quantizer
+            replacement = ResidualFakeQuantize(
+                quantizer.spec, quantizer.ch_axis, layers[name].weight
+            )
+            install(layers[name], replacement)
         share = sum(numel[name] for name in chosen) / sum(numel.values())
         work.notes.append(
             f"{len(chosen)} of {len(layers)} layers have two tensors, {100 * share:.1f} % of the "

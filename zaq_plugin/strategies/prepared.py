@@ -142,8 +142,8 @@ def quantize_prepared(
 
 def _image_stage(chosen: Strategy) -> ImageStage:
     """Where the method's images come from."""
-    found = next((s for s in chosen.stages if isinstance(s, ImageStage)), None)
-    return Distilled() if found is None or found.data == "real" else found
+    stage = next((s for s in chosen.stages if isinstance(s, ImageStage)), None)
+    return Distilled() if stage is None or stage.data == "real" else stage
 
 
 def _images(prepared: nn.Module, batches: Iterable[Any]) -> Tensor:

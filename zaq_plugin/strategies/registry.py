@@ -88,10 +88,10 @@ def find(name: str) -> Strategy:
     Raises:
         ValueError: If there is none; the text names what may have been meant.
     """
-    known = {**STRATEGIES, **PARTS}
-    if name in known:
-        return known[name]
-    near = difflib.get_close_matches(name, known, n=1)
+    strategies = {**STRATEGIES, **PARTS}
+    if name in strategies:
+        return strategies[name]
+    near = difflib.get_close_matches(name, strategies, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(
         f"no strategy {name!r}.{hint} Known are {', '.join(STRATEGIES)}; a composition such as "

@@ -190,8 +190,8 @@ class Work:
     def calibrate(self) -> None:
         """Ranges from the images; outputs get room where the images are made."""
         images = self.batches()
-        made = self.source is not None and self.source.data == "synthetic"
-        calibrate(self.student, images, output_margin=OUTPUT_MARGIN if made else 1)
+        synthetic = self.source is not None and self.source.data == "synthetic"
+        calibrate(self.student, images, output_margin=OUTPUT_MARGIN if synthetic else 1)
         self.calibrated = True
 
     def batches(self) -> Iterator[Tensor]:

@@ -67,24 +67,24 @@ class ParetoWeights(MinMaxWeights):
         bits = work.request.weight_bits
         low, high = work.spec.stored_range
         widths = [b for b in range(bits - self.reach, bits + self.reach + 1) if low <= b <= high]
-        found = kl_sensitivity(
+        sensitivities = kl_sensitivity(
             work.folded,
             {b: work.spec.with_stored_bits(b) for b in widths},
             work.images[:IMAGES],
             adapter=work.request.adapter,
         )
-        chosen = allocate_widths(found, bits)
+        chosen = allocate_widths(sensitivities, bits)
         request, names = work.request, list(chosen)
         for name, width in chosen.items():
             if request.first_last is not None and name in (names[0], names[-1]):
                 continue
             own = request.activation_bits
-            if name in found.inputs and own is not None and request.input_bits is not None:
+            if name in sensitivities.inputs and own is not None and request.input_bits is not None:
                 own = request.input_bits
             work.overrides[name] = (work.spec.with_stored_bits(width), own)
         counts = {b: sum(w == b for w in chosen.values()) for b in widths}
-        told = ", ".join(f"{n} at {b}" for b, n in counts.items() if n)
-        work.notes.append(f"stored bits by sensitivity: layers {told}")
+        text = ", ".join(f"{n} at {b}" for b, n in counts.items() if n)
+        work.notes.append(f"stored bits by sensitivity: layers {text}")
 
 
 ZEROQ = Strategy(

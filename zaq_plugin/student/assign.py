@@ -86,14 +86,14 @@ class Overrides:
     """
 
     def __init__(self, mapping: Mapping[Any, Override] | None, default: Activations) -> None:
-        given: object = {} if mapping is None else mapping
-        if not isinstance(given, Mapping):
+        table: object = {} if mapping is None else mapping
+        if not isinstance(table, Mapping):
             raise TypeError(
                 "overrides must be a mapping such as {'layer1.*': PWLQSpec(bits=3), 'fc': None}; "
-                f"got {given!r}."
+                f"got {table!r}."
             )
         checked: dict[Key, Choice] = {}
-        for key, value in given.items():
+        for key, value in table.items():
             where = f"overrides[{label(key)}]"
             checked[check_key(key)] = check_value(value, default, where, key)
         self._texts = [key for key in checked if isinstance(key, str)]
@@ -134,8 +134,10 @@ class Overrides:
         Raises:
             ValueError: a key that nothing matches.
         """
-        known = {**(others or {}), **layers}
-        idle = [key for key in self.choices if not any(fits(key, *item) for item in known.items())]
+        modules = {**(others or {}), **layers}
+        idle = [
+            key for key in self.choices if not any(fits(key, *item) for item in modules.items())
+        ]
         if idle:
             raise unmatched("overrides", idle, layers)
 
@@ -167,18 +169,18 @@ def label(key: object) -> str:
 
 def module_classes(model: nn.Module) -> dict[str, tuple[type, ...]]:
     """The classes of every module of a model, by name: its own, then those around it."""
-    found: dict[str, tuple[type, ...]] = {}
+    classes: dict[str, tuple[type, ...]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        around = found[name.rpartition(".")[0]] if name else ()
-        found[name] = (own_class(module), *around)
-    return found
+        around = classes[name.rpartition(".")[0]] if name else ()
+        classes[name] = (own_class(module), *around)
+    return classes
 
 
-def classes_at(name: str, known: Mapping[str, Classes]) -> Classes:
+def classes_at(name: str, classes: Mapping[str, Classes]) -> Classes:
     """The classes at a name, which may be a parameter's: then those around it."""
-    while name and name not in known:
+    while name and name not in classes:
         name = name.rpartition(".")[0]
-    return known.get(name, ())
+    return classes.get(name, ())
 
 
 # ---- checks --------------------------------------------------------------------------------------
@@ -260,11 +262,11 @@ def _suggestion(key: Key, layers: Mapping[str, Classes]) -> str:
     if isinstance(key, str):
         parts = [name.split(".") for name in layers]
         candidates = [".".join(p[:n]) for p in parts for n in range(1, len(p) + 1)]
-        wanted, sign = key, "'"
+        text, sign = key, "'"
     else:
         candidates = [cls.__name__ for classes in layers.values() for cls in classes]
-        wanted, sign = key.__name__, ""
-    close = difflib.get_close_matches(wanted, dict.fromkeys(candidates), n=1, cutoff=0.7)
+        text, sign = key.__name__, ""
+    close = difflib.get_close_matches(text, dict.fromkeys(candidates), n=1, cutoff=0.7)
     return f" (did you mean {sign}{close[0]}{sign}?)" if close else ""
 
 

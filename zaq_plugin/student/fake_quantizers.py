@@ -55,13 +55,13 @@ def is_weight_quantizer(module: nn.Module) -> bool:
 
 def fake_quantizers(model: nn.Module) -> list[Slot]:
     """Every fake-quantizer, in the order of the module tree, each once."""
-    found = []
+    slots = []
     for name, module in model.named_modules():
         if not is_fake_quantizer(module):
             continue
         head, _, last = name.rpartition(".")
-        found.append(Slot(name, model.get_submodule(head), last, module))
-    return found
+        slots.append(Slot(name, model.get_submodule(head), last, module))
+    return slots
 
 
 def is_uniform(module: Any) -> bool:
@@ -107,12 +107,12 @@ def set_switches(
     """Turn all observers or all fake quantization of a model on or off; None leaves them."""
     for slot in fake_quantizers(model):
         module = slot.module
-        for wanted, on, off in (
+        for switch, on, off in (
             (observe, "enable_observer", "disable_observer"),
             (quantize, "enable_fake_quant", "disable_fake_quant"),
         ):
-            if wanted is not None:
-                getattr(module, on if wanted else off)()
+            if switch is not None:
+                getattr(module, on if switch else off)()
 
 
 def has_range(module: Any) -> bool:

@@ -61,8 +61,8 @@ def keep_inputs(model: nn.Module, call: Call | None) -> None:
 
 def inputs_at_hand(model: nn.Module) -> Call | None:
     """The batch that calibration left with a model."""
-    held = _home(model).get(KEY) if hasattr(model, "__dict__") else None
-    return held.value if isinstance(held, Held) else None
+    holder = _home(model).get(KEY) if hasattr(model, "__dict__") else None
+    return holder.value if isinstance(holder, Held) else None
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ class Difference:
 
 @torch.no_grad()
 def difference(
-    given: Side,
-    made: Side,
+    source: Side,
+    target: Side,
     call: Call,
     least_db: float,
     noise_db: Callable[[], float] | None = None,
@@ -106,26 +106,26 @@ def difference(
     """Where two sides differ, or None if they do not.
 
     Args:
-        given: The side that is right.
-        made: What was made of it.
+        source: The side that is right.
+        target: What was made of it.
         call: What both are run on.
         least_db: Signal-to-noise ratio that is demanded of the outputs.
-        noise_db: How far the given side itself is from the float model; nothing is demanded that
+        noise_db: How far the source itself is from the float model; nothing is demanded that
             is more than `NOISE_MARGIN_DB` worse. Asked only where the ratio falls short.
 
     Raises:
         ValueError: If what was made cannot be run.
     """
-    expected = given.run(fresh(call))
+    expected = source.run(fresh(call))
     try:
-        found = made.run(fresh(call))
+        output = target.run(fresh(call))
     except Exception as error:
         raise ValueError(
-            f"{made.name} cannot be run on the batch at hand, which {given.name} takes: "
+            f"{target.name} cannot be run on the batch at hand, which {source.name} takes: "
             f"{type(error).__name__}: {error}. Leave the layers that the host cannot convert out "
             "by overrides (None); check=False goes on all the same"
         ) from error
-    ratio = sqnr(expected, found)
+    ratio = sqnr(expected, output)
     if ratio >= least_db or math.isnan(ratio):
         return None
     if noise_db is not None:
@@ -133,15 +133,15 @@ def difference(
         if ratio >= least_db:
             return None
     local_db = max(least_db, PLACE_DB)
-    place = first_difference(given.passes(fresh(call)), made.passes(fresh(call)), local_db)
+    place = first_difference(source.passes(fresh(call)), target.passes(fresh(call)), local_db)
     return Difference(ratio, least_db, place)
 
 
-def refusal(given: Side, made: Side, found: Difference, advice: str) -> ValueError:
+def refusal(source: Side, target: Side, gap: Difference, advice: str) -> ValueError:
     """The error for a difference, to be raised."""
     return ValueError(
-        f"{made.name} does not compute what {given.name} computes: on the batch at hand the "
-        f"outputs have {found.ratio:.1f} dB ({found.wanted:.0f} are demanded), and {found.place}. "
+        f"{target.name} does not compute what {source.name} computes: on the batch at hand the "
+        f"outputs have {gap.ratio:.1f} dB ({gap.wanted:.0f} are demanded), and {gap.place}. "
         f"{advice}; check=False goes on all the same"
     )
 

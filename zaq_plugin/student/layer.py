@@ -207,11 +207,11 @@ def bare_layer(
         for key, value in layer.__dict__.items()
         if key not in ("forward", "_call_impl")  # a host's, bound to the layer itself
     }
-    kept = {k: v for k, v in layer._parameters.items() if k not in ("weight", "bias")}
+    parameters = {k: v for k, v in layer._parameters.items() if k not in ("weight", "bias")}
     bare._parameters = {
         "weight": nn.Parameter(weight, requires_grad=False),
         "bias": None if bias is None else nn.Parameter(bias, requires_grad=False),
-        **kept,
+        **parameters,
     }
     bare._buffers = dict(layer._buffers)
     ours = ("parametrizations", "input_fake_quant", "weight_fake_quant")

@@ -32,7 +32,7 @@ class LiveBytes(TorchDispatchMode):
 
     def now(self) -> int:
         """Bytes at this moment; tensors that share their memory count once."""
-        held = [(ref, x) for ref in self._made if (x := ref()) is not None]
-        self._made = [ref for ref, _ in held]
-        storages = {s.data_ptr(): s.nbytes() for s in (x.untyped_storage() for _, x in held)}
+        alive = [(ref, x) for ref in self._made if (x := ref()) is not None]
+        self._made = [ref for ref, _ in alive]
+        storages = {s.data_ptr(): s.nbytes() for s in (x.untyped_storage() for _, x in alive)}
         return sum(storages.values())

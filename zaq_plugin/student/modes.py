@@ -49,14 +49,14 @@ def check_graph_mode(model: nn.Module) -> None:
 
 
 def _training_nodes(model: nn.Module) -> list[tuple[fx.Node, int]]:
-    found = []
+    nodes = []
     if isinstance(model, fx.GraphModule):
         for node in model.graph.nodes:
             name = str(node.target)
             for operator, position in (("aten.batch_norm", 5), ("aten.dropout", 2)):
                 if operator in name and len(node.args) > position and node.args[position] is True:
-                    found.append((node, position))
-    return found
+                    nodes.append((node, position))
+    return nodes
 
 
 def float_copy(model: nn.Module) -> nn.Module:

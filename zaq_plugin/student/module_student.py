@@ -125,12 +125,12 @@ class ModuleStudent(Student):
 
     def layers(self) -> dict[str, QuantLayer]:
         """Layers that carry their fake-quantizer, in the order of the module tree."""
-        found: dict[str, QuantLayer] = {}
+        layers: dict[str, QuantLayer] = {}
         for name, module in self.model.named_modules():
             layer = module_layer(name, module)
             if layer is not None:
-                found[name] = layer
-        return found
+                layers[name] = layer
+        return layers
 
     def called_module(self, layer: QuantLayer) -> nn.Module | None:
         """The module whose call is the layer's."""

@@ -102,35 +102,35 @@ class Place:
 
 
 def first_difference(
-    right: Passes, found: Passes, least_db: float, *, outputs: bool = True
+    right: Passes, passes: Passes, least_db: float, *, outputs: bool = True
 ) -> Place:
     """Compare layer by layer, in the order of the model that is right.
 
     Args:
         right: What its layers are given and make.
-        found: The same of the other model.
+        passes: The same of the other model.
         least_db: Signal-to-noise ratio that is demanded.
         outputs: Compare what layers make, too, and not only what they are given.
     """
     before: str | None = None
     for name, (x, y) in right.items():
-        if name not in found:
+        if name not in passes:
             continue
-        given, made = (  # a linear layer's rows may be in one axis there
+        other_x, other_y = (  # a linear layer's rows may be in one axis there
             b.reshape(a.shape) if a.numel() == b.numel() else b
-            for a, b in zip((x, y), found[name], strict=True)
+            for a, b in zip((x, y), passes[name], strict=True)
         )
-        if sqnr(x, given) < least_db:
+        if sqnr(x, other_x) < least_db:
             return Place(name, False, before)
-        if outputs and sqnr(y, made) < least_db:
+        if outputs and sqnr(y, other_y) < least_db:
             return Place(name, True, before)
         before = name
     return Place(None, False, before)
 
 
-def sqnr(expected: Any, found: Any) -> float:
+def sqnr(expected: Any, outputs: Any) -> float:
     """The lowest signal-to-noise ratio of all floating-point outputs in dB; infinity if equal."""
-    pairs = list(zip(tensors(expected), tensors(found), strict=False))
+    pairs = list(zip(tensors(expected), tensors(outputs), strict=False))
     worst = math.inf
     for a, b in pairs:
         if a.shape != b.shape:

@@ -39,22 +39,22 @@ def module_passes(
         call: One batch.
         unseen: A context for what is done in hooks.
     """
-    found: Passes = {}
-    with _watched(layers, found, unseen):
+    passes: Passes = {}
+    with _watched(layers, passes, unseen):
         model(*call[0], **call[1])
-    return found
+    return passes
 
 
 @contextmanager
-def _watched(layers: Mapping[str, nn.Module], found: Passes, unseen: Any) -> Iterator[None]:
+def _watched(layers: Mapping[str, nn.Module], passes: Passes, unseen: Any) -> Iterator[None]:
     handles = []
     for name, module in layers.items():
 
         def keep(_: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
             with unseen():
-                given, made = [*tensors(args), *tensors(kwargs)], tensors(output)
-                if given and made:
-                    found.setdefault(name, (given[0].clone(), made[0].clone()))
+                inputs, outputs = [*tensors(args), *tensors(kwargs)], tensors(output)
+                if inputs and outputs:
+                    passes.setdefault(name, (inputs[0].clone(), outputs[0].clone()))
 
         handles.append(module.register_forward_hook(keep, with_kwargs=True))
     try:
@@ -87,7 +87,7 @@ def graph_passes(
     interpreter = _Interpreter(model, layers, ends or {})
     args, kwargs = call
     interpreter.run(*torch.utils._pytree.tree_leaves([args, kwargs]), enable_io_processing=False)
-    return interpreter.found
+    return interpreter.passes
 
 
 class _Interpreter(fx.Interpreter):
@@ -100,16 +100,16 @@ class _Interpreter(fx.Interpreter):
         super().__init__(model)
         self.layers = {ends.get(node, node): name for node, name in layers.items()}
         self.begins = {ends.get(node, node): node for node in layers}
-        self.given: dict[fx.Node, list[Tensor]] = {}
-        self.found: Passes = {}
+        self.inputs: dict[fx.Node, list[Tensor]] = {}
+        self.passes: Passes = {}
 
     def run_node(self, n: fx.Node) -> Any:
         """As torch.fx, which calls it for every node."""
         if n in self.begins.values() and isinstance(n.args[0], fx.Node):
-            self.given[n] = [x.clone() for x in tensors(self.env[n.args[0]])[:1]]
-        made = super().run_node(n)
+            self.inputs[n] = [x.clone() for x in tensors(self.env[n.args[0]])[:1]]
+        output = super().run_node(n)
         if n in self.layers:
-            given, out = self.given.get(self.begins[n]), tensors(made)
-            if given and out:
-                self.found.setdefault(self.layers[n], (given[0], out[0].clone()))
-        return made
+            inputs, out = self.inputs.get(self.begins[n]), tensors(output)
+            if inputs and out:
+                self.passes.setdefault(self.layers[n], (inputs[0], out[0].clone()))
+        return output

@@ -164,12 +164,12 @@ def reached_layers(model: nn.Module, example: Tensor) -> list[QuantLayer]:
     finally:
         for handle in handles:
             handle.remove()
-    found = []
+    quant_layers = []
     for layer in layers.values():
         if id(layer.quantizer) in seen:
             layer.notice(seen[id(layer.quantizer)])
-            found.append(layer)
-    return found
+            quant_layers.append(layer)
+    return quant_layers
 
 
 class FloatWeights:
@@ -182,7 +182,7 @@ class FloatWeights:
 
     def __init__(self, reference: nn.Module | None) -> None:
         self.reference = reference
-        prepared = reference is not None and any(known(reference) for known, _ in _KINDS)
+        prepared = reference is not None and any(fits(reference) for fits, _ in _KINDS)
         self._layers = student_of(reference).layers() if prepared and reference else None
 
     def of(self, layer: QuantLayer) -> Tensor:

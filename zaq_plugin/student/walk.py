@@ -124,8 +124,8 @@ def _counts_samples(layer: QuantLayer, x: Tensor, call: Call) -> bool:
         return False
     if isinstance(layer.plain, nn.Linear):
         return len(x) > 1 or count <= 1
-    given = next((v.dim() for v in (*call[0], *call[1].values()) if isinstance(v, Tensor)), 0)
-    if x.dim() != layer.weight.dim() or (count == 1 and given < x.dim()):
+    dims = next((v.dim() for v in (*call[0], *call[1].values()) if isinstance(v, Tensor)), 0)
+    if x.dim() != layer.weight.dim() or (count == 1 and dims < x.dim()):
         return False
     return count == 0 or len(x) % count == 0
 
@@ -138,8 +138,8 @@ def _parts(calls: Sequence[Call], census: _Census, memory: int, interleaves: boo
     (images,), _ = together[0]
     if not interleaves:
         return together if 2 * len(images) * census.bytes <= memory else list(calls)
-    given = max(map(samples, calls))
-    size = max(1, min(MERGED, max(given, memory // (8 * census.bytes))))
+    largest = max(map(samples, calls))
+    size = max(1, min(MERGED, max(largest, memory // (8 * census.bytes))))
     return [((part,), {}) for part in images.split(size)]
 
 
@@ -148,8 +148,8 @@ def _room(calls: Sequence[Call], census: _Census, memory: int, interleaves: bool
     if not interleaves:
         return int(len(calls) == 1 and max(census.calls.values(), default=1) == 1)
     sizes = [max(1, samples(call)) * census.bytes for call in calls]
-    left, found = memory - max(sizes), 0
+    left, count = memory - max(sizes), 0
     for size in sizes[:SIDE_BY_SIDE]:
         left -= size
-        found += left >= 0
-    return found
+        count += left >= 0
+    return count

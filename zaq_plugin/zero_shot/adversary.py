@@ -264,14 +264,14 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
             parameter.grad /= size
 
 
-def _last_map_hook(model: nn.Module, found: list[Tensor]) -> Callable[[], None]:
+def _last_map_hook(model: nn.Module, maps: list[Tensor]) -> Callable[[], None]:
     """Keep the last feature map of the next forward pass: the last one with positions."""
     handles = []
 
     def keep(_: nn.Module, args: Any, output: object) -> None:
         positions = isinstance(output, Tensor) and output.dim() >= 3 and output[0, 0].numel() > 1
         if positions and isinstance(output, Tensor) and output.is_floating_point():
-            found[:] = [output]
+            maps[:] = [output]
 
     for name, module in model.named_modules():
         weight = is_weight_quantizer(module) or isinstance(module, ParametrizationList)

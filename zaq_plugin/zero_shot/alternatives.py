@@ -48,13 +48,13 @@ def weigh(student: nn.Module, judge: Judge, states: Mapping[str, State]) -> None
         judge: Has looked at the student as it stands.
         states: From `states_of`.
     """
-    kept = copied_state(student)
+    best = copied_state(student)
     for name, state in states.items():
         student.load_state_dict(state)
         # Neither has the better claim: with few images, doubt would always favour the first.
         if judge.look(student, name, certainty=0.0).accepted:
-            kept = state
-    student.load_state_dict(kept)
+            best = state
+    student.load_state_dict(best)
 
 
 def _filled(state: State, student: nn.Module) -> State:

@@ -182,11 +182,11 @@ _State = list[tuple[Tensor, Tensor]]
 
 
 def _snapshot(weights: list[QuantLayer], activations: list[Slot]) -> tuple[_State, list[Tensor]]:
-    kept = [
+    state = [
         (s.parameter.detach().clone(), s.quantizer.activation_post_process.edges.clone())
         for s in weights
     ]
-    return kept, [grid_of(s).detach().clone() for s in activations]
+    return state, [grid_of(s).detach().clone() for s in activations]
 
 
 @torch.no_grad()

@@ -36,12 +36,12 @@ class Blocks(list[Block]):
 
     def note(self) -> str:
         """What is left to error feedback or to the nearest levels, and why; empty if nothing is."""
-        told = [
+        parts = [
             f"{name.partition('.parametrizations.')[0]} ({reason})"
             for name, reason in self.uncovered.items()
         ]
-        rest = f" and {len(told) - 4} more" if told[4:] else ""
-        return ", ".join(told[:4]) + rest
+        rest = f" and {len(parts) - 4} more" if parts[4:] else ""
+        return ", ".join(parts[:4]) + rest
 
 
 def find_blocks(
@@ -75,15 +75,15 @@ def find_blocks(
     else:
         view = student_of(student)
         blocks, reasons = _module_blocks(view, teacher, layers, example, largest)
-    found = Blocks(blocks, tied | reasons)
+    parts = Blocks(blocks, tied | reasons)
     if not blocks:
         raise ValueError(
-            f"no block with one tensor in and one out holds {found.note()}; such a layer cannot be "
+            f"no block with one tensor in and one out holds {parts.note()}; such a layer cannot be "
             "reconstructed by itself, and there is no other. Train without "
             "(ZeroShotConfig(reconstruct=False)), or use a strategy that does not reconstruct, "
             "such as 'gptq' or 'pwlq'."
         )
-    return found
+    return parts
 
 
 def uncovered_weights(
@@ -191,14 +191,14 @@ def _why_in_none(place: str, traces: Mapping[str, _Trace]) -> str:
 @torch.no_grad()
 def _with_chains(blocks: list[Block], example: Tensor) -> list[Block]:
     """Mark the blocks whose input is what the block before them gave, bit for bit."""
-    found: list[Block] = []
+    marked: list[Block] = []
     before: Tensor | None = None
     for block in blocks:
         x = block.teacher_input(example)
         chained = before is not None and before.shape == x.shape and torch.equal(before, x)
-        found.append(replace(block, chained=chained))
+        marked.append(replace(block, chained=chained))
         before = block.teacher(x.clone())
-    return found
+    return marked
 
 
 def _trace(model: nn.Module, example: Tensor) -> dict[str, _Trace]:
@@ -235,10 +235,10 @@ def _input_of(model: nn.Module, name: str) -> Call:
     module = model.get_submodule(name)
 
     def run(images: Tensor) -> Tensor:
-        found: list[Tensor] = []
+        inputs: list[Tensor] = []
 
         def stop(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            found.append(args[0])
+            inputs.append(args[0])
             raise _Reached
 
         # Before the module's own hooks, which may quantize the input.
@@ -249,6 +249,6 @@ def _input_of(model: nn.Module, name: str) -> Call:
             pass
         finally:
             handle.remove()
-        return found[0]
+        return inputs[0]
 
     return run

@@ -52,7 +52,7 @@ def insert_probes(model: nn.Module) -> int:
     """
     if not isinstance(model, fx.GraphModule):
         return 0
-    found = 0
+    count = 0
     for node in list(model.graph.nodes):
         if node.op != "call_function" or "batch_norm" not in str(node.target):
             continue
@@ -65,15 +65,15 @@ def insert_probes(model: nn.Module) -> int:
         source = node.args[0] if node.args else node.kwargs["input"]
         if mean is None or var is None or not isinstance(source, fx.Node):
             continue
-        name = f"zaq_bn_probe_{found}"
+        name = f"zaq_bn_probe_{count}"
         model.add_submodule(name, BatchNormProbe(mean, var))
         with model.graph.inserting_before(node):
             probe = model.graph.call_module(name, (source,))
         node.replace_input_with(source, probe)
-        found += 1
-    if found:
+        count += 1
+    if count:
         model.recompile()
-    return found
+    return count
 
 
 def _attribute(model: nn.Module, path: str) -> Tensor:

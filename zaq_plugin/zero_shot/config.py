@@ -158,10 +158,12 @@ def _as_part(name: str, value: Any) -> Part:
     if value is None:
         return kind()
     if isinstance(value, Mapping):
-        known = kind().__dict__
-        wrong = [key for key in value if key not in known]
+        settings = kind().__dict__
+        wrong = [key for key in value if key not in settings]
         if wrong:
-            raise ValueError(f"{name} has no setting {wrong[0]!r}; known are {', '.join(known)}.")
+            raise ValueError(
+                f"{name} has no setting {wrong[0]!r}; known are {', '.join(settings)}."
+            )
         return kind(**value)
     if not isinstance(value, kind):
         raise TypeError(
@@ -176,10 +178,10 @@ def _hint(name: str) -> str:
 
 
 def _refuse_unknown(values: Mapping[str, Any]) -> None:
-    known = [*_OWN, *FLAT]
-    unknown = sorted(set(values) - set(known))
+    names = [*_OWN, *FLAT]
+    unknown = sorted(set(values) - set(names))
     if unknown:
         raise ValueError(
             f"ZeroShotConfig has no setting {', '.join(map(repr, unknown))}.{_hint(unknown[0])} "
-            f"Known are {', '.join(known)}."
+            f"Known are {', '.join(names)}."
         )

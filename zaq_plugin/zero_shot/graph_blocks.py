@@ -27,9 +27,9 @@ def graph_blocks(
         names: Names of the weight fake-quantizers.
     """
     nodes = list(student.graph.nodes)
-    held = {node: _held(student, node, names) for node in nodes}
-    cuts = _cuts(student, held)
-    stretches = [(a, b, _stretch_weights(a, b, held)) for a, b in itertools.pairwise(cuts)]
+    weights_at = {node: _held(student, node, names) for node in nodes}
+    cuts = _cuts(student, weights_at)
+    stretches = [(a, b, _stretch_weights(a, b, weights_at)) for a, b in itertools.pairwise(cuts)]
     uses = Counter(name for _, _, inside in stretches for name in inside)
     reasons = {name: f"it is used in {uses[name]} places" for name in names if uses[name] > 1}
     reasons |= {
@@ -52,12 +52,12 @@ def graph_blocks(
         elif inside or quantizer or not bounds:
             bounds.append((first, last, inside))
         else:
-            start, _, kept = bounds.pop()
-            bounds.append((start, last, kept))
+            start, _, members = bounds.pop()
+            bounds.append((start, last, members))
     if len(bounds) > 1 and not bounds[-1][2]:
         _, last, _ = bounds.pop()
-        start, _, kept = bounds.pop()
-        bounds.append((start, last, kept))
+        start, _, members = bounds.pop()
+        bounds.append((start, last, members))
     return _blocks(student, teacher, [b for b in bounds if b[2]]), reasons
 
 
@@ -124,7 +124,7 @@ def _data_nodes(model: fx.GraphModule) -> list[fx.Node]:
     return [n for n in model.graph.nodes if n in dependent and n.op != "output"]
 
 
-def _cuts(model: fx.GraphModule, held: dict[fx.Node, list[str]]) -> list[fx.Node]:
+def _cuts(model: fx.GraphModule, weights_at: dict[fx.Node, list[str]]) -> list[fx.Node]:
     """Nodes that everything later depends on alone, from the input to the last single tensor."""
     data = _data_nodes(model)
     position = {node: i for i, node in enumerate(data)}
@@ -147,13 +147,15 @@ def _gives_tensor(node: fx.Node) -> bool:
     return isinstance(value, Tensor) or hasattr(value, "shape")
 
 
-def _stretch_weights(first: fx.Node, last: fx.Node, held: dict[fx.Node, list[str]]) -> list[str]:
-    found: list[str] = []
+def _stretch_weights(
+    first: fx.Node, last: fx.Node, weights_at: dict[fx.Node, list[str]]
+) -> list[str]:
+    weights: list[str] = []
     for node in _between(first, last):
-        for name in held.get(node, []):
-            if name not in found:
-                found.append(name)
-    return found
+        for name in weights_at.get(node, []):
+            if name not in weights:
+                weights.append(name)
+    return weights
 
 
 def _between(first: fx.Node, last: fx.Node) -> list[fx.Node]:

@@ -64,10 +64,10 @@ class LearnedActivation(nn.Module):
             return self._with_some_kept(x, drop_mask(x, self.drop, self.rng))
         return self.quantized(x)
 
-    def _with_some_kept(self, x: Tensor, kept: Tensor | None) -> Tensor:
+    def _with_some_kept(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """x on its grid but where it is kept."""
         out = self.quantized(x)
-        return out if kept is None else torch.where(kept, x, out)
+        return out if mask is None else torch.where(mask, x, out)
 
 
 def learned_activation(
@@ -87,22 +87,22 @@ class _LearnedStepQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, step: Tensor, low: Tensor, high: Tensor, kept: Tensor | None
+        ctx: Any, x: Tensor, step: Tensor, low: Tensor, high: Tensor, mask: Tensor | None
     ) -> Tensor:
         scaled = x / step
         level = torch.round(scaled).clamp_(low, high)
-        ctx.save_for_backward(scaled, level, low, high, kept)
+        ctx.save_for_backward(scaled, level, low, high, mask)
         out = level * step
-        return out if kept is None else torch.where(kept, x, out)
+        return out if mask is None else torch.where(mask, x, out)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        scaled, level, low, high, kept = ctx.saved_tensors
+        scaled, level, low, high, mask = ctx.saved_tensors
         inside = (scaled >= low).logical_and_(scaled <= high)
         pull = torch.addcmul(level, scaled, inside, value=-1).mul_(grad)
-        if kept is not None:
-            pull.masked_fill_(kept, 0)
-            inside.logical_or_(kept)
+        if mask is not None:
+            pull.masked_fill_(mask, 0)
+            inside.logical_or_(mask)
         return grad * inside, pull.sum().reshape(1), None, None, None
 
 
@@ -133,10 +133,10 @@ class LearnedStep(LearnedActivation):
         """x on its grid."""
         return self._with_some_kept(x, None)
 
-    def _with_some_kept(self, x: Tensor, kept: Tensor | None) -> Tensor:
+    def _with_some_kept(self, x: Tensor, mask: Tensor | None) -> Tensor:
         step = self.step.abs().clamp(min=self.smallest)
         low, high = self.low - self.zero_point, self.high - self.zero_point
-        out: Tensor = _LearnedStepQuantize.apply(x, step, low, high, kept)
+        out: Tensor = _LearnedStepQuantize.apply(x, step, low, high, mask)
         return out
 
     def rate(self, lr: float) -> float:

@@ -68,21 +68,21 @@ class Learner:
 
     def _groups(self) -> list[dict[str, Any]]:
         training = self.config.training
-        known = {id(layer.parameter): layer for layer in self.weights}
+        layers = {id(layer.parameter): layer for layer in self.weights}
         stand_ins = {id(p) for _, module in self._pairs for p in module.parameters()}
         own = [
             p
             for p in self.student.parameters()
-            if p.requires_grad and id(p) not in known and id(p) not in stand_ins
+            if p.requires_grad and id(p) not in layers and id(p) not in stand_ins
         ]
-        gaps = [self._gap(layer) if training.relative_lr else 1.0 for layer in known.values()]
+        gaps = [self._gap(layer) if training.relative_lr else 1.0 for layer in layers.values()]
         groups: list[dict[str, Any]] = [
             {
                 "params": [layer.parameter],
                 "lr": training.lr * gap,
                 "weight_decay": training.weight_decay,
             }
-            for layer, gap in zip(known.values(), gaps, strict=True)
+            for layer, gap in zip(layers.values(), gaps, strict=True)
         ]
         mean_gap = sum(gaps) / len(gaps)
         groups.append({"params": own, "lr": training.lr * mean_gap * training.bias_lr})
@@ -132,7 +132,7 @@ class Learner:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """The moving average in the place of the learned values."""
-        kept = [p.detach().clone() for p in self.trained]
+        learned = [p.detach().clone() for p in self.trained]
         with torch.no_grad():
             for parameter, mean in zip(self.trained, self.average, strict=True):
                 parameter.copy_(mean)
@@ -140,7 +140,7 @@ class Learner:
             yield
         finally:
             with torch.no_grad():
-                for parameter, value in zip(self.trained, kept, strict=True):
+                for parameter, value in zip(self.trained, learned, strict=True):
                     parameter.copy_(value)
 
     # ---- steps ---------------------------------------------------------------------------------

@@ -17,29 +17,29 @@ def all_outputs(output: object) -> list[Tensor]:
     Raises:
         TypeError: if there is none.
     """
-    found: list[Tensor] = []
-    _collect(output, found)
-    if not found:
+    tensors: list[Tensor] = []
+    _collect(output, tensors)
+    if not tensors:
         raise TypeError(
             f"the model's output ({type(output).__name__}) holds no floating-point tensor; give an "
             "output adapter (output) -> list of tensors."
         )
-    return found
+    return tensors
 
 
-def _collect(value: object, found: list[Tensor]) -> None:
+def _collect(value: object, tensors: list[Tensor]) -> None:
     if isinstance(value, Tensor):
         if value.is_floating_point():
-            found.append(value)
+            tensors.append(value)
     elif isinstance(value, Mapping):
         for part in value.values():
-            _collect(part, found)
+            _collect(part, tensors)
     elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
         for part in value:
-            _collect(part, found)
+            _collect(part, tensors)
     elif hasattr(value, "__dataclass_fields__"):
         for name in value.__dataclass_fields__:
-            _collect(getattr(value, name), found)
+            _collect(getattr(value, name), tensors)
 
 
 def select(*keys: int | str) -> OutputAdapter:

@@ -90,10 +90,10 @@ class Preparation:
             return images[-count:]
         if config.uses_distilled:
             total = config.distillation.images + config.judging.images
-            made = loader.distill(total, report).to(loader.dtype)
-            loader.prepare(made[: config.distillation.images], report)
-            self.pool = made[: config.distillation.images]
-            return made[config.distillation.images :]
+            distilled = loader.distill(total, report).to(loader.dtype)
+            loader.prepare(distilled[: config.distillation.images], report)
+            self.pool = distilled[: config.distillation.images]
+            return distilled[config.distillation.images :]
         loader.prepare(None, report)
         held_out = self._generate(config.judging.images)
         self.pool = self._generate(max(config.calibration.images, 2))
@@ -102,8 +102,8 @@ class Preparation:
     def _generate(self, count: int) -> Tensor:
         assert self.loader.adversary is not None
         batches = -(-count // self.config.batch_size)
-        made = [self.loader.adversary.sample() for _ in range(batches)]
-        return torch.cat(made)[:count].to(self.loader.dtype)
+        parts = [self.loader.adversary.sample() for _ in range(batches)]
+        return torch.cat(parts)[:count].to(self.loader.dtype)
 
     @torch.no_grad()
     def _calibrate(self) -> None:

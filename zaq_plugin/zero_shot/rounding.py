@@ -104,14 +104,14 @@ class LearnedRounding(nn.Module):
         """
         self.levels.bake(layer)
         self.decide(1.0)
-        wanted = self(layer.weight)
+        target = self(layer.weight)
 
         def change(values: Tensor) -> Tensor:
-            return layer.rows(values - wanted).square().sum(1)
+            return layer.rows(values - target).square().sum(1)
 
         spec, axis = layer.quantizer.spec, layer.axis
-        layer.set_edges(fitting_edges(wanted, spec, axis, layer.edges, change))
+        layer.set_edges(fitting_edges(target, spec, axis, layer.edges, change))
         if exact:
-            layer.write(layer.quantized(wanted))
+            layer.write(layer.quantized(target))
             return
-        layer.write(float_for_levels(layer.weight, wanted, spec, axis, layer.edges))
+        layer.write(float_for_levels(layer.weight, target, spec, axis, layer.edges))

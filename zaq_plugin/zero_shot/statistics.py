@@ -153,12 +153,12 @@ def _spread(
 ) -> tuple[float, ...]:
     if values is None:
         return default
-    found = tuple(float(v) for v in values)
-    if len(found) == 1:
-        return found * channels
-    if len(found) != channels:
+    numbers = tuple(float(v) for v in values)
+    if len(numbers) == 1:
+        return numbers * channels
+    if len(numbers) != channels:
         raise ValueError(
-            f"ImageStatistics: {name} has {len(found)} values for images of {channels} channels; "
+            f"ImageStatistics: {name} has {len(numbers)} values for images of {channels} channels; "
             "give one value, or one per channel."
         )
-    return found
+    return numbers

@@ -39,14 +39,14 @@ def find_taps(
     if pattern is not None:
         return _matching(shapes, [pattern] if isinstance(pattern, str) else list(pattern))
     plain = _last_at_each_size(shapes, len(example), quantizers=False, model=model)
-    found = plain or _last_at_each_size(shapes, len(example), quantizers=True, model=model)
-    if not found:
+    taps = plain or _last_at_each_size(shapes, len(example), quantizers=True, model=model)
+    if not taps:
         raise ValueError(
             f"{type(model).__name__} has no feature map to compare: none of its {len(shapes)} "
             "modules gives a tensor (batch, channels, height, width) or (batch, tokens, channels). "
             "Set alpha=0 and feature_weight=0 to compare outputs only."
         )
-    return found
+    return taps
 
 
 def _last_at_each_size(
@@ -67,7 +67,7 @@ def _last_at_each_size(
 
 
 def _matching(shapes: dict[str, tuple[int, ...]], patterns: list[str]) -> list[str]:
-    found: list[str] = []
+    matches: list[str] = []
     for pattern in patterns:
         hits = [name for name in shapes if fnmatch.fnmatchcase(name, pattern)]
         if not hits:
@@ -76,8 +76,8 @@ def _matching(shapes: dict[str, tuple[int, ...]], patterns: list[str]) -> list[s
                 f"the tap pattern {pattern!r} matches no module that gives one tensor; the modules "
                 f"that do begin with: {some}."
             )
-        found += [name for name in hits if name not in found]
-    return [name for name in shapes if name in found]
+        matches += [name for name in hits if name not in matches]
+    return [name for name in shapes if name in matches]
 
 
 def _output_shapes(model: nn.Module, example: Tensor) -> dict[str, tuple[int, ...]]:
@@ -149,9 +149,9 @@ class TapSet:
                 f"the tap {missing[0]!r} has seen nothing since it was last read: run the student "
                 "on the loader's images before calling loader.loss(...), once per batch."
             )
-        found = {name: self.features[name] for name in self.names}
+        features = {name: self.features[name] for name in self.names}
         self.features = {}
-        return found
+        return features
 
     def clear(self) -> None:
         """Forget the kept features."""

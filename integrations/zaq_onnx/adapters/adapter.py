@@ -79,13 +79,13 @@ class Adapter(ABC):
 
 def least(run: Callable[[], Any], seconds: float) -> float:
     """The least time of a call, in ms."""
-    found: list[float] = []
+    times: list[float] = []
     end = time.perf_counter() + seconds
-    while len(found) < FEWEST or (time.perf_counter() < end and len(found) < MOST):
+    while len(times) < FEWEST or (time.perf_counter() < end and len(times) < MOST):
         begin = time.perf_counter()
         run()
-        found.append(time.perf_counter() - begin)
-    return 1000 * min(found)
+        times.append(time.perf_counter() - begin)
+    return 1000 * min(times)
 
 
 def version_of(module: str, *distributions: str) -> str | None:

@@ -30,8 +30,8 @@ class OnnxRuntimeNode(Adapter):
     def folder(self) -> Path | None:
         """Where npm put the package."""
         places = [self.node_modules or "", *os.environ.get("NODE_PATH", "").split(os.pathsep)]
-        found = (Path(place, self.package) for place in places if place)
-        return next((path for path in found if (path / "package.json").is_file()), None)
+        paths = (Path(place, self.package) for place in places if place)
+        return next((path for path in paths if (path / "package.json").is_file()), None)
 
     def installed(self) -> str | None:
         """See `Adapter`."""
@@ -85,12 +85,12 @@ class OnnxRuntimeNode(Adapter):
 
     def written(self, inputs: list[Array]) -> list[dict[str, Any]]:
         """Inputs as files of plain bytes."""
-        found = []
+        arrays = []
         for i, value in enumerate(inputs):
             path = os.path.join(self.place.name, f"input{i}.bin")
             np.ascontiguousarray(value).tofile(path)
-            found.append({"path": path, "type": value.dtype.name, "shape": list(value.shape)})
-        return found
+            arrays.append({"path": path, "type": value.dtype.name, "shape": list(value.shape)})
+        return arrays
 
     def kernels(self) -> Counter[str] | None:
         """Nodes of the optimized graph; WebAssembly has no file system to write it to."""

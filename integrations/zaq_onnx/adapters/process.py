@@ -140,8 +140,8 @@ def main(folder: str) -> None:
 
 def _adapter(name: str) -> type[Adapter]:
     module, _, of = name.partition(":")
-    found: type[Adapter] = getattr(import_module(module), of)
-    return found
+    cls: type[Adapter] = getattr(import_module(module), of)
+    return cls
 
 
 def _write(place: Path, out: Outcome) -> None:

@@ -13,9 +13,9 @@ FLOATING = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
 
 def written_layers(model: Any) -> Counter[str]:
     """Operators of a model that multiply what was dequantized; all that multiply if none was."""
-    made = {o for n in model.graph.node if n.op_type == "DequantizeLinear" for o in n.output}
+    dequantized = {o for n in model.graph.node if n.op_type == "DequantizeLinear" for o in n.output}
     layers = [node for node in model.graph.node if node.op_type in INTEGER + FLOATING]
-    behind = [node for node in layers if made.intersection(node.input)]
+    behind = [node for node in layers if dequantized.intersection(node.input)]
     return Counter(node.op_type for node in behind or layers)
 
 
@@ -81,9 +81,9 @@ class OpenVino(Adapter):
 
     def layers(self, kernels: Counter[str]) -> tuple[int, int]:
         """See `Adapter`."""
-        found = {k: n for k, n in kernels.items() if k.split()[0] in self.LAYERS}
-        whole = sum(n for k, n in found.items() if k.endswith((" i8", " u8")))
-        return whole, sum(found.values()) - whole
+        layers = {k: n for k, n in kernels.items() if k.split()[0] in self.LAYERS}
+        whole = sum(n for k, n in layers.items() if k.endswith((" i8", " u8")))
+        return whole, sum(layers.values()) - whole
 
 
 class OpenVinoConverted(OpenVino):
@@ -112,8 +112,8 @@ class Reference(Adapter):
     def run(self, inputs: list[Array]) -> list[Array]:
         """See `Adapter`."""
         feeds = dict(zip(self.evaluator.input_names, inputs, strict=True))
-        found: list[Array] = self.evaluator.run(None, feeds)
-        return found
+        outputs: list[Array] = self.evaluator.run(None, feeds)
+        return outputs
 
     def kernels(self) -> Counter[str] | None:
         """Layers as they stand in the file."""

@@ -32,7 +32,7 @@ class Tinygrad(Adapter):
 
         def call(*tensors: Any) -> list[Any]:
             feeds = dict(zip(names, tensors, strict=True))
-            return [found.realize() for found in runner(feeds).values()]
+            return [output.realize() for output in runner(feeds).values()]
 
         self.call: Any = TinyJit(call)
         self.path = path
@@ -41,7 +41,7 @@ class Tinygrad(Adapter):
         """See `Adapter`."""
         from tinygrad import Tensor
 
-        return [found.numpy() for found in self.call(*(Tensor(x).realize() for x in inputs))]
+        return [output.numpy() for output in self.call(*(Tensor(x).realize() for x in inputs))]
 
     def kernels(self) -> Counter[str] | None:
         """Layers as they stand in the file."""

@@ -30,14 +30,14 @@ class Tract(Adapter):
 
     def run(self, inputs: list[Array]) -> list[Array]:
         """See `Adapter`."""
-        return [found.to_numpy() for found in self.runnable.run(inputs)]
+        return [output.to_numpy() for output in self.runnable.run(inputs)]
 
     def kernels(self) -> Counter[str] | None:
         """Multiplying operators by the type they multiply, as its profile has it, and the rest."""
         nodes = json.loads(self.runnable.profile_json(self.examples))["nodes"]
-        found: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         for node in nodes:
             products = [cost for cost in node.get("cost", {}) if cost.startswith("FMA")]
             multiplies = products and ("MatMul" in node["op_name"] or "Conv" in node["op_name"])
-            found[f"{products[0]} {node['op_name']}" if multiplies else node["op_name"]] += 1
-        return found
+            counts[f"{products[0]} {node['op_name']}" if multiplies else node["op_name"]] += 1
+        return counts

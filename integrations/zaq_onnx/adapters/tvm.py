@@ -37,28 +37,28 @@ class Tvm(Adapter):
         """See `Adapter`."""
         import tvm
 
-        found = self.machine["main"](*(tvm.runtime.tensor(x) for x in inputs))
-        return [one.numpy() for one in ([found] if hasattr(found, "numpy") else found)]
+        outputs = self.machine["main"](*(tvm.runtime.tensor(x) for x in inputs))
+        return [one.numpy() for one in ([outputs] if hasattr(outputs, "numpy") else outputs)]
 
     def kernels(self) -> Counter[str] | None:
         """Relax operators with the type of their results."""
         from tvm import relax
 
-        found: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
 
         def count(expression: Any) -> None:
             if isinstance(expression, relax.Call):
                 info = getattr(expression, "struct_info", None) or getattr(expression, "ty", None)
                 operator = getattr(expression.op, "name", "call")
-                found[f"{operator} {getattr(info, 'dtype', '')}".strip()] += 1
+                counts[f"{operator} {getattr(info, 'dtype', '')}".strip()] += 1
 
         for function in self.module.functions.values():
             if isinstance(function, relax.Function):
                 relax.analysis.post_order_visit(function, count)
-        return found
+        return counts
 
     def layers(self, kernels: Counter[str]) -> tuple[int, int]:
         """See `Adapter`."""
-        found = {name: n for name, n in kernels.items() if name.startswith(self.LAYERS)}
-        whole = sum(n for name, n in found.items() if "int" in name.split()[-1])
-        return whole, sum(found.values()) - whole
+        layers = {name: n for name, n in kernels.items() if name.startswith(self.LAYERS)}
+        whole = sum(n for name, n in layers.items() if "int" in name.split()[-1])
+        return whole, sum(layers.values()) - whole

@@ -38,9 +38,9 @@ class DeviceHost(PT2E):
                 widths[name] = formats[1]
         for name, bits in widths.items():
             if bits != 8:
-                told = "float activations" if bits is None else f"{bits}-bit activations"
+                width = "float activations" if bits is None else f"{bits}-bit activations"
                 return (
-                    f"{self.name} multiplies int8 by int8, and {name} has {told}; use 8 bits "
+                    f"{self.name} multiplies int8 by int8, and {name} has {width}; use 8 bits "
                     "(a layer may stay float altogether)"
                 )
         return None

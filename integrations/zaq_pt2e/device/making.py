@@ -123,8 +123,8 @@ def check_batch(batch: object, who: str) -> int:
 def _images(batches: Iterable[Tensor], who: str) -> Tensor:
     if isinstance(batches, Tensor):
         return batches
-    given: list[Any] = list(batches)
-    held = [b[0] if isinstance(b, tuple | list) else b for b in given]
-    if not held or not all(isinstance(b, Tensor) for b in held):
+    samples: list[Any] = list(batches)
+    images = [b[0] if isinstance(b, tuple | list) else b for b in samples]
+    if not images or not all(isinstance(b, Tensor) for b in images):
         raise TypeError(f"{who}: batches must be tensors of images (n, C, H, W), at least one.")
-    return torch.cat(held)
+    return torch.cat(images)

@@ -80,7 +80,7 @@ def refuse(converted: GraphModule, who: str) -> None:
                 f"{who}: {_readers(converted, node)} {bits}-bit activations ({low} to {high}), and "
                 "its kernels know full-range int8 only; quantize with activations=8."
             )
-    found = list(int8_layers(converted))
+    all_layers = list(int8_layers(converted))
     half = [x.name for x in layers(converted) if _weight(x) and not _from_grid(x)]
     if half:
         more = f" and {len(half) - 1} more" if len(half) > 1 else ""
@@ -88,7 +88,7 @@ def refuse(converted: GraphModule, who: str) -> None:
             f"{who}: {half[0]}{more} has quantized weights but a float input, for which its int8 "
             "kernels have no use; quantize with activations=8, or leave the layer float."
         )
-    if not found:
+    if not all_layers:
         raise ValueError(
             f"{who}: no layer of this model has int8 weights and an int8 input. Expected a float "
             "model, or one from convert_pt2e that PWLQQuantizer or with_pwlq has quantized."

@@ -27,8 +27,8 @@ DRAWS = 2
 @torch.no_grad()
 def run_graph(model: GraphModule, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """All tensors that a graph gives."""
-    made: Any = model(*inputs)
-    leaves = torch.utils._pytree.tree_leaves(made)
+    output: Any = model(*inputs)
+    leaves = torch.utils._pytree.tree_leaves(output)
     return [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
 
 
@@ -37,18 +37,18 @@ def tolerance(model: GraphModule, inputs: tuple[Tensor, ...]) -> float:
     expected = run_graph(model, inputs)
     places = [node for node in model.graph.nodes if node.op == "placeholder"]
     generator = torch.Generator().manual_seed(0)
-    found = output_step(model)
+    limit = output_step(model)
     for _ in range(DRAWS):
         moved = []
         for node, x in zip(places, inputs, strict=True):
             if x.is_floating_point():
                 x = x + _step(node, x) * torch.randn(x.shape, generator=generator).sign()
             moved.append(x)
-        found = max(found, largest(run_graph(model, tuple(moved)), expected))
+        limit = max(limit, largest(run_graph(model, tuple(moved)), expected))
         shaken: Any = _Shaken(model, generator).run(*inputs)
         leaves = [x for x in torch.utils._pytree.tree_leaves(shaken) if isinstance(x, Tensor)]
-        found = max(found, largest(leaves, expected))
-    return found
+        limit = max(limit, largest(leaves, expected))
+    return limit
 
 
 class _Shaken(Interpreter):
@@ -78,10 +78,10 @@ def _step(place: Node, value: Tensor) -> float:
 
 def largest(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     """The largest difference of two lists of outputs; infinite if one is not finite."""
-    found = 0.0
+    gap = 0.0
     for a, b in zip(first, second, strict=True):
         apart = (a.double() - b.double()).abs()
         if apart.numel():
             worst = float(apart.max())
-            found = max(found, worst if math.isfinite(worst) else math.inf)
-    return found
+            gap = max(gap, worst if math.isfinite(worst) else math.inf)
+    return gap

@@ -44,9 +44,9 @@ class Verbs:
         """
         require_example(example_inputs, self.host.name)
         assignment = Assignment(PWLQSpec() if spec is None else spec)
-        made = self.host.prepare(model, example_inputs, assignment, train=train).model
-        assert isinstance(made, GraphModule)
-        return made
+        prepared = self.host.prepare(model, example_inputs, assignment, train=train).model
+        assert isinstance(prepared, GraphModule)
+        return prepared
 
     def quantize(
         self,
@@ -96,13 +96,13 @@ class Verbs:
         """
         name = self.host.name
         require_example(example_inputs, name)
-        held = None if calibration is None else list(calibration)
+        batches = None if calibration is None else list(calibration)
         if isinstance(model, GraphModule) and holds_quantization(model):
             if method is not None or options:
                 raise ValueError(f"{name}: method and its options are for a float model.")
-            return int8_graph(model, held, name)
+            return int8_graph(model, batches, name)
         chosen = "pwlq+gptq" if method is None else method
-        made = self.quantize(
-            model, example_inputs, held, chosen, stored_bits=stored_bits, **options
+        student = self.quantize(
+            model, example_inputs, batches, chosen, stored_bits=stored_bits, **options
         )
-        return int8_graph(made, held, name)
+        return int8_graph(student, batches, name)

@@ -79,22 +79,22 @@ class DeviceVerification:
         starts = [min(start, count - size) for start in range(0, count, size)]
         parts = [tuple(x[start : start + size] for x in inputs) for start in starts]
         expected = _joined([run_graph(model, part) for part in parts])
-        made = _joined([run(part) for part in parts])
-        shapes = [tuple(x.shape) for x in made], [tuple(x.shape) for x in expected]
+        outputs = _joined([run(part) for part in parts])
+        shapes = [tuple(x.shape) for x in outputs], [tuple(x.shape) for x in expected]
         if shapes[0] != shapes[1]:
             self.problems.append(f"outputs of shapes {shapes[0]}; expected {shapes[1]}.")
             return
         self.tolerance = max([self.tolerance, *(tolerance(model, part) for part in parts)])
-        error = largest(made, expected)
+        error = largest(outputs, expected)
         self.error = max(self.error, error)
         apart = [
             float((a.double() - b.double()).abs().mean())
-            for a, b in zip(made, expected, strict=True)
+            for a, b in zip(outputs, expected, strict=True)
         ]
         self.mean_error = max([self.mean_error, *apart])
-        first, wanted = made[0], expected[0]
-        if wanted.dim() >= 2 and wanted.shape[1] > 1:
-            same = float((first.argmax(1) == wanted.argmax(1)).float().mean())
+        first, right = outputs[0], expected[0]
+        if right.dim() >= 2 and right.shape[1] > 1:
+            same = float((first.argmax(1) == right.argmax(1)).float().mean())
             self.agreement = min(self.agreement, same)
         if not error <= self.tolerance * (1 + 1e-6) + 1e-6:
             self.problems.append(

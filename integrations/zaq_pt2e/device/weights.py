@@ -34,7 +34,7 @@ class Int8Weight:
 
 def int8_weights(converted: GraphModule) -> list[Int8Weight]:
     """Every int8 layer's; a layer that is called twice is there twice."""
-    found = []
+    weights = []
     for layer in int8_layers(converted):
         node = argument(layer.node, 1)
         codes = constant_value(converted, node.args[0])
@@ -47,24 +47,24 @@ def int8_weights(converted: GraphModule) -> list[Int8Weight]:
             value = constant_value(converted, scale)
             assert value is not None
             scales, axis = value.to(torch.float32).numpy(), int(node.args[3])
-        found.append(Int8Weight(layer.name, layer.kind, codes.numpy(), scales, axis))
-    return found
+        weights.append(Int8Weight(layer.name, layer.kind, codes.numpy(), scales, axis))
+    return weights
 
 
 def missing(
-    wanted: list[Int8Weight],
+    weights: list[Int8Weight],
     there: list[tuple[NDArray[np.int8], NDArray[np.float32]]],
     order: dict[int, list[tuple[int, ...]]],
 ) -> list[str]:
     """What a file lacks, a line for each layer; empty if all is there bit for bit.
 
     Args:
-        wanted: The model's.
+        weights: The model's.
         there: (codes, scales) of the file's weights.
         order: By number of dimensions, the orders that the tool may have given them.
     """
     lines = []
-    for weight in wanted:
+    for weight in weights:
         orders = order.get(weight.codes.ndim) or [tuple(range(weight.codes.ndim))]
         forms = [np.ascontiguousarray(weight.codes.transpose(o)) for o in orders]
         same = [(c, s) for c, s in there for f in forms if c.shape == f.shape and (c == f).all()]

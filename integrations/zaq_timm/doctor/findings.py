@@ -25,7 +25,7 @@ def examine() -> dict[str, Any]:
     """
     import torch
 
-    told: dict[str, Any] = {
+    findings: dict[str, Any] = {
         "zaq_plugin": version("zaq_plugin"),
         "python": python_version(),
         "system": platform(),
@@ -39,8 +39,8 @@ def examine() -> dict[str, Any]:
         "hosts": {name: _host(name) for name in host_names()},
         "int8_kernels": [asdict(k) | {"advice": k.advice} for k in measure_kernels()],
     }
-    told["problems"], told["notes"] = _problems(told), _notes(told)
-    return told
+    findings["problems"], findings["notes"] = _problems(findings), _notes(findings)
+    return findings
 
 
 def _host(name: str) -> str:
@@ -56,70 +56,70 @@ def _host(name: str) -> str:
     return "ready"
 
 
-def _problems(told: dict[str, Any]) -> list[str]:
+def _problems(findings: dict[str, Any]) -> list[str]:
     return [
         f"{p['name']} {p['installed'] or ''} is {p['status']} (accepted: {p['accepted'] or 'any'})"
         f"; {p['command']}"
-        for p in told["packages"]
+        for p in findings["packages"]
         if p["status"] != OK and (p["installed"] or not p["extras"])
     ]
 
 
-def _notes(told: dict[str, Any]) -> list[str]:
+def _notes(findings: dict[str, Any]) -> list[str]:
     notes = [
         f"int8 kernels of {k['runtime']} saturate here; exact: {k['advice']}"
-        for k in told["int8_kernels"]
+        for k in findings["int8_kernels"]
         if k["answer"] == SATURATES
     ]
-    missing = [p for p in told["packages"] if not p["installed"] and p["extras"]]
+    missing = [p for p in findings["packages"] if not p["installed"] and p["extras"]]
     notes += [f"{p['name']} is not installed; {p['command']}" for p in missing]
-    if not set(told["compilers"]) - {"ninja"}:
+    if not set(findings["compilers"]) - {"ninja"}:
         notes.append(
             "no C++ compiler: NNCF's compiled kernels and zaq_pt2e.lower need one (Debian: "
             "apt-get install g++)"
         )
-    free = told["memory"]["free"]
+    free = findings["memory"]["free"]
     if free is not None and free < LITTLE_MEMORY:
         notes.append(f"{free / 1e9:.1f} GB of memory are free; give zaq-quantize run a --memory")
     return notes
 
 
-def lines(told: dict[str, Any]) -> list[str]:
+def lines(findings: dict[str, Any]) -> list[str]:
     """The findings as text, at most a hundred columns where names allow it."""
-    chip = Processor(**told["processor"])
-    total, free = told["memory"]["total"], told["memory"]["free"]
+    chip = Processor(**findings["processor"])
+    total, free = findings["memory"]["total"], findings["memory"]["free"]
     room = "unknown" if total is None else f"{total / 1e9:.1f} GB, {(free or 0) / 1e9:.1f} free"
-    found = [
-        f"zaq_plugin {told['zaq_plugin']}, Python {told['python']}, {told['system']}",
+    page = [
+        f"zaq_plugin {findings['zaq_plugin']}, Python {findings['python']}, {findings['system']}",
         "",
         f"processor   {chip.name} ({chip.machine}), {chip.cores} core(s)",
         f"            VNNI {_yes(chip.vnni)}, AMX {_yes(chip.amx)}",
         f"memory      {room}",
-        f"GPUs        {', '.join(told['gpus']) or 'none'}",
-        f"compilers   {', '.join(told['compilers']) or 'none'}",
+        f"GPUs        {', '.join(findings['gpus']) or 'none'}",
+        f"compilers   {', '.join(findings['compilers']) or 'none'}",
         "",
         "int8 kernels, measured with sums that exceed 16 bits",
     ]
-    for k in told["int8_kernels"]:
+    for k in findings["int8_kernels"]:
         sign = _SIGNS["ok" if k["answer"] == EXACT else "note"]
-        found.append(f"  {sign}  {k['runtime']:<12} {k['answer']}" + _after(k["reason"]))
-    found += ["", "hosts"]
-    for name, state in told["hosts"].items():
+        page.append(f"  {sign}  {k['runtime']:<12} {k['answer']}" + _after(k["reason"]))
+    page += ["", "hosts"]
+    for name, state in findings["hosts"].items():
         sign = _SIGNS["ok" if state == "ready" else "note"]
-        found.append(f"  {sign}  {name:<12} {state}")
-    found += ["", "packages"]
-    for p in told["packages"]:
+        page.append(f"  {sign}  {name:<12} {state}")
+    page += ["", "packages"]
+    for p in findings["packages"]:
         bad = p["status"] != OK and (p["installed"] or not p["extras"])
         sign = _SIGNS["ok" if p["status"] == OK else "problem" if bad else "note"]
         accepted = p["accepted"] or "any"
         shown = p["installed"] or p["status"]
-        found.append(
+        page.append(
             f"  {sign}  {p['name']:<12} {shown:<12} accepted {accepted:<16}" + _after(p["command"])
         )
     for title in ("problems", "notes"):
-        if told[title]:
-            found += ["", title, *(f"  {text}" for text in told[title])]
-    return [line.rstrip() for line in found]
+        if findings[title]:
+            page += ["", title, *(f"  {text}" for text in findings[title])]
+    return [line.rstrip() for line in page]
 
 
 def _yes(value: bool | None) -> str:

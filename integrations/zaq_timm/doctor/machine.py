@@ -38,13 +38,13 @@ def processor(cpuinfo: Path = _CPU) -> Processor:
     text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.is_file() else ""
     named = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     flags = re.search(r"^flags\s*:\s*(.+)$", text, re.MULTILINE)
-    known = set(flags[1].split()) if flags else None
+    features = set(flags[1].split()) if flags else None
     return Processor(
         named[1].strip() if named else platform.processor() or "unknown",
         platform.machine(),
         usable_cores(),
-        None if known is None else bool({"avx512_vnni", "avx_vnni", "avx_vnni_int8"} & known),
-        None if known is None else "amx_int8" in known,
+        None if features is None else bool({"avx512_vnni", "avx_vnni", "avx_vnni_int8"} & features),
+        None if features is None else "amx_int8" in features,
     )
 
 
@@ -58,11 +58,11 @@ def usable_cores() -> int:
 def memory(meminfo: Path = _MEMORY) -> tuple[int | None, int | None]:
     """Bytes in all and bytes free, within the container's limit; None where nobody tells."""
     text = meminfo.read_text(encoding="utf-8") if meminfo.is_file() else ""
-    told = {
+    sizes = {
         name: int(value) * 1024
         for name, value in re.findall(r"^(MemTotal|MemAvailable):\s+(\d+) kB", text, re.MULTILINE)
     }
-    total, free = told.get("MemTotal"), told.get("MemAvailable")
+    total, free = sizes.get("MemTotal"), sizes.get("MemAvailable")
     for path in _LIMITS:
         limit = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
         if limit.isdigit() and total is not None and int(limit) < total:
@@ -73,5 +73,5 @@ def memory(meminfo: Path = _MEMORY) -> tuple[int | None, int | None]:
 
 def compilers() -> dict[str, str]:
     """Name to path of the compilers of C++ on the path, and ninja, which torch builds with."""
-    found = {name: shutil.which(name) for name in COMPILERS}
-    return {name: path for name, path in found.items() if path}
+    paths = {name: shutil.which(name) for name in COMPILERS}
+    return {name: path for name, path in paths.items() if path}

@@ -64,12 +64,12 @@ def packages(requirements: Iterable[str] | None = None) -> list[Package]:
     extras: dict[tuple[str, bool], list[str]] = {}
     bounds: dict[tuple[str, bool], set[str]] = {}
     for line in requirements:
-        found = _REQUIREMENT.match(line)
-        if found is None or found[3] in _FOR_TESTS or found[1] == "zaq_plugin":
+        match = _REQUIREMENT.match(line)
+        if match is None or match[3] in _FOR_TESTS or match[1] == "zaq_plugin":
             continue
-        key = (found[1], found[3] is None)
-        extras.setdefault(key, []).extend([found[3]] if found[3] else [])
-        bounds.setdefault(key, set()).update(b.strip() for b in found[2].split(",") if b.strip())
+        key = (match[1], match[3] is None)
+        extras.setdefault(key, []).extend([match[3]] if match[3] else [])
+        bounds.setdefault(key, set()).update(b.strip() for b in match[2].split(",") if b.strip())
     rows = [_package(key[0], tuple(extras[key]), bounds[key]) for key in extras]
     return sorted(rows, key=lambda package: not package.needed)
 

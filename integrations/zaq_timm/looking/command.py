@@ -91,20 +91,20 @@ def inspect_command(args: argparse.Namespace) -> int:
         if path.suffix == ".onnx":
             from zaq_timm.looking.predict import sketch_onnx
 
-            made = sketch_onnx(path)
+            outline = sketch_onnx(path)
         else:
             reference, settings = _reference(args, path)
             from zaq_timm.looking.predict import sketch
 
-            made = sketch(reference, settings, args.hosts, args.seconds)
+            outline = sketch(reference, settings, args.hosts, args.seconds)
     except (ValueError, TypeError, OSError, ImportError, LeftOut) as error:
         return _fail("inspect", error)
     if args.json:
-        print(json.dumps(made.to_dict(), indent=2))
+        print(json.dumps(outline.to_dict(), indent=2))
         return 0
     from zaq_timm.looking.shown import sketch_lines
 
-    print("\n".join(sketch_lines(made)))
+    print("\n".join(sketch_lines(outline)))
     return 0
 
 
@@ -137,7 +137,7 @@ def compare_command(args: argparse.Namespace) -> int:
         from zaq_timm.looking.contents import contents_of
         from zaq_timm.looking.differences import compare
 
-        found = compare(contents_of(args.first, settings), contents_of(args.second, settings))
+        differences = compare(contents_of(args.first, settings), contents_of(args.second, settings))
     except (ValueError, TypeError, OSError, ImportError, LeftOut, RunError) as error:
         return _fail("compare", error)
     from zaq_timm.looking.shown import column_lines, difference_columns
@@ -146,19 +146,19 @@ def compare_command(args: argparse.Namespace) -> int:
         from zaq_plugin.files import write_whole
         from zaq_plugin.report.page import render_table_page
 
-        columns = difference_columns(found, args.first, args.second)
+        columns = difference_columns(differences, args.first, args.second)
         lead = f"{args.first} and {args.second}: worst layers first; 6 dB are one bit."
         try:
             write_whole(args.out, render_table_page(columns, "Layer by layer", lead))
         except OSError as error:
             return _fail("compare", f"cannot write to {args.out}: {error.strerror or error}")
     if args.json:
-        print(json.dumps([d.to_dict() for d in found], indent=2))
+        print(json.dumps([d.to_dict() for d in differences], indent=2))
         return 0
-    shown = found[: args.top] if args.top > 0 else found
+    shown = differences[: args.top] if args.top > 0 else differences
     print("\n".join(column_lines(difference_columns(shown, args.first, args.second))))
-    if len(shown) < len(found):
-        print(f"and {len(found) - len(shown)} more")
+    if len(shown) < len(differences):
+        print(f"and {len(differences) - len(shown)} more")
     if args.out:
         print(f"\n  {args.out}")
     return 0

@@ -115,11 +115,11 @@ def _results(folder: Path) -> dict[str, Audit]:
     from zaq_timm.zoo.results import Results
 
     results = Results.read(folder)
-    found = {}
+    by_model = {}
     for key in results.rows:
         details = results.detail(key, DETAILS)
         if details and details.get("layers"):
-            found[key] = Audit([LayerRecord.from_dict(held) for held in details["layers"]])
-    if not found:
+            by_model[key] = Audit([LayerRecord.from_dict(record) for record in details["layers"]])
+    if not by_model:
         raise LeftOut(f"{folder} has no layers in it: no model of it is done")
-    return found
+    return by_model

@@ -37,8 +37,10 @@ class LayerDifference:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; ``inf`` is a text."""
-        told = asdict(self)
-        return {k: str(v) if isinstance(v, float) and math.isinf(v) else v for k, v in told.items()}
+        values = asdict(self)
+        return {
+            k: str(v) if isinstance(v, float) and math.isinf(v) else v for k, v in values.items()
+        }
 
 
 def compare(first: Contents, second: Contents) -> list[LayerDifference]:
@@ -54,16 +56,16 @@ def compare(first: Contents, second: Contents) -> list[LayerDifference]:
             "or name a file of the folder (models/NAME/model.onnx, quantized.safetensors)."
         )
     if first.audits:
-        found = _by_records(_flat(first.audits), _flat(second.audits))
+        differences = _by_records(_flat(first.audits), _flat(second.audits))
     else:
-        found = [_by_weight(n, first.weights, second.weights) for n in _names(first, second)]
-    if all(d.sqnr_db is None for d in found):
+        differences = [_by_weight(n, first.weights, second.weights) for n in _names(first, second)]
+    if all(d.sqnr_db is None for d in differences):
         mine, others = (_some(c) for c in (first, second))
         raise ValueError(
             f"{first.name} and {second.name} have no layer in common that can be compared: "
             f"{mine} in the one, {others} in the other."
         )
-    return sorted(found, key=lambda d: math.inf if d.sqnr_db is None else d.sqnr_db)
+    return sorted(differences, key=lambda d: math.inf if d.sqnr_db is None else d.sqnr_db)
 
 
 def _names(first: Contents, second: Contents) -> list[str]:
@@ -108,26 +110,26 @@ def _flat(audits: Mapping[str, Audit]) -> dict[str, Any]:
 
 
 def _by_records(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[LayerDifference]:
-    found = []
+    differences = []
     for name in dict.fromkeys([*first, *second]):
         one, other = first.get(name), second.get(name)
         if one is None or other is None:
             there = first[name] if one is not None else second[name]
             note = _only(one is not None)
-            found.append(LayerDifference(name, there.numel, None, None, None, note))
+            differences.append(LayerDifference(name, there.numel, None, None, None, note))
             continue
-        known = [r.sqnr_db for r in (one, other) if r.sqnr_db is not None]
-        note = "" if known else one.reason or other.reason or "no noise recorded"
-        if len(known) == 1:
+        ratios = [r.sqnr_db for r in (one, other) if r.sqnr_db is not None]
+        note = "" if ratios else one.reason or other.reason or "no noise recorded"
+        if len(ratios) == 1:
             note = f"float in the {'first' if one.sqnr_db is None else 'second'}"
-        found.append(
+        differences.append(
             LayerDifference(
                 name,
                 one.numel,
                 one.sqnr_db,
                 other.sqnr_db,
-                min(known, default=None),
+                min(ratios, default=None),
                 note,
             )
         )
-    return found
+    return differences

@@ -139,14 +139,14 @@ def sketch(
         )
     weights = sum(layer.numel for layer in layers)
     rest = 4 * (sum(p.numel() for p in folded.parameters()) - weights)
-    made = Sketch(reference.name, loaded.weights, loaded.inputs.shape, layers, rest)
+    outline = Sketch(reference.name, loaded.weights, loaded.inputs.shape, layers, rest)
     if seconds:
         costs = measure_costs(loaded.model, student, loaded.inputs, levels)
-        made.seconds = predict_seconds(costs, settings)
+        outline.seconds = predict_seconds(costs, settings)
     for name in host_names() if hosts else ():
         if name != "simulated":
-            made.hosts[name] = ask(name, loaded.model, example)
-    return made
+            outline.hosts[name] = ask(name, loaded.model, example)
+    return outline
 
 
 def _shape(weight: Any, module: nn.Module | None) -> tuple[tuple[int, ...], int]:
@@ -173,16 +173,16 @@ def ask(name: str, model: nn.Module, example: Tensor) -> dict[str, Any]:
             return {"takes": False, "reason": reason}
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")  # and NNCF draws a bar where --json prints
-            made = host.audit(host.prepare(model, (example,), assignment).model)
+            records = host.audit(host.prepare(model, (example,), assignment).model)
     except Exception as error:  # whatever a tool raises is its answer
         return {"takes": False, "reason": in_short(error)}
     finally:
         logging.disable(before)
-    skipped = {record.name: record.reason for record in made.skipped}
+    skipped = {record.name: record.reason for record in records.skipped}
     return {
         "takes": True,
-        "layers": len(made),
-        "quantized": len(made.quantized),
+        "layers": len(records),
+        "quantized": len(records.quantized),
         "float": skipped,
     }
 
@@ -204,9 +204,9 @@ def sketch_onnx(path: Path) -> Sketch:
         sizes = {bits: stored_size(value.size, channels, spec_at(bits)) for bits in STORED_BITS}
         layers.append(LayerSketch(name, kind, tuple(value.shape), value.size, True, None, sizes))
     try:
-        told = zaq_onnx.info(path)
+        file = zaq_onnx.info(path)
     except ValueError:
         source = "an ONNX file of somebody else"
     else:
-        source = f"zaq_onnx.export: {told.bytes:,} bytes, {told.int8_bytes:,} as int8"
+        source = f"zaq_onnx.export: {file.bytes:,} bytes, {file.int8_bytes:,} as int8"
     return Sketch(str(path), source, (), layers, 0)

@@ -173,13 +173,13 @@ def _seconds(run: Callable[[int], object], size: int) -> float:
 
 def _layers(student: nn.Module) -> list[tuple[int, int]]:
     """Weights, and inputs of one output channel, of every quantized layer."""
-    found = []
+    sizes = []
     for module in student.modules():
         weight = getattr(module, "weight", None)
         if hasattr(module, "parametrizations") and isinstance(weight, torch.Tensor):
             count = weight.numel()
-            found.append((count, count // weight.shape[channel_axis(module)]))
-    return found
+            sizes.append((count, count // weight.shape[channel_axis(module)]))
+    return sizes
 
 
 def predict_seconds(

@@ -27,9 +27,9 @@ def sketch_lines(sketch: Sketch) -> list[str]:
     ]
     heads = ("layer", "kind", "weight", "weights", *(f"{b} bits" for b in STORED_BITS), "")
     inputs = f", images {'x'.join(map(str, sketch.inputs))}" if sketch.inputs else ""
-    found = [f"{sketch.name}: weights: {sketch.weights}{inputs}", ""]
-    found += _aligned([heads, *rows], right=(3, 4, 5, 6))
-    found += [
+    page = [f"{sketch.name}: weights: {sketch.weights}{inputs}", ""]
+    page += _aligned([heads, *rows], right=(3, 4, 5, 6))
+    page += [
         "",
         "bytes of a layer are its codes, clips and breakpoints at so many stored bits",
         "",
@@ -38,22 +38,24 @@ def sketch_lines(sketch: Sketch) -> list[str]:
     for bits in STORED_BITS:
         spec, size = spec_at(bits), sketch.size(bits)
         name = spec.label.partition(" (")[0]
-        found.append(f"  {name:<32} {size / 1000:>10,.1f} kB   {whole / size:4.1f} x smaller")
-    found.append(f"  {'float32':<32} {whole / 1000:>10,.1f} kB")
+        page.append(f"  {name:<32} {size / 1000:>10,.1f} kB   {whole / size:4.1f} x smaller")
+    page.append(f"  {'float32':<32} {whole / 1000:>10,.1f} kB")
     if sketch.seconds:
-        found += ["", "seconds of `zaq-quantize run --strategy ...` here, predicted"]
-        found += [f"  {name:<12} {value:>10,.1f}" for name, value in sketch.seconds.items()]
-    found += ["", "hosts, asked at 4 MAC bits and 8-bit activations"] if sketch.hosts else []
-    for name, told in sketch.hosts.items():
-        if not told["takes"]:
-            found.append(f"  {name:<6} no: {told['reason']}")
+        page += ["", "seconds of `zaq-quantize run --strategy ...` here, predicted"]
+        page += [f"  {name:<12} {value:>10,.1f}" for name, value in sketch.seconds.items()]
+    page += ["", "hosts, asked at 4 MAC bits and 8-bit activations"] if sketch.hosts else []
+    for name, verdict in sketch.hosts.items():
+        if not verdict["takes"]:
+            page.append(f"  {name:<6} no: {verdict['reason']}")
             continue
-        found.append(f"  {name:<6} yes, {told['quantized']} of {told['layers']} layers quantized")
-        reasons = list(told["float"].items())
-        found += [f"         float: {n}: {why}" for n, why in reasons[:SHOWN_REASONS]]
+        page.append(
+            f"  {name:<6} yes, {verdict['quantized']} of {verdict['layers']} layers quantized"
+        )
+        reasons = list(verdict["float"].items())
+        page += [f"         float: {n}: {why}" for n, why in reasons[:SHOWN_REASONS]]
         if len(reasons) > SHOWN_REASONS:
-            found.append(f"         and {len(reasons) - SHOWN_REASONS} more (--json tells all)")
-    return [line.rstrip() for line in found]
+            page.append(f"         and {len(reasons) - SHOWN_REASONS} more (--json tells all)")
+    return [line.rstrip() for line in page]
 
 
 def difference_columns(

@@ -106,11 +106,11 @@ def add_commands(
         metavar="FILE",
         help="TOML or YAML with any of these options as names; flags win over it",
     )
-    known = {f.name: f for f in fields(Settings)}
+    by_name = {f.name: f for f in fields(Settings)}
     for title, names in GROUPS.items():
         group = run.add_argument_group(title)
         for name in names:
-            _add_flag(group, known[name])
+            _add_flag(group, by_name[name])
     run.set_defaults(run=run_command)
     report = commands.add_parser(
         "report",
@@ -125,8 +125,12 @@ def add_commands(
 def _add_flag(group: Any, item: Field[Any]) -> None:
     flag = "--" + item.name.replace("_", "-")
     text = str(item.metadata["help"]).replace("%", "%%")
-    told = "" if item.default in ("", (), False, 0) else f" (default: {item.default})"
-    common: dict[str, Any] = {"dest": item.name, "default": argparse.SUPPRESS, "help": text + told}
+    suffix = "" if item.default in ("", (), False, 0) else f" (default: {item.default})"
+    common: dict[str, Any] = {
+        "dest": item.name,
+        "default": argparse.SUPPRESS,
+        "help": text + suffix,
+    }
     if isinstance(item.default, bool):
         group.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
     elif isinstance(item.default, tuple):
@@ -155,11 +159,11 @@ def read_arguments(args: argparse.Namespace) -> Settings:
     from zaq_timm.zoo.settings_file import read_settings
 
     values: dict[str, Any] = read_settings(args.settings) if args.settings else {}
-    known = {f.name for f in fields(Settings)}
-    given = {name: value for name, value in vars(args).items() if name in known}
-    if not given.get("models", True):
-        del given["models"]
-    return Settings.from_dict({**values, **given})
+    names = {f.name for f in fields(Settings)}
+    flags = {name: value for name, value in vars(args).items() if name in names}
+    if not flags.get("models", True):
+        del flags["models"]
+    return Settings.from_dict({**values, **flags})
 
 
 def run_command(args: argparse.Namespace) -> int:

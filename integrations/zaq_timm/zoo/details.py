@@ -29,14 +29,14 @@ def write(job: Job, layers: Audit, trained: bool) -> None:
         layers: of the converted model.
         trained: whether weights were trained, so that levels of the float ones say nothing.
     """
-    told = {
+    details = {
         "layers": [record.to_dict() for record in layers],
         "sensitivities": _sensitivities(job),
         "frontier": _frontier(job),
         "levels": [] if trained else _levels(job, layers),
         "curve": job.finetuned.curve if job.finetuned else [],
     }
-    write_json(job.folder / DETAILS, told)
+    write_json(job.folder / DETAILS, details)
     images = job.finetuned.examples if job.finetuned else None
     shown = job.images.calibration if images is None else images
     write_whole(job.folder / PICTURES, _pictures(shown))
@@ -45,9 +45,9 @@ def write(job: Job, layers: Audit, trained: bool) -> None:
 def _sensitivities(job: Job) -> list[dict[str, Any]]:
     """Each layer at its final format: what it alone does to the outputs."""
     if job.chosen is not None:
-        kept = [s for s in job.sensitivities if job.chosen.specs[s.layer] == s.spec]
+        entries = [s for s in job.sensitivities if job.chosen.specs[s.layer] == s.spec]
     else:
-        kept = job.sensitivities
+        entries = job.sensitivities
     return [
         {
             "layer": s.layer,
@@ -55,7 +55,7 @@ def _sensitivities(job: Job) -> list[dict[str, Any]]:
             "stored_bits": s.spec.stored_bits,
             "divergence": s.divergence,
         }
-        for s in kept
+        for s in entries
     ]
 
 
@@ -64,19 +64,19 @@ def _frontier(job: Job) -> list[dict[str, Any]]:
     step = max(1, len(job.points) // FRONTIER_POINTS)
     numel = {p.name: p.weight.numel() for p in job.places}
     total = sum(numel.values())
-    found = []
+    points = []
     for index, point in enumerate(job.points):
         if index % step and point is not job.chosen and index != len(job.points) - 1:
             continue
         bits = sum(spec.stored_bits * numel[name] for name, spec in point.specs.items())
-        found.append(
+        points.append(
             {
                 "stored_bits": bits / total,
                 "divergence": point.divergence,
                 "chosen": point is job.chosen,
             }
         )
-    return found
+    return points
 
 
 def _levels(job: Job, layers: Audit) -> list[dict[str, Any]]:
@@ -87,11 +87,11 @@ def _levels(job: Job, layers: Audit) -> list[dict[str, Any]]:
         for record in layers.quantized
         if isinstance(getattr(modules.get(record.name), "weight", None), Tensor)
     }
-    found = []
+    counts = []
     for name in _chosen(at_hand):
         spec = job.overrides.get(name, job.spec)
-        found.append({"layer": name, **_level_counts(at_hand[name], spec)})
-    return found
+        counts.append({"layer": name, **_level_counts(at_hand[name], spec)})
+    return counts
 
 
 def _chosen(modules: dict[str, nn.Module]) -> list[str]:
@@ -103,8 +103,8 @@ def _chosen(modules: dict[str, nn.Module]) -> list[str]:
         names[1:-1],
         key=lambda n: -modules[n].weight.numel(),  # type: ignore[operator]
     )
-    wanted = {names[0], names[-1], *between[: HISTOGRAMS - 2]}
-    return [name for name in names if name in wanted]
+    chosen = {names[0], names[-1], *between[: HISTOGRAMS - 2]}
+    return [name for name in names if name in chosen]
 
 
 def _level_counts(module: nn.Module, spec: QuantSpec) -> dict[str, Any]:

@@ -16,13 +16,13 @@ DEVICES = {"pte": "executorch", "tflite": "litert"}
 """Kind of file to the host that makes it."""
 
 
-def write_device_file(kind: str, job: Job, made: Converted, folder: Path) -> dict[str, Any]:
+def write_device_file(kind: str, job: Job, converted: Converted, folder: Path) -> dict[str, Any]:
     """Writes and verifies a file that takes one image at a time, and measures it.
 
     Args:
         kind: ``pte`` or ``tflite``.
         job: the float model, images, settings.
-        made: the converted model.
+        converted: the converted model.
         folder: where to.
 
     Returns:
@@ -41,12 +41,12 @@ def write_device_file(kind: str, job: Job, made: Converted, folder: Path) -> dic
     path = folder / f"model.{kind}"
     example = (job.images.test[:1].clone(),)
     calibration = [x[None] for x in job.images.calibration[: job.settings.calibration_images]]
-    written = tool.export(made.model, example, path, calibration=calibration)
+    written = tool.export(converted.model, example, path, calibration=calibration)
     checked = tool.verify(path, written.model, job.images.test[:4].clone())
     if not checked.ok:
         raise ValueError(f"{kind} export: {'; '.join(checked.problems)}")
     run = running.runner(path)
-    told: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "file": path.name,
         "bytes": path.stat().st_size,
         "zipped_bytes": zipped_bytes(path),
@@ -70,10 +70,10 @@ def write_device_file(kind: str, job: Job, made: Converted, folder: Path) -> dic
                 runs[name](example)
             except ValueError as error:
                 runs.pop(name, None)
-                told["remarks"] = [*told["remarks"], f"the tool's {name} file: {error}"]
+                facts["remarks"] = [*facts["remarks"], f"the tool's {name} file: {error}"]
                 continue
-            told[f"{name}_bytes"] = other.stat().st_size
-            told[f"{name}_zipped_bytes"] = zipped_bytes(other)
+            facts[f"{name}_bytes"] = other.stat().st_size
+            facts[f"{name}_zipped_bytes"] = zipped_bytes(other)
         for name, ms in latencies(runs, example[0]).items():
-            told["ms" if name == "ours" else f"{name}_ms"] = ms
-    return told
+            facts["ms" if name == "ours" else f"{name}_ms"] = ms
+    return facts

@@ -74,8 +74,8 @@ def _from_npz(path: Path) -> tuple[list[Any], list[int]]:
     if not path.is_file():
         raise ValueError(f"eval: {path} does not exist.")
     try:
-        with np.load(path, allow_pickle=False) as held:
-            images, labels = held["images"], held["labels"]
+        with np.load(path, allow_pickle=False) as archive:
+            images, labels = archive["images"], archive["labels"]
     except (KeyError, ValueError) as error:
         raise ValueError(
             f"eval: {path} must hold arrays 'images' (uint8) and 'labels' (whole numbers; {error})."
@@ -90,13 +90,13 @@ def _from_npz(path: Path) -> tuple[list[Any], list[int]]:
 
 def _from_folder(place: Path, classes: int | None) -> tuple[list[Any], list[int]]:
     folders = sorted(p for p in place.iterdir() if p.is_dir())
-    found = [
+    pairs = [
         (path, index)
         for index, folder in enumerate(folders)
         for path in sorted(folder.rglob("*"))
         if path.suffix.lower() in ENDINGS
     ]
-    if not found:
+    if not pairs:
         raise ValueError(
             f"eval: no images in {place}; expected a folder for each class with images in it "
             f"({', '.join(ENDINGS)})."
@@ -111,7 +111,7 @@ def _from_folder(place: Path, classes: int | None) -> tuple[list[Any], list[int]
             f"eval: {place} has {len(folders)} class folders and the model {classes} classes, so "
             "their order does not tell the classes; name the folders by class number."
         )
-    return [path for path, _ in found], [numbers[index] for _, index in found]
+    return [path for path, _ in pairs], [numbers[index] for _, index in pairs]
 
 
 def _picture(item: Any, inputs: Inputs) -> Any:

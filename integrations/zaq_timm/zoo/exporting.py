@@ -16,13 +16,13 @@ from zaq_timm.zoo.model_job import Job
 
 
 def export_model(
-    kind: str, made: Converted, images: Tensor, folder: Path, job: Job | None = None
+    kind: str, converted: Converted, images: Tensor, folder: Path, job: Job | None = None
 ) -> dict[str, Any]:
     """Writes the model into a folder.
 
     Args:
         kind: ``onnx``, ``pt2``, or one of `DEVICES`.
-        made: the converted model, with its layers.
+        converted: the converted model, with its layers.
         images: to trace it with; of the batch size that it takes, if it takes one only.
         folder: where to.
         job: the float model and its images, which files for devices are compared with.
@@ -37,33 +37,33 @@ def export_model(
     """
     if kind in DEVICES:
         assert job is not None
-        return write_device_file(kind, job, made, folder)
-    return EXPORTERS[kind](made, images, folder)
+        return write_device_file(kind, job, converted, folder)
+    return EXPORTERS[kind](converted, images, folder)
 
 
-def _to_pt2(made: Converted, images: Tensor, folder: Path) -> dict[str, Any]:
+def _to_pt2(converted: Converted, images: Tensor, folder: Path) -> dict[str, Any]:
     path = folder / "model.pt2"
-    shapes = None if made.fixed_batch else ({0: torch.export.Dim("batch", min=1)},)
-    program = torch.export.export(made.model, (images,), dynamic_shapes=shapes)
+    shapes = None if converted.fixed_batch else ({0: torch.export.Dim("batch", min=1)},)
+    program = torch.export.export(converted.model, (images,), dynamic_shapes=shapes)
     torch.export.save(program, path)
     return {"file": path.name, "bytes": path.stat().st_size}
 
 
-def _to_onnx(made: Converted, images: Tensor, folder: Path) -> dict[str, Any]:
+def _to_onnx(converted: Converted, images: Tensor, folder: Path) -> dict[str, Any]:
     """Packed, and run by ONNX Runtime beside the model."""
     try:
         import zaq_onnx
     except ImportError as error:
         raise LeftOut(f"ONNX export: {error}") from error
     path = folder / "model.onnx"
-    model = _for_x86(made.model)
+    model = _for_x86(converted.model)
     written = zaq_onnx.export(
         model,
         (images,),
         path,
-        dynamic_batch=made.fixed_batch is None,
-        audit=made.layers,
-        calibration=None if made.ranges is None else made.ranges.split(len(images)),
+        dynamic_batch=converted.fixed_batch is None,
+        audit=converted.layers,
+        calibration=None if converted.ranges is None else converted.ranges.split(len(images)),
         reduce_range=True,  # whoever runs the zoo's files need not have VNNI
     )
     checked = zaq_onnx.verify(path, model, (images,), runtimes=("onnxruntime",))

@@ -26,8 +26,8 @@ def one_by_one(run: Run) -> Model:
     """A file that takes one image at a time, for batches of any size."""
 
     def call(images: Tensor) -> list[Tensor]:
-        made = [run((x[None].contiguous(),)) for x in images]
-        return [torch.cat(column) for column in zip(*made, strict=True)]
+        rows = [run((x[None].contiguous(),)) for x in images]
+        return [torch.cat(column) for column in zip(*rows, strict=True)]
 
     return call
 
@@ -43,16 +43,16 @@ def onnx_runner(path: Path) -> Run:
 def answers(job: Job, model: Model) -> dict[str, Any]:
     """How a file agrees with the float model: on held-back synthetic images, and on ``eval``."""
     floats = outputs(job.loaded.model, job.images.test, job.settings.batch)
-    told = distance(floats, outputs(model, job.images.test, job.settings.batch))
-    found: dict[str, Any] = {"agreement": told.agreement}
+    gap = distance(floats, outputs(model, job.images.test, job.settings.batch))
+    figures: dict[str, Any] = {"agreement": gap.agreement}
     if job.settings.eval:
         classes = floats[0].shape[1] if floats[0].dim() == 2 else None
         settings = job.settings
         images = read_set(settings.eval, classes, settings.eval_images, settings.seed)
         batches = images.batches(job.loaded.inputs, settings.batch)
         seen = accuracy(job.loaded.model, model, batches)
-        found |= {"top1": seen.top1, "eval_agreement": seen.agreement}
-    return found
+        figures |= {"top1": seen.top1, "eval_agreement": seen.agreement}
+    return figures
 
 
 def latencies(runs: Mapping[str, Run], image: Tensor) -> dict[str, float]:
@@ -74,21 +74,21 @@ def zipped_bytes(path: Path) -> int:
 def lines(rows: list[dict[str, Any]]) -> Iterator[str]:
     """A line for every file of a run, for people."""
     for row in rows:
-        for told in row.get("files", ()):
-            text = f"{row['key']}: {told['file']} {told['bytes'] / 1000:,.1f} kB"
-            text += f", zipped {told.get('zipped_bytes', 0) / 1000:,.1f}"
+        for file in row.get("files", ()):
+            text = f"{row['key']}: {file['file']} {file['bytes'] / 1000:,.1f} kB"
+            text += f", zipped {file.get('zipped_bytes', 0) / 1000:,.1f}"
             for other in ("float", "stock"):
-                if told.get(f"{other}_bytes"):
-                    sizes = [told[f"{other}_{x}bytes"] / 1000 for x in ("", "zipped_")]
+                if file.get(f"{other}_bytes"):
+                    sizes = [file[f"{other}_{x}bytes"] / 1000 for x in ("", "zipped_")]
                     text += f" ({other} {sizes[0]:,.1f}, zipped {sizes[1]:,.1f})"
-            if told.get("ms"):
-                text += f"; {told['ms']:.2f} ms"
-                others = [o for o in ("float", "stock") if told.get(f"{o}_ms")]
-                named = ", ".join(f"{o} {told[f'{o}_ms']:.2f}" for o in others)
+            if file.get("ms"):
+                text += f"; {file['ms']:.2f} ms"
+                others = [o for o in ("float", "stock") if file.get(f"{o}_ms")]
+                named = ", ".join(f"{o} {file[f'{o}_ms']:.2f}" for o in others)
                 text += f" ({named})" if named else ""
-            if told.get("agreement") is not None:
-                text += f"; the file agrees with the float model on {told['agreement']:.1f} %"
+            if file.get("agreement") is not None:
+                text += f"; the file agrees with the float model on {file['agreement']:.1f} %"
                 text += " of synthetic images"
-            if told.get("eval_agreement") is not None:
-                text += f", {told['eval_agreement']:.1f} % of yours (top-1 {told['top1']:.2f} %)"
+            if file.get("eval_agreement") is not None:
+                text += f", {file['eval_agreement']:.1f} % of yours (top-1 {file['top1']:.2f} %)"
             yield text

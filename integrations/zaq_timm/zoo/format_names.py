@@ -33,8 +33,8 @@ def check_format(text: str) -> tuple[str, int]:
     Raises:
         ValueError: no such format.
     """
-    found: tuple[str, int] = _names().split_name(text)
-    return found
+    match: tuple[str, int] = _names().split_name(text)
+    return match
 
 
 def format_in_words(text: str) -> str:

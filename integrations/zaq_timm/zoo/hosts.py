@@ -97,20 +97,20 @@ def on_host(name: str, request: Request) -> Converted:
     if reason is not None:
         raise LeftOut(reason)
     train = request.finetune is not None
-    made = host.prepare(request.model, (request.example,), assignment, train=train)
-    if made.fixed_batch is None:
-        require_float_function(made.model, request.model, (request.example,))
+    prepared = host.prepare(request.model, (request.example,), assignment, train=train)
+    if prepared.fixed_batch is None:
+        require_float_function(prepared.model, request.model, (request.example,))
     batches, result = request.batches, None
-    if made.fixed_batch:
-        size = made.fixed_batch
+    if prepared.fixed_batch:
+        size = prepared.fixed_batch
         batches = [b for b in request.calibration.split(size) if len(b) == size]
     if request.finetune is None:
-        calibrate(made.model, batches)
-        correct_bias(made.model, batches)
+        calibrate(prepared.model, batches)
+        correct_bias(prepared.model, batches)
     else:
-        result = request.finetune(made.model, correct_bias)
-    converted = host.convert(made.model)
-    return Converted(converted, host.audit(converted), made.fixed_batch, result, made.notes)
+        result = request.finetune(prepared.model, correct_bias)
+    converted = host.convert(prepared.model)
+    return Converted(converted, host.audit(converted), prepared.fixed_batch, result, prepared.notes)
 
 
 AUTO = ("pt2e", "fx")
@@ -131,7 +131,7 @@ def convert(host: str, request: Request) -> tuple[str, Converted]:
     last: Exception | None = None
     for name in names:
         try:
-            made = on_host(name, request)
+            converted = on_host(name, request)
         except ImportError as error:
             reasons.append(f"{name}: {in_short(error)}")
             continue
@@ -141,19 +141,19 @@ def convert(host: str, request: Request) -> tuple[str, Converted]:
             reasons.append(f"{name}: {in_short(error)}")
             last = error
             continue
-        made.notes = [f"{reason}" for reason in reasons] + made.notes
-        return name, made
+        converted.notes = [f"{reason}" for reason in reasons] + converted.notes
+        return name, converted
     raise LeftOut("; ".join(reasons)) from last
 
 
 def depthwise_overrides(model: nn.Module, spec: QuantSpec) -> dict[str, QuantSpec]:
     """int8 for depthwise layers whose narrow codes and levels take more room than 8 bits."""
-    found: dict[str, QuantSpec] = {}
+    overrides: dict[str, QuantSpec] = {}
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
         if not is_depthwise(module) or not isinstance(weight, Tensor) or weight.dim() < 3:
             continue
         numel, channels = weight.numel(), weight.shape[channel_axis(module)]
         if stored_size(numel, channels, spec) >= stored_size(numel, channels, INT8):
-            found[name] = INT8
-    return found
+            overrides[name] = INT8
+    return overrides

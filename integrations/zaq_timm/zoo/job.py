@@ -67,10 +67,10 @@ def run_job(payload: dict[str, Any], folder: Path, report: Report) -> dict[str, 
             facts.update({"kind": images.kind, "calibration": count, "test": settings.test_images})
         job = Job(settings, folder, report, loaded, images, manifest)
         job.overrides = _choose_widths(job)
-        host, made = _convert(job)
-        row = measure(job, host, made)
-        row.update(_export(job, made))
-        details.write(job, made.layers, made.finetuned is not None)
+        host, converted = _convert(job)
+        row = measure(job, host, converted)
+        row.update(_export(job, converted))
+        details.write(job, converted.layers, converted.finetuned is not None)
         manifest.save(folder / MANIFEST)
     return row
 
@@ -82,8 +82,8 @@ def _calibration_count(settings: Settings) -> int:
     if settings.zero_shot == "none":
         return settings.calibration_images
     config = ZeroShotConfig.preset(settings.zero_shot)
-    wanted = config.distillation.images + config.judging.images if config.uses_distilled else 0
-    return max(settings.calibration_images, wanted)
+    count = config.distillation.images + config.judging.images if config.uses_distilled else 0
+    return max(settings.calibration_images, count)
 
 
 def _choose_widths(job: Job) -> dict[str, QuantSpec]:
@@ -147,10 +147,10 @@ def _convert(job: Job) -> tuple[str, Converted]:
     job.report("quantizing", 0, 0)
     if settings.strategy:
         with job.manifest.stage("quantize", strategy=settings.strategy) as facts:
-            host, made = convert_by_strategy(job)
-            facts["notes"] = made.notes
-        _record(job, made)
-        return host, made
+            host, converted = convert_by_strategy(job)
+            facts["notes"] = converted.notes
+        _record(job, converted)
+        return host, converted
     finetune = None if settings.zero_shot == "none" else partial(_finetune, job)
     request = Request(
         job.loaded.model,
@@ -162,15 +162,15 @@ def _convert(job: Job) -> tuple[str, Converted]:
         finetune,
     )
     with job.manifest.stage("quantize and convert") as facts:
-        host, made = convert(settings.wanted_host, request)
-        job.finetuned = made.finetuned
-        facts["host"], facts["notes"] = host, made.notes
-    _record(job, made)
-    return host, made
+        host, converted = convert(settings.wanted_host, request)
+        job.finetuned = converted.finetuned
+        facts["host"], facts["notes"] = host, converted.notes
+    _record(job, converted)
+    return host, converted
 
 
-def _record(job: Job, made: Converted) -> None:
-    job.manifest.layers = made.layers
+def _record(job: Job, converted: Converted) -> None:
+    job.manifest.layers = converted.layers
     job.manifest.specs = {
         "weights": job.spec.to_json(),
         "activations": job.settings.activations,
@@ -205,12 +205,12 @@ def _finetune(job: Job, student: nn.Module, correct: Correct | None) -> Finetune
         )
 
 
-def _export(job: Job, made: Converted) -> dict[str, Any]:
+def _export(job: Job, converted: Converted) -> dict[str, Any]:
     """What was exported; a failure is the row's status, its figures stay."""
-    told: list[dict[str, Any]] = []
+    files: list[dict[str, Any]] = []
     for kind in job.settings.export_kinds:
         try:
-            told.append(_exported(kind, job, made))
+            files.append(_exported(kind, job, converted))
         except LeftOut:
             raise
         except Exception as error:
@@ -218,35 +218,35 @@ def _export(job: Job, made: Converted) -> dict[str, Any]:
                 raise
             text = " ".join(str(error).split())[:300]
             failed = {"status": FAILED, "reason": f"quantized, but not exported: {text}"}
-            return {**_told(job, made, told), **failed}
-    return _told(job, made, told)
+            return {**_told(job, converted, files), **failed}
+    return _told(job, converted, files)
 
 
-def _told(job: Job, made: Converted, files: list[dict[str, Any]]) -> dict[str, Any]:
+def _told(job: Job, converted: Converted, files: list[dict[str, Any]]) -> dict[str, Any]:
     if not files:
         return {}
-    if made.fixed_batch not in (None, 1):
+    if converted.fixed_batch not in (None, 1):
         return {"exported": files[0], "files": files}
-    return {"exported": files[0], "files": [{**told, **_figures(job, told)} for told in files]}
+    return {"exported": files[0], "files": [{**file, **_figures(job, file)} for file in files]}
 
 
-def _figures(job: Job, told: dict[str, Any]) -> dict[str, Any]:
+def _figures(job: Job, file: dict[str, Any]) -> dict[str, Any]:
     """What files of every kind have; those for devices were measured when they were written."""
-    path = job.folder / told["file"]
-    found: dict[str, Any] = {"zipped_bytes": zipped_bytes(path)}
+    path = job.folder / file["file"]
+    figures: dict[str, Any] = {"zipped_bytes": zipped_bytes(path)}
     if path.suffix == ".onnx":
         run = onnx_runner(path)
-        found |= answers(job, one_by_one(run))
-        found["ms"] = latencies({"ours": run}, job.images.test[:1].clone())["ours"]
-    return found
+        figures |= answers(job, one_by_one(run))
+        figures["ms"] = latencies({"ours": run}, job.images.test[:1].clone())["ours"]
+    return figures
 
 
-def _exported(kind: str, job: Job, made: Converted) -> dict[str, Any]:
+def _exported(kind: str, job: Job, converted: Converted) -> dict[str, Any]:
     job.report(f"exporting {kind}", 0, 0)
     with job.manifest.stage("export", format=kind) as facts:
-        images = job.images.test[: made.fixed_batch or 2]
-        if made.fixed_batch and len(images) < made.fixed_batch:
-            images = images[:1].expand(made.fixed_batch, -1, -1, -1)
-        told = export_model(kind, made, images.clone(), job.folder, job)
-        facts.update(told)
-    return told
+        images = job.images.test[: converted.fixed_batch or 2]
+        if converted.fixed_batch and len(images) < converted.fixed_batch:
+            images = images[:1].expand(converted.fixed_batch, -1, -1, -1)
+        file = export_model(kind, converted, images.clone(), job.folder, job)
+        facts.update(file)
+    return file

@@ -123,14 +123,14 @@ def _call(name: str) -> nn.Module:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # as ``python -m`` does
     try:
-        made = getattr(importlib.import_module(module_name), function)()
+        model = getattr(importlib.import_module(module_name), function)()
     except ImportError as error:
         raise LeftOut(f"{module_name} cannot be imported ({_first_line(error)})") from error
     except AttributeError as error:
         raise LeftOut(f"{name} failed ({_first_line(error)})") from error
-    if not isinstance(made, nn.Module):
-        raise LeftOut(f"{name}() must return a torch.nn.Module; it returned {type(made).__name__}")
-    return made
+    if not isinstance(model, nn.Module):
+        raise LeftOut(f"{name}() must return a torch.nn.Module; it returned {type(model).__name__}")
+    return model
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -147,22 +147,22 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise LeftOut(str(error)) from error
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     state = without_prefixes(state, own)
-    given = {name: tuple(value.shape) for name, value in state.items()}
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
     optional = {name for name in own if name.endswith("num_batches_tracked")}
-    missing = sorted(own.keys() - given.keys() - optional)
-    unknown = sorted(given.keys() - own.keys())
-    wrong = [n for n in own if n in given and own[n] != given[n]]
+    missing = sorted(own.keys() - shapes.keys() - optional)
+    unknown = sorted(shapes.keys() - own.keys())
+    wrong = [n for n in own if n in shapes and own[n] != shapes[n]]
     if missing or unknown or wrong:
-        told = []
+        problems = []
         if wrong:
             first = wrong[0]
-            told.append(
-                f"{len(wrong)} of other shape ({first}: {given[first]} in the file, {own[first]} "
+            problems.append(
+                f"{len(wrong)} of other shape ({first}: {shapes[first]} in the file, {own[first]} "
                 "in the model; num_classes may be wrong)"
             )
-        told += [f"{len(missing)} missing ({missing[0]})"] if missing else []
-        told += [f"{len(unknown)} unknown ({unknown[0]})"] if unknown else []
-        raise LeftOut(f"{path.name} does not fit the model: tensors {', '.join(told)}")
+        problems += [f"{len(missing)} missing ({missing[0]})"] if missing else []
+        problems += [f"{len(unknown)} unknown ({unknown[0]})"] if unknown else []
+        raise LeftOut(f"{path.name} does not fit the model: tensors {', '.join(problems)}")
     model.load_state_dict(state, strict=False)
 
 
@@ -182,7 +182,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise ValueError(f"{path.name} is no whole safetensors file ({error})") from error
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path.name} is refused: it holds more than tensors, and unpickling it could run "
@@ -191,17 +191,17 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     except (RuntimeError, EOFError, ValueError) as error:
         raise ValueError(f"{path.name} is no torch checkpoint ({_first_line(error)})") from error
     for name in ("state_dict", "model", "state_dict_ema"):
-        if isinstance(held, Mapping) and isinstance(held.get(name), Mapping):
-            held = held[name]
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
             break
-    if not isinstance(held, Mapping) or not all(isinstance(v, Tensor) for v in held.values()):
+    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
         raise ValueError(f"{path.name} holds no state_dict: names and tensors are expected")
-    return {str(name): value for name, value in held.items()}
+    return {str(name): value for name, value in content.items()}
 
 
 def _inputs(model: nn.Module, settings: Settings) -> tuple[Inputs, tuple[str, ...]]:
-    held: Any = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
-    config = dict(held) if isinstance(held, Mapping) else {}
+    cfg: Any = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    config = dict(cfg) if isinstance(cfg, Mapping) else {}
     shape = input_shape(settings.input_size) or config.get("input_size")
     if shape is None:
         raise LeftOut(
@@ -211,11 +211,11 @@ def _inputs(model: nn.Module, settings: Settings) -> tuple[Inputs, tuple[str, ..
     channels = int(shape[0])
     values = {}
     for name in ("mean", "std"):
-        told = tuple(float(v) for v in config.get(name) or _DEFAULT[name])
-        if len(told) != channels:
-            fill = 0.5 if channels != 1 else sum(told) / len(told)
-            told = (told[0],) * channels if len(set(told)) == 1 else (fill,) * channels
-        values[name] = told
+        numbers = tuple(float(v) for v in config.get(name) or _DEFAULT[name])
+        if len(numbers) != channels:
+            fill = 0.5 if channels != 1 else sum(numbers) / len(numbers)
+            numbers = (numbers[0],) * channels if len(set(numbers)) == 1 else (fill,) * channels
+        values[name] = numbers
     assumed = [name for name in ("mean", "std") if not config.get(name)]
     note = (
         f"the model does not say its images' {' and '.join(assumed)}: ImageNet's is taken; give it "

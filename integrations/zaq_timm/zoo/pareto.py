@@ -59,8 +59,8 @@ def frontier(
         by_layer.setdefault(one.layer, []).append(one)
     layers = [[(cost(c), c.divergence, c) for c in choices] for choices in by_layer.values()]
     return [
-        Point(found.cost, found.divergence, {c.layer: c.spec for c in found.choices})
-        for found in pareto_frontier(layers, states)
+        Point(assignment.cost, assignment.divergence, {c.layer: c.spec for c in assignment.choices})
+        for assignment in pareto_frontier(layers, states)
     ]
 
 

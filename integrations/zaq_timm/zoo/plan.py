@@ -54,21 +54,22 @@ class Plan:
 
     def lines(self, done: Mapping[str, Any], todo: list[str]) -> list[str]:
         """The plan in words, for ``--dry-run``."""
-        told = self.settings
+        settings = self.settings
         lines = [
-            f"weights      {format_in_words(told.weights)}"
-            + (f", widths by --budget {told.budget}" if told.budget else ""),
-            f"activations  {told.activations} bits, ranges from {told.calibration_images} "
+            f"weights      {format_in_words(settings.weights)}"
+            + (f", widths by --budget {settings.budget}" if settings.budget else ""),
+            f"activations  {settings.activations} bits, ranges from {settings.calibration_images} "
             "synthetic images",
-            f"host         {'PT2E, or FX where that fails' if told.host == 'auto' else told.host}",
-            f"zero-shot    {told.zero_shot}",
-            *([f"strategy     {told.strategy}"] if told.strategy else []),
-            f"measured on  {told.eval or f'{told.test_images} synthetic images'}",
-            f"export       {told.export}",
-            f"workers      {told.jobs}, {told.threads} thread(s) each, memory "
-            f"{told.memory or 'unlimited'}, time {told.timeout or 'unlimited'}"
-            + (f", spread by {told.cluster}" if told.cluster else ""),
-            f"results      {told.out}",
+            "host         "
+            f"{'PT2E, or FX where that fails' if settings.host == 'auto' else settings.host}",
+            f"zero-shot    {settings.zero_shot}",
+            *([f"strategy     {settings.strategy}"] if settings.strategy else []),
+            f"measured on  {settings.eval or f'{settings.test_images} synthetic images'}",
+            f"export       {settings.export}",
+            f"workers      {settings.jobs}, {settings.threads} thread(s) each, memory "
+            f"{settings.memory or 'unlimited'}, time {settings.timeout or 'unlimited'}"
+            + (f", spread by {settings.cluster}" if settings.cluster else ""),
+            f"results      {settings.out}",
             "",
             f"{len(self.references)} model(s), {len(todo)} to do",
         ]

@@ -158,9 +158,9 @@ class Pool:
         assert running.process.stdout is not None
         for line in running.process.stdout:
             with contextlib.suppress(ValueError, TypeError, KeyError):
-                told = json.loads(line)
+                message = json.loads(line)
                 self._events.put(
-                    Event(running.task.key, told["stage"], told["step"], told["steps"])
+                    Event(running.task.key, message["stage"], message["step"], message["steps"])
                 )
 
     def _pass_on_events(self) -> None:

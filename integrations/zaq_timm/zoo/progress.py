@@ -111,13 +111,13 @@ def row_line(row: dict[str, Any]) -> str:
     took = f" ({seconds:.0f} s)" if isinstance(seconds, int | float) else ""
     if row["status"] != DONE:
         return f"{row['key']}: {row['status']}: {row['reason']}{took}"
-    told = [f"{row['host']}"] if row.get("host") else []
+    parts = [f"{row['host']}"] if row.get("host") else []
     if row.get("layers"):
-        told.append(f"{row['quantized']} of {row['layers']} layers")
+        parts.append(f"{row['quantized']} of {row['layers']} layers")
     if row.get("mac_bits"):
-        told.append(f"{row['mac_bits']:.3g} MAC / {row['stored_bits']:.3g} stored bits")
+        parts.append(f"{row['mac_bits']:.3g} MAC / {row['stored_bits']:.3g} stored bits")
     if row.get("top1") is not None:
-        told.append(f"top-1 {row['top1']:.2f} % (float {row['float_top1']:.2f} %)")
+        parts.append(f"top-1 {row['top1']:.2f} % (float {row['float_top1']:.2f} %)")
     elif row.get("agreement") is not None:
-        told.append(f"agreement {row['agreement']:.1f} %")
-    return f"{row['key']}: done{': ' if told else ''}{', '.join(told)}{took}"
+        parts.append(f"agreement {row['agreement']:.1f} %")
+    return f"{row['key']}: done{': ' if parts else ''}{', '.join(parts)}{took}"

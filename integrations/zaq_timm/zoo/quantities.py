@@ -25,10 +25,10 @@ def parse_budget(text: str) -> Budget | None:
     """
     if not text:
         return None
-    found = re.fullmatch(r"\s*([\d.]+)\s*bits?\s*", text)
+    match = re.fullmatch(r"\s*([\d.]+)\s*bits?\s*", text)
     try:
-        if found:
-            bits = float(found[1])
+        if match:
+            bits = float(match[1])
             if not 1 <= bits <= 32:
                 raise ValueError(f"budget must be 1 to 32 stored bits; got {bits:g}.")
             return Budget(bits=bits)
@@ -49,10 +49,10 @@ def size_in_bytes(name: str, text: str) -> int | None:
     """
     if not text:
         return None
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]?i?b)\s*", text, re.IGNORECASE)
-    if not found or not float(found[1]) > 0:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]?i?b)\s*", text, re.IGNORECASE)
+    if not match or not float(match[1]) > 0:
         raise ValueError(f"{name} must be a size such as 800MB or 4GB; got {text!r}.")
-    return int(float(found[1]) * _SIZES[found[2].upper()])
+    return int(float(match[1]) * _SIZES[match[2].upper()])
 
 
 def seconds_of(name: str, text: str) -> float | None:
@@ -63,10 +63,10 @@ def seconds_of(name: str, text: str) -> float | None:
     """
     if not text:
         return None
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh])\s*", text)
-    if not found or not float(found[1]) > 0:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh])\s*", text)
+    if not match or not float(match[1]) > 0:
         raise ValueError(f"{name} must be a time such as 90s, 30m or 2h; got {text!r}.")
-    return float(found[1]) * _TIMES[found[2]]
+    return float(match[1]) * _TIMES[match[2]]
 
 
 def input_shape(text: str) -> tuple[int, int, int] | None:
@@ -77,7 +77,7 @@ def input_shape(text: str) -> tuple[int, int, int] | None:
     """
     if not text:
         return None
-    found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
-    if not found or 0 in (shape := tuple(int(v) for v in found.groups())):
+    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
+    if not match or 0 in (shape := tuple(int(v) for v in match.groups())):
         raise ValueError(f"input_size must be CHANNELSxHEIGHTxWIDTH (3x224x224); got {text!r}.")
     return shape[0], shape[1], shape[2]

@@ -36,9 +36,9 @@ class Reference:
     @property
     def key(self) -> str:
         """The model's name in results and as a folder: unique, and safe on every file system."""
-        told = f"{self.name}@{Path(self.checkpoint).stem}" if self.checkpoint else self.name
-        safe = re.sub(r"[^A-Za-z0-9._@-]", "-", told).lstrip(".")
-        if safe == told and not self.checkpoint:
+        label = f"{self.name}@{Path(self.checkpoint).stem}" if self.checkpoint else self.name
+        safe = re.sub(r"[^A-Za-z0-9._@-]", "-", label).lstrip(".")
+        if safe == label and not self.checkpoint:
             return safe
         digest = hashlib.sha256("\\0".join(asdict(self).values()).encode()).hexdigest()[:6]
         return f"{safe}-{digest}"
@@ -56,12 +56,12 @@ def find_references(settings: Settings) -> list[Reference]:
         FileNotFoundError: a checkpoint that is not there.
         ImportError: timm is missing, and a name needs it.
     """
-    found: dict[str, Reference] = {}
+    by_name: dict[str, Reference] = {}
     for text in settings.models:
         for name in _expand(text, settings):
             if not any(fnmatchcase(name, pattern) for pattern in settings.exclude):
-                found.setdefault(name, Reference(name))
-    references = list(found.values())
+                by_name.setdefault(name, Reference(name))
+    references = list(by_name.values())
     if settings.checkpoint:
         path = Path(settings.checkpoint).expanduser()
         if not path.is_file():

@@ -62,13 +62,13 @@ class Results:
         """What the results have in common."""
         path = self.folder / SETTINGS
         try:
-            held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            common: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise RunError(
                 f"{path} is damaged ({error}); with --restart the folder's results are deleted and "
                 "begun anew."
             ) from error
-        return held
+        return common
 
     @classmethod
     @contextlib.contextmanager

@@ -17,31 +17,35 @@ from zaq_timm.zoo.measure import accuracy, distance, outputs, padded
 from zaq_timm.zoo.model_job import Job
 
 
-def measure(job: Job, host: str, made: Converted) -> dict[str, Any]:
+def measure(job: Job, host: str, converted: Converted) -> dict[str, Any]:
     """The row: widths, sizes, and how far the model is from the float one."""
     settings, loaded = job.settings, job.loaded
     job.report("measuring", 0, 0)
-    model: Any = made.model if made.fixed_batch is None else padded(made.model, made.fixed_batch)
+    model: Any = (
+        converted.model
+        if converted.fixed_batch is None
+        else padded(converted.model, converted.fixed_batch)
+    )
     with job.manifest.stage("measure") as facts:
-        told = distance(
+        gap = distance(
             outputs(loaded.model, job.images.test, settings.batch),
             outputs(model, job.images.test, settings.batch),
         )
-        facts["synthetic images"] = told.images
+        facts["synthetic images"] = gap.images
         on_images: dict[str, Any] = {}
         if settings.eval:
             with torch.no_grad():
                 first = outputs(loaded.model, job.images.test[:1], 1)[0]
             classes = first.shape[1] if first.dim() == 2 else None
             images = read_set(settings.eval, classes, settings.eval_images, settings.seed)
-            found = accuracy(loaded.model, model, images.batches(loaded.inputs, settings.batch))
+            scores = accuracy(loaded.model, model, images.batches(loaded.inputs, settings.batch))
             on_images = {
-                "eval_images": found.images,
-                "float_top1": found.float_top1,
-                "top1": found.top1,
-                "eval_agreement": found.agreement,
+                "eval_images": scores.images,
+                "float_top1": scores.float_top1,
+                "top1": scores.top1,
+                "eval_agreement": scores.agreement,
             }
-    layers = made.layers
+    layers = converted.layers
     float_bytes = 4 * sum(p.numel() for p in loaded.model.parameters())
     return {
         "model": job.manifest.model,
@@ -59,12 +63,12 @@ def measure(job: Job, host: str, made: Converted) -> dict[str, Any]:
         "float_bytes": float_bytes,
         "size_bytes": layers.stored_bytes + 4 * _unrecorded(loaded.model, layers),
         "sqnr_db": _finite(_weight_sqnr(layers)),
-        "divergence": _finite(told.divergence),
-        "agreement": told.agreement,
-        "output_sqnr_db": _finite(told.sqnr_db),
+        "divergence": _finite(gap.divergence),
+        "agreement": gap.agreement,
+        "output_sqnr_db": _finite(gap.sqnr_db),
         **on_images,
         **_training_facts(job.finetuned),
-        "notes": [*made.notes, *loaded.notes],
+        "notes": [*converted.notes, *loaded.notes],
     }
 
 
@@ -89,8 +93,8 @@ def _unrecorded(model: nn.Module, layers: Audit) -> int:
 
 def _weight_sqnr(layers: Audit) -> float | None:
     """Mean over the quantized layers; exact ones are left out of it."""
-    told = [r.sqnr_db for r in layers.quantized if r.sqnr_db is not None]
-    finite = [v for v in told if math.isfinite(v)]
+    ratios = [r.sqnr_db for r in layers.quantized if r.sqnr_db is not None]
+    finite = [v for v in ratios if math.isfinite(v)]
     return sum(finite) / len(finite) if finite else None
 
 

@@ -127,14 +127,14 @@ def measure_sensitivities(
     def measured() -> float:
         return distance(reference, outputs(model, images, batch)).divergence
 
-    found = []
+    sensitivities = []
     for index, place in enumerate(places):
         specs, weight = candidates(place), place.weight
         for spec, apart in zip(specs, each_alone(weight, place.axis, specs, measured), strict=True):
             size = place.size(spec)
-            found.append(Sensitivity(place.name, spec, weight.numel(), size, apart))
+            sensitivities.append(Sensitivity(place.name, spec, weight.numel(), size, apart))
         report("sensitivity of layers", index + 1, len(places))
-    return found
+    return sensitivities
 
 
 def widths_of(spec: QuantSpec) -> list[QuantSpec]:

@@ -267,21 +267,21 @@ def check_names(values: Mapping[str, Any]) -> None:
     Raises:
         ValueError: names it, and the one that may have been meant.
     """
-    known = [f.name for f in fields(Settings)]
+    names = [f.name for f in fields(Settings)]
     for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"no setting {name!r}.{hint} Known are {', '.join(known)}.")
+            raise ValueError(f"no setting {name!r}.{hint} Known are {', '.join(names)}.")
 
 
 def _check_type(name: str, value: Any, default: Any) -> None:
-    wanted = str if default is MISSING else type(default)
-    if wanted is tuple:
+    kind = str if default is MISSING else type(default)
+    if kind is tuple:
         if isinstance(value, str) or not all(isinstance(v, str) for v in value):
             raise TypeError(f"{name} must be a list of texts; got {value!r}.")
-    elif not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-        words = {str: "a text", int: "a whole number", bool: "true or false"}[wanted]
+    elif not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        words = {str: "a text", int: "a whole number", bool: "true or false"}[kind]
         raise TypeError(f"{name} must be {words}; got {value!r}.")
 
 

@@ -50,12 +50,12 @@ def convert_by_strategy(job: Job) -> tuple[str, Converted]:
     reasons: list[str] = []
     for name in hosts_for(settings):
         try:
-            made = _in_host(job, strategy, name)
+            converted = _in_host(job, strategy, name)
         except (ValueError, ImportError) as error:
             reasons.append(f"{name}: {error}" if name != SIMULATED else str(error))
             continue
-        made.notes = made.notes[:1] + reasons + made.notes[1:]
-        return name, made
+        converted.notes = converted.notes[:1] + reasons + converted.notes[1:]
+        return name, converted
     raise LeftOut(f"strategy {settings.strategy}: {'; '.join(reasons)}")
 
 
@@ -97,10 +97,10 @@ def with_noise(converted: Audit, planned: Audit) -> Audit:
 
     A converted model knows its weights before rounding only as the strategy has left them.
     """
-    known = {record.name: record for record in planned.quantized}
+    by_name = {record.name: record for record in planned.quantized}
     return Audit(
         [
-            replace(r, sqnr_db=known[r.name].sqnr_db) if r.quantized and r.name in known else r
+            replace(r, sqnr_db=by_name[r.name].sqnr_db) if r.quantized and r.name in by_name else r
             for r in converted.records
         ]
     )

@@ -48,11 +48,11 @@ def make_images(
         report: told stage, step and steps.
     """
     total = calibration + settings.test_images
-    wanted = settings.calibration
-    if wanted == "auto":
-        wanted = "distilled" if batch_norms(model) else "noise"
+    choice = settings.calibration
+    if choice == "auto":
+        choice = "distilled" if batch_norms(model) else "noise"
     rng = torch.Generator().manual_seed(settings.seed)
-    if wanted == "noise":
+    if choice == "noise":
         images = smooth_noise(total, inputs, rng)
     else:
         options = DistillOptions(
@@ -69,7 +69,7 @@ def make_images(
     # Every distilled batch has statistics of its own: both sets get of each.
     order = torch.randperm(total, generator=rng)
     images = images[order]
-    kind = NOISE if wanted == "noise" else DISTILLED
+    kind = NOISE if choice == "noise" else DISTILLED
     return Synthetic(images[:calibration], images[calibration:], kind)
 
 
@@ -79,12 +79,12 @@ def smooth_noise(count: int, images: ImageFormat, rng: torch.Generator) -> Tenso
     Returns:
         (count, C, H, W), between black and white.
     """
-    shape, statistics, made = images.shape, images.statistics, []
+    shape, statistics, parts = images.shape, images.statistics, []
     for index in range(count):
         noise = torch.randn(1, *shape, generator=rng)
         blur = SMOOTHNESS[index % len(SMOOTHNESS)]
         if min(shape[1:]) > 3 * blur:
             noise = low_pass(noise, blur)
         noise = (noise - noise.mean()) / noise.std().clamp(min=1e-6)
-        made.append(statistics.clamp(noise * statistics.scale() + statistics.shift()))
-    return torch.cat(made)
+        parts.append(statistics.clamp(noise * statistics.scale() + statistics.shift()))
+    return torch.cat(parts)

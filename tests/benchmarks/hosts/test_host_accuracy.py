@@ -31,15 +31,15 @@ def entries(path: Path) -> list[dict[str, Any]]:
 
 
 def test_every_width_stands_beside_uniform_grids_that_store_as_much() -> None:
-    found = [(c.method, c.weight_bits, c.activation_bits) for c in hosts.cases("cifar10", "fx", 9)]
+    cases = [(c.method, c.weight_bits, c.activation_bits) for c in hosts.cases("cifar10", "fx", 9)]
     # FX on x86 keeps a bit of activations in reserve (reduce_range), PT2E does not.
-    assert found[0] == (hosts.STOCK, 8, 7)
+    assert cases[0] == (hosts.STOCK, 8, 7)
     assert next(hosts.cases("cifar10", "pt2e", 9)).activation_bits == 8
-    assert [x[1:] for x in found if x[0] == PWLQ] == [(6, 8), (4, 8), (4, 4)]
+    assert [x[1:] for x in cases if x[0] == PWLQ] == [(6, 8), (4, 8), (4, 4)]
     uniform = [(8, 8), (6, 8), (7, 8), (4, 8), (5, 8), (4, 4), (5, 4)]
     for method in hosts.UNIFORM:
-        assert [x[1:] for x in found if x[0] == method] == uniform
-    assert len(found) == len(set(found)) == 18
+        assert [x[1:] for x in cases if x[0] == method] == uniform
+    assert len(cases) == len(set(cases)) == 18
 
 
 @pytest.mark.slow
@@ -54,33 +54,33 @@ def test_measures_writes_and_resumes(
     out = tmp_path / "new" / "found.jsonl"
     arguments = ["--data", str(data), "--model", "cifar10", "--host", "fx", "--out", str(out)]
     assert hosts.main(arguments) == 0
-    found = entries(out)
-    assert [(e["method"], e["weight_bits"]) for e in found] == [
+    rows = entries(out)
+    assert [(e["method"], e["weight_bits"]) for e in rows] == [
         (hosts.STOCK, 8),
         ("uniform clipped, symmetric", 4),
         ("uniform clipped, symmetric", 5),
         (PWLQ, 4),
     ]
-    for entry in found:  # 19 convolutions and one linear layer
+    for entry in rows:  # 19 convolutions and one linear layer
         assert (entry["quantized"], entry["left_out"], entry["int8_kernels"]) == (20, [], 20)
         assert entry["images"] == 40
         assert entry["reason"] is None
     lines = out.with_suffix(".md").read_text().splitlines()
     assert "## CIFAR-10 ResNet-20, 40 images" in "\n".join(lines)
     row = next(line for line in lines if line.startswith(f"| {PWLQ} |"))
-    shown = f"| {found[-1]['top1']:.2f} | {found[-1]['agreement']:.2f} | 20 / 0 | 20 |"
+    shown = f"| {rows[-1]['top1']:.2f} | {rows[-1]['agreement']:.2f} | 20 / 0 | 20 |"
     shown += f" {processor()} |"
     assert row == f"| {PWLQ} | torch.ao FX | 4 / 5 | 4 {shown}"
     assert any("16 `train` images calibrate" in line and "1 seed" in line for line in lines)
     # Stopped within a line: that one is measured again, with the same result, nothing else is.
-    kept = out.read_text().splitlines()
-    out.write_text("\n".join([*kept[:-1], kept[-1][:30]]))
+    old_lines = out.read_text().splitlines()
+    out.write_text("\n".join([*old_lines[:-1], old_lines[-1][:30]]))
     capsys.readouterr()
     assert hosts.main(arguments) == 0
     assert capsys.readouterr().err.count("agreement") == 1
     after = out.read_text().splitlines()
-    assert after[: len(kept) - 1] == kept[:-1]
-    again, before = json.loads(after[-1]), found[-1]
+    assert after[: len(old_lines) - 1] == old_lines[:-1]
+    again, before = json.loads(after[-1]), rows[-1]
     assert again.pop("seconds") > 0
     before.pop("seconds")
     assert again == before
@@ -125,9 +125,9 @@ def test_fx_says_why_it_has_no_accuracy(
     assert (
         hosts.main(["--data", ".", "--model", "imagenet", "--host", "fx", "--out", str(out)]) == 0
     )
-    found = entries(out)
-    assert len(found) == 6
-    for entry in found:
+    outcomes = entries(out)
+    assert len(outcomes) == 6
+    for entry in outcomes:
         assert entry["top1"] is None
         assert "symbolically traced variables cannot be used" in entry["reason"]
     text = out.with_suffix(".md").read_text()
@@ -163,9 +163,9 @@ def test_other_errors_are_not_taken_for_the_hosts_limits(
 
 
 def test_nncf_rows_say_where_images_and_biases_came_from() -> None:
-    found = list(hosts.cases("cifar10", "nncf", 9))
-    assert (found[0].method, found[0].weight_bits, found[0].activation_bits) == (hosts.STOCK, 8, 8)
-    ours = found[1:]
+    cases = list(hosts.cases("cifar10", "nncf", 9))
+    assert (cases[0].method, cases[0].weight_bits, cases[0].activation_bits) == (hosts.STOCK, 8, 8)
+    ours = cases[1:]
     assert all(case.spec == accuracy_tables.METHODS[PWLQ](case.weight_bits) for case in ours)
     assert {(c.weight_bits, c.activation_bits) for c in ours} == {(6, 8), (4, 8), (4, 4)}
     assert sum(case.data_free for case in ours) == 4

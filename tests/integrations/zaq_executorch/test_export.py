@@ -56,10 +56,10 @@ def test_a_model_of_the_pt2e_route(uint8: GraphModule, images: Tensor, tmp_path:
     with pytest.raises(ValueError, match="the output of fc has no grid.*Pass calibration=batches"):
         zaq_executorch.export(uint8, (images[:1],), path)
     assert not list(tmp_path.iterdir())
-    made = zaq_executorch.export(uint8, (images[:1],), path, calibration=[images])
-    assert zaq_executorch.verify(path, made.model, images).require().weights == 5
+    exported = zaq_executorch.export(uint8, (images[:1],), path, calibration=[images])
+    assert zaq_executorch.verify(path, exported.model, images).require().weights == 5
     step = (uint8(images).max() - uint8(images).min()) / 255
-    assert (made.model(images) - uint8(images)).abs().max() <= 0.51 * step + 1e-6
+    assert (exported.model(images) - uint8(images)).abs().max() <= 0.51 * step + 1e-6
     assert zaq_executorch.verify(path, uint8, images).ok
 
 
@@ -69,9 +69,9 @@ def test_a_float_model_without_data(net: nn.Module, images: Tensor, tmp_path: Pa
 
     path = tmp_path / "net.pte"
     few = {"synthetic_count": 32, "effort": 0.05}
-    made = zaq_executorch.export(net, (images[:1],), path, stored_bits=6, **few)
-    assert {record.stored_bits for record in made.layers} == {6}
-    assert zaq_executorch.verify(path, made.model, images).require().agreement >= 0.8
+    exported = zaq_executorch.export(net, (images[:1],), path, stored_bits=6, **few)
+    assert {record.stored_bits for record in exported.layers} == {6}
+    assert zaq_executorch.verify(path, exported.model, images).require().agreement >= 0.8
 
 
 def test_narrow_activations_are_refused_before_anything_runs(

@@ -79,15 +79,15 @@ def test_flatc_writes_a_graph_as_json(exported: Any) -> None:
     from zaq_executorch._compat import delegates, parse_program
 
     program, named = parse_program(Path(exported.path).read_bytes())
-    found = list(delegates(program, named))
-    kinds = {node["xnode_union_type"] for delegate in found for node in delegate.graph["xnodes"]}
+    parts = list(delegates(program, named))
+    kinds = {node["xnode_union_type"] for delegate in parts for node in delegate.graph["xnodes"]}
     assert {"XNNConv2d", "XNNDepthwiseConv2d", "XNNFullyConnected"} <= kinds
-    for delegate in found:
+    for delegate in parts:
         assert {"xnodes", "xvalues", "input_ids", "output_ids", "constant_data"} <= set(
             delegate.graph
         )
     bounds = [
-        n["output_min_max"] for d in found for n in d.graph["xnodes"] if "output_min_max" in n
+        n["output_min_max"] for d in parts for n in d.graph["xnodes"] if "output_min_max" in n
     ]
     assert {"output_min": 0, "output_max": float("inf")} in bounds
 
@@ -99,8 +99,10 @@ def test_importing_leaves_logging_alone() -> None:
         "import logging; a = list(logging.root.handlers), logging.root.level; import zaq_executorch"
         "; print(a == (list(logging.root.handlers), logging.root.level))"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "True"
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert process.stdout.strip() == "True"
 
 
 def stock() -> Any:
@@ -132,6 +134,6 @@ def test_its_quantizer_floors_scales_and_with_pwlq_does_not() -> None:
     with torch.no_grad():
         model[0].weight.mul_(1e-3)
     assert torch.all(scales_of(stock(), model, x) == 2.0**-12)
-    made = scales_of(zaq_pt2e.with_pwlq(stock(), PWLQSpec()), model, x)
-    assert torch.equal(made, quantize(model[0].weight.detach(), PWLQSpec()).scale)
-    assert bool((made < 2.0**-12).all())
+    scales = scales_of(zaq_pt2e.with_pwlq(stock(), PWLQSpec()), model, x)
+    assert torch.equal(scales, quantize(model[0].weight.detach(), PWLQSpec()).scale)
+    assert bool((scales < 2.0**-12).all())

@@ -50,9 +50,9 @@ def test_a_larger_batch_after_a_smaller_one(
     from zaq_executorch.running import runner
 
     path = tmp_path / "net.pte"
-    made = zaq_executorch.export(graph, (images[:1],), path, batch=4)
-    assert "XNNGlobalAvgPooling2d" not in made.operators
-    assert zaq_executorch.verify(path, made.model, images).require().weights == 3
+    exported = zaq_executorch.export(graph, (images[:1],), path, batch=4)
+    assert "XNNGlobalAvgPooling2d" not in exported.operators
+    assert zaq_executorch.verify(path, exported.model, images).require().weights == 3
     run = runner(path)
     alone = [run((x[None],))[0] for x in images]
     torch.testing.assert_close(run((images,))[0], torch.cat(alone), rtol=0, atol=1e-6)
@@ -63,16 +63,16 @@ def test_one_sample_keeps_the_delegates_pool(
 ) -> None:
     import zaq_executorch
 
-    made = zaq_executorch.export(graph, (images[:1],), tmp_path / "net.pte")
-    assert made.operators["XNNGlobalAvgPooling2d"] == 2
+    exported = zaq_executorch.export(graph, (images[:1],), tmp_path / "net.pte")
+    assert exported.operators["XNNGlobalAvgPooling2d"] == 2
 
 
 def test_the_rewritten_graph_computes_the_same(graph: GraphModule, images: Tensor) -> None:
     from zaq_executorch.pooling import means_outside
 
-    made = means_outside(graph)
-    assert torch.equal(made(images), graph(images))
-    names = {str(node.target) for node in made.graph.nodes}
+    rewritten = means_outside(graph)
+    assert torch.equal(rewritten(images), graph(images))
+    names = {str(node.target) for node in rewritten.graph.nodes}
     assert "aten.adaptive_avg_pool2d.default" not in names
     assert "aten.adaptive_avg_pool2d.default" in {str(node.target) for node in graph.graph.nodes}
 
@@ -97,12 +97,12 @@ def test_why_the_delegates_pool_grows_wrongly(tmp_path: Path) -> None:
     zaq_pt2e.calibrate(prepared, [x])
     graph, path = zaq_executorch.convert(prepared), tmp_path / "net.pte"
     shapes, last = ({0: torch.export.Dim("batch", min=1, max=4)},), x[4:].contiguous()
-    wanted = graph(last)
+    expected = graph(last)
 
     def apart(one_first: bool) -> float:
         run = runner(path)
         run((x[:1].contiguous() if one_first else x[:4].contiguous(),))
-        return float((run((last,))[0] - wanted).abs().max())
+        return float((run((last,))[0] - expected).abs().max())
 
     step = 0.01
     path.write_bytes(lower(graph, (x[:4],), shapes))

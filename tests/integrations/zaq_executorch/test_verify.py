@@ -15,12 +15,12 @@ from torch.fx import GraphModule
 def test_a_good_file(exported: Any, images: Tensor) -> None:
     import zaq_executorch
 
-    found = zaq_executorch.verify(exported.path, exported.model, images).require()
-    assert (found.integer_layers, found.float_layers, found.weights) == (5, 0, 5)
-    assert (found.batch, found.dynamic) == (4, True)
-    assert found.error <= found.tolerance
-    assert found.agreement == 1
-    assert "OK under ExecuTorch with XNNPACK, batches up to 4" in str(found)
+    verdict = zaq_executorch.verify(exported.path, exported.model, images).require()
+    assert (verdict.integer_layers, verdict.float_layers, verdict.weights) == (5, 0, 5)
+    assert (verdict.batch, verdict.dynamic) == (4, True)
+    assert verdict.error <= verdict.tolerance
+    assert verdict.agreement == 1
+    assert "OK under ExecuTorch with XNNPACK, batches up to 4" in str(verdict)
 
 
 @pytest.mark.slow
@@ -33,9 +33,9 @@ def test_it_runs_at_its_bound(
     from zaq_executorch.running import runner
 
     path = tmp_path / "net.pte"
-    made = zaq_executorch.export(converted, (images[:1],), path, batch=batch)
-    assert made.batch in (batch, batch + (batch == 16))
-    zaq_executorch.verify(path, made.model, images).require()
+    exported = zaq_executorch.export(converted, (images[:1],), path, batch=batch)
+    assert exported.batch in (batch, batch + (batch == 16))
+    zaq_executorch.verify(path, exported.model, images).require()
     run = runner(path)
     for size in {1, (batch + 1) // 2, batch} if batch > 1 else {1}:
         x = images.repeat(6, 1, 1, 1)[:size]
@@ -46,11 +46,11 @@ def test_a_weight_that_differs_is_named(exported: Any, images: Tensor) -> None:
     import zaq_executorch
 
     other = with_another_weight(exported.model)
-    found = zaq_executorch.verify(exported.path, other, images)
+    verdict = zaq_executorch.verify(exported.path, other, images)
     assert any("block.conv1: its weight is not in the file; the nearest differs in 1 int" in p
-               for p in found.problems)  # fmt: skip
+               for p in verdict.problems)  # fmt: skip
     with pytest.raises(ValueError, match="NOT OK"):
-        found.require()
+        verdict.require()
 
 
 def test_a_model_that_computes_something_else(exported: Any, images: Tensor) -> None:
@@ -75,10 +75,10 @@ def test_a_float_file_never_passes(
     path = tmp_path / "float.pte"
     graph = torch.export.export(net, (images[:1],)).module()
     path.write_bytes(lower(graph, (images[:1],), None))
-    found = zaq_executorch.verify(path, exported.model, images)
-    assert found.integer_layers == 0
-    assert found.float_layers == 5
-    assert "no layer runs in integers: nothing in this file is quantized." in found.problems
+    verdict = zaq_executorch.verify(path, exported.model, images)
+    assert verdict.integer_layers == 0
+    assert verdict.float_layers == 5
+    assert "no layer runs in integers: nothing in this file is quantized." in verdict.problems
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "header"])
@@ -89,9 +89,9 @@ def test_damaged_files(damage: str, exported: Any, images: Tensor, tmp_path: Pat
     path = tmp_path / "damaged.pte"
     wrong = {"cut": data[: len(data) // 2], "text": b"no program at all", "header": b"\0" * 64}
     path.write_bytes(wrong[damage])
-    found = zaq_executorch.verify(path, exported.model, images)
-    assert len(found.problems) == 1
-    assert str(path) in found.problems[0]
+    verdict = zaq_executorch.verify(path, exported.model, images)
+    assert len(verdict.problems) == 1
+    assert str(path) in verdict.problems[0]
 
 
 def test_what_is_no_graph_is_refused(net: nn.Module, exported: Any, images: Tensor) -> None:

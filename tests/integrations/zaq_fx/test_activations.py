@@ -96,12 +96,12 @@ KEPT = {
 @pytest.mark.parametrize("name", KEPT)
 def test_layers_kept_float_are_in_the_audit(name: str) -> None:
     kind, reason = KEPT[name]
-    made = converted(between(LAYERS[name]()), X)
-    for audit in (made.zaq_audit, zaq_fx.audit(made)):
+    int8_model = converted(between(LAYERS[name]()), X)
+    for audit in (int8_model.zaq_audit, zaq_fx.audit(int8_model)):
         assert audit["middle"].kind == kind
         assert reason in audit["middle"].reason
         assert [r.name for r in audit.quantized] == ["a", "b"]
-    assert type(made.middle).__name__ == kind  # plain again
+    assert type(int8_model.middle).__name__ == kind  # plain again
 
 
 def running(y: Tensor) -> Tensor:
@@ -147,11 +147,11 @@ def test_functions(name: str) -> None:
 
 
 def test_functions_kept_float_are_in_the_audit() -> None:
-    made = converted(between(FUNCTIONS["alpha"]), X)
-    (record,) = made.zaq_audit.skipped
+    int8_model = converted(between(FUNCTIONS["alpha"]), X)
+    (record,) = int8_model.zaq_audit.skipped
     assert (record.kind, record.reason) == ("add", "torch.ao's int8 addition drops alpha")
-    assert zaq_fx.audit(made)[record.name] == record
-    torch.jit.script(made)  # no class of ours is left in it
+    assert zaq_fx.audit(int8_model)[record.name] == record
+    torch.jit.script(int8_model)  # no class of ours is left in it
 
 
 def doubled(y: Tensor) -> Tensor:
@@ -216,8 +216,8 @@ def test_joined_tensors_keep_their_grids(name: str, ratio: float) -> None:
     model = Branches(ratio, JOINS[name]).eval()
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="All inputs of this cat operator")
-        made = assert_right(model, X, db=25)  # the small branch has an output of its own
-        kernels = [n.target for n in made.graph.nodes if n.target is torch.ops.quantized.cat]
+        int8_model = assert_right(model, X, db=25)  # the small branch has an output of its own
+        kernels = [n.target for n in int8_model.graph.nodes if n.target is torch.ops.quantized.cat]
         assert len(kernels) == (name == "cat")
         assert sqnr(model(X), converted(model, X, qat=True)(X)) > 25
 
@@ -226,9 +226,9 @@ def test_an_int8_concatenation_is_the_reference_bit_for_bit() -> None:
     ready = prepared(Branches(10, JOINS["cat"]).eval(), X)
     zaq_fx.calibrate(ready, [X])
     integers, floats = (zaq_fx.convert(ready, reference=r) for r in (False, True))
-    found = {n.target for n in integers.graph.nodes}
-    assert torch.ops.quantized.cat in found
-    assert torch.cat not in found
+    targets = {n.target for n in integers.graph.nodes}
+    assert torch.ops.quantized.cat in targets
+    assert torch.cat not in targets
     assert sqnr(floats(X), integers(X)) > 35
 
 

@@ -256,9 +256,9 @@ def test_transposed_convolutions_of_another_type_are_not_lowered(monkeypatch, ri
     monkeypatch.setattr(zaq_fx.backend, "kernel_is_right", lambda reference: right)
     x = torch.randn(2, 3, 6, 6)
     prepared, backend = plain(model, x)
-    made = convert_fx(prepared, backend_config=backend).get_submodule("1")
+    layer = convert_fx(prepared, backend_config=backend).get_submodule("1")
     lowered = torch.ao.nn.quantized.ConvTranspose2d
-    assert type(made) is (lowered if right else UNLOWERED[nnqr.ConvTranspose2d])
+    assert type(layer) is (lowered if right else UNLOWERED[nnqr.ConvTranspose2d])
 
 
 def test_a_kernel_is_tried_against_the_float_operator(monkeypatch):
@@ -282,12 +282,12 @@ def test_normalising_groups_of_few_values_in_channels_last_is_wrong():
     torch.manual_seed(0)
     weight, bias, grid = torch.rand(8) + 0.5, torch.randn(8), (0.04, 128)
     x = torch.quantize_per_tensor(torch.randn(12, 8, 2, 2), 0.03, 120, torch.quint8)
-    wanted = torch.nn.functional.instance_norm(x.dequantize(), weight=weight, bias=bias)
-    wanted = torch.quantize_per_tensor(wanted, *grid, torch.quint8).dequantize()
+    expected = torch.nn.functional.instance_norm(x.dequantize(), weight=weight, bias=bias)
+    expected = torch.quantize_per_tensor(expected, *grid, torch.quint8).dequantize()
     last = x.contiguous(memory_format=torch.channels_last)
     right, wrong = (
         torch.ops.quantized.instance_norm(y, weight, bias, 1e-5, *grid).dequantize()
         for y in (x, last)
     )
-    assert float((right - wanted).abs().max()) < 0.05
-    assert float((wrong - wanted).abs().max()) > 1
+    assert float((right - expected).abs().max()) < 0.05
+    assert float((wrong - expected).abs().max()) > 1

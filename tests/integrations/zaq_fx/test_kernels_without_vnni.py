@@ -78,8 +78,8 @@ def test_no_layer_saturates(engine: str) -> None:
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     assert len(lines) == 21
-    for name, kept, _ in lines:
-        assert float(kept) <= 0.501, (engine, name)
+    for name, error, _ in lines:
+        assert float(error) <= 0.501, (engine, name)
     saturating = {name for name, _, free in lines if float(free) > 1}
     assert {"dense", "grouped", "linear"} <= saturating
     assert ("depthwise" in saturating) == (engine == "fbgemm")

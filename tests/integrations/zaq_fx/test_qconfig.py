@@ -48,8 +48,8 @@ def test_everything_by_default():
 
 
 def test_names_win_over_patterns_over_types():
-    found = formats({"body.0": EIGHT, "body.*": SIX, nn.Conv2d: None, nn.Linear: (SIX, 6)})
-    assert found == {
+    specs = formats({"body.0": EIGHT, "body.*": SIX, nn.Conv2d: None, nn.Linear: (SIX, 6)})
+    assert specs == {
         "conv": None,
         "body.0": EIGHT,
         "body.2": SIX,
@@ -60,8 +60,8 @@ def test_names_win_over_patterns_over_types():
 
 
 def test_names_and_patterns_need_no_model():
-    found = formats({"body.0": EIGHT, "body.*": SIX}, give_model=False)
-    assert (found["body.0"], found["body.2"], found["conv"]) == (EIGHT, SIX, FOUR)
+    specs = formats({"body.0": EIGHT, "body.*": SIX}, give_model=False)
+    assert (specs["body.0"], specs["body.2"], specs["conv"]) == (EIGHT, SIX, FOUR)
 
 
 @pytest.mark.parametrize("give_model", [True, False])
@@ -69,17 +69,17 @@ def test_names_and_patterns_need_no_model():
 def test_the_most_specific_pattern_wins(give_model, turned):
     overrides = {"*": None, "body.*": EIGHT, "bod?": FOUR, "body.?": SIX, "body.[2]": None}
     overrides = dict(reversed(overrides.items())) if turned else overrides
-    found = formats(overrides, give_model=give_model)
+    specs = formats(overrides, give_model=give_model)
     # "body.*" has as many characters as "body.?" and "body.[2]" besides wildcards; then length
     # counts, then the order.
     first = EIGHT if not turned else SIX
-    assert (found["body.0"], found["body.2"], found["conv"]) == (first, None, None)
+    assert (specs["body.0"], specs["body.2"], specs["conv"]) == (first, None, None)
 
 
 @pytest.mark.parametrize("give_model", [True, False])
 def test_a_pattern_may_mean_a_module_around(give_model):
-    found = formats({"bo?y": SIX, "b*y.2": EIGHT}, give_model=give_model)
-    assert (found["body.0"], found["body.2"], found["conv"]) == (SIX, EIGHT, FOUR)
+    specs = formats({"bo?y": SIX, "b*y.2": EIGHT}, give_model=give_model)
+    assert (specs["body.0"], specs["body.2"], specs["conv"]) == (SIX, EIGHT, FOUR)
 
 
 def test_every_call_of_a_layer_has_its_override():
@@ -94,10 +94,10 @@ def test_every_call_of_a_layer_has_its_override():
 
     for key in ("conv", "c*v", "conv*"):
         prepared = zaq_fx.prepare(Twice(), (X,), FOUR, overrides={key: SIX})
-        found = {layer.name: layer.spec for layer in layers_of(prepared)}
-        assert len(found) == 3
-        assert found.pop("last") == FOUR
-        assert set(found.values()) == {SIX}
+        specs = {layer.name: layer.spec for layer in layers_of(prepared)}
+        assert len(specs) == 3
+        assert specs.pop("last") == FOUR
+        assert set(specs.values()) == {SIX}
 
 
 class Own(nn.Module):
@@ -115,11 +115,11 @@ class Own(nn.Module):
 def test_classes_are_those_of_the_model_as_it_was_given():
     model = nn.Sequential(Own(), nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 1)))
     prepared = zaq_fx.prepare(model, (X,), FOUR, overrides={Own: SIX, nn.Conv2d: EIGHT})
-    found = {layer.name: layer.spec for layer in layers_of(prepared)}
-    assert found.pop("0.conv") == EIGHT
-    assert found.pop("1") == EIGHT
-    assert len(found) == 1  # the functional one has no class of its own
-    assert set(found.values()) <= {SIX, EIGHT}
+    specs = {layer.name: layer.spec for layer in layers_of(prepared)}
+    assert specs.pop("0.conv") == EIGHT
+    assert specs.pop("1") == EIGHT
+    assert len(specs) == 1  # the functional one has no class of its own
+    assert set(specs.values()) <= {SIX, EIGHT}
 
 
 def test_a_type_reaches_layers_fused_with_relu():
@@ -162,18 +162,18 @@ def test_activation_options(qat):
     factory = zaq_fx.pwlq_qconfig(
         FOUR, 6, qat=qat, observer=PercentileObserver, symmetric_activations=True
     ).activation
-    made = factory()
-    assert isinstance(made, ActivationFakeQuantize)
-    assert bool(made.fake_quant_enabled) == qat  # calibration only observes
-    inner = made.activation_post_process
+    watcher = factory()
+    assert isinstance(watcher, ActivationFakeQuantize)
+    assert bool(watcher.fake_quant_enabled) == qat  # calibration only observes
+    inner = watcher.activation_post_process
     assert isinstance(inner, PercentileObserver)
     assert (inner.bits, inner.symmetric, inner.dtype) == (6, True, torch.quint8)
 
 
 def test_pwlq_activations_are_fake_quantizers_in_both_modes():
     for qat in (False, True):
-        made = zaq_fx.pwlq_qconfig(FOUR, PWLQSpec(bits=4), qat=qat).activation()
-        assert isinstance(made, PWLQActivationFakeQuantize)
+        watcher = zaq_fx.pwlq_qconfig(FOUR, PWLQSpec(bits=4), qat=qat).activation()
+        assert isinstance(watcher, PWLQActivationFakeQuantize)
 
 
 def test_learnable_training_parts():

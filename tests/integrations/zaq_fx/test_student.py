@@ -67,7 +67,7 @@ def test_in_training_a_layer_with_batch_norm_is_seen_as_its_product(kind, relu):
     (view,) = FXStudent(prepared).layers().values()
     seen = []
     handle = view.quantizer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    found = prepared(x)
+    output = prepared(x)
     handle.remove()
     torch.testing.assert_close(view.weight, seen[0].detach())
     torch.testing.assert_close(
@@ -75,8 +75,8 @@ def test_in_training_a_layer_with_batch_norm_is_seen_as_its_product(kind, relu):
             -1, *[1] * (layer.weight.dim() - 1)
         )
     )  # fmt: skip
-    wanted = model(x)
-    assert 10 * torch.log10(wanted.square().sum() / (wanted - found).square().sum()) > 22
+    expected = model(x)
+    assert 10 * torch.log10(expected.square().sum() / (expected - output).square().sum()) > 22
 
 
 def test_levels_that_an_algorithm_chose_are_those_of_stock_conversion(make_net, images):

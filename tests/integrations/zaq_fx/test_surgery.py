@@ -204,8 +204,8 @@ def test_padding_of_every_kind(padding, mode, kernel, dilation, qat):
     torch.manual_seed(0)
     conv = nn.Conv2d(8, 8, kernel, padding=padding, padding_mode=mode, dilation=dilation)
     model = perturb(Chain(conv, nn.BatchNorm2d(8), nn.ReLU())).eval()
-    made = assert_right(model, MANY, qat=qat)
-    assert [r.name for r in zaq_fx.audit(made).quantized] == ["stem", "layers.0", "out"]
+    int8_model = assert_right(model, MANY, qat=qat)
+    assert [r.name for r in zaq_fx.audit(int8_model).quantized] == ["stem", "layers.0", "out"]
     assert (conv.padding, conv.padding_mode) == (
         padding if isinstance(padding, str | tuple) else (1, 1),
         mode,
@@ -231,9 +231,9 @@ def test_transposed_convolutions_with_batch_norm(name, relu, qat):
     up = nn.ConvTranspose2d(inputs, outputs, 3, 2, 1, 1, groups=groups)
     layers = [up, nn.BatchNorm2d(outputs), *([nn.ReLU()] if relu else [])]
     model = perturb(Chain(*layers, channels=inputs)).eval()
-    made = assert_right(model, MANY, qat=qat)
-    assert not any("norm" in type(m).__name__.lower() for m in made.modules())
-    assert len(zaq_fx.audit(made).quantized) == 3
+    int8_model = assert_right(model, MANY, qat=qat)
+    assert not any("norm" in type(m).__name__.lower() for m in int8_model.modules())
+    assert len(zaq_fx.audit(int8_model).quantized) == 3
 
 
 def test_batch_norms_in_training_behind_transposed_convolutions_stay_float():
@@ -340,23 +340,23 @@ def test_every_call_has_the_same_weight(qat):
         assert ready.conv.weight is ready.conv_call2.weight
         assert ready.conv.weight_fake_quant is ready.conv_call2.weight_fake_quant
     zaq_fx.calibrate(ready, [MANY])
-    made = zaq_fx.convert(ready)
-    first, second = (zaq_fx.integer_weight(m) for m in (made.conv, made.conv_call2))
+    int8_model = zaq_fx.convert(ready)
+    first, second = (zaq_fx.integer_weight(m) for m in (int8_model.conv, int8_model.conv_call2))
     assert torch.equal(first.dequantize(), second.dequantize())
-    assert made.conv.scale > 10 * made.conv_call2.scale
-    assert "same weight as 'conv'" in zaq_fx.audit(made)["conv_call2"].reason
+    assert int8_model.conv.scale > 10 * int8_model.conv_call2.scale
+    assert "same weight as 'conv'" in zaq_fx.audit(int8_model)["conv_call2"].reason
 
 
 @pytest.mark.parametrize("key", ["conv", "con?", nn.Conv2d])
 def test_overrides_mean_every_call(key):
     overrides = {key: None, "a": UniformSpec(8)}
     ready = prepared(Sizes().eval(), MANY, overrides=overrides)
-    found = {layer.name: layer.spec for layer in layers_of(ready)}
-    assert (found["conv"], found["conv_call2"]) == (None, None)
-    assert found["a"] == UniformSpec(8)
+    specs = {layer.name: layer.spec for layer in layers_of(ready)}
+    assert (specs["conv"], specs["conv_call2"]) == (None, None)
+    assert specs["a"] == UniformSpec(8)
     exact = {"conv": UniformSpec(8), "c*": None}
-    found = {la.name: la.spec for la in layers_of(prepared(Sizes(), MANY, overrides=exact))}
-    assert found["conv"] == found["conv_call2"] == UniformSpec(8)
+    specs = {la.name: la.spec for la in layers_of(prepared(Sizes(), MANY, overrides=exact))}
+    assert specs["conv"] == specs["conv_call2"] == UniformSpec(8)
 
 
 COMPUTED = {
@@ -376,9 +376,9 @@ def test_computed_weights_become_constants(name, qat):
     torch.manual_seed(0)
     model = perturb(Chain(COMPUTED[name](nn.Conv2d(8, 8, 3)), nn.BatchNorm2d(8))).eval()
     names = set(model.state_dict())
-    made = assert_right(model, MANY, qat=qat)
+    int8_model = assert_right(model, MANY, qat=qat)
     assert set(model.state_dict()) == names  # the user's model keeps its own
-    assert "is a constant" in zaq_fx.audit(made)["layers.0"].reason
+    assert "is a constant" in zaq_fx.audit(int8_model)["layers.0"].reason
 
 
 def test_models_that_need_nothing_keep_their_class():
@@ -394,11 +394,11 @@ def test_the_stock_functions_with_a_rewritten_model():
     ready = zaq_fx.prepare_model(model.eval())
     backend = zaq_fx.pwlq_backend_config()
     mapping = zaq_fx.pwlq_qconfig_mapping(UniformSpec(7, "symmetric"), 7)
-    made = prepare_fx(ready, mapping, (MANY,), backend_config=backend)
-    assert sqnr(model(MANY), made(MANY)) > 100
-    zaq_fx.calibrate(made, [MANY])
-    planned = zaq_fx.audit(made)
-    int8 = convert_fx(made, backend_config=backend)
+    student = prepare_fx(ready, mapping, (MANY,), backend_config=backend)
+    assert sqnr(model(MANY), student(MANY)) > 100
+    zaq_fx.calibrate(student, [MANY])
+    planned = zaq_fx.audit(student)
+    int8 = convert_fx(student, backend_config=backend)
     assert sqnr(model(MANY), int8(MANY)) > 22
     assert "PReLU" in zaq_fx.audit(int8, planned)["layers.2"].reason
 
@@ -413,8 +413,8 @@ def test_a_folded_model_fuses_as_the_host_folds_it():
     for ready in (model, folded):
         prepared = zaq_fx.prepare(ready, (x,), PWLQSpec(bits=4), 7, input_bits=7)
         zaq_fx.calibrate(prepared, [x])
-        made = zaq_fx.convert(prepared)
-        kinds.append([type(m).__name__ for m in made.modules() if hasattr(m, "zero_point")])
+        int8_model = zaq_fx.convert(prepared)
+        kinds.append([type(m).__name__ for m in int8_model.modules() if hasattr(m, "zero_point")])
     assert kinds[0] == kinds[1] == ["ConvReLU2d", "Conv2d"]
 
 
@@ -435,15 +435,15 @@ def test_a_layer_that_is_given_a_vector_in_the_stock_functions():
     torch.manual_seed(0)
     model, backend = Vector().eval(), zaq_fx.pwlq_backend_config()
     mapping = zaq_fx.pwlq_qconfig_mapping(UniformSpec(7, "symmetric"), 7)
-    made = prepare_fx(zaq_fx.prepare_model(model), mapping, (MANY,), backend_config=backend)
+    student = prepare_fx(zaq_fx.prepare_model(model), mapping, (MANY,), backend_config=backend)
     with pytest.raises(
         ValueError, match=r"layer 'fc' is given a tensor of shape \(6,\).*example_i"
     ):
-        zaq_fx.calibrate(made, [MANY[:, :3]])
+        zaq_fx.calibrate(student, [MANY[:, :3]])
     ready = zaq_fx.prepare_model(model, (MANY[:, :3],))
-    made = prepare_fx(ready, mapping, (MANY,), backend_config=backend)
-    zaq_fx.calibrate(made, [MANY[:, :3]])
-    int8 = convert_fx(made, backend_config=backend)
+    student = prepare_fx(ready, mapping, (MANY,), backend_config=backend)
+    zaq_fx.calibrate(student, [MANY[:, :3]])
+    int8 = convert_fx(student, backend_config=backend)
     assert sqnr(model(MANY[:, :3]), int8(MANY[:, :3])) > 22
 
 

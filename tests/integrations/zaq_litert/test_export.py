@@ -38,9 +38,9 @@ def test_int8_in_and_outputs(
     from zaq_litert.running import interpreter_of, runner
 
     path = tmp_path / "net.tflite"
-    made = zaq_litert.export(converted, (images[:1],), path, interface="int8", batch=2)
-    assert (made.batch, made.operators["QUANTIZE"]) == (2, 0)
-    zaq_litert.verify(path, made.model, images).require()
+    int8_file = zaq_litert.export(converted, (images[:1],), path, interface="int8", batch=2)
+    assert (int8_file.batch, int8_file.operators["QUANTIZE"]) == (2, 0)
+    zaq_litert.verify(path, int8_file.model, images).require()
     interpreter = interpreter_of(path)
     (source,), (output,) = interpreter.get_input_details(), interpreter.get_output_details()
     assert source["dtype"] is output["dtype"] is np.int8
@@ -92,11 +92,11 @@ def test_a_float_model_with_images(net: nn.Module, images: Tensor, tmp_path: Pat
     import zaq_litert
 
     path = tmp_path / "net.tflite"
-    made = zaq_litert.export(
+    int8_file = zaq_litert.export(
         net, (images[:1],), path, calibration=[images], method="pwlq+gptq", stored_bits=4
     )
-    assert {record.stored_bits for record in made.layers} == {4}
-    assert zaq_litert.verify(path, made.model, images).require().weights == 5
+    assert {record.stored_bits for record in int8_file.layers} == {4}
+    assert zaq_litert.verify(path, int8_file.model, images).require().weights == 5
 
 
 def test_what_cannot_be_exported(

@@ -20,8 +20,8 @@ def test_without_quant_config_the_file_is_float(
     path.write_bytes(convert(unfolded(converted), (images[:1],), quantized=False))
     file = read(path)
     assert file.integer_layers == 0
-    made = runner(path)((images[:1],))[0]
-    assert (made - converted(images[:1])).abs().max() < 0.01
+    output = runner(path)((images[:1],))[0]
+    assert (output - converted(images[:1])).abs().max() < 0.01
 
 
 def test_folded_weights_are_refused(converted: GraphModule, images: Tensor) -> None:

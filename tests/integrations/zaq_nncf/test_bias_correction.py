@@ -28,7 +28,7 @@ def test_nncfs_correction_is_that_of_the_pwlq_weights(net: nn.Module, images: Te
     chosen = AdvancedQuantizationParameters(bias_correction_params=any_size)
     spec = PWLQSpec(bits=2)
     options = {"advanced_parameters": chosen, "bias_correction": "nncf"}
-    made = zaq_nncf.quantize(net, nncf.Dataset([images]), spec, **options)
+    student = zaq_nncf.quantize(net, nncf.Dataset([images]), spec, **options)
     folded = fold_batch_norm(net)
     seen: list[Tensor] = []
     folded.fc.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
@@ -39,15 +39,15 @@ def test_nncfs_correction_is_that_of_the_pwlq_weights(net: nn.Module, images: Te
         error = (quantize(weight, spec).dequantize() - weight).double() @ mean
         expected = folded.fc.bias.double() - error
     assert error.abs().max() > 1e-3
-    assert torch.allclose(made.fc.bias.double(), expected, atol=2e-6)
+    assert torch.allclose(student.fc.bias.double(), expected, atol=2e-6)
 
 
 def test_the_mean_error_of_every_layer_is_gone(net: nn.Module, images: Tensor) -> None:
     """By brute force: on the student's own inputs, float and quantized layer agree in the mean."""
     spec = PWLQSpec(bits=2)
-    made = zaq_nncf.quantize(net, list(images.split(4)), spec)
+    student = zaq_nncf.quantize(net, list(images.split(4)), spec)
     folded = fold_batch_norm(net)
-    stripped = zaq_nncf.strip(made)
+    stripped = zaq_nncf.strip(student)
     for name in ("stem.0", "block.conv1", "block.conv2", "block.short.0", "fc"):
         seen: list[Tensor] = []
         layer, reference = stripped.get_submodule(name), folded.get_submodule(name)
@@ -84,9 +84,9 @@ def test_activations_beat_channel_means_where_borders_matter(images: Tensor) -> 
     x = images + 2
 
     def error(method: str | None) -> float:
-        made = zaq_nncf.quantize(model, [x], PWLQSpec(bits=2), bias_correction=method)
+        student = zaq_nncf.quantize(model, [x], PWLQSpec(bits=2), bias_correction=method)
         with torch.no_grad():
-            return float((made(x) - model(x)).square().mean())
+            return float((student(x) - model(x)).square().mean())
 
     assert error("activations") < error(None)
     assert error("activations") < error("nncf")
@@ -98,20 +98,20 @@ def test_a_method_that_does_not_exist(net: nn.Module, images: Tensor) -> None:
 
 
 def test_the_teacher_has_the_float_models_biases(net: nn.Module, images: Tensor) -> None:
-    made = zaq_nncf.quantize(net, [images], PWLQSpec(bits=2))
+    student = zaq_nncf.quantize(net, [images], PWLQSpec(bits=2))
     folded = fold_batch_norm(net)
-    moved = [not torch.equal(made.get_parameter(n), p) for n, p in folded.named_parameters()]
+    moved = [not torch.equal(student.get_parameter(n), p) for n, p in folded.named_parameters()]
     assert any(moved)
-    teacher = zaq_nncf.twin(made)
+    teacher = zaq_nncf.twin(student)
     for name, value in folded.named_parameters():
         assert torch.allclose(teacher.get_parameter(name), value, atol=1e-6), name
         assert not teacher.get_parameter(name).requires_grad
     with torch.no_grad():
         assert torch.allclose(teacher(images), net(images), atol=1e-5)
-        assert (made(images) - net(images)).abs().max() > 1e-3
+        assert (student(images) - net(images)).abs().max() > 1e-3
 
 
 def test_it_can_be_left_out(net: nn.Module, images: Tensor) -> None:
-    made = zaq_nncf.quantize(net, [images], FAST, bias_correction=None)
+    student = zaq_nncf.quantize(net, [images], FAST, bias_correction=None)
     for name, value in fold_batch_norm(net).named_parameters():
-        assert torch.equal(made.get_parameter(name), value), name
+        assert torch.equal(student.get_parameter(name), value), name

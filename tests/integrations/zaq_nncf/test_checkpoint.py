@@ -23,12 +23,12 @@ FAST = PWLQSpec(bits=4, policy="gaussian")
 def mixed(net: nn.Module, images: Tensor) -> nn.Module:
     """Several formats, narrow activations, biases corrected, a step of training."""
     overrides = {"fc": PWLQSpec(bits=6, breakpoints=2), "block.conv2": PWLQSpec(bits=3)}
-    made = zaq_nncf.quantize(net, [images], FAST, activations=4, overrides=overrides)
+    student = zaq_nncf.quantize(net, [images], FAST, activations=4, overrides=overrides)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in student.parameters():
             if parameter.requires_grad:
                 parameter += 1e-3
-    return made
+    return student
 
 
 def test_nncfs_configuration_through_json(net: nn.Module, images: Tensor, mixed: nn.Module) -> None:
@@ -75,14 +75,14 @@ save_file({"out": model(images).detach()}, sys.argv[4])
 
 @pytest.mark.slow
 def test_a_file_in_a_fresh_process(images: Tensor, mixed: nn.Module, tmp_path: Path) -> None:
-    path, given, found = (str(tmp_path / name) for name in ("m.st", "images.st", "out.st"))
+    path, source, target = (str(tmp_path / name) for name in ("m.st", "images.st", "out.st"))
     zaq_nncf.save_checkpoint(mixed, path)
-    save_file({"images": images}, given)
+    save_file({"images": images}, source)
     folder = str(Path(networks.__file__).parent)
-    command = [sys.executable, "-c", SCRIPT, folder, path, given, found]
+    command = [sys.executable, "-c", SCRIPT, folder, path, source, target]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert torch.equal(load_file(found)["out"], mixed(images))
+    assert torch.equal(load_file(target)["out"], mixed(images))
 
 
 def test_files_that_are_none(net: nn.Module, quantized: nn.Module, tmp_path: Path) -> None:

@@ -26,9 +26,9 @@ def test_what_is_computed_is_quantized_and_told(way):
     stripped = zaq_nncf.strip(quantized)
     assert sqnr_db(quantized(x).detach(), stripped(x).detach()) > 60
     torch.onnx.export(stripped, (x,), dynamo=True, verbose=False)
-    told = {r.name: (r.quantized, r.reason) for r in zaq_nncf.audit(quantized).records}
+    reasons = {r.name: (r.quantized, r.reason) for r in zaq_nncf.audit(quantized).records}
     remark = "its weight was computed at every call; what it computed is quantized"
-    assert told == {"model.0": (True, remark), "model.2": (True, None)}
+    assert reasons == {"model.0": (True, remark), "model.2": (True, None)}
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
@@ -36,8 +36,8 @@ def test_wrapped_models_are_quantized_as_the_model_inside(wrap):
     torch.manual_seed(0)
     x = torch.rand(8, 3, 8, 8)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
-    found = [
+    models = [
         zaq_nncf.quantize(m, list(x.split(4)), UniformSpec(8, "symmetric"))
         for m in (model, wrap(model))
     ]
-    torch.testing.assert_close(found[1](x), found[0](x), rtol=0, atol=0)
+    torch.testing.assert_close(models[1](x), models[0](x), rtol=0, atol=0)

@@ -33,9 +33,9 @@ def test_compiling_is_announced_and_given_time(
     zaq_nncf.compile_extension()
     assert not_loaded == [str(extension.SECONDS)]
     assert extension.SECONDS >= 600  # NNCF gives up after 60
-    told = capsys.readouterr().err
-    assert "compiling NNCF's CPU kernels, once" in told
-    assert str(tmp_path) in told
+    text = capsys.readouterr().err
+    assert "compiling NNCF's CPU kernels, once" in text
+    assert str(tmp_path) in text
     zaq_nncf.compile_extension()
     assert len(not_loaded) == 1
     assert capsys.readouterr().err == ""
@@ -63,9 +63,9 @@ def test_a_time_limit_that_the_user_set_stays(
 def test_our_quantizers_do_not_need_it(
     not_loaded: list[str | None], net: nn.Module, images: Tensor
 ) -> None:
-    made = zaq_nncf.quantize(net, [images])
-    made(images).sum().backward()
-    zaq_nncf.strip(made)
+    student = zaq_nncf.quantize(net, [images])
+    student(images).sum().backward()
+    zaq_nncf.strip(student)
     assert not_loaded == []
 
 

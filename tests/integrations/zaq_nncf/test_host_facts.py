@@ -170,8 +170,8 @@ def test_the_overflow_fix_doubles_the_first_layers_scale(net: nn.Module, images:
     def first_scale(fix: OverflowFix | None) -> Tensor:
         chosen = AdvancedQuantizationParameters(overflow_fix=fix, disable_bias_correction=True)
         model = zaq_nncf.prepare_model(net)
-        made = nncf.quantize(model, nncf.Dataset([images]), advanced_parameters=chosen)
-        return dict(get_hook_storage(made).named_hooks())["pre_hooks.stem/0/conv2d/0__1.0"].scale
+        student = nncf.quantize(model, nncf.Dataset([images]), advanced_parameters=chosen)
+        return dict(get_hook_storage(student).named_hooks())["pre_hooks.stem/0/conv2d/0__1.0"].scale
 
     ratio = first_scale(None) / first_scale(OverflowFix.DISABLE)
     assert torch.allclose(ratio, torch.full_like(ratio, 2.0), rtol=0.02)

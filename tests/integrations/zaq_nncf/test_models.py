@@ -37,26 +37,26 @@ def test_quantize_train_strip_export_run(name: str) -> None:
     assert (len(expected), sum(".se." in n for n in expected)) == MODELS[name]
     # What NNCF wants to be told; it would quantize LayerNorm's scales otherwise.
     options = {"model_type": nncf.ModelType.TRANSFORMER} if "vit" in name else {}
-    made = zaq_nncf.quantize(model, [images], SPEC, **options)
-    found = zaq_nncf.audit(made)
-    assert {r.name for r in found} == expected
-    assert {r.name for r in found.skipped} == {n for n in expected if ".se." in n}
-    assert all("squeeze-and-excitation" in r.reason for r in found.skipped)
-    assert all(r.activation == "uniform 8 bits per tensor" for r in found.quantized)
+    student = zaq_nncf.quantize(model, [images], SPEC, **options)
+    records = zaq_nncf.audit(student)
+    assert {r.name for r in records} == expected
+    assert {r.name for r in records.skipped} == {n for n in expected if ".se." in n}
+    assert all("squeeze-and-excitation" in r.reason for r in records.skipped)
+    assert all(r.activation == "uniform 8 bits per tensor" for r in records.quantized)
     with torch.no_grad():
         reference = model(images)
-        teacher = zaq_nncf.twin(made)(images)
+        teacher = zaq_nncf.twin(student)(images)
     assert (teacher - reference).norm() <= 1e-3 * reference.norm()
 
-    optimizer = torch.optim.SGD([p for p in made.parameters() if p.requires_grad], 1e-4)
-    made.train()(images).square().mean().backward()
+    optimizer = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], 1e-4)
+    student.train()(images).square().mean().backward()
     optimizer.step()
-    made.eval()
+    student.eval()
 
-    stripped = zaq_nncf.strip(made)
-    assert len(zaq_nncf.audit(stripped).quantized) == len(found.quantized)
+    stripped = zaq_nncf.strip(student)
+    assert len(zaq_nncf.audit(stripped).quantized) == len(records.quantized)
     with torch.no_grad():
-        expected_output = made(images)
+        expected_output = student(images)
         assert torch.equal(stripped(images), expected_output)
         exported = torch.export.export(stripped, (images,)).module()
         assert torch.equal(exported(images), expected_output)

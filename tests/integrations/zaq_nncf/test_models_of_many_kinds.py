@@ -128,12 +128,12 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], Callable[[], list[Tensor]]]] = {
 def test_near_the_float_model_and_the_same_once_stripped(kind: str) -> None:
     torch.manual_seed(0)
     model, batches = KINDS[kind][0]().eval(), KINDS[kind][1]()
-    made = quantized(model, batches)
-    stripped = zaq_nncf.strip(made)
+    student = quantized(model, batches)
+    stripped = zaq_nncf.strip(student)
     with torch.no_grad():
         for x in batches[:4]:
-            assert sqnr_db(model(x), made(x)) > 25
-            assert sqnr_db(made(x), stripped(x)) > 60
+            assert sqnr_db(model(x), student(x)) > 25
+            assert sqnr_db(student(x), stripped(x)) > 60
 
 
 def test_positive_weights_on_small_samples() -> None:
@@ -148,17 +148,17 @@ def test_positive_weights_on_small_samples() -> None:
 
 def test_norms_in_lists_are_told_apart() -> None:
     torch.manual_seed(0)
-    found = {r.name: r.kind for r in zaq_nncf.audit(quantized(Steps().eval(), rows())).quantized}
-    norms = {name for name, kind in found.items() if kind == "LayerNorm"}
+    kinds = {r.name: r.kind for r in zaq_nncf.audit(quantized(Steps().eval(), rows())).quantized}
+    norms = {name for name, kind in kinds.items() if kind == "LayerNorm"}
     assert norms == {"steps.0.1", "steps.1", "norm"}
 
 
 def test_what_is_computed_is_not_called_unused() -> None:
     torch.manual_seed(0)
-    found = zaq_nncf.audit(quantized(Computed().eval(), rows()))
-    assert {r.name for r in found.skipped} == {"a", "w"}
-    assert "computed from it at every call (mul)" in found["a"].reason
-    assert "computed from it at every call (add)" in found["w"].reason
+    records = zaq_nncf.audit(quantized(Computed().eval(), rows()))
+    assert {r.name for r in records.skipped} == {"a", "w"}
+    assert "computed from it at every call (mul)" in records["a"].reason
+    assert "computed from it at every call (add)" in records["w"].reason
 
 
 @pytest.mark.parametrize("kind", ["tuples", "mappings", "traced"])
@@ -166,14 +166,14 @@ def test_several_inputs(kind: str) -> None:
     torch.manual_seed(0)
     model: nn.Module = Pair().eval()
     pairs = list(zip(rows(), rows(), strict=True))
-    given = [{"x": x, "y": y} for x, y in pairs] if kind == "mappings" else pairs
+    batches = [{"x": x, "y": y} for x, y in pairs] if kind == "mappings" else pairs
     root = torch.fx.symbolic_trace(model) if kind == "traced" else model
-    made = quantized(root, given)
-    stripped = zaq_nncf.strip(made)
+    student = quantized(root, batches)
+    stripped = zaq_nncf.strip(student)
     with torch.no_grad():
         for x, y in pairs:
-            assert sqnr_db(model(x, y), made(x, y)) > 25
-            assert sqnr_db(made(x, y), stripped(x, y)) > 60
+            assert sqnr_db(model(x, y), student(x, y)) > 25
+            assert sqnr_db(student(x, y), stripped(x, y)) > 60
 
 
 @pytest.mark.parametrize("wrap", [list, nncf.Dataset])
@@ -181,7 +181,7 @@ def test_inputs_are_not_touched(wrap: Any) -> None:
     torch.manual_seed(0)
     model, batches = Normalising().eval(), list(torch.rand(32, 8).split(8))
     before = [x.clone() for x in batches]
-    made = quantized(model, wrap(batches))
+    student = quantized(model, wrap(batches))
     assert all(map(torch.equal, batches, before))
     with torch.no_grad():
-        assert sqnr_db(model(before[0].clone()), made(before[0].clone())) > 25
+        assert sqnr_db(model(before[0].clone()), student(before[0].clone())) > 25

@@ -89,20 +89,20 @@ def test_whatever_holds_the_images_the_ranges_are_theirs(
     net: nn.Module, images: Tensor, hooks: Hooks, kind: str
 ) -> None:
     """The input's range is the images' own: its mean over batches, symmetric, as NNCF measures."""
-    made = zaq_nncf.quantize(net, CALIBRATIONS[kind](images), FAST, subset_size=8)
-    scale, zero_point = hooks(made)["post_hooks.x__0.0"].calculate_qparams()
+    student = zaq_nncf.quantize(net, CALIBRATIONS[kind](images), FAST, subset_size=8)
+    scale, zero_point = hooks(student)["post_hooks.x__0.0"].calculate_qparams()
     reach = images.abs().amax()
     # NNCF's estimator averages maxima over images or batches.
     assert int(zero_point) == 0
     assert 0.6 * reach < 127 * float(scale) <= reach * 1.001
-    assert len(zaq_nncf.audit(made).quantized) == len(LAYERS)
+    assert len(zaq_nncf.audit(student).quantized) == len(LAYERS)
 
 
 def test_images_of_a_zero_shot_loader(net: nn.Module, quantized: nn.Module, hooks: Hooks) -> None:
     source = ZeroShotLoader(quantized, (3, 12, 12), QUICK, float_model=net)
-    made = zaq_nncf.quantize(net, source, FAST)
+    student = zaq_nncf.quantize(net, source, FAST)
     assert source.step == 0
-    scale, _ = hooks(made)["post_hooks.x__0.0"].calculate_qparams()
+    scale, _ = hooks(student)["post_hooks.x__0.0"].calculate_qparams()
     assert 127 * float(scale) <= float(source.source.pool.abs().max()) * 1.001
 
 
@@ -117,9 +117,9 @@ def test_images_of_a_generator(net: nn.Module, quantized: nn.Module, images: Ten
 def test_without_data_images_come_from_the_model(net: nn.Module, images: Tensor) -> None:
     def make(seed: int) -> Tensor:
         config = QUICK.with_changes(seed=seed)
-        made = zaq_nncf.quantize(net, None, FAST, image_shape=(3, 12, 12), config=config)
-        close(made, net, images)
-        return made(images)
+        student = zaq_nncf.quantize(net, None, FAST, image_shape=(3, 12, 12), config=config)
+        close(student, net, images)
+        return student(images)
 
     assert torch.equal(make(0), make(0))
     assert not torch.equal(make(0), make(1))
@@ -154,21 +154,21 @@ def test_calibration_that_is_none(
 
 @pytest.mark.parametrize("preset", list(nncf.QuantizationPreset), ids=str)
 def test_presets(net: nn.Module, images: Tensor, hooks: Hooks, preset: Any) -> None:
-    made = hooks(zaq_nncf.quantize(net, [images], FAST, preset=preset))
-    kinds = {type(m) for name, m in made.items() if name.startswith("post_hooks")}
+    quantizers = hooks(zaq_nncf.quantize(net, [images], FAST, preset=preset))
+    kinds = {type(m) for name, m in quantizers.items() if name.startswith("post_hooks")}
     mixed = preset == nncf.QuantizationPreset.MIXED
     assert kinds == {AsymmetricActivationQuantizer if mixed else SymmetricActivationQuantizer}
-    relu = made["post_hooks.stem/2/relu/0__0.0"]
+    relu = quantizers["post_hooks.stem/2/relu/0__0.0"]
     assert (relu.grid.quant_min, relu.grid.quant_max) == (0, 255)
-    entry = made["post_hooks.x__0.0"]
+    entry = quantizers["post_hooks.x__0.0"]
     assert (entry.grid.quant_min, entry.grid.quant_max) == ((0, 255) if mixed else (-128, 127))
 
 
 @pytest.mark.parametrize("device", ["ANY", "CPU", "GPU", "NPU"])
 def test_target_devices(net: nn.Module, images: Tensor, device: str) -> None:
-    made = zaq_nncf.quantize(net, [images], FAST, target_device=nncf.TargetDevice[device])
-    assert [r.name for r in zaq_nncf.audit(made).quantized] == LAYERS
-    close(made, net, images)
+    student = zaq_nncf.quantize(net, [images], FAST, target_device=nncf.TargetDevice[device])
+    assert [r.name for r in zaq_nncf.audit(student).quantized] == LAYERS
+    close(student, net, images)
 
 
 def test_the_ranges_are_nncfs_own(net: nn.Module, images: Tensor, hooks: Hooks) -> None:
@@ -194,9 +194,9 @@ def test_the_ranges_are_nncfs_own(net: nn.Module, images: Tensor, hooks: Hooks) 
 
 def test_ignored_scope(net: nn.Module, images: Tensor) -> None:
     scope = nncf.IgnoredScope(patterns=["fc/.*"])
-    found = zaq_nncf.audit(zaq_nncf.quantize(net, [images], FAST, ignored_scope=scope))
-    assert [r.name for r in found.skipped] == ["fc"]
-    assert "patterns=['fc/.*']" in found["fc"].reason
+    records = zaq_nncf.audit(zaq_nncf.quantize(net, [images], FAST, ignored_scope=scope))
+    assert [r.name for r in records.skipped] == ["fc"]
+    assert "patterns=['fc/.*']" in records["fc"].reason
 
 
 def test_nothing_quantized_is_an_error(net: nn.Module, images: Tensor) -> None:
@@ -212,15 +212,15 @@ def test_formats_by_name_and_pattern(net: nn.Module, images: Tensor) -> None:
         "block.short.0": PWLQSpec(bits=3),
         "fc": None,
     }
-    made = zaq_nncf.quantize(net, [images], FAST, overrides=overrides)
-    found = {r.name: (r.mac_bits, r.stored_bits) for r in zaq_nncf.audit(made)}
-    assert found["stem.0"] == (4, 5)
-    assert found["block.conv1"] == (6, 7)
-    assert found["block.short.0"] == (3, 4)
-    assert found["fc"] == (8, 8)
-    assert found["block.conv2"] == (8, 8)  # the pattern is more specific than the module's name
-    assert zaq_nncf.audit(made)["fc"].spec == "uniform 8b MAC/8b stored (NNCF's own)"
-    close(made, net, images)
+    student = zaq_nncf.quantize(net, [images], FAST, overrides=overrides)
+    bits = {r.name: (r.mac_bits, r.stored_bits) for r in zaq_nncf.audit(student)}
+    assert bits["stem.0"] == (4, 5)
+    assert bits["block.conv1"] == (6, 7)
+    assert bits["block.short.0"] == (3, 4)
+    assert bits["fc"] == (8, 8)
+    assert bits["block.conv2"] == (8, 8)  # the pattern is more specific than the module's name
+    assert zaq_nncf.audit(student)["fc"].spec == "uniform 8b MAC/8b stored (NNCF's own)"
+    close(student, net, images)
 
 
 def test_an_override_for_no_layer(net: nn.Module, images: Tensor) -> None:
@@ -266,21 +266,21 @@ def test_weights_that_are_not_finite(net: nn.Module, images: Tensor) -> None:
 
 def test_narrow_activations(net: nn.Module, images: Tensor, hooks: Hooks) -> None:
     """4 bits before multipliers, 8 at the input and before the sum; not more levels than that."""
-    made = zaq_nncf.quantize(net, list(images.split(4)), FAST, activations=4)
-    bits = {n: m.bits for n, m in hooks(made).items() if n.startswith("post_hooks")}
+    student = zaq_nncf.quantize(net, list(images.split(4)), FAST, activations=4)
+    bits = {n: m.bits for n, m in hooks(student).items() if n.startswith("post_hooks")}
     assert bits["post_hooks.x__0.0"] == 8
     assert bits["post_hooks.stem/2/relu/0__0.0"] == 4
     assert bits["post_hooks.block/conv2/conv2d/0__0.0"] == 8  # only added
     assert bits["post_hooks.pool/adaptive_avg_pool2d/0__0.0"] == 4
-    assert {r.activation for r in zaq_nncf.audit(made)} == {
+    assert {r.activation for r in zaq_nncf.audit(student)} == {
         "uniform 8 bits per tensor",
         "uniform 4 bits per tensor",
     }
     seen: list[Tensor] = []
-    made.stem.register_forward_hook(lambda module, args, output: seen.append(output))
-    made(images)
+    student.stem.register_forward_hook(lambda module, args, output: seen.append(output))
+    student(images)
     assert 8 < len(seen[0].unique()) <= 16
-    close(made, net, images)
+    close(student, net, images)
 
 
 class Trunk(nn.Module):
@@ -301,28 +301,28 @@ def test_a_trunk_is_wide_where_it_is_added_and_narrow_where_it_is_multiplied(
 ) -> None:
     torch.manual_seed(3)
     net = Trunk().eval()
-    made = zaq_nncf.quantize(net, [images], FAST, activations=3, bias_correction=None)
-    bits = {n: m.bits for n, m in hooks(made).items() if hasattr(m, "bits")}
+    student = zaq_nncf.quantize(net, [images], FAST, activations=3, bias_correction=None)
+    bits = {n: m.bits for n, m in hooks(student).items() if hasattr(m, "bits")}
     assert bits["post_hooks./relu/0__0.0"] == 8
     assert bits["pre_hooks.conv/conv2d/0__0.0"] == 3
-    assert zaq_nncf.audit(made)["conv"].activation == "uniform 3 bits per tensor"
+    assert zaq_nncf.audit(student)["conv"].activation == "uniform 3 bits per tensor"
     seen: list[tuple[Tensor, Tensor]] = []
-    hooks(made)["pre_hooks.conv/conv2d/0__0.0"].register_forward_hook(
+    hooks(student)["pre_hooks.conv/conv2d/0__0.0"].register_forward_hook(
         lambda module, args, output: seen.append((args[0], output))
     )
     with torch.no_grad():
-        expected = made(images)
+        expected = student(images)
     ((trunk, multiplied),) = seen
     assert len(multiplied.unique()) <= 8
     assert len(trunk.unique()) > 64
-    torch.testing.assert_close(zaq_nncf.strip(made)(images), expected)
+    torch.testing.assert_close(zaq_nncf.strip(student)(images), expected)
 
 
 def test_an_observer_of_ones_own(net: nn.Module, images: Tensor, hooks: Hooks) -> None:
     from zaq_plugin.observers import MinMaxObserver
 
-    made = zaq_nncf.quantize(net, [images], FAST, activations=4, observer=MinMaxObserver)
-    grid = hooks(made)["post_hooks.stem/2/relu/0__0.0"].grid
+    student = zaq_nncf.quantize(net, [images], FAST, activations=4, observer=MinMaxObserver)
+    grid = hooks(student)["post_hooks.stem/2/relu/0__0.0"].grid
     with torch.no_grad():
         largest = net.stem(images).max()
     # The input is quantized, the float model's is not.
@@ -330,7 +330,7 @@ def test_an_observer_of_ones_own(net: nn.Module, images: Tensor, hooks: Hooks) -
 
 
 def test_half_precision(net: nn.Module, images: Tensor) -> None:
-    made = zaq_nncf.quantize(net.half(), [images.half()], FAST)
-    out = made(images.half())
+    student = zaq_nncf.quantize(net.half(), [images.half()], FAST)
+    out = student(images.half())
     assert out.dtype == torch.float16
     assert bool(out.isfinite().all())

@@ -67,15 +67,15 @@ def test_a_context_ends_as_it_began(net: nn.Module, images: Tensor, hooks: Hooks
 
 def test_it_gives_what_quantize_gives(net: nn.Module, images: Tensor, hooks: Hooks) -> None:
     with zaq_nncf.register(FAST, overrides={"fc": PWLQSpec(bits=6)}):
-        made = plain(net, images)
-    assert bits(hooks(made)) == {4, 6}
-    found = zaq_nncf.audit(made, images)
-    assert len(found.quantized) == 5
-    assert found["fc"].activation == "uniform 8 bits per tensor"
+        student = plain(net, images)
+    assert bits(hooks(student)) == {4, 6}
+    records = zaq_nncf.audit(student, images)
+    assert len(records.quantized) == 5
+    assert records["fc"].activation == "uniform 8 bits per tensor"
     expected = zaq_nncf.quantize(net, [images], FAST, overrides={"fc": PWLQSpec(bits=6)})
-    for name, module in hooks(made).items():
+    for name, module in hooks(student).items():
         if isinstance(module, PWLQWeightQuantizer):
-            weight = made.get_parameter(module.weight)
+            weight = student.get_parameter(module.weight)
             assert torch.equal(module(weight), hooks(expected)[name](weight)), name
 
 
@@ -106,20 +106,20 @@ def test_another_thread_is_not_affected_by_quantize(
     """Plain NNCF in one thread while this package quantizes in another."""
     import zaq_nncf.flow
 
-    original, found = nncf.quantize, []
+    original, results = nncf.quantize, []
 
     def meanwhile(*args: object, **kwargs: object) -> nn.Module:
         other = threading.Thread(
-            target=lambda: found.append(ours(hooks(original(*args, **kwargs))))
+            target=lambda: results.append(ours(hooks(original(*args, **kwargs))))
         )
         other.start()
         other.join()
         return original(*args, **kwargs)
 
     monkeypatch.setattr(zaq_nncf.flow.nncf, "quantize", meanwhile)
-    made = zaq_nncf.quantize(net, [images], FAST)
-    assert ours(hooks(made))
-    assert found == [False]
+    student = zaq_nncf.quantize(net, [images], FAST)
+    assert ours(hooks(student))
+    assert results == [False]
 
 
 def test_overrides_by_class_need_the_model() -> None:

@@ -23,23 +23,23 @@ def sequence() -> nn.Module:
 
 
 def test_a_sequential_gets_a_root(sequence: nn.Module, images: Tensor) -> None:
-    made = zaq_nncf.quantize(sequence, [images], FAST, overrides={"0": PWLQSpec(bits=3)})
-    found = {r.name: r.mac_bits for r in zaq_nncf.audit(made)}
-    assert found == {"model.0": 3, "model.4": 4}
-    assert torch.equal(zaq_nncf.strip(made)(images), made(images))
-    assert torch.allclose(zaq_nncf.twin(made)(images), sequence(images), atol=1e-5)
+    student = zaq_nncf.quantize(sequence, [images], FAST, overrides={"0": PWLQSpec(bits=3)})
+    bits = {r.name: r.mac_bits for r in zaq_nncf.audit(student)}
+    assert bits == {"model.0": 3, "model.4": 4}
+    assert torch.equal(zaq_nncf.strip(student)(images), student(images))
+    assert torch.allclose(zaq_nncf.twin(student)(images), sequence(images), atol=1e-5)
 
 
 def test_overrides_reach_into_the_root(sequence: nn.Module, images: Tensor) -> None:
     six, three = PWLQSpec(bits=6, policy="gaussian"), PWLQSpec(bits=3, policy="gaussian")
     for overrides in ({nn.Linear: six, nn.Sequential: three}, {"model.4": six, "*": three}):
-        made = zaq_nncf.quantize(sequence, [images], FAST, overrides=overrides)
-        assert {r.name: r.mac_bits for r in zaq_nncf.audit(made)} == {"model.0": 3, "model.4": 6}
+        student = zaq_nncf.quantize(sequence, [images], FAST, overrides=overrides)
+        assert {r.name: r.mac_bits for r in zaq_nncf.audit(student)} == {"model.0": 3, "model.4": 6}
 
 
 def test_a_traced_graph_gets_a_root(net: nn.Module, images: Tensor) -> None:
-    made = zaq_nncf.quantize(torch.fx.symbolic_trace(net), [images], FAST)
-    assert torch.equal(made(images), zaq_nncf.quantize(net, [images], FAST)(images))
+    student = zaq_nncf.quantize(torch.fx.symbolic_trace(net), [images], FAST)
+    assert torch.equal(student(images), zaq_nncf.quantize(net, [images], FAST)(images))
 
 
 def test_an_exported_graph_is_refused(net: nn.Module, images: Tensor) -> None:
@@ -77,10 +77,10 @@ class Odd(nn.Module):
 def test_every_weight_is_counted_once(images: Tensor) -> None:
     torch.manual_seed(0)
     model = Odd().eval()
-    made = zaq_nncf.quantize(model, [images], FAST)
-    stripped = zaq_nncf.strip(made)
-    for found in (zaq_nncf.audit(made), zaq_nncf.audit(stripped)):
-        numel = {r.name: r.numel for r in found}
+    student = zaq_nncf.quantize(model, [images], FAST)
+    stripped = zaq_nncf.strip(student)
+    for records in (zaq_nncf.audit(student), zaq_nncf.audit(stripped)):
+        numel = {r.name: r.numel for r in records}
         assert numel == {
             "conv": 81,
             "fc": 16,
@@ -90,10 +90,10 @@ def test_every_weight_is_counted_once(images: Tensor) -> None:
             "loose": 108,
             "product": 20,
         }
-        assert [r.name for r in found.skipped] == ["unused"]
-        assert found["unused"].reason == "never called on the calibration data"
-        assert "shares its weight with 'fc'" in found["same"].reason
-        assert all(r.sqnr_db < 60 for r in found.quantized if r.numel)
-    assert torch.equal(stripped(images), made(images))
+        assert [r.name for r in records.skipped] == ["unused"]
+        assert records["unused"].reason == "never called on the calibration data"
+        assert "shares its weight with 'fc'" in records["same"].reason
+        assert all(r.sqnr_db < 60 for r in records.quantized if r.numel)
+    assert torch.equal(stripped(images), student(images))
     # Biases are given back once each, though two quantizers know of one.
-    assert torch.allclose(zaq_nncf.twin(made)(images), model(images), atol=1e-6)
+    assert torch.allclose(zaq_nncf.twin(student)(images), model(images), atol=1e-6)

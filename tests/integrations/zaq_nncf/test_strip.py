@@ -25,21 +25,21 @@ FAST = PWLQSpec(bits=4, policy="gaussian")
 def test_same_as_nncfs_strip(
     net: nn.Module, images: Tensor, activations: int, preset: nncf.QuantizationPreset
 ) -> None:
-    made = zaq_nncf.quantize(net, [images], FAST, activations=activations, preset=preset)
-    before = made(images)
-    mine, theirs = zaq_nncf.strip(made), nncf.strip(made, example_input=images)
+    student = zaq_nncf.quantize(net, [images], FAST, activations=activations, preset=preset)
+    before = student(images)
+    mine, theirs = zaq_nncf.strip(student), nncf.strip(student, example_input=images)
     assert torch.equal(mine(images), before)
     assert torch.equal(theirs(images), before)
-    assert torch.equal(made(images), before)  # copies were stripped
+    assert torch.equal(student(images), before)  # copies were stripped
     for name, value in mine.named_parameters():
         assert torch.equal(value, theirs.get_parameter(name)), name
 
 
 def test_weights_are_scale_times_int8(quantized: nn.Module) -> None:
     stripped = zaq_nncf.strip(quantized)
-    found = [m for m in stripped.modules() if isinstance(m, StaticWeight)]
-    assert len(found) == 5
-    for static in found:
+    statics = [m for m in stripped.modules() if isinstance(m, StaticWeight)]
+    assert len(statics) == 5
+    for static in statics:
         value = stripped.get_parameter(static.weight).detach()
         shape = [-1] + [1] * (value.dim() - 1)
         assert static.codes.dtype == torch.int8
@@ -60,27 +60,27 @@ def test_layers_left_to_nncf(net: nn.Module, images: Tensor) -> None:
         activations_quantization_params=QuantizationParameters()
     )
     options = {"overrides": {"fc": None, "block.conv2": None}, "advanced_parameters": chosen}
-    made = zaq_nncf.quantize(net, [images], FAST, **options)
-    stripped = zaq_nncf.strip(made)
+    student = zaq_nncf.quantize(net, [images], FAST, **options)
+    stripped = zaq_nncf.strip(student)
     assert any(isinstance(m, StaticChannels) for m in stripped.modules())
-    before, after = made(images), stripped(images)
+    before, after = student(images), stripped(images)
     assert (after - before).abs().max() < 0.02 * before.abs().max()
     assert len(zaq_nncf.audit(stripped).quantized) == 5
-    theirs = nncf.strip(made, example_input=images)
+    theirs = nncf.strip(student, example_input=images)
     assert torch.allclose(stripped.fc.weight, theirs.fc.weight, atol=1e-6)
     torch.export.export(stripped, (images,))
 
 
 def test_a_uniform_format(net: nn.Module, images: Tensor) -> None:
-    made = zaq_nncf.quantize(net, [images], UniformSpec(4, "asymmetric", "mse"))
-    assert torch.equal(zaq_nncf.strip(made)(images), made(images))
+    student = zaq_nncf.quantize(net, [images], UniformSpec(4, "asymmetric", "mse"))
+    assert torch.equal(zaq_nncf.strip(student)(images), student(images))
 
 
 def test_levels_that_no_integer_kernel_has(net: nn.Module, images: Tensor) -> None:
-    made = zaq_nncf.quantize(net, [images], PWLQSpec(bits=8, grid="float", policy="gaussian"))
-    assert len(zaq_nncf.audit(made).quantized) == 5  # to evaluate or train
+    student = zaq_nncf.quantize(net, [images], PWLQSpec(bits=8, grid="float", policy="gaussian"))
+    assert len(zaq_nncf.audit(student).quantized) == 5  # to evaluate or train
     with pytest.raises(ValueError, match=r"stem\.0\.weight: .* Use grid='int8' to convert"):
-        zaq_nncf.strip(made)
+        zaq_nncf.strip(student)
 
 
 def test_nothing_to_strip(net: nn.Module, quantized: nn.Module) -> None:
@@ -210,19 +210,19 @@ def test_weights_without_a_negative_value(name: str) -> None:
     if name == "embedding":
         x = torch.randint(0, 20, (8, 5))
     overrides = {"0": None} if name == "positive weights" else None
-    made = zaq_nncf.quantize(model, [x], UniformSpec(8, "symmetric"), overrides=overrides)
-    stripped = zaq_nncf.strip(made)
-    before, after = made(x).detach(), stripped(x).detach()
+    student = zaq_nncf.quantize(model, [x], UniformSpec(8, "symmetric"), overrides=overrides)
+    stripped = zaq_nncf.strip(student)
+    before, after = student(x).detach(), stripped(x).detach()
     assert _db(before, after) > 60
     program = torch.onnx.export(stripped, (x,), dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
     (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     assert _db(after, torch.from_numpy(out)) > 25
-    again = zaq_nncf.strip(made)
+    again = zaq_nncf.strip(student)
     again.load_state_dict(stripped.state_dict())
     assert torch.equal(again(x), after)
 
 
-def _db(expected: Tensor, found: Tensor) -> float:
-    noise = (expected - found).double().square().sum()
+def _db(expected: Tensor, actual: Tensor) -> float:
+    noise = (expected - actual).double().square().sum()
     return float(10 * torch.log10(expected.double().square().sum() / noise))

@@ -24,8 +24,8 @@ def student(net: nn.Module, images: Tensor) -> nn.Module:
 
 
 def test_every_weight_leads_to_its_parameter(student: nn.Module, images: Tensor) -> None:
-    found = {id(slot.parameter) for slot in reached_layers(student, images)}
-    names = {n for n, p in student.named_parameters() if id(p) in found}
+    ids = {id(slot.parameter) for slot in reached_layers(student, images)}
+    names = {n for n, p in student.named_parameters() if id(p) in ids}
     layers = ("stem.0", "block.conv1", "block.conv2", "block.short.0", "fc")
     assert names == {f"{layer}.weight" for layer in layers}
     activations = [m for m in student.modules() if isinstance(m, ActivationQuantizer)]
@@ -52,7 +52,7 @@ def test_blocks_run_with_their_quantizers(student: nn.Module, images: Tensor) ->
     inside = [sum(isinstance(m, ActivationQuantizer) for m in b.modules) for b in blocks]
     assert inside == [1, 4, 0]
     for block in blocks:
-        for name, model, part, given in (
+        for name, model, part, feed in (
             ("student", student, block.student, block.student_input),
             ("teacher", teacher, block.teacher, block.teacher_input),
         ):
@@ -61,7 +61,7 @@ def test_blocks_run_with_their_quantizers(student: nn.Module, images: Tensor) ->
             handle = module.register_forward_hook(partial(keep, seen))
             model(images)
             handle.remove()
-            assert torch.equal(part(given(images)), seen[0]), (name, block.name)
+            assert torch.equal(part(feed(images)), seen[0]), (name, block.name)
 
 
 def test_the_loader_in_a_plain_loop(net: nn.Module, student: nn.Module, images: Tensor) -> None:
@@ -170,8 +170,8 @@ def test_an_input_that_is_written_in_place_is_told() -> None:
 
     images = torch.randn(8, 3, 9, 9)
     for used in (True, False):
-        made = zaq_nncf.quantize(InPlace(used).eval(), [images], FAST)
-        record = zaq_nncf.audit(made)["conv"]
+        quantized = zaq_nncf.quantize(InPlace(used).eval(), [images], FAST)
+        record = zaq_nncf.audit(quantized)["conv"]
         assert (record.activation is not None) is used
         assert ("NNCF quantizes what 'div_' returns" in (record.reason or "")) is not used
-        assert zaq_nncf.audit(zaq_nncf.strip(made))["conv"].reason == record.reason
+        assert zaq_nncf.audit(zaq_nncf.strip(quantized))["conv"].reason == record.reason

@@ -33,33 +33,33 @@ def train(model: nn.Module, images: Tensor, steps: int = 40) -> tuple[float, flo
 def test_it_learns_and_stays_on_its_levels(
     net: nn.Module, images: Tensor, hooks: Hooks, activations: int
 ) -> None:
-    made = zaq_nncf.quantize(net, [images], FAST, activations=activations)
-    before = {n: p.detach().clone() for n, p in made.named_parameters()}
-    first, last = train(made.train(), images)
+    student = zaq_nncf.quantize(net, [images], FAST, activations=activations)
+    before = {n: p.detach().clone() for n, p in student.named_parameters()}
+    first, last = train(student.train(), images)
     assert last < 0.8 * first
-    made.eval()
-    moved = {n for n, p in made.named_parameters() if not torch.equal(p, before[n])}
+    student.eval()
+    moved = {n for n, p in student.named_parameters() if not torch.equal(p, before[n])}
     assert {n for n in moved if n.endswith("weight")} == {
         f"{name}.weight" for name in ("stem.0", "block.conv1", "block.conv2", "block.short.0", "fc")
     }
     assert not any("__nncf_hooks" in name for name in moved)  # ranges stay as they were calibrated
-    for module in hooks(made).values():
+    for module in hooks(student).values():
         if isinstance(module, PWLQWeightQuantizer):
-            value = module(made.get_parameter(module.weight)).detach()
+            value = module(student.get_parameter(module.weight)).detach()
             levels = max(len(row.unique()) for row in value.flatten(1))
             assert 2 < levels <= FAST.num_levels
-    assert torch.equal(zaq_nncf.strip(made)(images), made(images))
+    assert torch.equal(zaq_nncf.strip(student)(images), student(images))
 
 
 def test_steps_of_activations_train_if_asked_to(
     net: nn.Module, images: Tensor, hooks: Hooks
 ) -> None:
-    made = zaq_nncf.quantize(net, [images], FAST, activations=4, learnable=True)
-    grids = {n: m.grid for n, m in hooks(made).items() if isinstance(m, ActivationQuantizer)}
+    student = zaq_nncf.quantize(net, [images], FAST, activations=4, learnable=True)
+    grids = {n: m.grid for n, m in hooks(student).items() if isinstance(m, ActivationQuantizer)}
     before = {name: grid.scale.detach().clone() for name, grid in grids.items()}
-    train(made.train(), images, 3)
+    train(student.train(), images, 3)
     assert all(not torch.equal(grids[name].scale, value) for name, value in before.items())
-    assert torch.equal(zaq_nncf.strip(made.eval())(images), made(images))
+    assert torch.equal(zaq_nncf.strip(student.eval())(images), student(images))
 
 
 def test_gradients_pass_straight_through(quantized: nn.Module, images: Tensor) -> None:

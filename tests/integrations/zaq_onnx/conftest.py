@@ -119,11 +119,11 @@ class Case:
 @pytest.fixture(scope="session")
 def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
     """Makes a case, once."""
-    made: dict[str, Case] = {}
+    cases: dict[str, Case] = {}
     folder = tmp_path_factory.mktemp("onnx")
 
     def get(name: str) -> Case:
-        if name not in made:
+        if name not in cases:
             with torch.no_grad():
                 model, images = (SOURCES | WIDE)[name](), network()[1]
                 packed, plain = folder / f"{name}.onnx", folder / f"{name}.int8.onnx"
@@ -134,8 +134,8 @@ def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
                 whole = folder / f"{name}.whole.onnx"
                 zaq_onnx.export(model, (images,), whole, pack=False, calibration=ranges)
             zaq_onnx.unpack(packed, plain)
-            made[name] = Case(name, model, images, packed, plain, whole, exported)
-        return made[name]
+            cases[name] = Case(name, model, images, packed, plain, whole, exported)
+        return cases[name]
 
     return get
 

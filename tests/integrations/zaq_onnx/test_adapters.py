@@ -52,22 +52,22 @@ def test_a_packed_file_runs_or_is_refused_with_a_message(name: str, pt2e_case: A
     if ADAPTERS[name]().installed() is None:
         pytest.skip(f"{name} is not installed: {ADAPTERS[name].install}")
     for path in (pt2e_case.plain, pt2e_case.packed):
-        found = zaq_onnx.verify(
+        verdict = zaq_onnx.verify(
             path, None, one_image(pt2e_case), runtimes=(name,), isolated=True, timeout=200
         )
-        (report,) = found.runtimes
+        (report,) = verdict.runtimes
         if path == pt2e_case.packed and name not in IN_EVERY_ENVIRONMENT:
             assert report.state in ("right", "does not load")
         else:
-            assert (report.state, found.problems) == ("right", [])
+            assert (report.state, verdict.problems) == ("right", [])
         assert (report.state == "does not load") == bool(report.message)
 
 
 @pytest.mark.slow
 def test_runtimes_of_their_own_process_find_what_this_one_finds(pt2e_case: Any) -> None:
-    given = one_image(pt2e_case)
-    here = zaq_onnx.verify(pt2e_case.packed, None, given)
-    apart = zaq_onnx.verify(pt2e_case.packed, None, given, isolated=True)
+    inputs = one_image(pt2e_case)
+    here = zaq_onnx.verify(pt2e_case.packed, None, inputs)
+    apart = zaq_onnx.verify(pt2e_case.packed, None, inputs, isolated=True)
     assert here.ok
     assert apart.ok
     for one, two in zip(here.runtimes, apart.runtimes, strict=True):
@@ -78,9 +78,9 @@ def test_runtimes_of_their_own_process_find_what_this_one_finds(pt2e_case: Any) 
 @pytest.mark.usefixtures("stubs")
 def test_what_goes_wrong_is_a_problem_and_the_rest_goes_on(pt2e_case: Any) -> None:
     names = ("refuses", "crashes", "missing", "off", "exact")
-    given = one_image(pt2e_case)
-    found = zaq_onnx.verify(pt2e_case.plain, None, given, runtimes=names)
-    reports = {report.name: report for report in found.runtimes}
+    inputs = one_image(pt2e_case)
+    verdict = zaq_onnx.verify(pt2e_case.plain, None, inputs, runtimes=names)
+    reports = {report.name: report for report in verdict.runtimes}
     assert list(reports) == list(names)
     assert [reports[name].state for name in names] == [
         "does not load", "fails", "not installed", "wrong", "right"
@@ -90,43 +90,43 @@ def test_what_goes_wrong_is_a_problem_and_the_rest_goes_on(pt2e_case: Any) -> No
     assert reports["missing"].message == "pip install missing"
     assert reports["off"].error == pytest.approx(0.1, rel=1e-3)
     with torch.no_grad():
-        answer = pt2e_case.model(*given).numpy()
+        answer = pt2e_case.model(*inputs).numpy()
     assert reports["off"].steps == pytest.approx(255 * 0.1 / np.ptp(answer), rel=0.05)
     assert (reports["exact"].integer_layers, reports["exact"].float_layers) == (4, 1)
-    assert [text.split(":")[0] for text in found.problems] == ["refuses", "crashes", "off"]
-    assert "missing: not installed; pip install missing" in str(found)
+    assert [text.split(":")[0] for text in verdict.problems] == ["refuses", "crashes", "off"]
+    assert "missing: not installed; pip install missing" in str(verdict)
 
 
 @pytest.mark.usefixtures("stubs")
 def test_a_runtime_that_hangs_is_ended(pt2e_case: Any) -> None:
-    found = zaq_onnx.verify(
+    verdict = zaq_onnx.verify(
         pt2e_case.plain, None, one_image(pt2e_case), runtimes=("hangs",), timeout=5
     )
-    assert found.problems == ["hangs: does not load: not done within 5 s"]
+    assert verdict.problems == ["hangs: does not load: not done within 5 s"]
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("stubs")
 def test_an_answer_counts_though_timing_it_took_too_long(pt2e_case: Any) -> None:
-    given = one_image(pt2e_case)
-    found = zaq_onnx.verify(
-        pt2e_case.plain, None, given, runtimes=("slow",), seconds=600, timeout=30
+    inputs = one_image(pt2e_case)
+    verdict = zaq_onnx.verify(
+        pt2e_case.plain, None, inputs, runtimes=("slow",), seconds=600, timeout=30
     )
-    (report,) = found.runtimes
-    assert (report.state, report.milliseconds, found.problems) == ("right", None, [])
-    assert "slow: answered, but was not timed: not done within 30 s." in found.remarks
+    (report,) = verdict.runtimes
+    assert (report.state, report.milliseconds, verdict.problems) == ("right", None, [])
+    assert "slow: answered, but was not timed: not done within 30 s." in verdict.remarks
 
 
 @pytest.mark.usefixtures("stubs")
 def test_nothing_installed_is_not_ok(pt2e_case: Any) -> None:
-    found = zaq_onnx.verify(pt2e_case.plain, runtimes=("missing",))
-    assert found.problems == ["nothing has run it: missing not installed."]
+    verdict = zaq_onnx.verify(pt2e_case.plain, runtimes=("missing",))
+    assert verdict.problems == ["nothing has run it: missing not installed."]
 
 
 @pytest.mark.usefixtures("stubs")
 def test_latency_is_that_of_a_run_beside_the_float_file(pt2e_case: Any, tmp_path: Path) -> None:
     (tmp_path / "float.onnx").write_bytes(pt2e_case.plain.read_bytes())
-    found = zaq_onnx.verify(
+    verdict = zaq_onnx.verify(
         pt2e_case.plain,
         None,
         one_image(pt2e_case),
@@ -134,7 +134,7 @@ def test_latency_is_that_of_a_run_beside_the_float_file(pt2e_case: Any, tmp_path
         float_file=tmp_path / "float.onnx",
         seconds=0.1,
     )
-    (report,) = found.runtimes
+    (report,) = verdict.runtimes
     assert report.milliseconds is not None
     assert report.float_milliseconds is not None
     assert 200 <= report.milliseconds < report.float_milliseconds
@@ -150,15 +150,15 @@ def test_noise_has_the_shapes_and_types_of_the_inputs(pt2e_case: Any) -> None:
         helper.make_tensor_value_info("b", TensorProto.INT64, [2]),
         helper.make_tensor_value_info("w", TensorProto.FLOAT, [1]),
     ]
-    held = helper.make_tensor("w", TensorProto.FLOAT, [1], [2.0])
-    graph = helper.make_graph([], "g", inputs, [], [held])
+    tensor = helper.make_tensor("w", TensorProto.FLOAT, [1], [2.0])
+    graph = helper.make_graph([], "g", inputs, [], [tensor])
     first, second = noise_for(helper.make_model(graph))
     assert (first.shape, first.dtype, first.std() > 0) == ((1, 3, 5), np.float32, True)
     assert (second.tolist(), second.dtype) == ([0, 0], np.int64)
-    found = zaq_onnx.verify(pt2e_case.plain, runtimes=("onnx.reference",))
-    assert found.ok
-    assert found.runtimes[0].state == "right"
-    assert "no inputs were given: it was run on noise." in found.remarks
+    verdict = zaq_onnx.verify(pt2e_case.plain, runtimes=("onnx.reference",))
+    assert verdict.ok
+    assert verdict.runtimes[0].state == "right"
+    assert "no inputs were given: it was run on noise." in verdict.remarks
 
 
 def test_a_float_file_is_right_to_a_hundredth_of_a_step(make: Any, tmp_path: Path) -> None:
@@ -167,10 +167,10 @@ def test_a_float_file_is_right_to_a_hundredth_of_a_step(make: Any, tmp_path: Pat
     torch.onnx.export(
         model, (images,), path, dynamo=True, opset_version=21, external_data=False, verbose=False
     )
-    found = zaq_onnx.verify(path, None, images, runtimes=("onnxruntime", "onnx.reference"))
-    assert [report.state for report in found.runtimes] == ["right", "right"]
-    assert all(report.steps < 0.01 for report in found.runtimes)
-    assert found.problems == ["no layer has an int8 weight: nothing in this file is quantized."]
+    verdict = zaq_onnx.verify(path, None, images, runtimes=("onnxruntime", "onnx.reference"))
+    assert [report.state for report in verdict.runtimes] == ["right", "right"]
+    assert all(report.steps < 0.01 for report in verdict.runtimes)
+    assert verdict.problems == ["no layer has an int8 weight: nothing in this file is quantized."]
 
 
 def test_the_least_of_at_least_three_runs_counts() -> None:
@@ -202,27 +202,27 @@ def test_the_command_prints_a_table_and_a_verdict(
     pt2e_case: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (name,) = (one.name for one in onnx.load(pt2e_case.plain).graph.input)
-    given = npz(tmp_path / "x.npz", **{name: pt2e_case.images[:1].numpy()})
-    asked = ["verify", str(pt2e_case.plain), "--inputs", given, "--seconds", "0.1", "--runtimes"]
+    archive = npz(tmp_path / "x.npz", **{name: pt2e_case.images[:1].numpy()})
+    asked = ["verify", str(pt2e_case.plain), "--inputs", archive, "--seconds", "0.1", "--runtimes"]
     assert main([*asked, "exact", "missing"]) == 0
-    told = capsys.readouterr().out
-    assert "4 integer, 1 float" in told
-    assert "not installed: missing; pip install missing" in told
-    assert "OK: 5 int8 layers, 0 of them packed; right in 1 of 1 runtimes" in told
+    text = capsys.readouterr().out
+    assert "4 integer, 1 float" in text
+    assert "not installed: missing; pip install missing" in text
+    assert "OK: 5 int8 layers, 0 of them packed; right in 1 of 1 runtimes" in text
     assert main([*asked, "off", "exact", "--json"]) == 1
-    found = json.loads(capsys.readouterr().out)
-    assert found["ok"] is False
-    assert [one["state"] for one in found["runtimes"]] == ["wrong", "right"]
-    assert found["runtimes"][1]["kernels"] == {"WholeConv": 4, "BrokenConv": 1, "Other": 7}
-    assert found["runtimes"][1]["milliseconds"] > 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is False
+    assert [one["state"] for one in report["runtimes"]] == ["wrong", "right"]
+    assert report["runtimes"][1]["kernels"] == {"WholeConv": 4, "BrokenConv": 1, "Other": 7}
+    assert report["runtimes"][1]["milliseconds"] > 0
 
 
 def test_the_command_refuses_what_it_cannot_read(
     pt2e_case: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = npz(tmp_path / "x.npz", other=np.zeros(1))
+    archive = npz(tmp_path / "x.npz", other=np.zeros(1))
     asked = ["verify", str(pt2e_case.plain), "--runtimes", "onnx.reference"]
-    assert main([*asked, "--inputs", given]) == 1
+    assert main([*asked, "--inputs", archive]) == 1
     assert "holds other; the inputs of the model are called" in capsys.readouterr().err
     (tmp_path / "y.npz").write_bytes(b"nothing")
     assert main([*asked, "--inputs", str(tmp_path / "y.npz")]) == 1

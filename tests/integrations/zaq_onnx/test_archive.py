@@ -18,11 +18,11 @@ KINDS = ["int8", "portable", "uint4"]
 
 
 def there_and_back(path: Path) -> archive.Packed:
-    data, told = path.read_bytes(), archive.pack(path)
+    data, packed = path.read_bytes(), archive.pack(path)
     back = path.with_name("back.onnx")
-    assert archive.unpack(told.path, back) == len(data)
+    assert archive.unpack(packed.path, back) == len(data)
     assert back.read_bytes() == data
-    return told
+    return packed
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -53,9 +53,9 @@ def test_every_layout_of_codes(
         write(packed, path)
         (reader,) = archive.find_reader(path)(path)
         assert isinstance(reader, Codes)
-    told = there_and_back(path)
-    assert (told.coded, told.integers) == (integers.size, 0)
-    assert told.bytes < plain + 0.02 * integers.size + 900  # the nodes that unfold it
+    sizes = there_and_back(path)
+    assert (sizes.coded, sizes.integers) == (integers.size, 0)
+    assert sizes.bytes < plain + 0.02 * integers.size + 900  # the nodes that unfold it
 
 
 @pytest.mark.slow
@@ -68,11 +68,11 @@ def test_whole_models(kind: str, pt2e_case: Any, tmp_path: Path) -> None:
     else:
         source = pt2e_case.plain if kind == "int8" else pt2e_case.packed
         path.write_bytes(source.read_bytes())
-    told = there_and_back(path)
+    packed = there_and_back(path)
     layers = {"stem.0": 16 * 27, "body": 16 * 9, "wide": 32 * 144, "short": 512, "fc": 320}
-    assert told.coded + told.integers == sum(layers.values())
-    assert told.coded >= layers["wide"]
-    assert told.bytes < told.zipped_bytes
+    assert packed.coded + packed.integers == sum(layers.values())
+    assert packed.coded >= layers["wide"]
+    assert packed.bytes < packed.zipped_bytes
 
 
 def test_a_foreign_or_damaged_file(pt2e_case: Any, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def enlarged(model: ModelProto, layer: str = "wide") -> ModelProto:
 def break_file(monkeypatch: pytest.MonkeyPatch, layer: str) -> None:
     stock: Callable[..., Any] = exporting.pack_model
     monkeypatch.setattr(
-        exporting, "pack_model", lambda made, **given: stock(enlarged(made, layer), **given)
+        exporting, "pack_model", lambda proto, **options: stock(enlarged(proto, layer), **options)
     )
 
 

@@ -42,9 +42,9 @@ def test_the_file_holds_the_levels_of_the_format(case: Any, make: Make) -> None:
     """
     model, images = make["network"]()
     folded = fold_batch_norm(model, (images,))
-    found = weights(case.whole)
-    assert list(found) == LAYERS
-    for name, (integers, scale) in found.items():
+    stored = weights(case.whole)
+    assert list(stored) == LAYERS
+    for name, (integers, scale) in stored.items():
         floats = folded.get_submodule(name).weight.detach()
         uniform = case.name == "simulated" and name == "body"
         expected = quantize(floats, UniformSpec(8) if uniform else SPEC)
@@ -76,12 +76,12 @@ def test_both_runtimes_agree_with_the_model(case: Any) -> None:
 
 def test_inference_is_in_integers_from_end_to_end(case: Any) -> None:
     """Read from ONNX Runtime's optimized graph."""
-    found = float_operations(Graph(optimized(case.packed)))
+    names = float_operations(Graph(optimized(case.packed)))
     if case.name.startswith("fx"):  # torch.ao requantizes the pooled tensor once more
-        assert all(name.startswith(("QuantizeLinear", "DequantizeLinear")) for name in found)
-        assert len(found) <= 2
+        assert all(name.startswith(("QuantizeLinear", "DequantizeLinear")) for name in names)
+        assert len(names) <= 2
     else:
-        assert found == []
+        assert names == []
 
 
 def test_batches_of_any_size_run(pt2e_case: Any) -> None:
@@ -109,13 +109,13 @@ def test_the_same_model_gives_the_same_bytes(pt2e_case: Any, tmp_path: Path) -> 
 
 
 def test_layers_and_sizes_are_told(case: Any) -> None:
-    told = case.exported
-    assert told.bytes == case.packed.stat().st_size
-    assert told.int8_bytes == case.plain.stat().st_size
-    assert [r.name for r in told.layers] == LAYERS
-    assert told.layers["wide"].mac_bits == 3
-    assert told.layers["wide"].stored_bits == 4
-    assert "5 of 5 layers in int8" in str(told)
+    exported = case.exported
+    assert exported.bytes == case.packed.stat().st_size
+    assert exported.int8_bytes == case.plain.stat().st_size
+    assert [r.name for r in exported.layers] == LAYERS
+    assert exported.layers["wide"].mac_bits == 3
+    assert exported.layers["wide"].stored_bits == 4
+    assert "5 of 5 layers in int8" in str(exported)
 
 
 @pytest.mark.slow
@@ -212,9 +212,9 @@ def test_uniform_weights_are_packed_too(make: Make, tmp_path: Path) -> None:
     """Uniform codes of four bits: half a byte a weight, and sixteen levels a channel."""
     student, (_, images) = make["simulated"](8, UniformSpec(4, "asymmetric")), make["network"]()
     zaq_onnx.export(student, (images,), tmp_path / "u.onnx")
-    found = {layer.name: layer for layer in zaq_onnx.info(tmp_path / "u.onnx").layers}
-    assert found["wide"].mac_bits == found["wide"].stored_bits == 4
-    assert found["wide"].bytes == 32 * (144 // 2 + 16)
+    layers = {layer.name: layer for layer in zaq_onnx.info(tmp_path / "u.onnx").layers}
+    assert layers["wide"].mac_bits == layers["wide"].stored_bits == 4
+    assert layers["wide"].bytes == 32 * (144 // 2 + 16)
 
 
 def test_openvino_runs_packed_files_like_int8_files(pt2e_case: Any) -> None:

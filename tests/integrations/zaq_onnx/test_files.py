@@ -75,8 +75,8 @@ def changed(data: bytes, name: str, value: np.ndarray[Any, Any]) -> ModelProto:
 
 def constant(data: bytes, suffix: str) -> tuple[str, np.ndarray[Any, Any]]:
     model = ModelProto.FromString(data)
-    found = [t for t in model.graph.initializer if t.name.endswith(suffix)]
-    return found[0].name, numpy_helper.to_array(found[0])
+    tensors = [t for t in model.graph.initializer if t.name.endswith(suffix)]
+    return tensors[0].name, numpy_helper.to_array(tensors[0])
 
 
 @settings(max_examples=30, suppress_health_check=SHARED)
@@ -98,15 +98,15 @@ def test_no_flipped_bit_goes_unnoticed(
     data[int(share * len(data))] ^= 1 << bit
     path = tmp_path / "c.onnx"
     path.write_bytes(bytes(data))
-    found, told = None, ""
+    loaded, message = None, ""
     try:
-        found = load(path, checked=False)
+        loaded = load(path, checked=False)
     except ValueError as error:
-        told = str(error)
-    if found is None:
-        assert "c.onnx: " in told
+        message = str(error)
+    if loaded is None:
+        assert "c.onnx: " in message
         return
-    both = [unpack_model(model) for model in (found, ModelProto.FromString(packed))]
+    both = [unpack_model(model) for model in (loaded, ModelProto.FromString(packed))]
     for model in both:  # only levels that no weight has, or the manifest's other words, may differ
         del model.metadata_props[:]
         model.DiscardUnknownFields()  # the manifest under a number that no field has

@@ -154,7 +154,7 @@ def test_openvino_resizes_without_antialiasing() -> None:
     x = torch.rand(1, 2, 9, 16, generator=torch.Generator().manual_seed(0))
     (defined,) = ReferenceEvaluator(model).run(None, {"x": x.numpy()})
     np.testing.assert_allclose(ort_session(model).run(None, {"x": x.numpy()})[0], defined, 1e-4)
-    found = openvino_compiled(model)([x.numpy()])[0]
+    output = openvino_compiled(model)([x.numpy()])[0]
     without = torch.nn.functional.interpolate(x, (3, 5), mode="bilinear").numpy()
-    np.testing.assert_allclose(found, without, 1e-4)
-    assert np.abs(found - defined).max() > 0.1
+    np.testing.assert_allclose(output, without, 1e-4)
+    assert np.abs(output - defined).max() > 0.1

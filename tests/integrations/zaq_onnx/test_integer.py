@@ -74,9 +74,9 @@ def test_requantisation_is_exact_but_for_ties(
         )
     )
     exact = (a * Fraction(first) + b * Fraction(second)) / Fraction(0.05) + zero
-    found = int(requantize(total, 0.05, zero, np.dtype(np.uint8))[0, 0])
+    output = int(requantize(total, 0.05, zero, np.dtype(np.uint8))[0, 0])
     limited = min(max(exact, Fraction(0)), Fraction(255))
-    assert abs(found - limited) <= Fraction(1, 2) + Fraction(1, 1000)
+    assert abs(output - limited) <= Fraction(1, 2) + Fraction(1, 1000)
 
 
 def test_requantisation_knows_channels_zero_and_type() -> None:

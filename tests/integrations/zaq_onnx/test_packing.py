@@ -96,8 +96,8 @@ def test_portable_files_have_no_small_types(shape: tuple[int, ...], axis: int, l
         assert node.op_type != "Slice" or len(node.input) == 4
         assert node.op_type != "Split" or any(a.name == "axis" for a in node.attribute)
     assert portable.ByteSize() <= small.ByteSize() + 400
-    for made in (portable, small):
-        assert unpack_model(made).SerializeToString() == plain.SerializeToString()
+    for packed_model in (portable, small):
+        assert unpack_model(packed_model).SerializeToString() == plain.SerializeToString()
     x = np.zeros(1, np.float32)
     np.testing.assert_array_equal(ort_session(small).run(None, {"x": x})[0], integers)
     portable.opset_import[0].version = 19
@@ -165,11 +165,11 @@ def test_short_rows_are_gathered_one_by_one_and_long_ones_in_pairs() -> None:
 @pytest.mark.slow
 def test_small_layers_stay_int8(pt2e_case: Any) -> None:
     """Nine weights a channel and their levels take more than nine bytes."""
-    found = {layer.name: layer for layer in zaq_onnx.info(pt2e_case.packed).layers}
-    assert found["body"].stored_bits == 8
-    assert found["body"].bytes == 16 * 9
-    assert "kept as int8" in found["body"].format
-    assert found["wide"].stored_bits == 4
+    layers = {layer.name: layer for layer in zaq_onnx.info(pt2e_case.packed).layers}
+    assert layers["body"].stored_bits == 8
+    assert layers["body"].bytes == 16 * 9
+    assert "kept as int8" in layers["body"].format
+    assert layers["wide"].stored_bits == 4
 
 
 @pytest.mark.slow
@@ -197,8 +197,8 @@ def test_packed_and_int8_files_are_one_to_the_runtime(case_of: Callable[[str], A
     both = []
     for path in (case.packed, case.plain):
         graph = optimized(path).graph
-        known = {t.name: numpy_helper.to_array(t).tobytes() for t in graph.initializer}
-        both.append([(n.op_type, [known.get(i) for i in n.input]) for n in graph.node])
+        constants = {t.name: numpy_helper.to_array(t).tobytes() for t in graph.initializer}
+        both.append([(n.op_type, [constants.get(i) for i in n.input]) for n in graph.node])
     assert both[0] == both[1]
     assert sum(w.packed for w in weights_of(Graph(onnx.load(case.packed)))) >= 1
 

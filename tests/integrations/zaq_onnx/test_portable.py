@@ -59,9 +59,9 @@ def test_portable_files_ask_for_old_operators_and_name_the_batch(pt2e_case: Any)
 
 def test_the_reference_of_onnx_runs_portable_files(pt2e_case: Any) -> None:
     images = pt2e_case.images.numpy()
-    (found,) = ReferenceEvaluator(str(pt2e_case.packed)).run(None, {"x": images})
+    (output,) = ReferenceEvaluator(str(pt2e_case.packed)).run(None, {"x": images})
     (plain,) = run_ort(ort_session(pt2e_case.packed, optimize=False), (images,))
-    np.testing.assert_allclose(found, plain, atol=1e-4)
+    np.testing.assert_allclose(output, plain, atol=1e-4)
 
 
 def zero_points(path: Path) -> list[str]:

@@ -41,10 +41,10 @@ def saturated(activations: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def test_no_sum_saturates(bits: int) -> None:
     """With the worst activations, in either order of neighbours, against plain integers."""
     rows = pwlq_rows(24, 400, bits, seed=bits)
-    made, factors = reduce_rows(rows, SUM // 255)
+    reduced, factors = reduce_rows(rows, SUM // 255)
     assert (factors < 1).any()
     for shift in (0, 1):
-        moved = np.roll(rows, shift, 1), np.roll(made, shift, 1)
+        moved = np.roll(rows, shift, 1), np.roll(reduced, shift, 1)
         if shift:  # neighbours of the ends are none
             moved = moved[0][:, 1:-1], moved[1][:, 1:-1]
         for sign in (1, -1):
@@ -60,9 +60,9 @@ def test_no_sum_saturates(bits: int) -> None:
 def test_sums_change_less_than_by_halving(bits: int) -> None:
     """Against what other tools do: seven bits for all weights. Sums are what moves a mean."""
     rows = pwlq_rows(32, 600, bits, seed=bits)
-    made, factors = reduce_rows(rows, SUM // 255)
+    reduced, factors = reduce_rows(rows, SUM // 255)
     halved = np.rint(rows / 127 * 63) * 127 / 63
-    ours = made / factors[:, None]
+    ours = reduced / factors[:, None]
     assert ((ours - rows) ** 2).mean() < 1.1 * ((halved - rows) ** 2).mean()
     assert np.abs((ours - rows).sum(1)).mean() < 0.25 * np.abs((halved - rows).sum(1)).mean()
 
@@ -85,27 +85,27 @@ def test_levels_of_pwlq_stay_a_curve(bits: int) -> None:
 def test_any_weights_are_made_to_fit(seed: int, channels: int, count: int, limit: int) -> None:
     rng = np.random.default_rng(seed)
     rows = rng.integers(-128, 128, (channels, count)).astype(np.int8)
-    made, factors = reduce_rows(rows, limit)
-    assert made.dtype == np.int8
-    assert (worst_pairs(made) <= limit).all()
+    reduced, factors = reduce_rows(rows, limit)
+    assert reduced.dtype == np.int8
+    assert (worst_pairs(reduced) <= limit).all()
     assert ((factors > 0) & (factors <= 1)).all()
-    kept = worst_pairs(rows) <= limit
-    np.testing.assert_array_equal(made[kept], rows[kept])
-    assert (factors[kept] == 1).all()
-    assert np.abs(made / factors[:, None] - rows).max() <= 0.51 / factors.min() + 1
+    fits = worst_pairs(rows) <= limit
+    np.testing.assert_array_equal(reduced[fits], rows[fits])
+    assert (factors[fits] == 1).all()
+    assert np.abs(reduced / factors[:, None] - rows).max() <= 0.51 / factors.min() + 1
 
 
 def weights(path: Path) -> dict[str, np.ndarray]:
     """Float weights by layer, read without help."""
     graph = onnx.load(path).graph
     values = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-    found = {}
+    by_layer = {}
     for node in graph.node:
         codes = values.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
         if codes is not None and codes.ndim > 1:
             scale = values[node.input[1]].reshape(-1, *[1] * (codes.ndim - 1))
-            found[node.input[0]] = codes * scale
-    return found
+            by_layer[node.input[0]] = codes * scale
+    return by_layer
 
 
 @pytest.mark.slow

@@ -27,9 +27,9 @@ from zaq_plugin.pwlq import UniformSpec
 SPEC = UniformSpec(7, "symmetric")
 
 
-def sqnr(expected: Tensor, found: Any) -> float:
+def sqnr(expected: Tensor, actual: Any) -> float:
     """In dB."""
-    error = (torch.as_tensor(found) - expected).pow(2).sum()
+    error = (torch.as_tensor(actual) - expected).pow(2).sum()
     return float(10 * torch.log10(expected.pow(2).sum() / error.clamp(min=1e-30)))
 
 
@@ -65,8 +65,8 @@ def test_dead_channels_keep_their_bias(gain: float, dead: int, tmp_path: Path) -
         model[dead].weight[2] *= gain
         model[dead].bias[2] = 0.5123
     student = student_of(model, x)
-    for found in outputs(student, (x,), tmp_path / "a.onnx"):
-        assert sqnr(model(x).detach(), found) > 35
+    for output in outputs(student, (x,), tmp_path / "a.onnx"):
+        assert sqnr(model(x).detach(), output) > 35
 
 
 def test_one_scale_for_all_channels_leaves_room_too(tmp_path: Path) -> None:
@@ -78,8 +78,8 @@ def test_one_scale_for_all_channels_leaves_room_too(tmp_path: Path) -> None:
     with torch.no_grad():
         model[0].weight *= 1e-9
     student = student_of(model, x, per_tensor=True)
-    for found in outputs(student, (x,), tmp_path / "a.onnx"):
-        assert sqnr(model(x).detach(), found) > 35
+    for output in outputs(student, (x,), tmp_path / "a.onnx"):
+        assert sqnr(model(x).detach(), output) > 35
 
 
 @pytest.mark.slow
@@ -129,9 +129,9 @@ def test_averages_divide_by_the_right_number(
     pool = nn.AvgPool2d(3, 2, padding, ceil_mode=ceil, count_include_pad=counts)
     model, x = Pooled(pool).eval(), torch.randn(4, 3, 8, 8)
     student = student_of(model, x)
-    for found in outputs(student, (x,), tmp_path / "a.onnx", [x]):
-        assert found.shape == model(x).shape
-        assert sqnr(model(x).detach(), found) > 25
+    for output in outputs(student, (x,), tmp_path / "a.onnx", [x]):
+        assert output.shape == model(x).shape
+        assert sqnr(model(x).detach(), output) > 25
 
 
 def test_padding_in_front_of_an_average_is_of_integers(tmp_path: Path) -> None:
@@ -139,8 +139,8 @@ def test_padding_in_front_of_an_average_is_of_integers(tmp_path: Path) -> None:
     pool = nn.Sequential(nn.ZeroPad2d((1, 0, 2, 1)), nn.AvgPool2d(3, 1))
     model, x = Pooled(pool).eval(), torch.randn(4, 3, 8, 8)
     path = tmp_path / "a.onnx"
-    for found in outputs(student_of(model, x), (x,), path, [x]):
-        assert sqnr(model(x).detach(), found) > 25
+    for output in outputs(student_of(model, x), (x,), path, [x]):
+        assert sqnr(model(x).detach(), output) > 25
     assert "QLinearAveragePool" in [n.op_type for n in optimized(path).graph.node]
 
 
@@ -167,8 +167,8 @@ def test_a_weight_that_is_tied_along_another_axis_is_stored_twice(tmp_path: Path
     again.weight = down.weight
     student = student_of(nn.Sequential(down, nn.ReLU(), up, again).eval(), x)
     path = tmp_path / "tied.onnx"
-    for found in outputs(student, (x,), path, [x]):
-        assert sqnr(student(x).detach(), found) > 40
+    for output in outputs(student, (x,), path, [x]):
+        assert sqnr(student(x).detach(), output) > 40
     shapes = [list(t.dims) for t in onnx.load(path).graph.initializer if len(t.dims) == 4]
     assert shapes.count([8, 3, 1, 1]) == 2
 
@@ -194,8 +194,8 @@ def test_maxima_of_a_stem_are_integers(bits: int, tmp_path: Path) -> None:
     student = simulate(model, SPEC, bits)
     calibrate(student, [x])
     path = tmp_path / "a.onnx"
-    for found in outputs(student, (x,), path, [x]):
-        assert sqnr(student(x).detach(), found) > 40
+    for output in outputs(student, (x,), path, [x]):
+        assert sqnr(student(x).detach(), output) > 40
     kinds = [n.op_type for n in optimized(path).graph.node]
     assert "NhwcMaxPool" in kinds
     assert kinds.count("QuantizeLinear") == 1
@@ -218,8 +218,8 @@ def test_a_pool_in_front_of_a_sum_is_of_integers(tmp_path: Path) -> None:
     """The convolution's grid behind the pool serves the pool and the sum, too."""
     torch.manual_seed(0)
     model, x, path = Stem().eval(), torch.randn(4, 3, 9, 9), tmp_path / "a.onnx"
-    for found in outputs(student_of(model, x), (x,), path, [x]):
-        assert sqnr(model(x).detach(), found) > 30
+    for output in outputs(student_of(model, x), (x,), path, [x]):
+        assert sqnr(model(x).detach(), output) > 30
     inside = optimized(path)
     kinds = [n.op_type for n in inside.graph.node]
     assert "NhwcMaxPool" in kinds
@@ -249,8 +249,8 @@ def test_a_coarse_grid_behind_a_fine_one_survives(between: nn.Module, tmp_path: 
     torch.manual_seed(0)
     model, x = Coarse(between), torch.randn(4, 3, 6, 6) * 8
     student = student_of(model, x)
-    for found in outputs(student, (x,), tmp_path / "a.onnx"):
-        np.testing.assert_allclose(found, student(x)[0].detach(), atol=1e-5)
+    for output in outputs(student, (x,), tmp_path / "a.onnx"):
+        np.testing.assert_allclose(output, student(x)[0].detach(), atol=1e-5)
 
 
 def sum_of_sums() -> Graph:
@@ -284,7 +284,7 @@ def test_halves_are_rounded_to_one_side(odd: bool, monkeypatch: pytest.MonkeyPat
     model = graph.to_model()
     plain = run_ort(ort_session(model, optimize=False), both)[0]
     runs = [run_ort(ort_session(model), both), run_openvino(openvino_compiled(model), both)]
-    same = [np.abs(found[0] - plain).max() < 0.01 for found in runs]
+    same = [np.abs(output[0] - plain).max() < 0.01 for output in runs]
     assert all(same) is not odd
 
 
@@ -318,16 +318,16 @@ def test_computed_weights_are_told_and_stay_float(tmp_path: Path) -> None:
     model = nn.Sequential(Standardised(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
     x, path = torch.randn(4, 3, 8, 8), tmp_path / "a.onnx"
     student = student_of(model, x)
-    told = zaq_onnx.export(student, (x,), path, reduce_range=True)
-    record = told.layers["0"]
+    exported = zaq_onnx.export(student, (x,), path, reduce_range=True)
+    record = exported.layers["0"]
     assert not record.quantized
     assert record.reason == "its weight is computed from constants, in float"
     assert record.numel == model[0].weight.numel()
-    found = [
+    answers = [
         run_ort(ort_session(path), (x,))[0],
         run_openvino(openvino_compiled(path), (x,))[0],
     ]
-    assert all(sqnr(student(x).detach(), y) > 35 for y in found)
+    assert all(sqnr(student(x).detach(), y) > 35 for y in answers)
 
 
 class Named(nn.Module):
@@ -345,8 +345,8 @@ def test_several_inputs_calibrate_by_name(tmp_path: Path) -> None:
     model, x, grid = Named().eval(), torch.randn(4, 3, 6, 5), torch.rand(6, 5, 2)
     batch = {"x": x, "grid": grid}
     student = student_of(model, batch)
-    for found in outputs(student, (x, grid), tmp_path / "a.onnx", [batch]):
-        assert sqnr(model(x, grid).detach(), found) > 25
+    for output in outputs(student, (x, grid), tmp_path / "a.onnx", [batch]):
+        assert sqnr(model(x, grid).detach(), output) > 25
     wrong = [{"image": x, "grid": grid}]
     with pytest.raises(ValueError, match="takes inputs called x, grid; got image, grid"):
         zaq_onnx.export(student, (x, grid), tmp_path / "b.onnx", calibration=wrong)
@@ -358,8 +358,8 @@ def test_images_without_a_batch_and_nested_inputs(tmp_path: Path) -> None:
         nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)),
         torch.randn(3, 8, 8),
     )
-    for found in outputs(student_of(model, x), (x,), tmp_path / "a.onnx", [x]):
-        assert sqnr(model(x).detach(), found) > 22
+    for output in outputs(student_of(model, x), (x,), tmp_path / "a.onnx", [x]):
+        assert sqnr(model(x).detach(), output) > 22
 
     class Nested(nn.Module):
         def __init__(self) -> None:

@@ -50,15 +50,15 @@ def test_it_is_exact_for_ideal_levels_too(bits: int, seed: int) -> None:
     codes = rng.integers(0, len(book), 50)
     x = rng.integers(0, 256, 50)
     expected = sum(int(xi) * book[code] for xi, code in zip(x, codes, strict=True))
-    found = accumulate(x, split_codes(codes, bits))
-    assert found.combine(p / center, (m - p) / tail, p) == expected
+    sums = accumulate(x, split_codes(codes, bits))
+    assert sums.combine(p / center, (m - p) / tail, p) == expected
 
 
 def test_three_accumulators_by_hand() -> None:
     weight = SplitWeight(np.array([2, 1, 3]), np.array([1, -1, 1]), np.array([False, True, True]))
-    found = accumulate(np.array([10, 20, 30]), weight)
-    assert (found.center, found.tail, found.offset) == (20, -20 + 90, -20 + 30)
-    assert found.combine(a=1, c=5, p=7) == 10 * 2 - 20 * (7 + 5) + 30 * (7 + 15)
+    sums = accumulate(np.array([10, 20, 30]), weight)
+    assert (sums.center, sums.tail, sums.offset) == (20, -20 + 90, -20 + 30)
+    assert sums.combine(a=1, c=5, p=7) == 10 * 2 - 20 * (7 + 5) + 30 * (7 + 15)
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -29,7 +29,7 @@ def kinds(path: Path) -> list[tuple[str, int]]:
 
 
 @pytest.fixture(scope="module", params=["pt2e", "fx", "simulated"])
-def made(request: pytest.FixtureRequest, case_of: Any, tmp_path_factory: Any) -> Any:
+def float_case(request: pytest.FixtureRequest, case_of: Any, tmp_path_factory: Any) -> Any:
     """A model and images, its file for any target, its file for WebAssembly, what export said."""
     case = case_of(request.param)
     path = tmp_path_factory.mktemp("wasm") / f"{request.param}.onnx"
@@ -40,19 +40,19 @@ def made(request: pytest.FixtureRequest, case_of: Any, tmp_path_factory: Any) ->
     return case, path, exported
 
 
-def test_depthwise_layers_are_float_and_the_rest_is_integer(made: Any) -> None:
-    case, path, _ = made
+def test_depthwise_layers_are_float_and_the_rest_is_integer(float_case: Any) -> None:
+    case, path, _ = float_case
     grouped = [kind for kind, groups in kinds(case.packed) if groups > 1]
     assert grouped == ["QLinearConv"]
-    found = kinds(path)
-    assert [kind for kind, groups in found if groups > 1] == ["Conv"]
-    assert [kind for kind, groups in found if groups == 1] == ["QLinearConv"] * 3
+    pairs = kinds(path)
+    assert [kind for kind, groups in pairs if groups > 1] == ["Conv"]
+    assert [kind for kind, groups in pairs if groups == 1] == ["QLinearConv"] * 3
     gemms = [n.op_type for n in optimized(path).graph.node if "Gemm" in n.op_type]
     assert gemms == ["QGemm"]
 
 
-def test_the_float_weight_holds_the_levels_of_the_model(made: Any) -> None:
-    case, path, _ = made
+def test_the_float_weight_holds_the_levels_of_the_model(float_case: Any) -> None:
+    case, path, _ = float_case
     graph = Graph(load(path))
     integers = {w.name: w for w in weights_of(Graph(load(case.packed)))}
     weight = integers["body.weight"]
@@ -65,29 +65,29 @@ def test_the_float_weight_holds_the_levels_of_the_model(made: Any) -> None:
     np.testing.assert_array_equal(value, weight.integers * scale.reshape(-1, 1, 1, 1))
 
 
-def test_answers_are_those_of_the_model(made: Any) -> None:
+def test_answers_are_those_of_the_model(float_case: Any) -> None:
     """No further than the file for any target: both multiply the same levels by the same inputs."""
-    case, path, _ = made
+    case, path, _ = float_case
     a, b = (run_ort(ort_session(p), (case.images,))[0] for p in (case.packed, path))
     step = np.ptp(a) / 255
     assert np.abs(a - b).max() <= 2 * step
     assert (a.argmax(1) == b.argmax(1)).mean() >= 7 / 8
-    found = zaq_onnx.verify(path, case.model, case.images)
-    assert found.ok, str(found)
-    assert f"1 depthwise layers are float: {REASON}." in found.remarks
-    assert not any("because their input or output" in remark for remark in found.remarks)
+    verdict = zaq_onnx.verify(path, case.model, case.images)
+    assert verdict.ok, str(verdict)
+    assert f"1 depthwise layers are float: {REASON}." in verdict.remarks
+    assert not any("because their input or output" in remark for remark in verdict.remarks)
 
 
-def test_the_records_say_which_layers_are_float_and_why(made: Any) -> None:
-    _, _, exported = made
-    told = {r.name: r.reason for r in exported.layers if not r.quantized}
-    assert told == {"body": REASON}
+def test_the_records_say_which_layers_are_float_and_why(float_case: Any) -> None:
+    _, _, exported = float_case
+    reasons = {r.name: r.reason for r in exported.layers if not r.quantized}
+    assert reasons == {"body": REASON}
     assert len(exported.layers.quantized) == 4
 
 
 @pytest.mark.slow
-def test_verify_compares_the_float_levels(made: Any) -> None:
-    case, path, _ = made
+def test_verify_compares_the_float_levels(float_case: Any) -> None:
+    case, path, _ = float_case
     graph = Graph(unpack_model(load(path)))
     reduced = True
     assert compare_weights(graph, case.model, (case.images,), reduced) == []
@@ -144,9 +144,9 @@ def test_grids_behind_pooling_do_not_bring_integers_back(tmp_path: Path) -> None
     dense = [[kind for kind, groups in kinds(p) if groups == 1] for p in (any_, wasm)]
     assert dense[0] == dense[1]
     assert "QLinearConv" in dense[1]
-    (found,) = run_ort(ort_session(wasm), (x,))
+    (output,) = run_ort(ort_session(wasm), (x,))
     expected = student(x).numpy()
-    assert np.abs(found - expected).max() <= np.ptp(expected) / 40
+    assert np.abs(output - expected).max() <= np.ptp(expected) / 40
 
 
 @pytest.mark.slow

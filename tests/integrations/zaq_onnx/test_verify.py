@@ -90,9 +90,9 @@ def test_an_input_that_meets_no_grid_may_not_be_off_at_all(make: Any, tmp_path: 
     first, second = graph.inputs
     assert meets_grid(graph, first)
     assert not meets_grid(graph, second)
-    given = (images, mask)
-    assert moves(graph, lambda inputs: [np.asarray(inputs[1])], given) == 0
-    assert moves(graph, lambda inputs: [np.asarray(inputs[0])], given) > 0
+    batch = (images, mask)
+    assert moves(graph, lambda inputs: [np.asarray(inputs[1])], batch) == 0
+    assert moves(graph, lambda inputs: [np.asarray(inputs[0])], batch) > 0
     endless = torch.full_like(images, torch.inf)
     endless[0] = -torch.inf
     assert moves(graph, lambda inputs: [np.zeros(1)], (endless, mask)) == 0
@@ -195,11 +195,11 @@ def test_arguments_are_checked(pt2e_case: Any) -> None:
 
 def test_the_command(pt2e_case: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(pt2e_case.packed)]) == 0
-    told = capsys.readouterr().out
+    text = capsys.readouterr().out
     size = pt2e_case.packed.stat().st_size
-    assert "MAC bits  Stored bits" in told
-    assert f"{size:,} bytes" in told
-    assert "PWLQ 3b MAC/4b stored (joint)" in told
+    assert "MAC bits  Stored bits" in text
+    assert f"{size:,} bytes" in text
+    assert "PWLQ 3b MAC/4b stored (joint)" in text
     assert main(["unpack", str(pt2e_case.packed), str(tmp_path / "u.onnx")]) == 0
     assert main(["pack", str(tmp_path / "u.onnx"), str(tmp_path / "p.onnx")]) == 0
     assert (tmp_path / "p.onnx").read_bytes() == pt2e_case.packed.read_bytes()
@@ -212,15 +212,15 @@ def test_the_command(pt2e_case: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_info_counts_what_the_file_holds(pt2e_case: Any) -> None:
-    found = zaq_onnx.info(pt2e_case.packed)
+    details = zaq_onnx.info(pt2e_case.packed)
     model = onnx.load(pt2e_case.packed)
     sizes = {t.name: len(t.raw_data) for t in model.graph.initializer}
-    wide = next(layer for layer in found.layers if layer.name == "wide")
+    wide = next(layer for layer in details.layers if layer.name == "wide")
     words = ("u8", "u4", "u2", "u1", "book", "curves", "where", "what")
     own = sum(size for name, size in sizes.items() if name.rpartition(".")[2] in words)
-    assert [layer.name for layer in found.layers if layer.stored_bits < 8] == ["wide"]
+    assert [layer.name for layer in details.layers if layer.stored_bits < 8] == ["wide"]
     assert wide.bytes == own
-    assert found.bytes == pt2e_case.packed.stat().st_size
-    assert found.int8_bytes == pt2e_case.plain.stat().st_size
-    assert found.manifest["source"] == "PT2E-converted"
-    assert torch.__version__.startswith(found.manifest["torch"].split("+")[0])
+    assert details.bytes == pt2e_case.packed.stat().st_size
+    assert details.int8_bytes == pt2e_case.plain.stat().st_size
+    assert details.manifest["source"] == "PT2E-converted"
+    assert torch.__version__.startswith(details.manifest["torch"].split("+")[0])

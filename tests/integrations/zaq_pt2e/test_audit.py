@@ -18,17 +18,17 @@ def prepared(net, images, export):
 
 
 def test_a_prepared_model_is_simulated(prepared):
-    found = audit(prepared)
-    assert [r.name for r in found] == ["stem", "conv", "fc"]
-    assert {r.kernel for r in found.quantized} == {"simulated"}
-    assert found["conv"].reason == "excluded by 'conv'"
+    records = audit(prepared)
+    assert [r.name for r in records] == ["stem", "conv", "fc"]
+    assert {r.kernel for r in records.quantized} == {"simulated"}
+    assert records["conv"].reason == "excluded by 'conv'"
 
 
 def test_a_converted_model_says_widths_sizes_and_losses(prepared, net):
-    found = audit(convert_pt2e(prepared))
+    records = audit(convert_pt2e(prepared))
     weight = net.fc.weight.detach()
     packed = quantize(weight, PWLQSpec(bits=4))
-    record = found["fc"]
+    record = records["fc"]
     assert (record.mac_bits, record.stored_bits) == (4, 5)
     assert record.stored_bytes == packed.stored_bytes
     noise = (packed.dequantize() - weight).double().square().sum()
@@ -38,26 +38,26 @@ def test_a_converted_model_says_widths_sizes_and_losses(prepared, net):
     assert record.kind == "Linear"
     assert record.kernel == "int8 Linear once lowered"
     assert record.activation == "uniform 8 bits per tensor"
-    assert found["conv"].kernel == "float32 Conv2d"
-    assert "PWLQ 4b MAC/5b stored" in str(found)
+    assert records["conv"].kernel == "float32 Conv2d"
+    assert "PWLQ 4b MAC/5b stored" in str(records)
 
 
 def test_a_lowered_model_tells_its_kernels(prepared, images):
     with torch.no_grad():
         converted = convert_pt2e(prepared)
         lowered = lower_pt2e_quantized_to_x86(converted, (images,))
-    found = audit(converted, lowered=lowered)
-    assert found["fc"].kernel == "onednn.qlinear_pointwise"
-    assert found["stem"].kernel == "onednn.qconv_pointwise"
+    records = audit(converted, lowered=lowered)
+    assert records["fc"].kernel == "onednn.qlinear_pointwise"
+    assert records["stem"].kernel == "onednn.qconv_pointwise"
     with pytest.raises(ValueError, match=r"Use audit\(converted, lowered=lowered\)"):
         audit(lowered)
 
 
 def test_weight_only_runs_in_float(net, images, export):
     prepared = prepare_pt2e(export(net, images), PWLQQuantizer(activations=None))
-    found = audit(convert_pt2e(prepared))
-    assert found["fc"].kernel == "float32 Linear on dequantized weights"
-    assert found["fc"].activation == "float32"
+    records = audit(convert_pt2e(prepared))
+    assert records["fc"].kernel == "float32 Linear on dequantized weights"
+    assert records["fc"].activation == "float32"
 
 
 def test_a_model_that_nobody_quantized_is_an_error(net, images, export):

@@ -181,16 +181,16 @@ def test_narrow_activations_are_exact_on_int8_kernels(net, images, export, bits)
         prepared(images * 0.5)  # so that the real range is clipped
         converted = convert_pt2e(prepared)
         lowered = lower_pt2e_quantized_to_x86(converted, (images,))
-        expected, found = converted(images), lowered(images)
+        expected, output = converted(images), lowered(images)
     scales = [n.args[1] for n in converted.graph.nodes if "quantize_per_tensor" in str(n.target)]
-    assert (found - expected).abs().max() <= max(scales)
+    assert (output - expected).abs().max() <= max(scales)
     if bits < 8:
         clamps = [n for n in converted.graph.nodes if "clamp" in str(n.target)]
         assert len(clamps) == sum(
             str(n.target).startswith("quantized_decomposed.quantize_per_tensor")
             for n in converted.graph.nodes
         )
-        assert (found - expected).abs().max() <= 1e-5
+        assert (output - expected).abs().max() <= 1e-5
     kernels = {r.kernel for r in audit(converted, lowered=lowered)}
     assert all(k.startswith("onednn.q") for k in kernels)
 
@@ -200,8 +200,8 @@ def test_the_grid_has_no_more_values_than_its_bits(net, images, export):
     with torch.no_grad():
         prepared(images)
         converted = convert_pt2e(prepared)
-    found = [n for n in converted.graph.nodes if "dequantize_per_tensor" in str(n.target)]
-    widths = {math.log2(n.args[4] - n.args[3] + 1) for n in found}
+    nodes = [n for n in converted.graph.nodes if "dequantize_per_tensor" in str(n.target)]
+    widths = {math.log2(n.args[4] - n.args[3] + 1) for n in nodes}
     assert widths == {4, 8}  # 8: the model's input and what is only added or pooled
 
 
@@ -232,8 +232,8 @@ def test_a_prepared_model_compiles(net, images, export):
         prepared(images)
         freeze_ranges(prepared)
         expected = prepared(images)
-        found = torch.compile(prepared, backend="aot_eager")(images)
-    assert (found - expected).abs().max() < 1e-5
+        output = torch.compile(prepared, backend="aot_eager")(images)
+    assert (output - expected).abs().max() < 1e-5
 
 
 @pytest.mark.slow
@@ -246,8 +246,8 @@ def test_torch_compile_with_freezing_uses_int8_kernels(net, images, export):
         prepared(images)
         converted = convert_pt2e(prepared)
         with torch._inductor.config.patch(freezing=True):
-            found, code = run_and_get_code(torch.compile(converted), images)
+            output, code = run_and_get_code(torch.compile(converted), images)
         steps = [n.args[1] for n in converted.graph.nodes if "per_tensor" in str(n.target)]
-        assert (found - converted(images)).abs().max() <= max(steps)
+        assert (output - converted(images)).abs().max() <= max(steps)
     assert "qconv_pointwise" in "".join(code)
     assert "qlinear_pointwise" in "".join(code)

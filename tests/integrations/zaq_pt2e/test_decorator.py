@@ -30,8 +30,8 @@ def test_the_stock_graph_with_pwlq_weights(net, images, export):
         return converted, [str(n.target) for n in converted.graph.nodes if n.op != "get_attr"]
 
     stock, expected = targets(x86())
-    converted, found = targets(with_pwlq(x86(), PWLQSpec(bits=4)))
-    assert sorted(found) == sorted(expected)
+    converted, names = targets(with_pwlq(x86(), PWLQSpec(bits=4)))
+    assert sorted(names) == sorted(expected)
     for layer in layers(converted):
         values = constant_value(converted, layer.node.args[1])
         assert max(len(row.unique()) for row in values) <= PWLQSpec(bits=4).num_levels
@@ -56,9 +56,9 @@ def test_lowered_kernels_compute_what_the_converted_model_does(net, images, expo
         error = (lowered(images) - converted(images)).abs().max()
     steps = [n.args[1] for n in converted.graph.nodes if "quantize_per_tensor" in str(n.target)]
     assert error <= max(steps)
-    found = audit(converted, lowered=lowered)
-    assert {r.name for r in found.quantized} == {"stem", "conv", "fc"}
-    assert {r.kernel.split(".")[0] for r in found} == {"onednn"}
+    records = audit(converted, lowered=lowered)
+    assert {r.name for r in records.quantized} == {"stem", "conv", "fc"}
+    assert {r.kernel.split(".")[0] for r in records} == {"onednn"}
 
 
 def test_a_layer_left_out_keeps_the_base_s_quantizer(net, images, export):
@@ -66,10 +66,10 @@ def test_a_layer_left_out_keeps_the_base_s_quantizer(net, images, export):
     prepared = prepare_pt2e(export(net, images, strict=True), quantizer)
     with torch.no_grad():
         prepared(images)
-        found = audit(convert_pt2e(prepared))
-    assert found["fc"].spec == "uniform 8b MAC/8b stored (the host's)"
-    assert found["fc"].reason == "left to X86InductorQuantizer (excluded by 'fc')"
-    assert found["stem"].mac_bits == 4
+        records = audit(convert_pt2e(prepared))
+    assert records["fc"].spec == "uniform 8b MAC/8b stored (the host's)"
+    assert records["fc"].reason == "left to X86InductorQuantizer (excluded by 'fc')"
+    assert records["stem"].mac_bits == 4
 
 
 def test_what_the_base_leaves_float_is_told(net, images, export):
@@ -77,8 +77,8 @@ def test_what_the_base_leaves_float_is_told(net, images, export):
     prepared = prepare_pt2e(export(net, images, strict=True), with_pwlq(base))
     with torch.no_grad():
         prepared(images)
-        found = audit(convert_pt2e(prepared))
-    assert found["fc"].reason == "X86InductorQuantizer leaves it float"
+        records = audit(convert_pt2e(prepared))
+    assert records["fc"].reason == "X86InductorQuantizer leaves it float"
 
 
 def test_a_base_that_quantizes_nothing_is_an_error(net, images, export):
@@ -129,6 +129,6 @@ def test_graphs_are_made_ready_for_any_base(images, export, qat):
     assert float_check(prepared, model, images) > 100
     converted = finish(prepared, images)
     assert sqnr(model(images), converted(images)) > 22
-    found = audit(converted)
-    assert {r.name for r in found.quantized} == {"stem", "head", "head.call_2"}
-    assert "the layer's output is used elsewhere" in found["stem"].reason
+    records = audit(converted)
+    assert {r.name for r in records.quantized} == {"stem", "head", "head.call_2"}
+    assert "the layer's output is used elsewhere" in records["stem"].reason

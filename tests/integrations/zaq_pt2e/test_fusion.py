@@ -177,9 +177,9 @@ def test_a_weight_behind_several_norms_is_folded_for_each(
     converted = finish(prepared, images)
     assert sqnr(model(images), converted(images)) > 22
     assert not [n for n in converted.graph.nodes if "batch_norm" in str(n.target)]
-    found = audit(converted)
-    assert not found.skipped
-    names = {r.name for r in found.quantized}
+    records = audit(converted)
+    assert not records.skipped
+    names = {r.name for r in records.quantized}
     assert names >= set(getattr(kind, "names", ()))
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
@@ -189,12 +189,12 @@ def test_the_uses_of_one_weight_have_names_and_take_settings_by_their_layer(
     images: Tensor, export: Callable[..., object]
 ) -> None:
     torch.manual_seed(0)
-    found = audit(prepare(perturb(Siamese()), images, export, False))
-    assert {r.name for r in found} == {"a", "b"}
+    records = audit(prepare(perturb(Siamese()), images, export, False))
+    assert {r.name for r in records} == {"a", "b"}
     narrow = UniformSpec(4, "symmetric")
     quantizer = PWLQQuantizer(UniformSpec(7, "symmetric"), overrides={"con*": narrow})
-    found = audit(prepare(perturb(Levels()), images, export, False, quantizer))
-    assert {r.name: r.mac_bits for r in found} == {"conv": 4, "conv.call_2": 4}
+    records = audit(prepare(perturb(Levels()), images, export, False, quantizer))
+    assert {r.name: r.mac_bits for r in records} == {"conv": 4, "conv.call_2": 4}
     quantizer = PWLQQuantizer(exclude=["conv"])
     with pytest.raises(ValueError, match=r"conv\.call_2 \(Conv2d\): excluded by 'conv'"):
         prepare(perturb(Levels()), images, export, False, quantizer)
@@ -313,8 +313,8 @@ def test_a_norm_that_folds_to_no_finite_weight_stays(
     model = perturb(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
     nn.init.constant_(model[1].weight, 1e38)
     nn.init.constant_(model[0].weight, 1e3)
-    found = audit(prepare(model, images, export, False))
-    assert "its BatchNorm stays float: the folded weight or bias" in found["0"].reason
+    records = audit(prepare(model, images, export, False))
+    assert "its BatchNorm stays float: the folded weight or bias" in records["0"].reason
 
 
 @pytest.mark.parametrize("qat", [False, True], ids=["ptq", "qat"])

@@ -45,9 +45,9 @@ def test_every_convolution_and_linear_layer_is_quantized(name: str) -> None:
         assert (teacher - reference).norm() <= 1e-4 * reference.norm()
         prepared(images)
         converted = convert_pt2e(prepared)
-        found = audit(converted)
-        assert {r.name for r in found.quantized} == expected
-        assert found.skipped == []
+        records = audit(converted)
+        assert {r.name for r in records.quantized} == expected
+        assert records.skipped == []
         folded = [n for n in converted.graph.nodes if "batch_norm" in str(n.target)]
         assert len(folded) == (62 if name == "densenet121" else 0)
         more = torch.randn(3, 3, 32, 32)

@@ -49,8 +49,8 @@ def test_a_round_trip_gives_the_same_integers(net, images, export):
     back = unpack(pack(converted))
 
     def integers(model):
-        found = [n for n in model.graph.nodes if "dequantize_per_channel" in str(n.target)]
-        return [getattr(model, n.args[0].target) for n in found]
+        nodes = [n for n in model.graph.nodes if "dequantize_per_channel" in str(n.target)]
+        return [getattr(model, n.args[0].target) for n in nodes]
 
     pairs = list(zip(integers(converted), integers(back), strict=True))
     assert len(pairs) == 3

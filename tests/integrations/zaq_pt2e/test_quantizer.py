@@ -32,7 +32,7 @@ def test_every_layer_is_quantized_and_any_batch_size_runs(net, images, export):
 
 def test_overrides_by_name_pattern_and_type(net, images, export):
     eight, three = UniformSpec(bits=8), PWLQSpec(bits=3)
-    found = labels(
+    formats = labels(
         convert(
             net,
             images,
@@ -42,25 +42,25 @@ def test_overrides_by_name_pattern_and_type(net, images, export):
             input_bits=6,
         )
     )
-    assert found["stem"] == (three.label, "uniform 6 bits per tensor")  # the input's own width
-    assert found["fc"] == (eight.label, "uniform 8 bits per tensor")
-    assert found["conv"][0] == "override 'conv' is None"
+    assert formats["stem"] == (three.label, "uniform 6 bits per tensor")  # the input's own width
+    assert formats["fc"] == (eight.label, "uniform 8 bits per tensor")
+    assert formats["conv"][0] == "override 'conv' is None"
 
 
 def test_an_exact_name_wins_over_a_pattern_and_a_pattern_over_a_type(net, images, export):
     specs = [PWLQSpec(bits=b) for b in (3, 4, 5)]
     overrides = {nn.Conv2d: specs[0], "*": specs[1], "conv": specs[2]}
-    found = labels(convert(net, images, export, overrides=overrides))
-    assert found["conv"][0] == specs[2].label
-    assert found["stem"][0] == specs[1].label
+    formats = labels(convert(net, images, export, overrides=overrides))
+    assert formats["conv"][0] == specs[2].label
+    assert formats["stem"][0] == specs[1].label
 
 
 def test_a_block_s_name_covers_the_layers_in_it(images, export):
     torch.manual_seed(0)
     block = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
     model = nn.Sequential(block, nn.Conv2d(4, 5, 3)).eval()
-    found = labels(convert(model, images, export, overrides={"0": PWLQSpec(bits=3)}))
-    assert [v[0].startswith("PWLQ 3b") for v in found.values()] == [True, True, False]
+    formats = labels(convert(model, images, export, overrides={"0": PWLQSpec(bits=3)}))
+    assert [v[0].startswith("PWLQ 3b") for v in formats.values()] == [True, True, False]
 
 
 def test_include_and_exclude_give_their_reason(net, images, export):
@@ -162,11 +162,11 @@ def test_every_kind_of_layer_lies_on_its_levels(layer, size, qat, export):
     with torch.no_grad():
         prepared(x)
         converted = convert_pt2e(prepared)
-        (found,) = layers(converted)
+        (entry,) = layers(converted)
         axis = 1 if "Transpose" in type(layer).__name__ else 0
         expected = quantize(weight, PWLQSpec(bits=3), axis).dequantize()
-        assert torch.equal(constant_value(converted, found.node.args[1]), expected)
-        assert found.kind == type(layer).__name__
+        assert torch.equal(constant_value(converted, entry.node.args[1]), expected)
+        assert entry.kind == type(layer).__name__
         assert (converted(x) - model(x)).norm() < 0.15 * model(x).norm()
 
 
@@ -190,9 +190,9 @@ def test_attention_s_products_are_quantized_where_asked(fused, products, export)
     def quantized_inputs(matmul):
         converted = convert(model, x, export, matmul=matmul)
         names = ("matmul", "scaled_dot_product")
-        found = [n for n in converted.graph.nodes if any(w in str(n.target) for w in names)]
-        assert found
-        sources = [a for n in found for a in n.args if isinstance(a, torch.fx.Node)]
+        nodes = [n for n in converted.graph.nodes if any(w in str(n.target) for w in names)]
+        assert nodes
+        sources = [a for n in nodes for a in n.args if isinstance(a, torch.fx.Node)]
         return sum("dequantize_per_tensor" in str(a.target) for a in sources)
 
     assert quantized_inputs(False) == 0
@@ -235,9 +235,9 @@ def test_a_weight_computed_from_the_input_stays_float(images, export):
             return nn.functional.linear(self.fc(y), y[:2, :3])
 
     torch.manual_seed(0)
-    found = audit(convert(Dynamic().eval(), images, export))
-    assert [r.reason for r in found.skipped] == ["its weight is computed from the model's input"]
-    assert len(found.quantized) == 2
+    records = audit(convert(Dynamic().eval(), images, export))
+    assert [r.reason for r in records.skipped] == ["its weight is computed from the model's input"]
+    assert len(records.quantized) == 2
 
 
 def test_a_normalised_weight_is_a_constant_and_is_quantized(images, export):

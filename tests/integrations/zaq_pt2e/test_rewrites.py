@@ -90,9 +90,9 @@ def test_a_computed_weight_is_what_is_quantized(
     multiplied = getattr(model[0], "computed", lambda: model[0].weight)().detach()
     converted = finish(prepared, images)
     assert sqnr(model(images), converted(images)) > 22
-    found = audit(converted)
-    assert {r.name for r in found.quantized} == {"0", "2"}
-    assert not found.skipped
+    records = audit(converted)
+    assert {r.name for r in records.quantized} == {"0", "2"}
+    assert not records.skipped
     first, _ = layers(converted)
     expected = quantize(multiplied, SPEC, 0).dequantize()
     assert sqnr(expected, constant_value(converted, first.node.args[1])) > 100
@@ -284,10 +284,10 @@ def test_layers_in_branches_are_told(export: Callable[..., Any]) -> None:
         ValueError, match=r"(?s)nothing was quantized.*sit in a part that cond runs"
     ):
         prepare(Branches(nn.Identity()).eval(), x, export, False)
-    found = audit(prepare(Branches(nn.Linear(3, 3)).eval(), x, export, False))
-    assert {r.name for r in found.quantized} == {"stem"}
+    records = audit(prepare(Branches(nn.Linear(3, 3)).eval(), x, export, False))
+    assert {r.name for r in records.quantized} == {"stem"}
     reason = "it sits in a part that cond runs, a graph of its own"
-    assert [r.reason for r in found.skipped] == [reason] * 2
+    assert [r.reason for r in records.skipped] == [reason] * 2
 
 
 # ---- padding -------------------------------------------------------------------------------------
@@ -336,5 +336,5 @@ def test_include_names_the_layer_of_a_computed_weight(
 ) -> None:
     model = nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.Conv2d(4, 4, 1))
     quantizer = PWLQQuantizer(SPEC, include=["0"])
-    found = audit(prepare(model.eval(), images, export, False, quantizer))
-    assert {r.name for r in found.quantized} == {"0"}
+    records = audit(prepare(model.eval(), images, export, False, quantizer))
+    assert {r.name for r in records.quantized} == {"0"}

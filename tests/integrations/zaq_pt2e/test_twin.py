@@ -56,9 +56,9 @@ def test_the_teacher_stays_in_evaluation_mode_and_passes_gradients_to_images(net
     one = teacher(images)
     teacher(images + 3)
     assert torch.equal(teacher(images), one)
-    given = images.clone().requires_grad_()
-    teacher(given).square().sum().backward()
-    assert given.grad.abs().sum() > 0
+    inputs = images.clone().requires_grad_()
+    teacher(inputs).square().sum().backward()
+    assert inputs.grad.abs().sum() > 0
 
 
 @pytest.mark.slow

@@ -20,10 +20,10 @@ def file(tmp_path: Path) -> Path:
 def test_there_and_back(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = file.read_bytes()
     assert cli.main(["pack", str(file)]) == 0
-    told = capsys.readouterr().out
-    assert told.startswith(f"{file}.zaq: ")
-    assert f"of a file of {len(data) / 1000:,.1f} kB" in told
-    assert "8,192 weights as PWLQ's codes, 0 as bytes" in told
+    text = capsys.readouterr().out
+    assert text.startswith(f"{file}.zaq: ")
+    assert f"of a file of {len(data) / 1000:,.1f} kB" in text
+    assert "8,192 weights as PWLQ's codes, 0 as bytes" in text
     file.unlink()
     assert cli.main(["unpack", f"{file}.zaq"]) == 0
     assert capsys.readouterr().out == f"{file}: {len(data) / 1000:,.1f} kB, as packed\n"

@@ -41,8 +41,8 @@ def test_the_weights_on_disk_are_as_small_as_the_table_says(tmp_path: Path) -> N
     result = quantized(PWLQSpec(bits=4), 8)
     save_checkpoint(tmp_path, result.model, result.tensors, 8)
     arrays = load_file(tmp_path / "quantized.safetensors")
-    held = sum(array.numel() * array.element_size() for array in arrays.values())
-    assert held == result.layers.stored_bytes
+    size = sum(array.numel() * array.element_size() for array in arrays.values())
+    assert size == result.layers.stored_bytes
 
 
 def test_a_foreign_file_is_refused(tmp_path: Path) -> None:

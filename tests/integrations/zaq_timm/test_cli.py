@@ -63,9 +63,9 @@ def test_help_is_printed_without_loading_torch(arguments: list[str]) -> None:
         "print('rich.progress' in sys.modules)"
     )
     command = [sys.executable, "-c", code]
-    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert told.startswith("usage: zaq-quantize")
-    assert told.endswith("False\n")
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert text.startswith("usage: zaq-quantize")
+    assert text.endswith("False\n")
 
 
 QUICK = {
@@ -82,7 +82,7 @@ QUICK = {
 
 @pytest.mark.parametrize("case", QUICK)
 def test_what_needs_no_model_loads_neither_torch_nor_timm(case: str, tmp_path: Path) -> None:
-    arguments, wanted = QUICK[case]
+    arguments, status = QUICK[case]
     code = (
         "import sys, time; from zaq_timm import cli\n"
         f"try: ended = cli.main({arguments})\nexcept SystemExit as end: ended = end.code\n"
@@ -93,9 +93,9 @@ def test_what_needs_no_model_loads_neither_torch_nor_timm(case: str, tmp_path: P
     seconds = []
     for _ in range(3):
         done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
-        told = done.stderr.splitlines()[-1]
-        assert told.startswith(f"{wanted} [] ")
-        seconds.append(float(told.split()[-1]))
+        line = done.stderr.splitlines()[-1]
+        assert line.startswith(f"{status} [] ")
+        seconds.append(float(line.split()[-1]))
     assert min(seconds) <= 0.5
 
 
@@ -136,16 +136,16 @@ def test_missing_images_are_one_line(
 def test_the_demo_as_a_program(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "zaq_timm.cli", "demo", "--json", "--seed", "2"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    told = json.loads(done.stdout)
-    assert told["seed"] == 2
-    assert {Path(name).name for name in told["files"]} == {
+    content = json.loads(done.stdout)
+    assert content["seed"] == 2
+    assert {Path(name).name for name in content["files"]} == {
         "report.html",
         "digits.onnx",
         "manifest.json",
         "quantized.safetensors",
         "rest.safetensors",
     }
-    assert all((tmp_path / name).is_file() for name in told["files"])
+    assert all((tmp_path / name).is_file() for name in content["files"])
     assert len(done.stderr.splitlines()) == 1  # no terminal: one line in place of the bar
     plain = subprocess.run(
         [*command[:4], "--seed", "2"], cwd=tmp_path, capture_output=True, text=True, check=True

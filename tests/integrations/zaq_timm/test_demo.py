@@ -31,12 +31,12 @@ def run(tmp_path_factory: pytest.TempPathFactory, steps: list[str]) -> DemoRun:
 
 
 def row(run: DemoRun, method: str, weights: int, activations: int) -> dict:
-    (found,) = (
+    (entry,) = (
         r.to_dict()
         for r in run.manifest.results
         if (r.method, r.weight_mac_bits, r.activation_mac_bits) == (method, weights, activations)
     )
-    return found
+    return entry
 
 
 def test_every_format_is_measured_at_every_width(run: DemoRun, steps: list[str]) -> None:
@@ -66,21 +66,21 @@ def test_the_float_row_is_the_untouched_network(run: DemoRun) -> None:
 def test_the_checkpoint_does_what_its_row_says(run: DemoRun) -> None:
     split = load_digits_split()
     top = load_checkpoint(run.out)(split.test_images).argmax(1)
-    told = row(run, *KEPT)
-    assert told["top1"] == pytest.approx(100 * int((top == split.test_labels).sum()) / 599)
+    entry = row(run, *KEPT)
+    assert entry["top1"] == pytest.approx(100 * int((top == split.test_labels).sum()) / 599)
     float_top = separable_model()(split.test_images).argmax(1)
-    assert told["agreement"] == pytest.approx(100 * int((top == float_top).sum()) / 599)
+    assert entry["agreement"] == pytest.approx(100 * int((top == float_top).sum()) / 599)
 
 
 def test_stored_bits_and_size_are_told_for_what_they_are(run: DemoRun) -> None:
     weights = sum(p.numel() for n, p in run.model.named_parameters() if n.endswith("weight"))
     for width in WIDTHS:
         for form in FORMATS:
-            told = row(run, width.named(form.name), width.weights, width.activations)
+            entry = row(run, width.named(form.name), width.weights, width.activations)
             extra = 1 if form.name == "PWLQ" else 0
-            assert told["weight_stored_bits"] == width.weights + extra
-            codes = weights * told["weight_stored_bits"] / 8
-            assert told["size_bytes"] > codes
+            assert entry["weight_stored_bits"] == width.weights + extra
+            codes = weights * entry["weight_stored_bits"] / 8
+            assert entry["size_bytes"] > codes
 
 
 def test_pwlq_is_nearer_to_the_weights_than_uniform_of_the_same_multiplier(run: DemoRun) -> None:
@@ -136,9 +136,9 @@ def test_pt2e_converts_the_network(run: DemoRun) -> None:
     assert len(converted.layers.quantized) == LAYERS
     top = converted.model(run.split.test_images).argmax(1)
     assert float((top == run.top).float().mean()) > 0.99
-    kept = run.kept.tensors
+    tensors = run.kept.tensors
     for name, tensor in converted.tensors.items():
-        assert torch.equal(tensor.codes, kept[name].codes)
+        assert torch.equal(tensor.codes, tensors[name].codes)
 
 
 def test_sqnr_is_that_of_the_weights(run: DemoRun) -> None:
@@ -197,10 +197,10 @@ def test_a_seed_fixes_the_run(run: DemoRun, tmp_path: Path) -> None:
 
 def contents(folder: Path) -> dict[str, object]:
     """Both files of the checkpoint, read; safetensors orders its metadata at random."""
-    held: dict[str, object] = {}
+    content: dict[str, object] = {}
     for name in ("quantized.safetensors", "rest.safetensors"):
         with safe_open(folder / name, framework="np") as file:
-            held[name] = file.metadata()
+            content[name] = file.metadata()
             for key in file.keys():  # noqa: SIM118
-                held[key] = file.get_tensor(key).tobytes()
-    return held
+                content[key] = file.get_tensor(key).tobytes()
+    return content

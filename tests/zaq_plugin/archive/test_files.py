@@ -32,19 +32,19 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_there_and_back(file: Path) -> None:
-    told = archive.pack(file)
-    assert told.path == f"{file}.zaq"
-    assert (told.coded, told.integers) == (32 * 144 + 640, 0)
-    assert told.bytes == Path(told.path).stat().st_size
-    assert told.file_bytes == file.stat().st_size
-    assert told.zipped_bytes == len(zlib.compress(file.read_bytes(), 9))
-    assert "5,248 weights as PWLQ's codes, 0 as bytes" in str(told)
+    packed = archive.pack(file)
+    assert packed.path == f"{file}.zaq"
+    assert (packed.coded, packed.integers) == (32 * 144 + 640, 0)
+    assert packed.bytes == Path(packed.path).stat().st_size
+    assert packed.file_bytes == file.stat().st_size
+    assert packed.zipped_bytes == len(zlib.compress(file.read_bytes(), 9))
+    assert "5,248 weights as PWLQ's codes, 0 as bytes" in str(packed)
     data = file.read_bytes()
     file.unlink()
-    assert archive.unpack(told.path) == len(data)
+    assert archive.unpack(packed.path) == len(data)
     assert file.read_bytes() == data
     other = file.with_name("other")
-    archive.unpack(told.path, other)
+    archive.unpack(packed.path, other)
     assert other.read_bytes() == data
     assert sorted(p.name for p in file.parent.iterdir()) == ["net.bin", "net.bin.zaq", "other"]
 
@@ -58,8 +58,8 @@ def test_the_same_file_gives_the_same_archive(file: Path) -> None:
 def test_a_weight_takes_its_codes_entropy_and_its_curves(bits: int) -> None:
     """The entropy is of PWLQ's own codes, of which the archive never heard."""
     values = torch.randn(256, 512, generator=torch.Generator().manual_seed(0))
-    made = quantize(values, PWLQSpec(bits))
-    integers = made.integer_weight().numpy()
+    tensor = quantize(values, PWLQSpec(bits))
+    integers = tensor.integer_weight().numpy()
     data = integers.tobytes()
     packed, coded, _ = archive_of(data, [Weight(integers)])
     assert coded == integers.size
@@ -127,12 +127,12 @@ def test_dense_codes(width: int, pairs: bool) -> None:
         part = [int(v) >> low & 2**bits - 1 for v in values]
         per = 8 // bits
         size = -(-len(part) // (per * inner)) * inner
-        made = [0] * size
+        buffer = [0] * size
         for i, v in enumerate(part):
             outer, place = divmod(i, per * inner)
             which, column = divmod(place, inner)
-            made[outer * inner + column] += v << bits * which
-        constants.append(bytes(made))
+            buffer[outer * inner + column] += v << bits * which
+        constants.append(bytes(buffer))
     planes = tuple(Plane(*one) for one in cut)
     if not pairs and width == 3:
         planes, constants = (Plane(4, 0, 75),), constants[:1]
@@ -155,15 +155,15 @@ def test_every_file_comes_back(
     rest: list[bytes], shape: tuple[int, int, int], axis: int, kind: str, seed: int, said: int
 ) -> None:
     generator = np.random.default_rng(seed)
-    made = {
+    array = {
         "pwlq": lambda: pwlq(shape, seed=seed),
         "noise": lambda: generator.integers(-128, 128, shape).astype(np.int8),
         "few": lambda: generator.integers(-1, 2, shape).astype(np.int8),
     }[kind]()
-    data = made.tobytes().join([*rest, b""])
-    packed, coded, integers = archive_of(data, [Weight(made, axis)] * said)
+    data = array.tobytes().join([*rest, b""])
+    packed, coded, integers = archive_of(data, [Weight(array, axis)] * said)
     assert file_of(packed, LARGEST) == data
-    assert coded + integers == (min(said, len(rest)) * made.size if made.size >= 64 else 0)
+    assert coded + integers == (min(said, len(rest)) * array.size if array.size >= 64 else 0)
 
 
 def test_what_cannot_be_packed(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,6 +196,6 @@ def test_a_full_disk_leaves_nothing(file: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_digest_is_of_the_file(file: Path) -> None:
-    told = archive.pack(file)
+    packed = archive.pack(file)
     digest = hashlib.sha256(file.read_bytes()).digest()
-    assert digest in Path(told.path).read_bytes()[:64]
+    assert digest in Path(packed.path).read_bytes()[:64]

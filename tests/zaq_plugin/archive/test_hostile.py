@@ -43,12 +43,12 @@ def rebuilt(
     record: Any = None, size: int | None = None, parts: bytes | None = None, text: bytes = b""
 ) -> bytes:
     """The good archive with something else in it, its checksum right."""
-    first, digest, told, _ = _HEAD.unpack_from(PACKED, _FIRST.size)
+    first, digest, packed_size, _ = _HEAD.unpack_from(PACKED, _FIRST.size)
     own = json.dumps(RECORD if record is None else record).encode()
     described = squeeze(text or own)
     sizes = len(described), len(text or own)
     head = _HEAD.pack(first if size is None else size, digest, *sizes)
-    body = head + described + (PACKED[HEAD + told :] if parts is None else parts)
+    body = head + described + (PACKED[HEAD + packed_size :] if parts is None else parts)
     return _FIRST.pack(SIGNATURE, VERSION, zlib.crc32(body)) + body
 
 
@@ -114,12 +114,12 @@ def test_whoever_mends_the_checksum_gets_no_other_file(place: int, change: int) 
 def places(record: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Where a description has something that can be replaced."""
     inner = record.items() if isinstance(record, dict) else enumerate(record)
-    found = []
+    paths = []
     for key, value in inner:
-        found.append((*path, key))
+        paths.append((*path, key))
         if isinstance(value, dict | list):
-            found += places(value, (*path, key))
-    return found
+            paths += places(value, (*path, key))
+    return paths
 
 
 VALUES = st.one_of(

@@ -29,8 +29,8 @@ def test_the_error_is_what_is_cut_off_and_a_twelfth_of_the_step(
     width = alpha if one_sided else 2 * alpha
     # Behind a ReLU half of the values is zero and exact; the error is per value that is not.
     expected = 2 * cut + (width / 2**bits) ** 2 / 12
-    found = clipping_error(alpha, bits, density, one_sided)  # type: ignore[arg-type]
-    assert found == pytest.approx(expected, rel=1e-7)
+    error = clipping_error(alpha, bits, density, one_sided)  # type: ignore[arg-type]
+    assert error == pytest.approx(expected, rel=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,8 @@ def test_the_error_is_what_is_cut_off_and_a_twelfth_of_the_step(
     [("laplace", [2.83, 3.89, 5.03]), ("gaussian", [1.71, 2.15, 2.55])],
 )
 def test_clips_are_those_of_the_paper(density: str, published: list[float]) -> None:
-    found = [optimal_clip(bits, density) for bits in (2, 3, 4)]  # type: ignore[arg-type]
-    assert found == pytest.approx(published, abs=0.012)
+    clips = [optimal_clip(bits, density) for bits in (2, 3, 4)]  # type: ignore[arg-type]
+    assert clips == pytest.approx(published, abs=0.012)
 
 
 @pytest.mark.parametrize("density", list(DENSITIES))
@@ -80,10 +80,10 @@ def test_bits_follow_the_two_thirds_power_of_the_range() -> None:
     ranges = torch.tensor([0.5, 1.0, 8.0, 2.0, 3.0, 0.0], dtype=torch.float64)
     power = ranges.numpy() ** (2 / 3)
     ideal = np.log2(np.maximum(power / power.sum() * len(power) * 2**4, 1e-9))
-    found = allocate_bits(ranges, 4)
+    bits = allocate_bits(ranges, 4)
     rounded = np.clip(np.round(ideal), 2, 8)
-    assert found.double().mean() <= 4
-    assert np.abs(found.numpy() - rounded).sum() <= max(0, rounded.sum() - 24)
+    assert bits.double().mean() <= 4
+    assert np.abs(bits.numpy() - rounded).sum() <= max(0, rounded.sum() - 24)
     assert allocate_bits(torch.ones(7), 3).tolist() == [3] * 7
     assert allocate_bits(torch.zeros(3), 5).tolist() == [5] * 3
 

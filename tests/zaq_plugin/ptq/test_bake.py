@@ -59,18 +59,18 @@ def network(wrap) -> nn.Module:
 def test_the_function_and_the_modes_stay(way):
     model, x = network(WAYS[way]), torch.randn(2, 2, 16)
     right = model(x).detach()
-    given = copied(model)
-    given.train()
-    assert bake_parametrizations(given) == ["0", "2"]
-    assert all(m.training for m in given.modules())
-    torch.testing.assert_close(given.eval()(x), right, rtol=1e-6, atol=1e-6)
+    clone = copied(model)
+    clone.train()
+    assert bake_parametrizations(clone) == ["0", "2"]
+    assert all(m.training for m in clone.modules())
+    torch.testing.assert_close(clone.eval()(x), right, rtol=1e-6, atol=1e-6)
     for index in (0, 2):
-        assert type(given[index]) is nn.Conv1d
-        assert sorted(dict(given[index].named_parameters())) == ["bias", "weight"]
-        assert not dict(given[index].named_buffers())
-        assert not given[index]._forward_pre_hooks
+        assert type(clone[index]) is nn.Conv1d
+        assert sorted(dict(clone[index].named_parameters())) == ["bias", "weight"]
+        assert not dict(clone[index].named_buffers())
+        assert not clone[index]._forward_pre_hooks
     torch.testing.assert_close(model(x), right, rtol=0, atol=0)
-    assert bake_parametrizations(given) == []
+    assert bake_parametrizations(clone) == []
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -89,9 +89,9 @@ def test_a_history_of_gradients_is_no_obstacle_to_copying():
     model(torch.randn(2, 2, 16)).sum().backward()
     with pytest.raises(RuntimeError, match="graph leaves"):
         copy.deepcopy(model)
-    kept = model[0].weight
+    weight = model[0].weight
     again = copied(model)
-    assert model[0].weight is kept
+    assert model[0].weight is weight
     x = torch.randn(2, 2, 16)
     torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
 

@@ -52,7 +52,7 @@ class OptionA(nn.Module):
         return self.head(torch.flatten(F.adaptive_avg_pool2d(z, 1), 1))
 
 
-def made() -> OptionA:
+def option_a() -> OptionA:
     torch.manual_seed(0)
     model = OptionA().eval()
     for norm in (model.na, model.nb):
@@ -63,11 +63,11 @@ def made() -> OptionA:
 
 
 def test_moments_follow_the_graph() -> None:
-    model = made()
+    model = option_a()
     folded = fold_batch_norm(model)
     remembered = remembered_statistics(model, folded)
-    found = input_moments(folded, remembered)
-    assert found["a"] is None
+    moments = input_moments(folded, remembered)
+    assert moments["a"] is None
     draws = 400_000
     generator = torch.Generator().manual_seed(0)
 
@@ -82,17 +82,17 @@ def test_moments_follow_the_graph() -> None:
     weight, bias = model.c.weight.detach().double().flatten(1), model.c.bias.detach().double()
     joined = torch.cat([(y @ weight.T + bias).mean(0), y.mean(0)])
     for name, mean in (("b", x.mean(0)), ("c", y.mean(0)), ("d", joined)):
-        known = found[name]
-        assert known is not None
+        moment = moments[name]
+        assert moment is not None
         # A sum is taken for normal again, which a clipped term is not quite.
-        torch.testing.assert_close(known.mean, mean, rtol=0.05, atol=0.03)
-    torch.testing.assert_close(found["b"].var, x.var(0), rtol=0.02, atol=1e-3)  # type: ignore[union-attr]
-    assert bool((found["b"].low == 0).all())  # type: ignore[union-attr]
-    assert float(found["c"].low.min()) == pytest.approx(-0.278, abs=0.01), "SiLU's least value"  # type: ignore[union-attr]
+        torch.testing.assert_close(moment.mean, mean, rtol=0.05, atol=0.03)
+    torch.testing.assert_close(moments["b"].var, x.var(0), rtol=0.02, atol=1e-3)  # type: ignore[union-attr]
+    assert bool((moments["b"].low == 0).all())  # type: ignore[union-attr]
+    assert float(moments["c"].low.min()) == pytest.approx(-0.278, abs=0.01), "SiLU's least value"  # type: ignore[union-attr]
 
 
 def test_bias_correction_takes_out_the_expected_error() -> None:
-    model = made()
+    model = option_a()
     folded = fold_batch_norm(model)
     moments = input_moments(folded, remembered_statistics(model, folded))
     student = simulate(folded, UniformSpec(3), None, depthwise="as-told")
@@ -145,17 +145,17 @@ def test_moments_are_those_of_the_features_that_a_layer_sees(kind: str) -> None:
             return self.last(x.flatten(2 if kind == "positions" else 1))
 
     model = Net().eval()
-    known = Normal(torch.tensor([0.0, 1.0, -1.0, 3.0]).double(), torch.ones(4).double())
+    normal = Normal(torch.tensor([0.0, 1.0, -1.0, 3.0]).double(), torch.ones(4).double())
     shape = (2, 5, 3) if "tokens" in kind else (2, 3, 2, 3)
-    found = input_moments(model, {"first": known}, example_inputs=(torch.randn(shape),))["last"]
+    moments = input_moments(model, {"first": normal}, example_inputs=(torch.randn(shape),))["last"]
     if kind == "positions":  # each is a mixture of all channels
-        assert found is None
+        assert moments is None
         return
     z = torch.randn(100_000, 4, generator=torch.Generator().manual_seed(0)).double()
-    each = (z + known.mean).relu().mean(0)
+    each = (z + normal.mean).relu().mean(0)
     if kind == "tokens flattened":
         right = each.repeat(5)
     else:
         right = each.repeat_interleave(6).repeat(2 if kind == "joined" else 1)
-    assert found is not None
-    torch.testing.assert_close(found.mean, right, rtol=0.02, atol=0.01)
+    assert moments is not None
+    torch.testing.assert_close(moments.mean, right, rtol=0.02, atol=0.01)

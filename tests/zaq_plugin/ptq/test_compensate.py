@@ -74,9 +74,9 @@ def output(layer: nn.Module, weight: Tensor, bias: Tensor | None, x: Tensor) -> 
     plain.weight = nn.Parameter(weight.double())
     plain.bias = None if bias is None else nn.Parameter(bias.double())
     with torch.no_grad():
-        found: Tensor = plain.forward(x)
-    axis = found.dim() - 1 if isinstance(layer, nn.Linear) else 1
-    return found.transpose(0, axis).flatten(1)
+        out: Tensor = plain.forward(x)
+    axis = out.dim() - 1 if isinstance(layer, nn.Linear) else 1
+    return out.transpose(0, axis).flatten(1)
 
 
 SPECS = [
@@ -139,11 +139,11 @@ def test_a_second_call_changes_nothing() -> None:
     model = network()
     student = student_of(model, PWLQSpec(3))
     compensate_rounding(student, images(), model)
-    kept = {k: v.clone() for k, v in student.state_dict().items()}
+    state = {k: v.clone() for k, v in student.state_dict().items()}
     compensate_rounding(student, images(), model)
     correct_bias(student, images(), reference=model)
     for key, value in student.state_dict().items():
-        assert torch.allclose(value, kept[key], atol=1e-6), key
+        assert torch.allclose(value, state[key], atol=1e-6), key
 
 
 def test_weights_stay_close_to_the_float_ones_and_can_be_trained() -> None:
@@ -168,8 +168,8 @@ def test_the_audit_measures_noise_against_the_float_model() -> None:
     compensate_rounding(student, images(), model)
     for record in audit(student, reference=model).records:
         weight = model.get_submodule(record.name).weight.detach().double()  # type: ignore[operator, union-attr]
-        made = student.get_submodule(record.name).weight.detach().double()  # type: ignore[operator, union-attr]
-        noise = 10 * torch.log10(weight.square().sum() / (weight - made).square().sum())
+        rounded = student.get_submodule(record.name).weight.detach().double()  # type: ignore[operator, union-attr]
+        noise = 10 * torch.log10(weight.square().sum() / (weight - rounded).square().sum())
         assert record.sqnr_db == pytest.approx(float(noise), abs=1e-3)
 
 
@@ -206,7 +206,7 @@ def test_shared_weights_are_rounded_once_and_layers_called_twice_for_both_inputs
     results = compensate_rounding(student, [x], model)
     assert results["second"].reason.startswith("it shares its weight with 'first'")
     assert torch.equal(student.second.weight, student.first.weight)
-    made = student.twice.weight.detach().clone()
+    rounded = student.twice.weight.detach().clone()
     # As it was when it was rounded: its own nearest levels, the layers before it done.
     float_weight(student.twice).data.copy_(model.twice.weight)
     student.twice.bias.data.copy_(model.twice.bias)
@@ -218,7 +218,7 @@ def test_shared_weights_are_rounded_once_and_layers_called_twice_for_both_inputs
     assert len(both) == 2 * len(x)
     for weight, expected in (
         (student.twice.weight, results["twice"].before),
-        (made, results["twice"].after),
+        (rounded, results["twice"].after),
     ):
         error = (weight - model.twice.weight).detach().double() @ both.mT
         assert float(error.square().mean()) == pytest.approx(expected, rel=1e-4)
@@ -248,10 +248,12 @@ def test_half_precision() -> None:
     quantizer: Any = weight_fake_quant(layer)
     step = levels_of(quantizer.edges, quantizer.spec).diff(dim=1).amax(1).view(-1, 1, 1, 1)
     weight: Any = model[0].weight
-    written, kept = (
+    written, closest = (
         ((w - weight).abs() / step).mean() for w in (layer.weight, float_weight(layer))
     )
-    assert float(kept) < 0.7 * float(written)  # not the levels: the values closest to the weights
+    assert float(closest) < 0.7 * float(
+        written
+    )  # not the levels: the values closest to the weights
 
 
 @pytest.mark.parametrize("spec", SPECS[:2], ids=lambda s: s.label)

@@ -57,7 +57,7 @@ def test_every_channel_has_its_width_and_its_moments(match: bool) -> None:
     widths = torch.tensor([2, 4, 6, 4])
     student = student_of(AllocatedFakeQuantize, widths=widths, match=match)
     weight = float_weight(student[2]).detach()
-    made = student[2].weight.detach().double().flatten(1)
+    quantized = student[2].weight.detach().double().flatten(1)
     rows = weight.double().flatten(1)
     for channel, bits in enumerate(widths.tolist()):
         row = rows[channel : channel + 1]
@@ -65,7 +65,7 @@ def test_every_channel_has_its_width_and_its_moments(match: bool) -> None:
         if match:
             centered = expected - expected.mean()
             expected = centered * row.std(correction=0) / expected.std(correction=0) + row.mean()
-        torch.testing.assert_close(made[channel : channel + 1], expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(quantized[channel : channel + 1], expected, rtol=1e-5, atol=1e-6)
     record = audit(student).records[1]
     assert record.stored_bits == 4
     codes = sum(-(-54 * b * n // 8) for b, n in ((2, 1), (4, 2), (6, 1)))
@@ -76,9 +76,9 @@ def test_every_channel_has_its_width_and_its_moments(match: bool) -> None:
 @pytest.mark.parametrize("spec", [SPEC, PWLQSpec(4)], ids=str)
 def test_piecewise_linear_grids_are_allocated_by_stored_bits(spec: QuantSpec) -> None:
     weight = torch.randn(2, 40, generator=torch.Generator().manual_seed(0))
-    made = AllocatedFakeQuantize(spec, 0, weight, torch.tensor([4, 6]), match=False)
-    assert made.stored_bits == 5
-    assert sorted(t.stored_bits for t in made.tensors) == [4, 6]
+    quantizer = AllocatedFakeQuantize(spec, 0, weight, torch.tensor([4, 6]), match=False)
+    assert quantizer.stored_bits == 5
+    assert sorted(t.stored_bits for t in quantizer.tensors) == [4, 6]
 
 
 def test_calibration_and_correction_work_with_them() -> None:

@@ -100,8 +100,8 @@ def test_one_pair_by_the_paper_s_formula() -> None:
 
 def test_relu6_is_replaced_on_request_only() -> None:
     model = uneven(MODELS["plain"]())
-    kept, replaced = equalise(model).model, equalise(model, replace_relu6=True).model
-    assert isinstance(kept[3], BoundedReLU)
+    bounded, replaced = equalise(model).model, equalise(model, replace_relu6=True).model
+    assert isinstance(bounded[3], BoundedReLU)
     assert isinstance(replaced[3], nn.ReLU)
     x = 3 * torch.randn(4, 3, 14, 14)
     assert not torch.allclose(replaced(x), model(x), rtol=1e-2)
@@ -175,11 +175,11 @@ def test_absorbed_biases_keep_the_function_where_inputs_stay_above() -> None:
 def test_absorption_needs_kernels_of_one_position_unless_told() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 3, padding=1)).eval()
-    known = {"0": Normal(torch.full((6,), 5.0).double(), torch.ones(6).double())}
+    statistics = {"0": Normal(torch.full((6,), 5.0).double(), torch.ones(6).double())}
     done = equalise(model)
-    absorb_bias(done, dict(known))
+    absorb_bias(done, dict(statistics))
     assert not done.absorbed
-    absorb_bias(done, dict(known), borders=True)
+    absorb_bias(done, dict(statistics), borders=True)
     torch.testing.assert_close(done.absorbed["0"], torch.full((6,), 2.0).double())
 
 
@@ -190,11 +190,11 @@ def test_absorption_needs_kernels_of_one_position_unless_told() -> None:
 def test_the_answer_to_constant_inputs_is_the_layer_s_own(layer: nn.Module) -> None:
     mean = torch.arange(6).double() - 2
     layer = layer.double()
-    found = linear_response(layer, layer.weight.detach(), mean)
+    response = linear_response(layer, layer.weight.detach(), mean)
     x = mean.reshape(1, 6, 1, 1).expand(1, 6, 9, 9)
     with torch.no_grad():
         y = layer(mean) if isinstance(layer, nn.Linear) else layer(x)[0, :, 4, 4]
         scale_inputs(layer, mean)
         ones = torch.ones(6).double()
-    torch.testing.assert_close(found, y - layer.bias.detach())
-    torch.testing.assert_close(linear_response(layer, layer.weight.detach(), ones), found)
+    torch.testing.assert_close(response, y - layer.bias.detach())
+    torch.testing.assert_close(linear_response(layer, layer.weight.detach(), ones), response)

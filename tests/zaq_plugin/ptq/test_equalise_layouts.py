@@ -130,7 +130,7 @@ LEFT_ALONE = {
 }  # fmt: skip
 
 
-def made(case: tuple) -> tuple[nn.Module, Tensor]:
+def build(case: tuple) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     model = Pair(case[0](), case[1], case[2]()).eval()
     return model, torch.randn(TOKENS if isinstance(model.first, nn.Linear) else IMAGES)
@@ -139,7 +139,7 @@ def made(case: tuple) -> tuple[nn.Module, Tensor]:
 @pytest.mark.parametrize("name", CONNECTED)
 @torch.no_grad()
 def test_a_pair_whose_channels_can_be_followed_is_equalised_exactly(name):
-    model, x = made(CONNECTED[name])
+    model, x = build(CONNECTED[name])
     done = equalise(model, (x,))
     assert [(p.first, p.second) for p in done.pairs] == [("first", "second")]
     assert not torch.allclose(done.model.second.weight, model.second.weight, rtol=0.1)
@@ -151,7 +151,7 @@ def test_a_pair_whose_channels_can_be_followed_is_equalised_exactly(name):
 
 @pytest.mark.parametrize("name", LEFT_ALONE)
 def test_any_other_pair_is_left_alone_with_the_reason(name):
-    model, x = made(LEFT_ALONE[name])
+    model, x = build(LEFT_ALONE[name])
     model(x)
     with pytest.raises(ValueError, match="nothing to equalise in Pair") as caught:
         equalise(model, (x,))
@@ -161,7 +161,7 @@ def test_any_other_pair_is_left_alone_with_the_reason(name):
 @pytest.mark.parametrize("name", [*CONNECTED, *LEFT_ALONE])
 @torch.no_grad()
 def test_without_shapes_it_is_exact_too_or_left_alone(name):
-    model, x = made((CONNECTED | LEFT_ALONE)[name])
+    model, x = build((CONNECTED | LEFT_ALONE)[name])
     if name in LEFT_ALONE or name in NEED_SHAPES:
         with pytest.raises(ValueError, match="nothing to equalise in Pair"):
             equalise(model)
@@ -170,7 +170,7 @@ def test_without_shapes_it_is_exact_too_or_left_alone(name):
 
 
 def test_what_needs_shapes_says_so():
-    model, x = made(CONNECTED["view(-1, n)"])
+    model, x = build(CONNECTED["view(-1, n)"])
     with pytest.raises(ValueError, match=r"'view' stands behind it, .*give example_inputs"):
         equalise(model)
     with pytest.raises(ValueError, match=r"Pair does not run on the example inputs \(RuntimeError"):
@@ -179,7 +179,7 @@ def test_what_needs_shapes_says_so():
 
 @torch.no_grad()
 def test_images_without_a_batch():
-    model, x = made((conv, lambda x: x.flatten(0), lambda: nn.Linear(384, 5)))
+    model, x = build((conv, lambda x: x.flatten(0), lambda: nn.Linear(384, 5)))
     done = equalise(model, (x[0],))
     assert sqnr_db(model(x[0]), done.model(x[0])) > 110
 
@@ -258,7 +258,7 @@ def test_what_could_tell_the_difference_is_left_alone():
 @torch.no_grad()
 def test_weight_normalised_layers_are_equalised():
     torch.manual_seed(0)
-    model, x = made(CONNECTED["flatten(1)"])
+    model, x = build(CONNECTED["flatten(1)"])
     nn.utils.parametrizations.weight_norm(model.first)
     done = equalise(model, (x,))
     assert len(done.pairs) == 1
@@ -268,13 +268,13 @@ def test_weight_normalised_layers_are_equalised():
 @pytest.mark.parametrize("name", ["flatten(1)", "tokens, flattened", "adaptive pooling to 2x2"])
 @torch.no_grad()
 def test_absorbed_biases_reach_the_features_that_hold_the_channel(name):
-    model, x = made(CONNECTED[name])
+    model, x = build(CONNECTED[name])
     model.first.weight.mul_(0.01)
     model.first.bias.copy_(torch.linspace(1, 3, 8))  # every channel stays far above zero
     done = equalise(model, (x,))
     factor = done.factors["first"]
     means = model.first.bias.double() / factor
-    known = {"first": Normal(means, 0.2 * means)}
-    absorb_bias(done, known)
+    statistics = {"first": Normal(means, 0.2 * means)}
+    absorb_bias(done, statistics)
     assert float(done.absorbed["first"].min()) > 0
     assert sqnr_db(model(x), done.model(x)) > 100

@@ -25,27 +25,27 @@ def problem(
 def by_definition(w: np.ndarray, levels: np.ndarray, h: np.ndarray) -> np.ndarray:
     """One channel, column after column, the open weights solved anew each time."""
     order = np.argsort(-np.diag(h), kind="stable")
-    made = np.zeros_like(w)
+    rounded = np.zeros_like(w)
     for position, j in enumerate(order):
         fixed, free = order[:position], order[position:]
         # Minimise (m - w) H (m - w)^T over the free ones: (m - w)_F = -H_FF^-1 H_FX (m - w)_X.
         open_ = w[free].copy()
         if len(fixed):
-            shift = h[np.ix_(free, fixed)] @ (made[fixed] - w[fixed])
+            shift = h[np.ix_(free, fixed)] @ (rounded[fixed] - w[fixed])
             open_ -= np.linalg.solve(h[np.ix_(free, free)], shift)
-        made[j] = levels[np.argmin(np.abs(levels - open_[0]))]
-    return made
+        rounded[j] = levels[np.argmin(np.abs(levels - open_[0]))]
+    return rounded
 
 
 @pytest.mark.parametrize("n", [1, 6, 150])
 def test_every_column_is_rounded_where_the_optimum_of_the_rest_has_it(n: int) -> None:
     rows, levels, moment = problem(n, n=n)
-    made = round_with_feedback(rows, levels, moment, damping=0.05, sweeps=0)
+    rounded = round_with_feedback(rows, levels, moment, damping=0.05, sweeps=0)
     for g, c in itertools.product(range(2), range(3)):
         h = moment[g].numpy()
         damped = h + 0.05 * np.diag(h).mean() * np.eye(n)
         expected = by_definition(rows[g, c].numpy(), levels[g, c].numpy(), damped)
-        np.testing.assert_array_equal(made[g, c].numpy(), expected)
+        np.testing.assert_array_equal(rounded[g, c].numpy(), expected)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -53,11 +53,11 @@ def test_descent_ends_where_no_single_weight_can_do_better(seed: int) -> None:
     rows, levels, moment = problem(seed, groups=1, channels=2)
     damped = moment + 0.01 * moment[0].diagonal().mean() * torch.eye(6, dtype=torch.float64)
     first = round_with_feedback(rows, levels, moment, sweeps=0)
-    made = round_with_feedback(rows, levels, moment, sweeps=100)
-    before, after = output_error(rows, first, damped), output_error(rows, made, damped)
+    rounded = round_with_feedback(rows, levels, moment, sweeps=100)
+    before, after = output_error(rows, first, damped), output_error(rows, rounded, damped)
     assert bool((after <= before + 1e-12).all())
     for c, j, level in itertools.product(range(2), range(6), range(8)):
-        other = made.clone()
+        other = rounded.clone()
         other[0, c, j] = levels[0, c, level]
         assert float(output_error(rows, other, damped)[0, c]) >= float(after[0, c]) - 1e-9
     best = min(
@@ -75,19 +75,19 @@ def test_descent_ends_where_no_single_weight_can_do_better(seed: int) -> None:
 def test_uncorrelated_inputs_leave_the_nearest_levels() -> None:
     rows, levels, _ = problem(0)
     moment = torch.diag_embed(torch.rand(2, 6, dtype=torch.float64) + 0.1)
-    made = round_with_feedback(rows, levels, moment)
+    rounded = round_with_feedback(rows, levels, moment)
     nearest = (rows.unsqueeze(3) - levels.unsqueeze(2)).abs().argmin(3)
-    assert torch.equal(made, levels.gather(2, nearest))
+    assert torch.equal(rounded, levels.gather(2, nearest))
 
 
 def test_inputs_that_are_always_zero() -> None:
     rows, levels, moment = problem(0)
     moment[:, 2], moment[:, :, 2] = 0.0, 0.0
     moment[1] = 0.0
-    made = round_with_feedback(rows, levels, moment)
+    rounded = round_with_feedback(rows, levels, moment)
     nearest = (rows.unsqueeze(3) - levels.unsqueeze(2)).abs().argmin(3)
-    assert torch.equal(made[1], levels.gather(2, nearest)[1])
-    assert bool(made.isfinite().all())
+    assert torch.equal(rounded[1], levels.gather(2, nearest)[1])
+    assert bool(rounded.isfinite().all())
 
 
 def test_moments_that_are_not_finite() -> None:

@@ -90,8 +90,8 @@ def test_exported_models_keep_their_function(name: str) -> None:
     exported = torch.export.export(model, (x,)).module()
     folded = fold_batch_norm(exported)
     left = [n for n in folded.graph.nodes if "batch_norm" in str(n.target)]
-    kept = folded.zaq_folding.kept
-    assert len(left) == len(kept) == (62 if name == "densenet121" else 0)
+    reasons = folded.zaq_folding.kept
+    assert len(left) == len(reasons) == (62 if name == "densenet121" else 0)
     with torch.no_grad():
         assert relative_error(model(x), folded(x)) < 1e-5
         assert relative_error(model(x), exported(x)) < 1e-6
@@ -319,8 +319,8 @@ def test_linear_needs_a_known_rank() -> None:
     model = perturb(Pair(nn.Linear(4, 6), nn.BatchNorm1d(6)))
     assert "give example_inputs" in fold_batch_norm(model).zaq_folding.kept["norm"]
     three = torch.randn(2, 6, 4)
-    kept = fold_batch_norm(model, (three,)).zaq_folding.kept
-    assert "gives 3 dimensions" in kept["norm"]
+    reasons = fold_batch_norm(model, (three,)).zaq_folding.kept
+    assert "gives 3 dimensions" in reasons["norm"]
     assert fold_batch_norm(model, (torch.randn(2, 4),)).zaq_folding.folded
 
 

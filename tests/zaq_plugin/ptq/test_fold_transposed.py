@@ -50,8 +50,8 @@ def test_every_grouping(size, groups, bias):
     for functional in (False, True):
         model = Net(layer, norm, functional).eval()
         forms = [fx.symbolic_trace(model), torch.export.export(model, (x,)).module()]
-        for given in [*forms, *([] if functional else [model])]:
-            folded = fold_batch_norm(given)
+        for form in [*forms, *([] if functional else [model])]:
+            folded = fold_batch_norm(form)
             assert len(folded.zaq_folding.folded) == 1, folded.zaq_folding
             assert sqnr_db(model(x), folded(x)) > 110
 

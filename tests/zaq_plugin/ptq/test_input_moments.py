@@ -67,15 +67,15 @@ def test_a_sample_of_the_patches_is_close_and_the_seed_fixes_it(name: str) -> No
     layer, _ = CASES[name]
     shape = (64, 50, 7) if isinstance(layer, nn.Linear) else (64, 4, 30, 30)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).double()
-    found = []
+    means = []
     for seed, per_sample, batch in ((0, 1 << 20, 64), (1, 16, 64), (1, 16, 64), (2, 16, 64)):
         moments = InputMoments(layer.double(), torch.Generator().manual_seed(seed), per_sample)
         for part in x.split(batch):
             moments.add(part)
-        found.append(moments.mean())
-    assert torch.equal(found[1], found[2])
-    assert not torch.equal(found[1], found[3])
-    assert float((found[1] - found[0]).abs().max()) < 6 / 1024**0.5
+        means.append(moments.mean())
+    assert torch.equal(means[1], means[2])
+    assert not torch.equal(means[1], means[3])
+    assert float((means[1] - means[0]).abs().max()) < 6 / 1024**0.5
 
 
 def test_batches_change_nothing_where_patches_are_drawn() -> None:

@@ -49,14 +49,14 @@ def images() -> Tensor:
 @pytest.mark.parametrize("traced", [True, False])
 @torch.no_grad()
 def test_folding_and_equalisation(traced: bool, images: Tensor) -> None:
-    model, kept = Normalises(True, traced), images.clone()
-    right = Normalises(False)(kept)
+    model, original = Normalises(True, traced), images.clone()
+    right = Normalises(False)(original)
     folded = fold_batch_norm(model, (images,))
-    assert torch.equal(images, kept)
+    assert torch.equal(images, original)
     assert len(folded.zaq_folding.folded) == 2
     assert sqnr_db(right, folded(images.clone())) > 100
     done = equalise(folded, (images,))
-    assert torch.equal(images, kept)
+    assert torch.equal(images, original)
     assert ("conv", "next") in [(p.first, p.second) for p in done.pairs]
     assert sqnr_db(right, done.model(images.clone())) > 100
 
@@ -66,37 +66,37 @@ def test_distillation_sees_what_it_would_see_without(images: Tensor) -> None:
         DistillOptions(steps=3, batch_size=4, total_variation=0.1, l2=0.1),
         DistillOptions(steps=2, batch_size=4, method="generator"),
     ):
-        made = [
+        batches = [
             distill_images(
                 Normalises(inside), 4, SHAPE, options=options,
                 rng=torch.Generator().manual_seed(0),
             )
             for inside in (False, True)
         ]  # fmt: skip
-        torch.testing.assert_close(made[1], made[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(batches[1], batches[0], rtol=1e-4, atol=1e-5)
 
 
 def test_the_judge_and_sensitivities(images: Tensor) -> None:
-    kept = images.clone()
-    found = []
+    original = images.clone()
+    figures = []
     for inside in (False, True):
         judge = Judge(Normalises(inside), images, all_outputs, "kl")
         student = Normalises(inside)
         with torch.no_grad():
             student.hidden.weight.mul_(1.2)
-        found.append([judge.look(student, label).divergence for label in "ab"])
-        assert torch.equal(images, kept)
+        figures.append([judge.look(student, label).divergence for label in "ab"])
+        assert torch.equal(images, original)
         folded = fold_batch_norm(Normalises(inside), (images[:2],))
         cost = kl_sensitivity(folded, {3: UniformSpec(3)}, images, adapter=all_outputs)
-        found[-1] += [cost.divergence[n][3] for n in ("conv", "next", "hidden")]
-        assert torch.equal(images, kept)
-    assert found[1] == pytest.approx(found[0], rel=1e-4)
-    assert found[0][0] == found[0][1] > 0
+        figures[-1] += [cost.divergence[n][3] for n in ("conv", "next", "hidden")]
+        assert torch.equal(images, original)
+    assert figures[1] == pytest.approx(figures[0], rel=1e-4)
+    assert figures[0][0] == figures[0][1] > 0
 
 
 @pytest.mark.parametrize("preset", ["fast", "paper"])
 def test_zero_shot_training(preset: str, images: Tensor) -> None:
-    kept, found = images.clone(), []
+    original, figures = images.clone(), []
     for inside in (False, True):
         student = simulate(
             fold_batch_norm(Normalises(inside), (images[:2].clone(),)), UniformSpec(4), 8
@@ -114,8 +114,8 @@ def test_zero_shot_training(preset: str, images: Tensor) -> None:
             images=images if preset == "fast" else None,
             progress=False,
         )
-        assert torch.equal(images, kept)
-        found.append([v.divergence for v in result.verdicts])
+        assert torch.equal(images, original)
+        figures.append([v.divergence for v in result.verdicts])
         with torch.no_grad():
-            found[-1].append(sqnr_db(Normalises(False)(kept), student(kept.clone())))
-    assert found[1] == pytest.approx(found[0], rel=0.05)
+            figures[-1].append(sqnr_db(Normalises(False)(original), student(original.clone())))
+    assert figures[1] == pytest.approx(figures[0], rel=0.05)

@@ -69,5 +69,5 @@ def test_masked_maps_are_no_taps(value):
 def test_zero_shot_training(value):
     model, x = Attention(value).eval(), torch.randn(8, 3, 6, 6)
     request = Request(6, 8, example_inputs=(x,), synthetic_count=8, effort=0.01, batch_size=4)
-    found = apply("zaq-paper", model, request)
-    assert sqnr_db(model(x).detach(), found.model(x).detach()) > 25
+    applied = apply("zaq-paper", model, request)
+    assert sqnr_db(model(x).detach(), applied.model(x).detach()) > 25

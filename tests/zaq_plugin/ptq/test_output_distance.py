@@ -23,13 +23,15 @@ def draw(shape: tuple[int, ...], seed: int, mean: float = 0.0) -> torch.Tensor:
 def test_a_single_output_is_measured_by_its_squared_error(shape, mean):
     teacher, noise = draw(shape, 1, mean), draw(shape, 2)
     p = teacher.numpy()
-    found = [float(divergences(teacher, teacher + part * noise).mean()) for part in (0.1, 0.2, 2.0)]
-    for part, value in zip((0.1, 0.2, 2.0), found, strict=True):
+    distances = [
+        float(divergences(teacher, teacher + part * noise).mean()) for part in (0.1, 0.2, 2.0)
+    ]
+    for part, value in zip((0.1, 0.2, 2.0), distances, strict=True):
         right = np.square(part * noise.numpy()).mean() / np.square(p - p.mean()).mean()
         assert value == pytest.approx(right, rel=1e-9)
         assert float(teacher_divergence(teacher, teacher + part * noise)) == pytest.approx(value)
         assert kl_divergence([teacher], [teacher + part * noise]) == pytest.approx(value)
-    assert 0 < found[0] < found[1] < found[2]
+    assert 0 < distances[0] < distances[1] < distances[2]
     assert float(divergences(teacher, teacher).sum()) == 0
     assert divergences(teacher, teacher).shape == (64,)
 
@@ -82,10 +84,10 @@ def test_the_spread_takes_no_part_in_gradients():
 def test_masked_classes_take_no_part(value):
     p, q = draw((6, 4), 1).float(), draw((6, 4), 2).float()
     masked = [torch.cat([x, torch.full((6, 1), value)], 1).requires_grad_() for x in (p, q)]
-    found = divergences(*masked)
-    torch.testing.assert_close(found, divergences(p, q))
+    distances = divergences(*masked)
+    torch.testing.assert_close(distances, divergences(p, q))
     torch.testing.assert_close(agreements(*masked), agreements(p, q))
-    found.sum().backward()
+    distances.sum().backward()
     assert bool(masked[0].grad.isfinite().all() and masked[1].grad.isfinite().all())
     right = (p - q).abs().sum() / 30
     torch.testing.assert_close(output_discrepancy(*masked), right)

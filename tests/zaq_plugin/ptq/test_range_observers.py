@@ -26,12 +26,12 @@ def test_least_squares_is_as_good_as_an_exhaustive_search(bits: int, one_sided: 
     quantizer = ActivationFakeQuantize(LeastSquaresObserver, bits)
     quantizer(x)
     out = quantizer(x)
-    found = float((out - x).double().square().mean())
+    error = float((out - x).double().square().mean())
     lows = [0.0] if one_sided else [float(x.min()) * k / 25 for k in range(1, 26)]
     highs = [float(x.max()) * k / 25 for k in range(1, 26)]
     best = min(error_at(x, low, high, bits) for low in lows for high in highs)
-    assert found <= 1.1 * best
-    assert found < 0.75 * error_at(x, float(x.min()), float(x.max()), bits)
+    assert error <= 1.1 * best
+    assert error < 0.75 * error_at(x, float(x.min()), float(x.max()), bits)
 
 
 def test_batches_are_averaged() -> None:

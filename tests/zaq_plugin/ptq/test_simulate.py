@@ -114,12 +114,12 @@ def test_overrides_and_their_reasons() -> None:
         8,
         overrides={"ste*": None, "head": (eight, None), "*": (PWLQSpec(bits=3), 6)},
     )
-    found = student.zaq_audit
-    assert not found["stem"].quantized
-    assert found["stem"].reason == "override 'ste*' is None"
-    assert (found["head"].mac_bits, found["head"].activation) == (8, "float")
-    assert (found["up"].mac_bits, found["up"].stored_bits) == (3, 4)
-    assert found["depthwise"].mac_bits == 3  # told otherwise, so not kept at int8
+    records = student.zaq_audit
+    assert not records["stem"].quantized
+    assert records["stem"].reason == "override 'ste*' is None"
+    assert (records["head"].mac_bits, records["head"].activation) == (8, "float")
+    assert (records["up"].mac_bits, records["up"].stored_bits) == (3, 4)
+    assert records["depthwise"].mac_bits == 3  # told otherwise, so not kept at int8
     with pytest.raises(
         ValueError, match=r"no layer matches 'layer9\.\*'\. The model's layers are: head"
     ):
@@ -142,13 +142,13 @@ def test_first_and_last_layer() -> None:
 
 
 def test_depthwise_stays_int8_where_levels_cost_more() -> None:
-    found = simulate(small(), PWLQSpec(bits=4), None).zaq_audit["depthwise"]
-    assert (found.mac_bits, found.stored_bits, found.stored_bytes) == (8, 8, 9 * 8 + 4 * 8)
+    record = simulate(small(), PWLQSpec(bits=4), None).zaq_audit["depthwise"]
+    assert (record.mac_bits, record.stored_bits, record.stored_bytes) == (8, 8, 9 * 8 + 4 * 8)
     # 45 bytes of 5-bit codes, and per channel clip and breakpoint of each side, four bytes each,
     # and the largest integer, one byte
-    assert f"{45 + 8 * 4 * 4 + 8} bytes with its levels against 104" in (found.reason or "")
-    told = simulate(small(), PWLQSpec(bits=4), None, depthwise="as-told").zaq_audit["depthwise"]
-    assert (told.mac_bits, told.stored_bytes) == (4, 45 + 8 * 4 * 4 + 8)
+    assert f"{45 + 8 * 4 * 4 + 8} bytes with its levels against 104" in (record.reason or "")
+    other = simulate(small(), PWLQSpec(bits=4), None, depthwise="as-told").zaq_audit["depthwise"]
+    assert (other.mac_bits, other.stored_bytes) == (4, 45 + 8 * 4 * 4 + 8)
     uniform = simulate(small(), UniformSpec(bits=4), None).zaq_audit["depthwise"]
     assert uniform.mac_bits == 4
 
@@ -179,13 +179,13 @@ def test_attention_and_tied_weights() -> None:
     model, tokens = Attention().eval(), torch.arange(10).reshape(2, 5)
     student = simulate(model, PWLQSpec(bits=4), 8, example_inputs=(tokens,))
     calibrate(student, [{"tokens": tokens}])
-    found = student.zaq_audit
-    assert [r.name for r in found.quantized] == ["qkv", "proj", "head", "second"]
-    assert "shares its weight with 'head'" in (found["second"].reason or "")
-    assert found["second"].stored_bytes == 0
-    assert "without calling the layer" in (found["fused.out_proj"].reason or "")
-    assert "no convolution or linear module" in (found["fused.in_proj_weight"].reason or "")
-    assert not found["embedding.weight"].quantized
+    records = student.zaq_audit
+    assert [r.name for r in records.quantized] == ["qkv", "proj", "head", "second"]
+    assert "shares its weight with 'head'" in (records["second"].reason or "")
+    assert records["second"].stored_bytes == 0
+    assert "without calling the layer" in (records["fused.out_proj"].reason or "")
+    assert "no convolution or linear module" in (records["fused.in_proj_weight"].reason or "")
+    assert not records["embedding.weight"].quantized
     parts = [student.head, student.second]
     assert parts[0].parametrizations.weight.original is parts[1].parametrizations.weight.original
     assert torch.equal(parts[0].weight, parts[1].weight)

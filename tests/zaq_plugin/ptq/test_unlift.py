@@ -32,9 +32,9 @@ def test_every_layer(layer: Callable[[], nn.Module], shape: tuple[int, ...]) -> 
     original, x = nn.Sequential(layer(), nn.ReLU()).eval(), torch.randn(shape)
     exported = torch.export.export(original, (x,)).module()
     restored = restore_layers(exported)
-    found = [m for m in restored.modules() if type(m) is type(original[0])]
-    assert len(found) == 1
-    assert torch.equal(found[0].weight, original[0].weight)
+    modules = [m for m in restored.modules() if type(m) is type(original[0])]
+    assert len(modules) == 1
+    assert torch.equal(modules[0].weight, original[0].weight)
     assert torch.equal(restored(x), original(x))
     assert set(restored.state_dict()) == set(original.state_dict())
     assert not any(type(m) is type(original[0]) for m in exported.modules())

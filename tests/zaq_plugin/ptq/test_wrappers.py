@@ -79,7 +79,7 @@ class Parted(nn.Module):
 @pytest.mark.parametrize("name", ["parallel", "parallel compiled", "averaged"])
 def test_parts_are_unwrapped_in_the_copy(name):
     model, x = Parted(WRAPPERS[name]).eval(), torch.randn(2, 3, 6, 6)
-    kept = model.body
+    body = model.body
     plain = Parted(lambda part: part).eval()
     plain.head.load_state_dict(model.head.state_dict())
     folded = fold_batch_norm(model)
@@ -88,7 +88,7 @@ def test_parts_are_unwrapped_in_the_copy(name):
     torch.testing.assert_close(folded(x), plain(x), rtol=1e-5, atol=1e-5)
     student = simulate(model, UniformSpec(8), None)
     assert [r.name for r in student.zaq_audit.records] == ["body.0", "head"]
-    assert model.body is kept
+    assert model.body is body
 
 
 def test_strategies_take_it(pair):

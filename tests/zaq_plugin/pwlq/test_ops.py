@@ -44,8 +44,8 @@ def test_compile_fullgraph(spec):
     w = weights(8, 4, 3, 3).requires_grad_()
     edges = solve_edges(w.detach(), spec).requires_grad_()
 
-    def function(values, given):
-        return fake_quantize(values, spec, edges=given).square().sum()
+    def function(values, points):
+        return fake_quantize(values, spec, edges=points).square().sum()
 
     expected = torch.autograd.grad(function(w, edges), (w, edges))
     compiled = torch.compile(function, fullgraph=True)

@@ -76,8 +76,8 @@ def test_weights_that_move_are_looked_at_again(spec, shape, axis):
 def nearest_levels(w, levels, axis):
     """By distance to every level."""
     rows = w.reshape(1, -1) if axis is None else w.movedim(axis, 0).flatten(1)
-    found = (rows.unsqueeze(2) - levels.unsqueeze(1)).abs().argmin(2)
-    values = levels.gather(1, found)
+    places = (rows.unsqueeze(2) - levels.unsqueeze(1)).abs().argmin(2)
+    values = levels.gather(1, places)
     if axis is None:
         return values.reshape(w.shape)
     return values.reshape(w.movedim(axis, 0).shape).movedim(0, axis)
@@ -206,19 +206,19 @@ def test_chosen_levels_get_the_milder_of_two_remedies():
     edges = complete_edges(w, solve_edges(w, spec), spec, 0)
     levels = levels_of(edges, spec)
     index = (w.unsqueeze(2) - levels.unsqueeze(1)).abs().argmin(2)
-    wanted = levels.gather(1, (index + (w > 0).long() * 2 - 1).clamp(0, levels.shape[1] - 1))
+    target = levels.gather(1, (index + (w > 0).long() * 2 - 1).clamp(0, levels.shape[1] - 1))
 
     def error(values):
-        return (values - wanted).square().sum(1)
+        return (values - target).square().sum(1)
 
-    made = fitting_edges(wanted, spec, 0, edges, error)
-    guard = error(fake_quantize(wanted, spec, edges=edges))
-    ours = error(fake_quantize(wanted, spec, edges=made))
+    coarse = fitting_edges(target, spec, 0, edges, error)
+    guard = error(fake_quantize(target, spec, edges=edges))
+    ours = error(fake_quantize(target, spec, edges=coarse))
     assert bool((ours <= guard).all())
     assert bool((ours < guard).any())
     untouched = guard == 0
     assert bool(untouched.any())
-    assert torch.equal(made[:, untouched], edges[:, untouched])
+    assert torch.equal(coarse[:, untouched], edges[:, untouched])
 
 
 @pytest.mark.parametrize("spec", [PWLQSpec(4), PWLQSpec(6), UniformSpec(8)], ids=lambda s: s.label)
@@ -233,16 +233,16 @@ def test_exactly_the_weights_that_are_too_large_become_smaller(spec, shape, axis
     q = quantize(moved, spec, axis, edges=edges)
     scale = q.scale.reshape([-1 if i == axis else 1 for i in range(moved.dim())])
     nearest = (nearest_levels(moved, levels_of(edges, spec), axis) / scale).round()
-    wanted = _made_smaller(nearest.numpy(), q.codebook.numpy().astype(int), axis)
-    assert np.array_equal(q.integer_weight().numpy(), wanted)
-    found = fake_quantize(moved, spec, axis, edges=edges)
-    assert np.array_equal((found / scale).round().numpy(), wanted)
+    expected = _made_smaller(nearest.numpy(), q.codebook.numpy().astype(int), axis)
+    assert np.array_equal(q.integer_weight().numpy(), expected)
+    levels = fake_quantize(moved, spec, axis, edges=edges)
+    assert np.array_equal((levels / scale).round().numpy(), expected)
 
 
 def _made_smaller(integers, books, axis):
-    made = integers.astype(int).flatten()
-    for order in walks(np.arange(made.size).reshape(integers.shape), axis):
-        before = made.copy()
+    smaller = integers.astype(int).flatten()
+    for order in walks(np.arange(smaller.size).reshape(integers.shape), axis):
+        before = smaller.copy()
         for book, row in zip(books, order, strict=True):
             for j, place in enumerate(row):
                 value = before[place]
@@ -251,5 +251,5 @@ def _made_smaller(integers, books, axis):
                 room = max(128 - beside, 64)
                 if abs(value) > room:
                     fit = [x for x in book if 0 <= x * np.sign(value) <= room]
-                    made[place] = max(fit, key=abs)
-    return made.reshape(integers.shape)
+                    smaller[place] = max(fit, key=abs)
+    return smaller.reshape(integers.shape)

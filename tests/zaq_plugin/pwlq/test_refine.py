@@ -108,10 +108,10 @@ def test_bells_stay_where_they_were(law, monkeypatch):
     draw = getattr(np.random.default_rng(3), law)
     w = torch.from_numpy(draw(size=(24, 576))).float()
     for spec in (PWLQSpec(4), PWLQSpec(3, symmetry="symmetric"), PWLQSpec(3, breakpoints=2)):
-        found = solve_edges(w, spec)
+        best = solve_edges(w, spec)
         with monkeypatch.context() as patched:
             patched.setattr(search, "_refined", lambda rows, edges, odd, spec: edges)
-            assert torch.equal(found, solve_edges(w, spec))
+            assert torch.equal(best, solve_edges(w, spec))
 
 
 @settings(max_examples=15, deadline=None)

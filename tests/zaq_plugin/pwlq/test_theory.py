@@ -50,13 +50,13 @@ def test_exact_minimiser_against_scipy(density):
     m = torch.logspace(-1, 2, 60, dtype=torch.float64)
     ours = optimal_breakpoint(m, density)
     for clip, p in zip(m.tolist(), ours.tolist(), strict=True):
-        found = optimize.minimize_scalar(
+        optimum = optimize.minimize_scalar(
             lambda x, clip=clip: float(expected_error(tensor(x), tensor(clip), 4, density)),
             bounds=(0, clip / 2),
             method="bounded",
             options={"xatol": 1e-9 * clip},
         )
-        assert p == pytest.approx(found.x, rel=1e-3, abs=1e-3 * clip)
+        assert p == pytest.approx(optimum.x, rel=1e-3, abs=1e-3 * clip)
         assert 0 < p <= clip / 2 + 1e-12
 
 
@@ -114,7 +114,7 @@ def test_several_breakpoints_against_scipy(density, count):
         ours = optimal_breakpoints(tensor(clip), count, density)[0].numpy()
         assert (np.diff(np.concatenate([[0], ours, [clip]])) > 0).all()
         starts = np.linspace(0.2, 0.7, count) * clip
-        found = min(
+        optimum = min(
             (
                 optimize.minimize(
                     objective,
@@ -126,7 +126,7 @@ def test_several_breakpoints_against_scipy(density, count):
             ),
             key=lambda result: result.fun,
         )
-        assert objective(ours) <= found.fun * (1 + 1e-6)
+        assert objective(ours) <= optimum.fun * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("density", LAWS)
@@ -174,7 +174,7 @@ def test_joint_search_finds_what_brute_force_finds(count, shared):
         bits=3, breakpoints=count, symmetry="symmetric", grid="float", shared_endpoints=shared
     )
     ours = (quantize(w, spec).dequantize() - w).double().square().sum(1)
-    given = dataclasses.replace(spec, policy="given")
+    fixed = dataclasses.replace(spec, policy="given")
     best = torch.full((3,), torch.inf, dtype=torch.float64)
     clip = w.abs().amax(1, keepdim=True)
     ratios = torch.linspace(0.04, 0.8, 39 if count == 1 else 16).tolist()
@@ -184,7 +184,7 @@ def test_joint_search_finds_what_brute_force_finds(count, shared):
     for m in torch.linspace(0.2, 1, 33 if count == 1 else 12).tolist():
         for points in pairs:
             edges = (clip * torch.tensor([[m * p for p in points] + [m]])).unsqueeze(0)
-            error = (quantize(w, given, edges=edges).dequantize() - w).double().square().sum(1)
+            error = (quantize(w, fixed, edges=edges).dequantize() - w).double().square().sum(1)
             best = torch.minimum(best, error)
     assert (ours <= best * 1.03).all()
 

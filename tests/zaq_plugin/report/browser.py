@@ -101,11 +101,11 @@ class Browser:
         self._out.write(json.dumps(message).encode() + b"\0")
         self._out.flush()
         while True:
-            told = self._read()
-            if told.get("id") == self._number:
-                assert "error" not in told, f"{method}: {told['error']}"
-                return dict(told["result"])
-            self._notice(told)
+            reply = self._read()
+            if reply.get("id") == self._number:
+                assert "error" not in reply, f"{method}: {reply['error']}"
+                return dict(reply["result"])
+            self._notice(reply)
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._held:
@@ -117,8 +117,8 @@ class Browser:
         message, self._held = self._held.split(b"\0", 1)
         return dict(json.loads(message))
 
-    def _notice(self, told: dict[str, Any]) -> None:
-        method, values = told.get("method", ""), told.get("params", {})
+    def _notice(self, message: dict[str, Any]) -> None:
+        method, values = message.get("method", ""), message.get("params", {})
         if method == "Log.entryAdded":
             self.logged.append(values["entry"]["text"])
         elif method == "Runtime.exceptionThrown":
@@ -138,9 +138,9 @@ class Browser:
 
     def value(self, script: str) -> Any:
         """What a script in the page gives."""
-        told = self.call("Runtime.evaluate", expression=script, returnByValue=True)
-        assert "exceptionDetails" not in told, told["exceptionDetails"]
-        return told["result"].get("value")
+        output = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in output, output["exceptionDetails"]
+        return output["result"].get("value")
 
     def click(self, selector: str) -> None:
         """A real click: the mouse goes there, whatever lies there takes it."""
@@ -161,5 +161,5 @@ class Browser:
 
     def pdf(self) -> bytes:
         """The page as it is printed."""
-        told = self.call("Page.printToPDF", printBackground=True, preferCSSPageSize=True)
-        return base64.b64decode(told["data"])
+        output = self.call("Page.printToPDF", printBackground=True, preferCSSPageSize=True)
+        return base64.b64decode(output["data"])

@@ -68,9 +68,9 @@ def test_time_is_the_longer_of_computing_and_fetching() -> None:
     assert estimate([ONE], UniformSpec(8), accelerator=slow).seconds == 64 * 64
     assert estimate([ONE], UniformSpec(8), accelerator=slow).memory_bound == 1
     fast = dataclasses.replace(PAPER, bandwidth=1e18)
-    found = estimate([ONE], UniformSpec(8), accelerator=fast)
-    assert found.seconds == pytest.approx(100 / PAPER.clock)
-    assert found.memory_bound == 0
+    cost = estimate([ONE], UniformSpec(8), accelerator=fast)
+    assert cost.seconds == pytest.approx(100 / PAPER.clock)
+    assert cost.memory_bound == 0
 
 
 def test_the_array_is_filled_in_whole_tiles() -> None:
@@ -91,9 +91,9 @@ def test_energy_is_the_sum_of_its_parts() -> None:
     }
     for name, sum_ in expected.items():
         machine = Accelerator(**{**costs, name: 1.0})
-        found = estimate([ONE], PWLQSpec(bits=4), accelerator=machine)
-        assert found.joules == pytest.approx(sum_ * 1e-12, rel=1e-6), name
-        assert found.weight_bytes == weights * 5 / 8
+        cost = estimate([ONE], PWLQSpec(bits=4), accelerator=machine)
+        assert cost.joules == pytest.approx(sum_ * 1e-12, rel=1e-6), name
+        assert cost.weight_bytes == weights * 5 / 8
 
 
 def test_formats_pay_for_their_stored_bits_and_multiply_with_their_mac_bits() -> None:
@@ -113,16 +113,16 @@ def test_the_fit_reproduces_the_uniform_row_and_is_the_default() -> None:
     assert machine.on_chip_pj == pytest.approx(PAPER.on_chip_pj, rel=0.01)
     assert 2.5 <= machine.on_chip_pj <= 12.5, "between Horowitz' memories of 32 KB and 1 MB"
     for bandwidth in (8, 16):
-        told = PUBLISHED[f"speed-up at {bandwidth} GB/s"]["uniform 4"]
+        published = PUBLISHED[f"speed-up at {bandwidth} GB/s"]["uniform 4"]
         there = dataclasses.replace(machine, bandwidth=bandwidth * 1e9)
-        assert speed_up(work, UniformSpec(4), there) == pytest.approx(told, rel=0.015)
+        assert speed_up(work, UniformSpec(4), there) == pytest.approx(published, rel=0.015)
     assert energy_ratio(work, UniformSpec(4), machine) == pytest.approx(0.73, rel=0.001)
 
 
 def test_the_papers_pwlq_row_is_predicted_within_two_per_cent() -> None:
-    found = predictions(resnet50())
-    assert set(found) == set(PUBLISHED)
-    for name, (published, predicted) in found.items():
+    ratios = predictions(resnet50())
+    assert set(ratios) == set(PUBLISHED)
+    for name, (published, predicted) in ratios.items():
         assert predicted == pytest.approx(published, rel=0.02), name
 
 

@@ -36,8 +36,8 @@ def test_a_figure_that_is_not_self_contained_is_refused(body, message):
 def _themes() -> dict[str, dict[str, str]]:
     css = (Path(page_module.__file__).parent / "page.css").read_text()
     blocks = re.findall(r":root \{([^}]*)\}", css)
-    found = [dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{3,6});", b)) for b in blocks]
-    return dict(zip(("light", "dark", "print"), found, strict=True))
+    themes = [dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{3,6});", b)) for b in blocks]
+    return dict(zip(("light", "dark", "print"), themes, strict=True))
 
 
 def _luminance(color: str) -> float:

@@ -139,10 +139,10 @@ def test_ids_are_unique_and_every_reference_has_its_target():
     ids = [a["id"] for _, a in page.tags if "id" in a]
     assert len(ids) == len(set(ids))
     links = [a.get(k) or "" for _, a in page.tags for k in ("href", "xlink:href")]
-    wanted = {link[1:] for link in links if link.startswith("#")}
-    wanted |= set(re.findall(r"url\(#([^)]+)\)", text))
-    assert wanted <= set(ids)
-    assert len(wanted) > 20
+    targets = {link[1:] for link in links if link.startswith("#")}
+    targets |= set(re.findall(r"url\(#([^)]+)\)", text))
+    assert targets <= set(ids)
+    assert len(targets) > 20
 
 
 def cells(text: str, label: str) -> list[list[str]]:
@@ -242,8 +242,8 @@ def test_own_headline_replaces_the_computed_one():
     ],
 )
 def test_featured_row_is_the_smallest_within_a_point_else_the_best(rows, expected):
-    made = [ResultRow(n, b, b, b, b, size_bytes=s, top1=t) for n, b, t, s in rows]
-    assert featured_row(Manifest(results=made))[0] == expected
+    results = [ResultRow(n, b, b, b, b, size_bytes=s, top1=t) for n, b, t, s in rows]
+    assert featured_row(Manifest(results=results))[0] == expected
 
 
 def test_the_model_handed_over_is_featured_if_its_widths_are_among_the_rows():

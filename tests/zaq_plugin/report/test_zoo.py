@@ -178,8 +178,8 @@ def test_random_weights_are_said_to_be_random(page: str) -> None:
 
 
 def test_accuracy_is_shown_where_there_is_any() -> None:
-    told = {"top1": 71.0, "float_top1": 72.5, "eval_agreement": 95.0, "eval_images": 200}
-    text = render_zoo_page([ModelEntry(row("a", 1000, 90.0, **told))], {})
+    scores = {"top1": 71.0, "float_top1": 72.5, "eval_agreement": 95.0, "eval_images": 200}
+    text = render_zoo_page([ModelEntry(row("a", 1000, 90.0, **scores))], {})
     assert "Top-1 (%) against size" in text
     assert "Rings: the float model" in text
     assert "71.00" in text
@@ -195,9 +195,9 @@ def test_a_zoo_of_nothing_is_a_page(page: str) -> None:
 def browser(page: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("browser")
     (folder / "report.html").write_text(page, encoding="utf-8")
-    with browser_module.Browser(PROGRAM, folder / "profile") as found:
-        found.address = (folder / "report.html").as_uri()
-        yield found
+    with browser_module.Browser(PROGRAM, folder / "profile") as session:
+        session.address = (folder / "report.html").as_uri()
+        yield session
 
 
 ORDER = "[...document.querySelectorAll('#overview tbody th')].map(e => e.innerText)"

@@ -28,10 +28,10 @@ def test_files_of_several_kinds_side_by_side() -> None:
         "stock_ms": 0.26,
     }
     page = files_table([{"key": "net", "files": [onnx, pte]}])
-    found = heads(page)
-    for wanted in ("kB", "kB zipped", "Float kB", "Stock int8 kB zipped", "Latency (ms)"):
-        assert any(wanted in head for head in found), wanted
-    assert not any("Top-1" in head for head in found)
+    titles = heads(page)
+    for text in ("kB", "kB zipped", "Float kB", "Stock int8 kB zipped", "Latency (ms)"):
+        assert any(text in head for head in titles), text
+    assert not any("Top-1" in head for head in titles)
     assert "model.onnx" in page
     assert "model.pte" in page
     assert "0.26" in page

@@ -32,10 +32,10 @@ def test_every_strategy_stays_on_the_device(
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     strategy = STRATEGIES.get(name)
-    given: dict[str, Any] = {"synthetic": real}
+    images: dict[str, Any] = {"synthetic": real}
     if strategy is not None and strategy.data == "real":
-        given = {"images": real}
-    asked = request_of(levels=levels, **given)
+        images = {"images": real}
+    asked = request_of(levels=levels, **images)
     here = apply(name, model, asked)
     on_device = replace(asked, example_inputs=(asked.example_inputs[0].cuda(),))
     there = apply(name, copy.deepcopy(model).cuda(), on_device)

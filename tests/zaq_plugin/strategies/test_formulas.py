@@ -37,8 +37,8 @@ def minmax(rows: np.ndarray, bits: int) -> np.ndarray:
     return affine(rows, low, np.maximum(rows.max(1, keepdims=True), 0), bits)
 
 
-def error(rows: np.ndarray, made: np.ndarray) -> np.ndarray:
-    return ((rows - made) ** 2).sum(1)
+def error(rows: np.ndarray, rounded: np.ndarray) -> np.ndarray:
+    return ((rows - rounded) ** 2).sum(1)
 
 
 def test_rq_is_the_affine_grid_over_the_whole_range(
@@ -54,8 +54,8 @@ def test_rq_is_the_affine_grid_over_the_whole_range(
     folded(real)
     for name in NAMES:
         layer: Any = applied.model.get_submodule(name)
-        rows, made = rows_of(layer)
-        np.testing.assert_allclose(made, minmax(rows, 4), rtol=1e-5, atol=1e-6)
+        rows, rounded = rows_of(layer)
+        np.testing.assert_allclose(rounded, minmax(rows, 4), rtol=1e-5, atol=1e-6)
         bits = 8 if name == "stem.0" else 5
         low, high = min(0.0, float(seen[name].min())), max(0.0, float(seen[name].max()))
         assert float(layer.input_fake_quant.scale) == pytest.approx(
@@ -66,16 +66,16 @@ def test_rq_is_the_affine_grid_over_the_whole_range(
 def test_a_grid_per_tensor_spans_all_channels(model: nn.Module, request_of: Make) -> None:
     applied = apply("rq", model, request_of(granularity="tensor"))
     for name in NAMES:
-        rows, made = rows_of(applied.model.get_submodule(name))
+        rows, rounded = rows_of(applied.model.get_submodule(name))
         flat = minmax(rows.reshape(1, -1), 4).reshape(rows.shape)
-        np.testing.assert_allclose(made, flat, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(rounded, flat, rtol=1e-5, atol=1e-6)
 
 
 def test_omse_is_as_good_as_any_clip(model: nn.Module, request_of: Make) -> None:
     applied = apply("omse", model, request_of(weight_bits=3))
     shares = np.linspace(0.3, 1, 15)
     for name in NAMES:
-        rows, made = rows_of(applied.model.get_submodule(name))
+        rows, rounded = rows_of(applied.model.get_submodule(name))
         low = np.minimum(rows.min(1, keepdims=True), 0)
         high = np.maximum(rows.max(1, keepdims=True), 0)
         tried = [
@@ -83,8 +83,8 @@ def test_omse_is_as_good_as_any_clip(model: nn.Module, request_of: Make) -> None
             for a, b in itertools.product(shares, shares)
         ]
         best = np.minimum.reduce(tried)
-        assert error(rows, made).sum() <= 1.03 * best.sum()
-        assert error(rows, made).sum() < error(rows, minmax(rows, 3)).sum()
+        assert error(rows, rounded).sum() <= 1.03 * best.sum()
+        assert error(rows, rounded).sum() < error(rows, minmax(rows, 3)).sum()
 
 
 def test_lbq_stores_what_the_first_tensor_leaves(model: nn.Module, request_of: Make) -> None:
@@ -97,13 +97,13 @@ def test_lbq_stores_what_the_first_tensor_leaves(model: nn.Module, request_of: M
         errors[name] = error(rows, first).sum() / (rows**2).sum()
         layer = plain.get_submodule(name)
         assert relative_error(float_weight(layer), layer.weight) == pytest.approx(errors[name])
-        _, made = rows_of(applied.model.get_submodule(name))
+        _, rounded = rows_of(applied.model.get_submodule(name))
         if name in doubled:
             rest = rows - first
-            left = error(rest, made - first).sum()
+            left = error(rest, rounded - first).sum()
             assert left <= 1.01 * error(rest, minmax(rest, 4)).sum(), "second tensor of the rest"
         else:
-            np.testing.assert_array_equal(made, first)
+            np.testing.assert_array_equal(rounded, first)
     assert doubled
     assert min(errors[n] for n in doubled) > max(errors[n] for n in NAMES if n not in doubled)
 
@@ -112,12 +112,12 @@ def test_aciq_allocates_by_range_and_matches_moments(model: nn.Module, request_o
     with torch.no_grad():
         model.block.conv1.weight[3] *= 30  # type: ignore[union-attr, operator]
     applied = apply("aciq", model, request_of())
-    rows, made = rows_of(applied.model.get_submodule("block.conv1"))
-    np.testing.assert_allclose(made.mean(1), rows.mean(1), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(made.std(1), rows.std(1), rtol=1e-4)
+    rows, rounded = rows_of(applied.model.get_submodule("block.conv1"))
+    np.testing.assert_allclose(rounded.mean(1), rows.mean(1), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(rounded.std(1), rows.std(1), rtol=1e-4)
     reach = np.maximum(rows.max(1), 0) - np.minimum(rows.min(1), 0)
     ideal = np.log2(reach ** (2 / 3) / (reach ** (2 / 3)).sum() * len(reach) * 2**4)
-    levels = np.array([len(np.unique(np.round(row, 6))) for row in made])
+    levels = np.array([len(np.unique(np.round(row, 6))) for row in rounded])
     assert bool((levels <= 2 ** np.clip(np.round(ideal), 2, 8)).all())
     assert levels[3] == levels.max() > 2**4
 
@@ -131,9 +131,9 @@ def test_dfq_equalises_before_it_quantizes(model: nn.Module, request_of: Make) -
     second = folded.get_submodule("block.conv2").weight.detach().double()  # type: ignore[union-attr]
     r1, r2 = first.flatten(1).abs().amax(1), second.transpose(0, 1).flatten(1).abs().amax(1)
     s = ((r1 * r2).sqrt() / r2).reshape(-1, 1).numpy()
-    rows, made = rows_of(applied.model.get_submodule("block.conv1"))
+    rows, rounded = rows_of(applied.model.get_submodule("block.conv1"))
     np.testing.assert_allclose(rows, first.flatten(1).numpy() / s, rtol=1e-4, atol=1e-7)
-    np.testing.assert_allclose(made, minmax(rows, 4), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(rounded, minmax(rows, 4), rtol=1e-5, atol=1e-6)
     # The range of the input of conv1 is that of a clipped normal: beta + 6 gamma of the stem.
     norm: Any = model.get_submodule("stem.1")
     deviation = norm.weight * (norm.running_var / (norm.running_var + norm.eps)).sqrt()
@@ -148,9 +148,9 @@ def test_pwlq_corrects_the_mean_error_of_its_own_images(
     applied = apply("pwlq", model, request_of(images=real))
     plain = apply("omse+top-k", model, request_of(images=real, levels="pwlq"))
     for name in NAMES:
-        rows, made = rows_of(applied.model.get_submodule(name))
-        np.testing.assert_array_equal(made, rows_of(plain.model.get_submodule(name))[1])
-        assert error(rows, made).sum() < error(rows, minmax(rows, 4)).sum()
+        rows, rounded = rows_of(applied.model.get_submodule(name))
+        np.testing.assert_array_equal(rounded, rows_of(plain.model.get_submodule(name))[1])
+        assert error(rows, rounded).sum() < error(rows, minmax(rows, 4)).sum()
     seen: list[Tensor] = []
     layer: Any = applied.model.get_submodule("block.conv2")
     layer.register_forward_hook(lambda m, args, out: seen.append(args[0]))
@@ -173,8 +173,8 @@ def test_learned_rounding_moves_to_a_neighbouring_level(
     for slot in reached_layers(plain.model, real[:2]):
         place = slot.name.split(".parametrizations")[0]
         rows, _ = rows_of(plain.model.get_submodule(place))
-        _, made = rows_of(applied.model.get_submodule(place))
-        for row, now, ladder in zip(rows, made, slot.levels().double().numpy(), strict=True):
+        _, rounded = rows_of(applied.model.get_submodule(place))
+        for row, now, ladder in zip(rows, rounded, slot.levels().double().numpy(), strict=True):
             above = np.clip(np.searchsorted(ladder, row), 1, len(ladder) - 1)
             pair = np.stack([ladder[above - 1], ladder[above]])
             assert np.abs(pair - now).min(0).max() < 1e-5, "another level than the two around it"
@@ -208,10 +208,10 @@ def test_zeroq_images_see_what_the_batch_norms_remember(model: nn.Module, reques
         return sum(total)
 
     noise = apply("rq", model, request_of(synthetic_count=16)).images
-    made = apply("zeroq", model, request_of(synthetic_count=16, effort=0.4)).images
+    synthetic = apply("zeroq", model, request_of(synthetic_count=16, effort=0.4)).images
     assert noise is not None
-    assert made is not None
-    assert distance(made) < 0.7 * distance(noise)
+    assert synthetic is not None
+    assert distance(synthetic) < 0.7 * distance(noise)
 
 
 def test_gdfq_s_losses_by_hand(model: nn.Module, request_of: Make) -> None:
@@ -238,12 +238,12 @@ def test_gdfq_s_losses_by_hand(model: nn.Module, request_of: Make) -> None:
     assert float(game.loss(images, labels)) == pytest.approx(expected, rel=1e-4)
 
     student = apply("rq", model, request_of(weight_bits=3)).model
-    found = GenerativeTraining(label_weight=0.3).loss(model, student, images.detach(), labels)
+    loss = GenerativeTraining(label_weight=0.3).loss(model, student, images.detach(), labels)
     p = logits.softmax(1)
     answer = student(images.detach()).double().log_softmax(1)
     divergence = (p * (p.log() - answer)).sum(1).mean()
     hard = -answer[torch.arange(6), labels].mean()
-    assert float(found) == pytest.approx(float(divergence + 0.3 * hard), rel=1e-4)
+    assert float(loss) == pytest.approx(float(divergence + 0.3 * hard), rel=1e-4)
 
     z = torch.randn(4, game.generator.generator.latent_dim)
     own = torch.arange(4)

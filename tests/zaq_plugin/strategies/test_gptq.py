@@ -66,27 +66,27 @@ def test_gptq_goes_with_what_comes_before_and_behind_it(
     folded = fold_batch_norm(model)
     for record in learned.layers:  # noise is measured against the float weights, not the moved ones
         weight: Any = folded.get_submodule(record.name).weight
-        made: Any = learned.model.get_submodule(record.name).weight
-        ratio = weight.double().square().sum() / (weight - made).double().square().sum()
+        rounded: Any = learned.model.get_submodule(record.name).weight
+        ratio = weight.double().square().sum() / (weight - rounded).double().square().sum()
         assert record.sqnr_db == pytest.approx(10 * float(torch.log10(ratio)), abs=1e-2)
 
 
 def test_memory_is_the_request_s(model: nn.Module, request_of: Make, real: Tensor) -> None:
     """Without any, batches are run anew for each layer; the result is the same."""
     runs: list[int] = []
-    made = []
+    states = []
     for memory in (1 << 30, 0):
         before = len(runs)
         request = request_of(images=real, weight_bits=3, memory=memory)
         hook = nn.modules.module.register_module_forward_pre_hook(
             lambda module, args: runs.append(1) if type(module) is type(model) else None
         )
-        made.append(apply("pwlq+gptq", model, request).model.state_dict())
+        states.append(apply("pwlq+gptq", model, request).model.state_dict())
         hook.remove()
         runs[before:] = [len(runs) - before]
     assert runs[1] > runs[0]
-    for name, value in made[0].items():
-        assert torch.allclose(value.double(), made[1][name].double(), atol=1e-5), name
+    for name, value in states[0].items():
+        assert torch.allclose(value.double(), states[1][name].double(), atol=1e-5), name
     with pytest.raises(ValueError, match="memory must be a number of bytes; got -1"):
         request_of(memory=-1)
 
@@ -120,11 +120,11 @@ def test_zaq_hands_error_feedback_over_where_iterations_are_few(
     assert "best state by the judge: gptq" in applied.notes[-1]
     folded, moved = fold_batch_norm(model), 0
     for record in applied.layers:  # levels that are not the nearest ones, as error feedback's
-        made: Any = applied.model.get_submodule(record.name).weight
+        rounded: Any = applied.model.get_submodule(record.name).weight
         weight: Any = folded.get_submodule(record.name).weight
-        levels = made.flatten(1)
+        levels = rounded.flatten(1)
         distance = (weight.flatten(1)[:, :, None] - levels[:, None, :]).abs()
-        moved += int((distance.min(2).values < (weight - made).flatten(1).abs() - 1e-6).sum())
+        moved += int((distance.min(2).values < (weight - rounded).flatten(1).abs() - 1e-6).sum())
     assert moved > 0
 
 

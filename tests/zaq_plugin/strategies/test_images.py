@@ -39,7 +39,7 @@ def test_images_are_distilled_in_batches_of_the_request_s_size(
 ) -> None:
     seen: set[int] = set()
     model.register_forward_pre_hook(lambda module, args: seen.add(len(args[0])))
-    made = synthetic_images("pwlq", model, request_of(synthetic_count=count, batch_size=4))
-    assert made is not None
-    assert len(made) == count
+    images = synthetic_images("pwlq", model, request_of(synthetic_count=count, batch_size=4))
+    assert images is not None
+    assert len(images) == count
     assert seen == {at_a_time}

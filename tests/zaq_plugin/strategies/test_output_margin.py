@@ -27,8 +27,8 @@ def test_made_images_leave_room_for_the_logits_of_real_ones(
     data: str, margin: float, method: str
 ) -> None:
     model, images = network()
-    given: dict[str, Any] = {data: images}
-    request = Request(4, 8, example_inputs=(images[:2],), host="fx", **given)
+    options: dict[str, Any] = {data: images}
+    request = Request(4, 8, example_inputs=(images[:2],), host="fx", **options)
     student = apply(method, model, request).model
     with torch.no_grad():
         logits = model(images)

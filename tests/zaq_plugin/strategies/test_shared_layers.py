@@ -25,9 +25,9 @@ def test_what_is_called_once_is_reconstructed(name):
     torch.manual_seed(0)
     model, x = Shared().eval(), torch.randn(32, 3, 8, 8)
     request = Request(5, 8, example_inputs=(x[:2],), synthetic=x, synthetic_count=32, effort=0.05)
-    found = apply(name, model, request)
-    notes = [note for note in found.notes if note.startswith("not reconstructed")]
+    applied = apply(name, model, request)
+    notes = [note for note in applied.notes if note.startswith("not reconstructed")]
     assert notes == ["not reconstructed: head (it is called 2 times)"]
-    right, got = model(x), found.model(x)
+    right, got = model(x), applied.model(x)
     assert float((got - right).square().mean() / right.square().mean()) < 0.1
-    assert all(record.quantized for record in found.layers)
+    assert all(record.quantized for record in applied.layers)

@@ -51,8 +51,8 @@ LAYERS = [
 def resolved(mapping: dict, default: int | None = 8) -> dict[str, object]:
     """What each layer of the network gets, where an override says so."""
     overrides, classes = Overrides(mapping, default), module_classes(Net())
-    found = {name: overrides.find(name, classes[name]) for name in LAYERS}
-    return {name: choice.weights for name, choice in found.items() if choice is not None}
+    choices = {name: overrides.find(name, classes[name]) for name in LAYERS}
+    return {name: choice.weights for name, choice in choices.items() if choice is not None}
 
 
 # ---- what a key means ----------------------------------------------------------------------------
@@ -106,9 +106,9 @@ def both_ways(mapping: dict) -> list[dict]:
 
 
 def one(mapping: dict, layer: str) -> object:
-    found = [resolved(m)[layer] for m in both_ways(mapping)]
-    assert found[0] == found[1]
-    return found[0]
+    results = [resolved(m)[layer] for m in both_ways(mapping)]
+    assert results[0] == results[1]
+    return results[0]
 
 
 def test_a_name_wins_over_patterns_these_over_classes() -> None:
@@ -158,9 +158,9 @@ def test_the_most_derived_class_wins_and_the_own_one_over_those_around() -> None
 
 def test_aliases_are_names_like_the_first() -> None:
     overrides = Overrides({"model.head": SIX, "head*": TWO}, 8)
-    found = overrides.find("head", aliases=("model.head",))
-    assert found is not None
-    assert found.weights == SIX
+    choice = overrides.find("head", aliases=("model.head",))
+    assert choice is not None
+    assert choice.weights == SIX
     assert overrides.find("tail", aliases=("model.tail",)) is None
 
 

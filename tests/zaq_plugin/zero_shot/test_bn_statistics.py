@@ -55,12 +55,12 @@ def test_channel_moments_and_their_gradient_are_torch_s(shape: tuple[int, ...], 
     mine, theirs = x.clone().requires_grad_(), x.double().requires_grad_()
     var, mean = ChannelMoments.apply(mine)
     axes = [d for d in range(len(shape)) if d != 1]
-    wanted = torch.var_mean(theirs, dim=axes, correction=0)
-    torch.testing.assert_close(var.double(), wanted[0], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(mean.double(), wanted[1], rtol=1e-5, atol=1e-6)
+    expected = torch.var_mean(theirs, dim=axes, correction=0)
+    torch.testing.assert_close(var.double(), expected[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(mean.double(), expected[1], rtol=1e-5, atol=1e-6)
     weights = torch.tensor([1.0, -2.0, 0.5])
     ((var + 1e-8).sqrt() * weights + mean.square()).sum().backward()
-    ((wanted[0] + 1e-8).sqrt() * weights + wanted[1].square()).sum().backward()
+    ((expected[0] + 1e-8).sqrt() * weights + expected[1].square()).sum().backward()
     torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-4, atol=1e-6)
 
 

@@ -79,9 +79,9 @@ def test_every_flat_setting_is_read_and_given_where_its_part_is() -> None:
     assert len(FLAT) + 5 == 68
     default = ZeroShotConfig()
     for flat, (part, own) in FLAT.items():
-        held = getattr(getattr(default, part), own)
-        assert getattr(default, flat) is held
-        changed = ("x", "y") if flat == "taps" else not held if isinstance(held, bool) else held
+        value = getattr(getattr(default, part), own)
+        assert getattr(default, flat) is value
+        changed = ("x", "y") if flat == "taps" else not value if isinstance(value, bool) else value
         again = ZeroShotConfig(**{flat: changed})
         assert getattr(getattr(again, part), own) == changed
         by_part = replace(getattr(default, part), **{own: changed})

@@ -7,12 +7,12 @@ from zaq_plugin.zero_shot.sources import copies
 
 def test_the_pool_its_mirror_image_and_mixtures() -> None:
     pool = torch.randn(6, 3, 4, 5, generator=torch.Generator().manual_seed(0))
-    made = copies(pool, 4, torch.Generator().manual_seed(1))
-    assert made.shape == (24, 3, 4, 5)
-    assert torch.equal(made[:6], pool)
-    assert torch.equal(made[6:12], torch.stack([image.flip(-1) for image in pool]))
-    sources = made[:12].flatten(1).double()
-    for mixture in made[12:].flatten(1).double():
+    images = copies(pool, 4, torch.Generator().manual_seed(1))
+    assert images.shape == (24, 3, 4, 5)
+    assert torch.equal(images[:6], pool)
+    assert torch.equal(images[6:12], torch.stack([image.flip(-1) for image in pool]))
+    sources = images[:12].flatten(1).double()
+    for mixture in images[12:].flatten(1).double():
         # The mixture lies on the line between two of the sources: the best pair leaves nothing.
         gaps = [
             float(

@@ -111,15 +111,15 @@ def test_without_an_aim_no_step_is_taken() -> None:
     runs: list[int] = []
     model.register_forward_hook(lambda *_: runs.append(1))
 
-    def made(**options: float) -> Tensor:
+    def draw(**options: float) -> Tensor:
         rng = torch.Generator().manual_seed(3)
         chosen = DistillOptions(batch_size=4, **options)  # type: ignore[arg-type]
         return distill_images(model, 4, SHAPE, options=chosen, rng=rng)
 
-    start = made(steps=0)
-    assert torch.equal(made(steps=5), start)
+    start = draw(steps=0)
+    assert torch.equal(draw(steps=5), start)
     assert not runs
-    assert not torch.equal(made(steps=5, total_variation=0.1), start)
+    assert not torch.equal(draw(steps=5, total_variation=0.1), start)
     assert len(runs) == 5
 
 

@@ -52,7 +52,7 @@ def test_dropped_values_pass_by_the_step(
     """Forward and backward as if the untouched parts were put in afterwards, bit for bit."""
     learned = activation(tiny, make_student)
     learned.drop = 0.25
-    found = []
+    results = []
     for together in (True, False):
         learned.zero_grad()
         learned.rng = torch.Generator().manual_seed(5)
@@ -61,13 +61,13 @@ def test_dropped_values_pass_by_the_step(
         if together:
             out = learned.train()(x)
         else:
-            kept = drop_mask(x, 0.25, learned.rng)
-            out = torch.where(kept, x, learned.eval()(x))
+            mask = drop_mask(x, 0.25, learned.rng)
+            out = torch.where(mask, x, learned.eval()(x))
         (out * torch.linspace(-1, 2, 30)).sum().backward()
-        found.append((out.detach(), x.grad, learned.step.grad.clone()))
-    for one, other in zip(*found, strict=True):
+        results.append((out.detach(), x.grad, learned.step.grad.clone()))
+    for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
-    untouched = (found[0][0] == x).double().mean()
+    untouched = (results[0][0] == x).double().mean()
     assert float(untouched) > 0.2
 
 
@@ -141,10 +141,10 @@ def test_pwlq_activations_start_as_the_fake_quantizer(
     assert torch.equal(learned(x).detach(), place.module(x))
     with torch.no_grad():
         learned.learned.uniform_(-0.3, 0.3, generator=torch.Generator().manual_seed(1))
-    wanted = learned(x).detach()
-    assert not torch.equal(wanted, place.module(x))
+    expected = learned(x).detach()
+    assert not torch.equal(expected, place.module(x))
     learned.bake(place)
-    assert torch.equal(place.module(x), wanted)
+    assert torch.equal(place.module(x), expected)
 
 
 def test_pwlq_activations_have_the_formulas_gradients(
@@ -159,12 +159,12 @@ def test_pwlq_activations_have_the_formulas_gradients(
     p, m = grid_of(place).double().flatten().tolist()
     x = (1.5 * m * torch.rand(60, generator=torch.Generator().manual_seed(2))).double()
     weight = torch.randn(60, generator=torch.Generator().manual_seed(3)).double()
-    found = [one_sided(value, p, m, 2) for value in x.tolist()]
+    values = [one_sided(value, p, m, 2) for value in x.tolist()]
     out = learned(x.float())
-    np.testing.assert_allclose(out.detach().numpy(), [f[0] for f in found], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(out.detach().numpy(), [f[0] for f in values], rtol=1e-4, atol=1e-6)
     (out * weight.float()).sum().backward()
-    to_p = sum(f[1] * w for f, w in zip(found, weight.tolist(), strict=True))
-    to_m = sum(f[2] * w for f, w in zip(found, weight.tolist(), strict=True))
+    to_p = sum(f[1] * w for f, w in zip(values, weight.tolist(), strict=True))
+    to_m = sum(f[2] * w for f, w in zip(values, weight.tolist(), strict=True))
     # p = p0 exp(a), m = p0 exp(a) + (m0 - p0) exp(b)
     expected = [p * (to_p + to_m), (m - p) * to_m]
     assert learned.learned.grad is not None
@@ -222,10 +222,10 @@ def test_zero_shot_calibrates_pwlq_activations_anew(
     """What a student saw before leaves no trace in its ranges."""
     model, images = tiny(), smooth_images(48)
     config = ZeroShotConfig(steps=0, reconstruct=False, batch_size=8)
-    found = []
+    results = []
     for before in (images, 5 * images - 3):
         student = pwlq_student(model, before)
         zero_shot_finetune(student, config, image_shape=(3, 8, 8), float_model=model, images=images)
-        found.append([grid_of(place) for place in activation_slots(student)])
-    for first, second in zip(*found, strict=True):
+        results.append([grid_of(place) for place in activation_slots(student)])
+    for first, second in zip(*results, strict=True):
         assert torch.equal(first, second)

@@ -12,8 +12,8 @@ from zaq_plugin.zero_shot.outputs import all_outputs, detached, mean_over, selec
 def test_every_float_tensor_is_found() -> None:
     a, b, c = torch.zeros(1), torch.ones(2), torch.ones(3)
     labels = torch.zeros(2, dtype=torch.long)
-    found = all_outputs({"boxes": [a, labels], "masks": (b, {"deep": c})})
-    assert [t.numel() for t in found] == [1, 2, 3]
+    tensors = all_outputs({"boxes": [a, labels], "masks": (b, {"deep": c})})
+    assert [t.numel() for t in tensors] == [1, 2, 3]
     with pytest.raises(TypeError, match="holds no floating-point tensor; give an output adapter"):
         all_outputs([labels])
 

@@ -91,9 +91,9 @@ def test_learned_levels_are_baked_into_the_edges(slot: QuantLayer, even: bool) -
     generator = torch.Generator().manual_seed(3)
     theta.copy_(0.1 if even else 0.4 * torch.rand(theta.shape, generator=generator) - 0.2)
     rounding.decide(1.0)
-    wanted = rounding(slot.weight).detach()
+    target = rounding(slot.weight).detach()
     rounding.bake(slot, exact=True)
-    torch.testing.assert_close(slot.quantized(slot.parameter.detach()), wanted, rtol=1e-5, atol=0)
+    torch.testing.assert_close(slot.quantized(slot.parameter.detach()), target, rtol=1e-5, atol=0)
     learned = rounding.levels().detach().double().numpy()
     np.testing.assert_allclose(learned, table(slot), rtol=1e-5, atol=1e-7)
 
@@ -127,13 +127,13 @@ def test_the_surest_roundings_are_decided_first_and_for_good(slot: QuantLayer) -
     assert torch.equal(share[rounding.decided], upper.float())
     rounding.share().sum().backward()
     assert not rounding.logits.grad[rounding.decided].any()  # type: ignore[index]
-    kept = rounding.decided.clone()
+    decided = rounding.decided.clone()
     rounding.decide(0.25)
-    assert torch.equal(rounding.decided, kept)
+    assert torch.equal(rounding.decided, decided)
     with torch.no_grad():
         rounding.logits[~rounding.decided] *= 100
     rounding.decide(0.75)
-    assert bool(rounding.decided[kept].all())
+    assert bool(rounding.decided[decided].all())
     rounding.decide(1.0)
     every = slot.rows(rounding(slot.weight)).detach()
     expected = torch.where(rounding.logits >= 0, high, low)
@@ -192,13 +192,13 @@ def test_no_choice_overflows(
     if learn:
         rounding.levels.edges.theta.data.fill_(0.05)
     rounding.decide(1.0)
-    wanted = rounding(slot.weight).detach()
+    target = rounding(slot.weight).detach()
     rounding.bake(slot, exact)
-    made = slot.quantized(slot.parameter.detach())
+    rounded = slot.quantized(slot.parameter.detach())
     integers = slot.tensor().integer_weight().numpy().astype(int)
     rows = np.moveaxis(integers, 1, -1).reshape(len(integers), -1)
     same = rows[:, 1:] * rows[:, :-1] > 0
     assert np.abs(np.where(same, rows[:, 1:] + rows[:, :-1], 0)).max() <= 128
-    assert torch.equal(slot.quantized(made), made)
+    assert torch.equal(slot.quantized(rounded), rounded)
     step = slot.levels().diff(dim=1).amax(1).view(-1, 1, 1, 1)
-    assert bool(((made - wanted).abs() <= 0.1 * step).float().mean() > 0.95)
+    assert bool(((rounded - target).abs() <= 0.1 * step).float().mean() > 0.95)

@@ -20,7 +20,7 @@ QUICK = ZeroShotConfig(
 )
 
 
-def made(student: nn.Module, model: nn.Module, **changes: object) -> ZeroShotLoader:
+def loader_of(student: nn.Module, model: nn.Module, **changes: object) -> ZeroShotLoader:
     loader = ZeroShotLoader(student, SHAPE, QUICK.with_changes(**changes), float_model=model)
     loader.prepare()
     return loader
@@ -39,10 +39,10 @@ def distance(mine: Tensor, other: Tensor) -> float:
 
 
 def features(model: nn.Module, images: Tensor) -> list[Tensor]:
-    found: dict[str, Tensor] = {}
+    by_tap: dict[str, Tensor] = {}
     handles = [
         model.get_submodule(n).register_forward_hook(
-            lambda _m, _a, out, n=n: found.update({n: out})
+            lambda _m, _a, out, n=n: by_tap.update({n: out})
         )
         for n in TAPS
     ]
@@ -50,7 +50,7 @@ def features(model: nn.Module, images: Tensor) -> list[Tensor]:
         model(images)
     for handle in handles:
         handle.remove()
-    return [found[n] for n in TAPS]
+    return [by_tap[n] for n in TAPS]
 
 
 def test_distances_and_lambda(
@@ -58,7 +58,7 @@ def test_distances_and_lambda(
 ) -> None:
     model = tiny()
     student = make_student(model, UniformSpec(bits=2))
-    loader = made(student, model)
+    loader = loader_of(student, model)
     images = torch.randn(6, *SHAPE, generator=torch.Generator().manual_seed(1))
     pairs = zip(features(loader.teacher, images), features(student, images), strict=True)
     apart = [distance(p, q) for p, q in pairs]
@@ -81,7 +81,7 @@ def test_where_the_loss_owns_lambda_it_is_left_alone(
     tiny: Callable[..., nn.Module], make_student: Callable[..., nn.Module]
 ) -> None:
     model = tiny()
-    loader = made(make_student(model, UniformSpec(bits=2)), model, alpha=0.1)
+    loader = loader_of(make_student(model, UniformSpec(bits=2)), model, alpha=0.1)
     watch_layers(loader, torch.randn(4, *SHAPE))
     assert loader.layer_weights is not None
     assert loader.layer_weights.values.tolist() == [0.5, 0.5]
@@ -91,5 +91,5 @@ def test_nothing_tapped(
     tiny: Callable[..., nn.Module], make_student: Callable[..., nn.Module]
 ) -> None:
     model = tiny()
-    loader = made(make_student(model, UniformSpec(bits=2)), model, feature_weight=0.0)
+    loader = loader_of(make_student(model, UniformSpec(bits=2)), model, feature_weight=0.0)
     assert watch_layers(loader, torch.randn(4, *SHAPE)) == {}

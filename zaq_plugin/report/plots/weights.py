@@ -198,16 +198,16 @@ def error_curve(
             if spec.policy != "given"
             else solve_edges(source, replace(spec, policy="joint"), axis)
         )
-        given = replace(spec, policy="given")
+        fixed = replace(spec, policy="given")
         swept = []
         for fraction in fractions.tolist():
             trial = edges.clone()
             trial[..., 0] = trial[..., 1] * fraction
-            swept.append(relative(fake_quantize(source, given, axis, edges=trial)))
+            swept.append(relative(fake_quantize(source, fixed, axis, edges=trial)))
         errors = torch.tensor(swept, dtype=torch.float64)
         place = int(errors.argmin())
         marks = {"best p/m for all channels": (float(fractions[place]), float(errors[place]))}
-        chosen = relative(fake_quantize(source, given, axis, edges=edges))
+        chosen = relative(fake_quantize(source, fixed, axis, edges=edges))
         lines = {f"{spec.policy}: each channel its own p and m": chosen}
         for b in dict.fromkeys((spec.mac_bits, min(8, spec.stored_bits))):
             uniform = UniformSpec(bits=b, symmetry=spec.symmetry, clip="mse")
@@ -269,8 +269,8 @@ def error_over_breakpoint(
         axes.set_ylabel("squared error / signal (dB)")
         plain(axes)
         what = source.capitalize() if isinstance(source, str) else name or "weights"
-        given = f", m = {clip:g} σ" if isinstance(source, str) else ""
-        axes.set_title(f"{what}{given}")
+        clip_note = f", m = {clip:g} σ" if isinstance(source, str) else ""
+        axes.set_title(f"{what}{clip_note}")
         fig.legend(loc="outside lower center", ncols=2)
         return to_svg(fig, f"Squared error over p/m of {what}, {label}")
 

@@ -28,15 +28,15 @@ CPUINFO = "model name\t: Some Chip\nflags\t\t: fpu avx2 {}\n"
 def test_flags_of_the_processor(tmp_path: Path, flags: str, vnni: bool, amx: bool) -> None:
     path = tmp_path / "cpuinfo"
     path.write_text(CPUINFO.format(flags))
-    found = processor(path)
-    assert (found.name, found.vnni, found.amx) == ("Some Chip", vnni, amx)
-    assert found.cores >= 1
+    chip = processor(path)
+    assert (chip.name, chip.vnni, chip.amx) == ("Some Chip", vnni, amx)
+    assert chip.cores >= 1
 
 
 def test_a_system_that_does_not_tell_is_unknown_not_no(tmp_path: Path) -> None:
-    found = processor(tmp_path / "nowhere")
-    assert found.vnni is None
-    assert found.amx is None
+    chip = processor(tmp_path / "nowhere")
+    assert chip.vnni is None
+    assert chip.amx is None
     assert memory(tmp_path / "nowhere") == (None, None)
 
 
@@ -59,24 +59,24 @@ REQUIREMENTS = [
 
 
 def test_packages_are_judged_by_the_range_and_the_command_brings_one_that_fits() -> None:
-    found = {p.name: p for p in packages(REQUIREMENTS)}
-    assert set(found) == {"torch", "rich", "numpy", "nobodys-package", "safetensors"}
-    assert {name: p.status for name, p in found.items()} == {
+    by_name = {p.name: p for p in packages(REQUIREMENTS)}
+    assert set(by_name) == {"torch", "rich", "numpy", "nobodys-package", "safetensors"}
+    assert {name: p.status for name, p in by_name.items()} == {
         "torch": OK,
         "rich": TOO_OLD,
         "numpy": TOO_NEW,
         "nobodys-package": MISSING,
         "safetensors": OK,
     }
-    assert found["torch"].needed
-    assert not found["numpy"].needed
-    assert found["torch"].command is None
-    assert found["rich"].command == "pip install 'rich>=9999'"
-    assert found["numpy"].command == "pip install 'numpy<0.1'"
-    assert found["nobodys-package"].command == "pip install 'zaq_plugin[fx]'"
-    assert found["nobodys-package"].accepted == ">=1, <2"
-    assert found["safetensors"].accepted == ">=0.5"
-    assert found["safetensors"].extras == ("a", "b")
+    assert by_name["torch"].needed
+    assert not by_name["numpy"].needed
+    assert by_name["torch"].command is None
+    assert by_name["rich"].command == "pip install 'rich>=9999'"
+    assert by_name["numpy"].command == "pip install 'numpy<0.1'"
+    assert by_name["nobodys-package"].command == "pip install 'zaq_plugin[fx]'"
+    assert by_name["nobodys-package"].accepted == ">=1, <2"
+    assert by_name["safetensors"].accepted == ">=0.5"
+    assert by_name["safetensors"].extras == ("a", "b")
 
 
 def test_an_extra_narrows_what_is_always_needed_for_its_own_users_only() -> None:
@@ -127,28 +127,30 @@ def test_warnings_name_the_safe_setting_and_say_nothing_where_kernels_are_exact(
 
 def test_a_runtime_that_is_not_there_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    found = measure("openvino")
-    assert found.answer == UNKNOWN
-    assert found.reason
+    state = measure("openvino")
+    assert state.answer == UNKNOWN
+    assert state.reason
     assert warning("openvino") is None
 
 
 def test_the_command_in_json_and_in_words(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = examine()
-    monkeypatch.setattr("zaq_timm.doctor.findings.examine", lambda: told)
-    assert cli.main(["doctor", "--json"]) == (1 if told["problems"] else 0)
-    assert json.loads(capsys.readouterr().out) == told
+    findings = examine()
+    monkeypatch.setattr("zaq_timm.doctor.findings.examine", lambda: findings)
+    assert cli.main(["doctor", "--json"]) == (1 if findings["problems"] else 0)
+    assert json.loads(capsys.readouterr().out) == findings
     cli.main(["doctor"])
     text = capsys.readouterr().out
     for word in ("processor", "VNNI", "memory", "compilers", "int8 kernels", "pt2e", "onnxruntime"):
         assert word in text
 
-    told = {**told, "hosts": {**told["hosts"], "pt2e": "zaq_pt2e needs torchao"}}
-    told["int8_kernels"] = [{"runtime": "torch", "answer": SATURATES, "reason": "", "advice": "x"}]
-    told["problems"], told["notes"] = ["torchao 0.1 is too old"], ["saturate here"]
-    text = "\n".join(lines(told))
+    findings = {**findings, "hosts": {**findings["hosts"], "pt2e": "zaq_pt2e needs torchao"}}
+    findings["int8_kernels"] = [
+        {"runtime": "torch", "answer": SATURATES, "reason": "", "advice": "x"}
+    ]
+    findings["problems"], findings["notes"] = ["torchao 0.1 is too old"], ["saturate here"]
+    text = "\n".join(lines(findings))
     assert "note  pt2e         zaq_pt2e needs torchao" in text
     assert "note  torch        saturates" in text
     assert "problems\n  torchao 0.1 is too old" in text

@@ -30,34 +30,34 @@ def record(name: str, noise: float | None, reason: str | None = None) -> LayerRe
 def test_weights_are_sorted_by_noise_and_strangers_come_last() -> None:
     one = {"a": torch.ones(4, 4), "b": torch.ones(4, 4), "c": torch.ones(2, 3), "d": torch.ones(2)}
     other = {"a": torch.full((4, 4), 0.9), "b": torch.full((4, 4), 0.5), "c": torch.ones(2, 3)}
-    found = compare(Contents("1", one), Contents("2", {**other, "e": torch.ones(1, 1)}))
-    assert [d.layer for d in found] == ["b", "a", "c", "d", "e"]
-    assert found[0].sqnr_db == pytest.approx(20 * math.log10(1 / 0.5))
-    assert found[1].sqnr_db == pytest.approx(20, abs=1e-4)  # a tenth of the amplitude
-    assert found[2].sqnr_db == math.inf
-    assert [d.note for d in found[3:]] == ["only in the first", "only in the second"]
+    differences = compare(Contents("1", one), Contents("2", {**other, "e": torch.ones(1, 1)}))
+    assert [d.layer for d in differences] == ["b", "a", "c", "d", "e"]
+    assert differences[0].sqnr_db == pytest.approx(20 * math.log10(1 / 0.5))
+    assert differences[1].sqnr_db == pytest.approx(20, abs=1e-4)  # a tenth of the amplitude
+    assert differences[2].sqnr_db == math.inf
+    assert [d.note for d in differences[3:]] == ["only in the first", "only in the second"]
 
 
 def test_a_matrix_of_onnx_may_lie_on_its_side() -> None:
     w = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
-    (found,) = compare(Contents("1", {"a": w}), Contents("2", {"a": w.T}))
-    assert found.sqnr_db == math.inf
-    (found,) = compare(
+    (difference,) = compare(Contents("1", {"a": w}), Contents("2", {"a": w.T}))
+    assert difference.sqnr_db == math.inf
+    (difference,) = compare(
         Contents("1", {"a": torch.ones(2, 6)}), Contents("2", {"a": torch.ones(2, 3, 2, 1)})
     )
-    assert found.note == "other shape"
+    assert difference.note == "other shape"
 
 
 def test_records_are_sorted_by_the_worse_of_both() -> None:
     first = Audit([record("a", 30.0), record("b", 20.0), record("c", None, "too small")])
     second = Audit([record("a", 10.0), record("b", 25.0), record("c", None, "too small")])
-    found = compare(Contents("1", audits={"m": first}), Contents("2", audits={"m": second}))
-    assert [(d.layer, d.before, d.after, d.sqnr_db) for d in found] == [
+    differences = compare(Contents("1", audits={"m": first}), Contents("2", audits={"m": second}))
+    assert [(d.layer, d.before, d.after, d.sqnr_db) for d in differences] == [
         ("a", 30.0, 10.0, 10.0),
         ("b", 20.0, 25.0, 20.0),
         ("c", None, None, None),
     ]
-    assert found[2].note == "too small"
+    assert differences[2].note == "too small"
 
 
 def test_what_has_nothing_in_common_is_an_error_that_names_both() -> None:
@@ -101,14 +101,14 @@ def test_a_model_and_its_files_differ_by_the_noise_of_quantization(
     tensors = {n: quantize(folded.get_submodule(n).weight.detach(), PWLQSpec(bits=4))
                for n in ("0", "4")}  # fmt: skip
     save_quantized("tiny.safetensors", tensors)
-    wanted = {name: tensor.sqnr_db for name, tensor in tensors.items()}
+    expected = {name: tensor.sqnr_db for name, tensor in tensors.items()}
 
     for file in ("tiny.onnx", "tiny.safetensors"):
         words = ["compare", "compared_net:tiny", file, "--input-size", SIZE]
         assert cli.main([*words, "--json"]) == 0
-        told = json.loads(capsys.readouterr().out)
-        assert {d["layer"]: d["sqnr_db"] for d in told} == pytest.approx(wanted, abs=1e-3)
-        assert [d["layer"] for d in told] == sorted(wanted, key=lambda name: wanted[name])
+        rows = json.loads(capsys.readouterr().out)
+        assert {d["layer"]: d["sqnr_db"] for d in rows} == pytest.approx(expected, abs=1e-3)
+        assert [d["layer"] for d in rows] == sorted(expected, key=lambda name: expected[name])
 
     assert cli.main(["compare", "tiny.onnx", "tiny.safetensors", "--out", "page.html"]) == 0
     text = capsys.readouterr().out

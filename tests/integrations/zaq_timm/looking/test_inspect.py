@@ -54,21 +54,21 @@ def tiny(hosts: bool = False) -> object:
 def test_layers_shapes_and_sizes_are_those_of_the_quantized_weights(here: Path) -> None:
     import inspected_net
 
-    made = tiny()
-    assert [(layer.name, layer.shape) for layer in made.layers] == [
+    outline = tiny()
+    assert [(layer.name, layer.shape) for layer in outline.layers] == [
         ("conv", (8, 1, 3, 3)),
         ("linear", (5, 1568)),
     ]
     folded = fold_batch_norm(inspected_net.tiny().eval(), (torch.zeros(2, 1, 16, 16),))
     for bits in (4, 5, 8):
-        for layer in made.layers:
+        for layer in outline.layers:
             weight = folded.get_submodule(layer.name).weight.detach()
             assert layer.bytes[bits] == quantize(weight, spec_at(bits)).stored_bytes
             assert spec_at(bits).stored_bits == bits
     whole = sum(p.numel() for p in folded.parameters())
-    assert made.float_bytes == 4 * whole
-    assert made.other_bytes == 4 * (8 + 5)  # both biases: the folded one and the linear layer's
-    assert made.size(4) < made.size(5) < made.size(8) < made.float_bytes
+    assert outline.float_bytes == 4 * whole
+    assert outline.other_bytes == 4 * (8 + 5)  # both biases: the folded one and the linear layer's
+    assert outline.size(4) < outline.size(5) < outline.size(8) < outline.float_bytes
 
 
 def test_the_command_tells_layers_and_sizes_and_hosts(
@@ -77,10 +77,10 @@ def test_the_command_tells_layers_and_sizes_and_hosts(
     monkeypatch.setattr("zaq_timm.looking.predict.host_names", lambda: ["fx", "simulated"])
     words = ["inspect", "inspected_net:tiny", "--input-size", SIZE]
     assert cli.main([*words, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["hosts"] == {"fx": {"takes": True, "layers": 2, "quantized": 2, "float": {}}}
-    assert list(told["seconds"]) == list(METHODS)
-    assert all(seconds > 0 for seconds in told["seconds"].values())
+    content = json.loads(capsys.readouterr().out)
+    assert content["hosts"] == {"fx": {"takes": True, "layers": 2, "quantized": 2, "float": {}}}
+    assert list(content["seconds"]) == list(METHODS)
+    assert all(seconds > 0 for seconds in content["seconds"].values())
     assert cli.main([*words, "--no-hosts", "--no-seconds"]) == 0
     assert "seconds" not in capsys.readouterr().out
     assert cli.main([*words, "--no-hosts"]) == 0
@@ -101,15 +101,15 @@ def test_a_host_that_cannot_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
             return "never can"
 
     monkeypatch.setattr(predict, "find_host", lambda name: Never())
-    found = predict.ask("never", nn.Linear(2, 2), torch.zeros(1, 2))
-    assert found == {"takes": False, "reason": "never can"}
+    output = predict.ask("never", nn.Linear(2, 2), torch.zeros(1, 2))
+    assert output == {"takes": False, "reason": "never can"}
 
     def missing(name: str) -> object:
         raise ImportError("never needs a tool (>=1)\nand more")
 
     monkeypatch.setattr(predict, "find_host", missing)
-    found = predict.ask("never", nn.Linear(2, 2), torch.zeros(1, 2))
-    assert found == {"takes": False, "reason": "ImportError: never needs a tool (>=1)"}
+    output = predict.ask("never", nn.Linear(2, 2), torch.zeros(1, 2))
+    assert output == {"takes": False, "reason": "ImportError: never needs a tool (>=1)"}
 
 
 def test_an_onnx_file_has_the_layers_of_its_model(here: Path) -> None:
@@ -119,9 +119,9 @@ def test_an_onnx_file_has_the_layers_of_its_model(here: Path) -> None:
     student = simulate(fold_batch_norm(inspected_net.tiny().eval(), (x,)), PWLQSpec(bits=4))
     calibrate(student, [x])
     zaq_onnx.export(student, (x,), "tiny.onnx")
-    made = sketch_onnx(here / "tiny.onnx")
-    assert {layer.name: layer.numel for layer in made.layers} == {"conv": 72, "linear": 7840}
-    assert made.weights.startswith("zaq_onnx.export: ")
+    outline = sketch_onnx(here / "tiny.onnx")
+    assert {layer.name: layer.numel for layer in outline.layers} == {"conv": 72, "linear": 7840}
+    assert outline.weights.startswith("zaq_onnx.export: ")
 
 
 @pytest.mark.parametrize(

@@ -36,20 +36,20 @@ SETTINGS = Settings(batch=8, calibration_images=16, test_images=8, distill_steps
 
 
 def test_sums_are_those_by_hand() -> None:
-    told = predict_seconds(COSTS, SETTINGS, METHODS, FACTORS)
+    seconds = predict_seconds(COSTS, SETTINGS, METHODS, FACTORS)
     images = 3 * 4 * (0.5 + 8 * 0.25)  # 24 images in batches of 8, four steps each
     shared = images + 2 * (1.0 + 2.0)
-    assert told["rq"] == pytest.approx(shared + 2 * 2.0 + 0.2 * 10)
+    assert seconds["rq"] == pytest.approx(shared + 2 * 2.0 + 0.2 * 10)
     both = 2 * 1.0 + 2 * 2.0
-    assert told["dfq"] == pytest.approx(shared + both + 0.2 * 10)
-    assert told["pwlq"] == pytest.approx(shared + 10 + 2 * 2.0 + both)
+    assert seconds["dfq"] == pytest.approx(shared + both + 0.2 * 10)
+    assert seconds["pwlq"] == pytest.approx(shared + 10 + 2 * 2.0 + both)
     feedback = 2 * 0.001 * 14 + 3 * 1e-6 * 1000 + 5 * 1e-3 * (4**3 + 10**3)
-    assert told["pwlq+gptq"] == pytest.approx(told["pwlq"] + feedback)
+    assert seconds["pwlq+gptq"] == pytest.approx(seconds["pwlq"] + feedback)
     count, step = 384, 0.5 + 8 * 0.25
     trained = 49 * 4 * step + 2 * 3.0 + 10 + 48 * (2.0 + 2.0 + 1.0) + feedback
     trained += 300 * (7 * step + 11 * 1e-6 * 1000)
     assert count == 48 * 8
-    assert told["zaq"] == pytest.approx(trained)
+    assert seconds["zaq"] == pytest.approx(trained)
 
 
 def test_without_batch_norm_images_cost_nothing() -> None:

@@ -50,12 +50,12 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def facts(out: Path) -> dict[str, Any]:
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert len({row["key"] for row in rows}) == len(rows)
-    found = {}
+    by_key = {}
     for row in rows:
         row.pop("measured")
-        found[row["key"]] = row
-        found[f"{row['key']} file"] = (out / "models" / row["key"] / "steps.txt").read_text()
-    return found
+        by_key[row["key"]] = row
+        by_key[f"{row['key']} file"] = (out / "models" / row["key"] / "steps.txt").read_text()
+    return by_key
 
 
 @pytest.mark.slow
@@ -70,7 +70,7 @@ def test_two_nodes_do_what_one_machine_does(tmp_path: Path, address: str) -> Non
         some = FakePlan(PLAN.models[:2])
         run(some, tmp_path / "ray", limits=Limits(), cluster="ray", quiet=True)
         done: list[str] = []
-        told = run(
+        results = run(
             PLAN,
             tmp_path / "ray",
             limits=Limits(),
@@ -81,7 +81,7 @@ def test_two_nodes_do_what_one_machine_does(tmp_path: Path, address: str) -> Non
     finally:
         ray.shutdown()
     assert sorted(done) == list("cdef")  # resumed
-    assert set(told.rows) == set(PLAN.models)
+    assert set(results.rows) == set(PLAN.models)
     assert facts(tmp_path / "ray") == facts(tmp_path / "here")
     assert not list((tmp_path / "ray" / "models").glob(".tmp-*"))
 

@@ -62,10 +62,10 @@ def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def test_a_wrong_call_is_one_line(
     capsys: pytest.CaptureFixture[str], words: list[str], text: str
 ) -> None:
-    told = fails(capsys, "run", *words)
-    assert text in told
-    assert len(told.splitlines()) == 1
-    assert "Traceback" not in told
+    message = fails(capsys, "run", *words)
+    assert text in message
+    assert len(message.splitlines()) == 1
+    assert "Traceback" not in message
 
 
 def test_a_report_of_nothing_is_one_line(
@@ -79,10 +79,10 @@ def test_the_plan_is_told_and_nothing_is_done(
 ) -> None:
     out = tmp_path / "zoo"
     code = cli.main(["run", "test_resnet", "test_vit*", "--dry-run", "--out", str(out)])
-    told = capsys.readouterr().out
+    text = capsys.readouterr().out
     assert code == 0
-    assert "  test_resnet: to do\n" in told
-    assert "4b MAC/5b stored" in told
+    assert "  test_resnet: to do\n" in text
+    assert "4b MAC/5b stored" in text
     assert not out.exists()
 
 
@@ -108,14 +108,14 @@ def go(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's folder: a module of models and a checkpoint of one of them."""
-    found = tmp_path_factory.mktemp("user")
-    (found / "mine.py").write_text((HERE / "zoo_own_models.py").read_text())
-    code = compile((found / "mine.py").read_text(), "mine.py", "exec")
+    place = tmp_path_factory.mktemp("user")
+    (place / "mine.py").write_text((HERE / "zoo_own_models.py").read_text())
+    code = compile((place / "mine.py").read_text(), "mine.py", "exec")
     names: dict = {"__name__": "mine"}
     exec(code, names)
     torch.manual_seed(4)
-    save_file(names["tiny"]().state_dict(), found / "tiny.safetensors")
-    return found
+    save_file(names["tiny"]().state_dict(), place / "tiny.safetensors")
+    return place
 
 
 @pytest.mark.slow
@@ -143,8 +143,8 @@ def test_a_run_from_beginning_to_report(folder: Path) -> None:
     assert json.loads(line) == row
     assert go(folder, *words).stdout == ""  # nothing left to do
 
-    told = go(folder, "report", "small")
-    assert told.stdout.split() == ["small/report.html", "small/report.csv"]
+    process = go(folder, "report", "small")
+    assert process.stdout.split() == ["small/report.html", "small/report.csv"]
     (record,) = csv.DictReader((folder / "small" / "report.csv").open())
     assert int(record["size_bytes"]) == row["size_bytes"]
     page = (folder / "small" / "report.html").read_text()
@@ -179,7 +179,7 @@ def test_a_terminal_gets_bars(folder: Path) -> None:
         env={**os.environ, "TERM": "xterm"},
     )
     os.close(child)
-    held = b""
+    output = b""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         try:
@@ -188,10 +188,10 @@ def test_a_terminal_gets_bars(folder: Path) -> None:
             break
         if not part:
             break
-        held += part
+        output += part
     assert process.wait(timeout=30) == 0
     os.close(parent)
-    text = held.decode()
+    text = output.decode()
     assert "zoo" in text
     assert "mine-tiny-" in text
     assert "0/1" in text

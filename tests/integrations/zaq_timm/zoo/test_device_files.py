@@ -32,15 +32,15 @@ def test_several_files_of_one_model(tmp_path: Path) -> None:
     onnx, pte = row["files"]
     assert (onnx["file"], pte["file"]) == ("model.onnx", "model.pte")
     assert row["exported"]["file"] == "model.onnx"
-    for told in row["files"]:
-        path = tmp_path / told["file"]
-        assert told["bytes"] == path.stat().st_size
+    for file in row["files"]:
+        path = tmp_path / file["file"]
+        assert file["bytes"] == path.stat().st_size
         with zipfile.ZipFile(tmp_path / "z.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as z:
             z.write(path)
-            assert abs(z.infolist()[0].compress_size - told["zipped_bytes"]) < 20
-        assert told["agreement"] == pytest.approx(row["agreement"], abs=15)
-        assert told["float_layers"] == 0
-        assert told["ms"] > 0
+            assert abs(z.infolist()[0].compress_size - file["zipped_bytes"]) < 20
+        assert file["agreement"] == pytest.approx(row["agreement"], abs=15)
+        assert file["float_layers"] == 0
+        assert file["ms"] > 0
     assert pte["integer_layers"] == row["quantized"]
     assert pte["float_bytes"] > pte["bytes"] * 0.9
     assert {"stock_bytes", "stock_ms", "float_ms", "stock_zipped_bytes"} <= set(pte)

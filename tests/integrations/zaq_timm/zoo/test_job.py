@@ -47,9 +47,9 @@ def test_a_row_tells_sizes_and_bits_as_they_are(tmp_path: Path, host: str) -> No
     assert row["divergence"] < 0.1
     assert row["agreement"] >= 50
     assert "top1" not in row
-    told = details(tmp_path)
-    assert [layer["name"] for layer in told["layers"]] == ["0", "3", "8"]
-    for one in told["levels"]:
+    content = details(tmp_path)
+    assert [layer["name"] for layer in content["layers"]] == ["0", "3", "8"]
+    for one in content["levels"]:
         assert len(one["levels"]) == len(one["counts"]) == 2**5 - 1
         weights = dict(folded.named_modules())[one["layer"]].weight
         assert sum(one["counts"]) == weights[0].numel()
@@ -99,8 +99,8 @@ def test_a_budget_is_kept_and_used(tmp_path: Path, budget: str) -> None:
     assert row["sqnr_db"] > plain["sqnr_db"]
     widths = {layer["stored_bits"] for layer in details(tmp_path)["layers"]}
     assert widths <= {3, 4, 5, 6, 7, 8}
-    told = {s["layer"]: s["stored_bits"] for s in details(tmp_path)["sensitivities"]}
-    assert told == {layer["name"]: layer["stored_bits"] for layer in details(tmp_path)["layers"]}
+    bits = {s["layer"]: s["stored_bits"] for s in details(tmp_path)["sensitivities"]}
+    assert bits == {layer["name"]: layer["stored_bits"] for layer in details(tmp_path)["layers"]}
 
 
 def test_a_budget_that_nothing_fits_in_is_an_error(tmp_path: Path) -> None:
@@ -167,11 +167,11 @@ def test_onnx_is_written_and_run(tmp_path: Path, host: str) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
     pytest.importorskip("zaq_onnx", reason="needs the integration with ONNX")
     row = do(tmp_path, export="onnx", host=host)
-    told = row["exported"]
-    assert told["bytes"] == (tmp_path / "model.onnx").stat().st_size
-    assert (told["integer_layers"], told["float_layers"]) == (3, 0)
+    file = row["exported"]
+    assert file["bytes"] == (tmp_path / "model.onnx").stat().st_size
+    assert (file["integer_layers"], file["float_layers"]) == (3, 0)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     images = torch.randn(5, 3, 16, 16)
-    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    (output,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     expected = load(Reference("zoo_own_models:tiny"), Settings(**SMALL)).model(images).numpy()
-    assert np.linalg.norm(found - expected) < 0.3 * np.linalg.norm(expected)
+    assert np.linalg.norm(output - expected) < 0.3 * np.linalg.norm(expected)

@@ -39,32 +39,32 @@ def rows(out: Path) -> list[dict]:
 
 def results(out: Path) -> dict[str, object]:
     """All that a run decides: rows without what was timed, and files."""
-    found: dict[str, object] = {}
+    by_name: dict[str, object] = {}
     for row in rows(out):
-        assert row["key"] not in found, "a row is doubled"
+        assert row["key"] not in by_name, "a row is doubled"
         measured = row.pop("measured")
         assert measured["attempts"] in (1, 2)
-        found[row["key"]] = row
+        by_name[row["key"]] = row
         for path in sorted((out / "models" / row["key"]).iterdir()):
             if path.name not in ("row.json", "log.txt"):
-                found[f"{row['key']}/{path.name}"] = path.read_text()
-    return found
+                by_name[f"{row['key']}/{path.name}"] = path.read_text()
+    return by_name
 
 
 def workers_of(parent: int) -> list[int]:
-    found = []
+    ids = []
     for place in Path("/proc").glob("[0-9]*"):
         try:
             if int((place / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
-                found.append(int(place.name))
+                ids.append(int(place.name))
         except (OSError, IndexError):
             continue
-    return found
+    return ids
 
 
 def alive(out: Path) -> list[str]:
     """Processes whose command line names the folder."""
-    found = []
+    commands = []
     for place in Path("/proc").glob("[0-9]*"):
         try:
             command = (place / "cmdline").read_bytes().decode(errors="replace")
@@ -72,8 +72,8 @@ def alive(out: Path) -> list[str]:
         except OSError:
             continue
         if str(out) in command and state != "Z":
-            found.append(command)
-    return found
+            commands.append(command)
+    return commands
 
 
 def kill(process: int) -> None:
@@ -94,9 +94,9 @@ def test_killed_at_random_moments_twenty_times_the_results_are_those_of_a_quiet_
     while of_run + of_worker < KILLS:
         process = start(killed)
         time.sleep(draw.uniform(0.1, length))
-        wanted = workers_of(process.pid)
-        if draw.random() < 0.5 and wanted:
-            kill(draw.choice(wanted))
+        workers = workers_of(process.pid)
+        if draw.random() < 0.5 and workers:
+            kill(draw.choice(workers))
             of_worker += 1
             time.sleep(draw.uniform(0.0, 0.2))
         kill(process.pid)

@@ -24,11 +24,11 @@ RGB = Inputs((3, 8, 8), (0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
 def test_divergence_and_agreement_are_their_definitions() -> None:
     draw = np.random.default_rng(0)
     a, b = draw.normal(size=(9, 5)), draw.normal(size=(9, 5))
-    found = distance([torch.tensor(a)], [torch.tensor(b)])
+    gap = distance([torch.tensor(a)], [torch.tensor(b)])
     p, q = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (a, b))
-    assert found.divergence == pytest.approx((p * np.log(p / q)).sum(1).mean())
-    assert found.agreement == pytest.approx(100 * (a.argmax(1) == b.argmax(1)).mean())
-    assert found.sqnr_db == pytest.approx(
+    assert gap.divergence == pytest.approx((p * np.log(p / q)).sum(1).mean())
+    assert gap.agreement == pytest.approx(100 * (a.argmax(1) == b.argmax(1)).mean())
+    assert gap.sqnr_db == pytest.approx(
         10 * math.log10((a**2).sum() / ((a - b) ** 2).sum()), abs=1e-6
     )
     same = distance([torch.tensor(a)], [torch.tensor(a)])
@@ -47,8 +47,8 @@ def test_models_of_one_batch_size_take_any() -> None:
             return x.mean((2, 3))
 
     images = torch.randn(11, 3, 4, 4)
-    (found,) = outputs(padded(Four(), 4), images, 11)
-    torch.testing.assert_close(found, images.mean((2, 3)))
+    (output,) = outputs(padded(Four(), 4), images, 11)
+    torch.testing.assert_close(output, images.mean((2, 3)))
 
 
 def test_accuracy_counts_images() -> None:
@@ -56,8 +56,8 @@ def test_accuracy_counts_images() -> None:
     float_model = lambda x: x  # noqa: E731
     quantized = lambda x: x.flip(1)  # noqa: E731
     batches = [(logits[:3], torch.tensor([0, 1, 3])), (logits[3:], torch.tensor([0]))]
-    found = accuracy(float_model, quantized, batches)
-    assert (found.float_top1, found.top1, found.agreement, found.images) == (50.0, 25.0, 0.0, 4)
+    scores = accuracy(float_model, quantized, batches)
+    assert (scores.float_top1, scores.top1, scores.agreement, scores.images) == (50.0, 25.0, 0.0, 4)
     with pytest.raises(ValueError, match="there is a class 9, but the model knows 4 classes"):
         accuracy(float_model, float_model, [(logits, torch.tensor([0, 1, 2, 9]))])
     with pytest.raises(ValueError, match="measure classifiers"):
@@ -78,9 +78,9 @@ def folder(tmp_path: Path) -> Path:
 
 def test_folders_named_by_number_are_those_classes(folder: Path) -> None:
     pytest.importorskip("timm", reason="transforms are timm's")
-    found = read_set(str(folder), 1000, 0, 0)
-    assert found.labels == [0, 0, 2, 2]
-    ((images, labels),) = found.batches(RGB, 8)
+    data = read_set(str(folder), 1000, 0, 0)
+    assert data.labels == [0, 0, 2, 2]
+    ((images, labels),) = data.batches(RGB, 8)
     black, white = (
         torch.tensor([(v - m) / s for m, s in zip(RGB.mean, RGB.std, strict=True)]) for v in (0, 1)
     )
@@ -102,8 +102,8 @@ def test_an_npz_holds_images_and_labels(tmp_path: Path) -> None:
     pytest.importorskip("timm", reason="transforms are timm's")
     pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
     np.savez(tmp_path / "a.npz", images=pixels, labels=np.arange(5))
-    found = read_set(str(tmp_path / "a.npz"), 5, 0, 0)
-    images = torch.cat([x for x, _ in found.batches(RGB, 2)])
+    data = read_set(str(tmp_path / "a.npz"), 5, 0, 0)
+    images = torch.cat([x for x, _ in data.batches(RGB, 2)])
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (RGB.mean, RGB.std))
     expected = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std
     torch.testing.assert_close(images, expected)
@@ -138,10 +138,10 @@ def test_paths_without_images(tmp_path: Path) -> None:
         read_set(str(tmp_path / "a.npz"), None, 0, 0)
     (tmp_path / "0").mkdir()
     (tmp_path / "0" / "a.png").write_bytes(b"no picture")
-    found = read_set(str(tmp_path), None, 0, 0)
+    data = read_set(str(tmp_path), None, 0, 0)
     pytest.importorskip("timm", reason="transforms are timm's")
     with pytest.raises(LeftOut, match=r"a\.png is no image that can be read"):
-        list(found.batches(RGB, 1))
+        list(data.batches(RGB, 1))
 
 
 def test_smooth_noise_looks_like_images_to_the_model() -> None:
@@ -158,15 +158,17 @@ def test_smooth_noise_looks_like_images_to_the_model() -> None:
 def test_images_that_calibrate_and_images_that_judge_never_meet() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2))
     settings = Settings(test_images=4, distill_steps=2, batch=4)
-    told: list[tuple[str, int, int]] = []
+    calls: list[tuple[str, int, int]] = []
     for kind in (DISTILLED, NOISE):
-        wanted = "auto" if kind == DISTILLED else "noise"
-        choice = Settings(**{**vars(settings), "calibration": wanted})
-        made = make_images(model.eval(), RGB, choice, 8, lambda *a: told.append(a))
-        assert made.kind == kind
-        assert (len(made.calibration), len(made.test)) == (8, 4)
-        bytes_of = [{x.numpy().tobytes() for x in s} for s in (made.calibration, made.test)]
+        calibration = "auto" if kind == DISTILLED else "noise"
+        choice = Settings(**{**vars(settings), "calibration": calibration})
+        synthetic = make_images(model.eval(), RGB, choice, 8, lambda *a: calls.append(a))
+        assert synthetic.kind == kind
+        assert (len(synthetic.calibration), len(synthetic.test)) == (8, 4)
+        bytes_of = [
+            {x.numpy().tobytes() for x in s} for s in (synthetic.calibration, synthetic.test)
+        ]
         assert not bytes_of[0] & bytes_of[1]
         assert len(bytes_of[0]) == 8
-    assert told
+    assert calls
     assert make_images(nn.Linear(2, 2), RGB, settings, 4, print).kind == NOISE

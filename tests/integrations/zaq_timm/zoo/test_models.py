@@ -67,17 +67,17 @@ def test_models_of_fixed_size_are_made_for_another(tmp_path: Path) -> None:
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_checkpoint_is_loaded(tmp_path: Path, ending: str, nested: bool) -> None:
     torch.manual_seed(5)
-    given = timm.create_model("test_resnet", num_classes=7).state_dict()
+    state = timm.create_model("test_resnet", num_classes=7).state_dict()
     path = tmp_path / f"my.{ending}"
     if ending == "safetensors":
-        save_file(given, path)
+        save_file(state, path)
     else:
-        wrapped = {f"module.{k}": v for k, v in given.items()}
-        torch.save({"state_dict": wrapped} if nested else given, path)
+        wrapped = {f"module.{k}": v for k, v in state.items()}
+        torch.save({"state_dict": wrapped} if nested else state, path)
     settings = Settings(checkpoint=str(path), model="test_resnet", num_classes=7)
     loaded = load(Reference("test_resnet", str(path)), settings)
     for name, value in loaded.model.state_dict().items():
-        assert torch.equal(value, given[name])
+        assert torch.equal(value, state[name])
     assert loaded.weights == f"checkpoint my.{ending}"
 
 
@@ -87,13 +87,13 @@ def test_a_checkpoint_is_loaded(tmp_path: Path, ending: str, nested: bool) -> No
 )
 def test_prefixes_of_compiled_and_parallel_models(tmp_path: Path, ending: str, prefix: str) -> None:
     torch.manual_seed(5)
-    given, path = tiny().state_dict(), tmp_path / f"my.{ending}"
-    wrapped = {f"{prefix}{k}": v.clone() for k, v in given.items()}
+    state, path = tiny().state_dict(), tmp_path / f"my.{ending}"
+    wrapped = {f"{prefix}{k}": v.clone() for k, v in state.items()}
     save_file(wrapped, path) if ending == "safetensors" else torch.save(wrapped, path)
     fresh = tiny()
-    assert not all(torch.equal(v, given[k]) for k, v in fresh.state_dict().items())
+    assert not all(torch.equal(v, state[k]) for k, v in fresh.state_dict().items())
     load_weights(fresh, path)
-    assert all(torch.equal(v, given[k]) for k, v in fresh.state_dict().items())
+    assert all(torch.equal(v, state[k]) for k, v in fresh.state_dict().items())
 
 
 def test_a_checkpoint_of_another_model_is_told(tmp_path: Path) -> None:
@@ -174,6 +174,6 @@ def test_offline_says_so_and_what_to_do(tmp_path: Path) -> None:
     )
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     command = [sys.executable, "-c", code]
-    told = subprocess.run(command, env=offline, capture_output=True, text=True, check=True).stdout
-    assert told.startswith("its weights could not be downloaded (")
-    assert "zaq-quantize run --model test_resnet --checkpoint FILE" in told
+    text = subprocess.run(command, env=offline, capture_output=True, text=True, check=True).stdout
+    assert text.startswith("its weights could not be downloaded (")
+    assert "zaq-quantize run --model test_resnet --checkpoint FILE" in text

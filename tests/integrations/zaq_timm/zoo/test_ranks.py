@@ -24,8 +24,8 @@ two_ranks = pytest.mark.skipif(
 
 
 def test_one_process_shares_nothing() -> None:
-    with rank_and_size(1) as told, averaged_gradients():
-        assert told == (0, 1)
+    with rank_and_size(1) as ranks, averaged_gradients():
+        assert ranks == (0, 1)
         assert not torch.distributed.is_initialized()
 
 
@@ -41,11 +41,11 @@ def test_steps_are_along_the_mean_of_the_ranks_gradients(tmp_path: Path) -> None
     assert zero["inside"] == one["inside"]
     assert zero["outside"] != one["outside"]
     together = trained([images_of(0), images_of(1)])
-    for found, expected in zip(zero["inside"], together, strict=True):
-        torch.testing.assert_close(torch.tensor(found), expected)
+    for gradient, expected in zip(zero["inside"], together, strict=True):
+        torch.testing.assert_close(torch.tensor(gradient), expected)
     alone = trained([images_of(0)])
-    for found, expected in zip(zero["outside"], alone, strict=True):
-        torch.testing.assert_close(torch.tensor(found), expected)
+    for gradient, expected in zip(zero["outside"], alone, strict=True):
+        torch.testing.assert_close(torch.tensor(gradient), expected)
 
 
 @two_ranks

@@ -42,12 +42,12 @@ def test_a_tag_names_weights() -> None:
 def test_functions_and_checkpoints(tmp_path: Path) -> None:
     path = tmp_path / "my.safetensors"
     path.write_bytes(b"")
-    found = find_references(
+    references = find_references(
         Settings(models=("my.module:tiny",), checkpoint=str(path), model="resnet18")
     )
-    assert found == [Reference("my.module:tiny"), Reference("resnet18", str(path.resolve()))]
-    assert found[0].is_function
-    assert [r.key.rsplit("-", 1)[0] for r in found] == ["my.module-tiny", "resnet18@my"]
+    assert references == [Reference("my.module:tiny"), Reference("resnet18", str(path.resolve()))]
+    assert references[0].is_function
+    assert [r.key.rsplit("-", 1)[0] for r in references] == ["my.module-tiny", "resnet18@my"]
 
 
 @pytest.mark.parametrize(

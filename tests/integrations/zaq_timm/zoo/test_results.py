@@ -41,9 +41,9 @@ def test_every_model_has_one_line_and_a_folder(tmp_path: Path) -> None:
 def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     go(tmp_path)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("steps.txt")}
-    told: list[str] = []
-    go(tmp_path, FakePlan(("a", "b", "c", "d")), on_row=lambda row: told.append(row["key"]))
-    assert told == ["d"]
+    keys: list[str] = []
+    go(tmp_path, FakePlan(("a", "b", "c", "d")), on_row=lambda row: keys.append(row["key"]))
+    assert keys == ["d"]
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert [row["key"] for row in lines(tmp_path)] == ["a", "b", "c", "d"]
 
@@ -85,14 +85,14 @@ def test_a_killed_model_is_done_again_by_itself(tmp_path: Path) -> None:
 
 def test_a_model_that_was_done_when_the_run_died_is_taken_over(tmp_path: Path) -> None:
     go(tmp_path)
-    kept = lines(tmp_path)
-    (tmp_path / "results.jsonl").write_text(json.dumps(kept[0]) + "\n")
+    rows = lines(tmp_path)
+    (tmp_path / "results.jsonl").write_text(json.dumps(rows[0]) + "\n")
     left = tmp_path / "models" / ".tmp-x-1"
     left.mkdir()
-    told: list[str] = []
-    go(tmp_path, on_row=lambda row: told.append(row["key"]))
-    assert told == []
-    assert sorted(lines(tmp_path), key=lambda r: r["key"]) == kept
+    keys: list[str] = []
+    go(tmp_path, on_row=lambda row: keys.append(row["key"]))
+    assert keys == []
+    assert sorted(lines(tmp_path), key=lambda r: r["key"]) == rows
     assert not left.exists()
 
 

@@ -50,10 +50,10 @@ def test_a_computed_weight_is_what_gets_quantized(images: torch.Tensor) -> None:
     torch.manual_seed(0)
     model = odd().eval()
     assert isinstance(model, Odd)
-    made = on_host("pt2e", Request(model, PWLQSpec(bits=4), 8, {}, images, 4))
-    assert {r.name for r in made.layers.quantized} == {"conv", "head"}
-    assert made.layers.skipped == []
-    apart = distance(outputs(model, images, 4), outputs(made.model, images, 4))
+    converted = on_host("pt2e", Request(model, PWLQSpec(bits=4), 8, {}, images, 4))
+    assert {r.name for r in converted.layers.quantized} == {"conv", "head"}
+    assert converted.layers.skipped == []
+    apart = distance(outputs(model, images, 4), outputs(converted.model, images, 4))
     assert apart.sqnr_db > 15
     flat = model.conv.weight.reshape(1, 8, -1)
     computed = (flat - flat.mean(2, keepdim=True)) / (
@@ -62,4 +62,4 @@ def test_a_computed_weight_is_what_gets_quantized(images: torch.Tensor) -> None:
     weight = computed[0].reshape(model.conv.weight.shape)  # neighbours are those of its memory
     noise = fake_quantize(weight, PWLQSpec(bits=4), 0) - weight
     expected = 10 * torch.log10(weight.square().sum() / noise.square().sum())
-    assert made.layers["conv"].sqnr_db == pytest.approx(float(expected), abs=0.05)
+    assert converted.layers["conv"].sqnr_db == pytest.approx(float(expected), abs=0.05)

@@ -36,12 +36,12 @@ def test_each_layer_alone_is_what_is_quantized() -> None:
     assert [p.name for p in places] == ["0", "3", "8"]
     before = [p.weight.clone() for p in places]
     spec = PWLQSpec(bits=2)
-    found = measure_sensitivities(folded, places, lambda _: [spec], IMAGES, 4, quiet)
+    costs = measure_sensitivities(folded, places, lambda _: [spec], IMAGES, 4, quiet)
     for place, weight in zip(places, before, strict=True):
         assert torch.equal(place.weight, weight)
     reference = fold_batch_norm(model, (IMAGES,))
     p = torch.softmax(reference(IMAGES).double(), 1)
-    for one in found:
+    for one in costs:
         layer = reference.get_submodule(one.layer)
         float_weight = layer.weight.clone()
         tensor = quantize(float_weight, spec)
@@ -69,9 +69,9 @@ def test_places_are_the_layers_that_the_hosts_quantize() -> None:
 def test_hosts_store_what_sizes_say() -> None:
     _, places = find_places(tiny().eval(), IMAGES)
     overrides = {"3": PWLQSpec(bits=2), "8": UniformSpec(8)}
-    made = on_host("pt2e", Request(tiny().eval(), PWLQSpec(bits=3), 8, overrides, IMAGES, 4))
+    converted = on_host("pt2e", Request(tiny().eval(), PWLQSpec(bits=3), 8, overrides, IMAGES, 4))
     sizes = {p.name: p.size(overrides.get(p.name, PWLQSpec(bits=3))) for p in places}
-    assert {r.name: r.stored_bytes for r in made.layers} == sizes
+    assert {r.name: r.stored_bytes for r in converted.layers} == sizes
 
 
 def test_widths_go_from_narrow_to_eight_bits() -> None:
@@ -83,21 +83,21 @@ def test_widths_go_from_narrow_to_eight_bits() -> None:
 
 def drawn(layers: int, seed: int) -> list[Sensitivity]:
     draw = random.Random(seed)
-    found = []
+    costs = []
     for index in range(layers):
         numel = draw.randint(50, 5000)
         for spec in widths_of(PWLQSpec(bits=4)):
             size = numel * spec.stored_bits // 8 + 40
             loss = draw.random() * 2.0 ** -(2 * spec.mac_bits)
-            found.append(Sensitivity(f"layer{index}", spec, numel, size, loss))
-    return found
+            costs.append(Sensitivity(f"layer{index}", spec, numel, size, loss))
+    return costs
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("cost", [code_bits, code_bytes])
 def test_the_frontier_is_that_of_all_assignments(seed: int, cost) -> None:
-    given = drawn(4, seed)
-    layers = [[s for s in given if s.layer == f"layer{i}"] for i in range(4)]
+    costs = drawn(4, seed)
+    layers = [[s for s in costs if s.layer == f"layer{i}"] for i in range(4)]
     everything = [
         (sum(map(cost, chosen)), sum(s.divergence for s in chosen))
         for chosen in itertools.product(*layers)
@@ -109,11 +109,11 @@ def test_the_frontier_is_that_of_all_assignments(seed: int, cost) -> None:
             if not any((a <= c and b < d) or (a < c and b <= d) for a, b in everything)
         }
     )
-    points = frontier(given, cost)
+    points = frontier(costs, cost)
     assert [p.cost for p in points] == [c for c, _ in expected]
     assert [p.divergence for p in points] == pytest.approx([d for _, d in expected], rel=1e-12)
     for point in points:
-        chosen = [s for s in given if point.specs[s.layer] == s.spec]
+        chosen = [s for s in costs if point.specs[s.layer] == s.spec]
         assert (len(chosen), sum(map(cost, chosen))) == (4, point.cost)
     for limit in (points[0].cost, points[len(points) // 2].cost + 1, 10**9):
         best = min(d for c, d in everything if c <= limit)
@@ -129,11 +129,11 @@ def test_a_budget_below_the_narrowest_widths_is_refused() -> None:
 
 
 def test_many_layers_stay_few_states_and_near_the_best() -> None:
-    given = drawn(8, 7)
-    exact = frontier(given, code_bits)
-    rough = frontier(given, code_bits, states=400)
+    costs = drawn(8, 7)
+    exact = frontier(costs, code_bits)
+    rough = frontier(costs, code_bits, states=400)
     assert len(rough) <= 401
     for share in (0.3, 0.5, 0.7):
         limit = exact[0].cost + share * (exact[-1].cost - exact[0].cost)
-        best, found = (best_within(p, limit, "bits").divergence for p in (exact, rough))
-        assert best <= found <= 1.1 * best
+        best, near = (best_within(p, limit, "bits").divergence for p in (exact, rough))
+        assert best <= near <= 1.1 * best

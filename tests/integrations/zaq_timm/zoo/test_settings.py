@@ -112,8 +112,8 @@ def test_flags_toml_and_yaml_say_the_same(tmp_path: Path) -> None:
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
     path = tmp_path / "zoo.toml"
     path.write_text('models = "resnet18"\njobs = 3\nquiet = true\n')
-    told = parsed("--settings", str(path), "--jobs", "2", "--no-quiet", "resnet34")
-    assert (told.models, told.jobs, told.quiet) == (("resnet34",), 2, False)
+    settings = parsed("--settings", str(path), "--jobs", "2", "--no-quiet", "resnet34")
+    assert (settings.models, settings.jobs, settings.quiet) == (("resnet34",), 2, False)
     assert parsed("--settings", str(path)).models == ("resnet18",)
 
 

@@ -65,9 +65,9 @@ def test_what_a_strategy_made_is_exported_as_integers(tmp_path: Path) -> None:
     import onnxruntime
 
     row = do(tmp_path, strategy="pwlq+gptq", weights="pwlq3", export="onnx")
-    told = row["exported"]
-    assert (told["file"], told["integer_layers"], told["float_layers"]) == ("model.onnx", 3, 0)
-    assert "tensors that were float in the model have 8-bit ranges" in told["remarks"][-1]
+    file = row["exported"]
+    assert (file["file"], file["integer_layers"], file["float_layers"]) == ("model.onnx", 3, 0)
+    assert "tensors that were float in the model have 8-bit ranges" in file["remarks"][-1]
     settings = Settings(**SMALL, strategy="pwlq+gptq", weights="pwlq3")
     loaded = load(Reference("zoo_own_models:tiny"), settings)
     images = make_images(loaded.model, loaded.inputs, settings, 8, lambda *_: None)

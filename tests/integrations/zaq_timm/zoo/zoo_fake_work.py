@@ -79,9 +79,9 @@ def leave_out(payload: dict[str, Any], folder: Path, report: Any) -> dict[str, A
 
 def eat(payload: dict[str, Any], folder: Path, report: Any) -> dict[str, Any]:
     """Takes 100 MB for each image of a batch, in small pieces, and says how it went."""
-    held = [bytearray(os.urandom(1000)) * 1000 for _ in range(100 * payload["batch"])]
+    blocks = [bytearray(os.urandom(1000)) * 1000 for _ in range(100 * payload["batch"])]
     time.sleep(1.5)  # long enough to be seen
-    return {"batch": payload["batch"], "held": len(held)}
+    return {"batch": payload["batch"], "held": len(blocks)}
 
 
 def too_much(payload: dict[str, Any], folder: Path, report: Any) -> dict[str, Any]:

@@ -35,6 +35,6 @@ if __name__ == "__main__":
         with averaged_gradients():
             inside = trained([images_of(rank)])
         outside = trained([images_of(rank)])
-        told = {"size": size, "inside": [p.tolist() for p in inside]}
-        told["outside"] = [p.tolist() for p in outside]
-        Path(sys.argv[1], f"{rank}.json").write_text(json.dumps(told))
+        content = {"size": size, "inside": [p.tolist() for p in inside]}
+        content["outside"] = [p.tolist() for p in outside]
+        Path(sys.argv[1], f"{rank}.json").write_text(json.dumps(content))

@@ -51,10 +51,10 @@ class Plot:
 
     def xs(self, gid: str) -> np.ndarray:
         """x of the separate vertical lines of one group, in order."""
-        found = []
+        positions = []
         for path in self._group(gid, self.axes).iter(f"{SVG}path"):
-            found += [float(x) for x in re.findall(r"M (\S+) ", path.get("d") or "")]
-        return np.sort(self._scale("x")(np.array(found)))
+            positions += [float(x) for x in re.findall(r"M (\S+) ", path.get("d") or "")]
+        return np.sort(self._scale("x")(np.array(positions)))
 
     def texts(self) -> list[str]:
         """All text of the SVG."""
