@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.files import write_whole
 from zaq_plugin.layers import channel_axis
 from zaq_plugin.pwlq import QuantSpec, quantize
 from zaq_plugin.report import Audit
 from zaq_plugin.report.images import png_bytes, tile
-from zaq_timm.zoo.files import write_json
+from zaq_timm.zoo.files import write_json, write_whole
 from zaq_timm.zoo.model_job import Job
 
 DETAILS, PICTURES = "details.json", "images.png"

@@ -6,8 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from zaq_plugin.files import write_whole
 from zaq_timm.zoo.errors import RunError
+from zaq_timm.zoo.light import core_file
+
+
+def write_whole(path: Path, data: bytes | str) -> Path:
+    """`zaq_plugin.files.write_whole`, for which torch is not loaded."""
+    written: Path = core_file("files").write_whole(path, data)
+    return written
 
 
 def write_json(path: Path, value: Any) -> Path:

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-from importlib import util
-from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
+
+from zaq_timm.zoo.light import core_file
 
 if TYPE_CHECKING:
     from zaq_plugin.pwlq import QuantSpec
 
-
-@functools.cache
-def _names() -> ModuleType:
-    """The project's table of formats, by itself: its package would load torch."""
-    package = util.find_spec("zaq_plugin")  # of a package at the top, which this does not import
-    assert package is not None
-    assert package.origin is not None
-    path = Path(package.origin).parent / "pwlq" / "names.py"
-    spec = util.spec_from_file_location("zaq_format_names", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+NAMES = "pwlq/names"
 
 
 def check_format(text: str) -> tuple[str, int]:
@@ -33,7 +18,7 @@ def check_format(text: str) -> tuple[str, int]:
     Raises:
         ValueError: no such format.
     """
-    match: tuple[str, int] = _names().split_name(text)
+    match: tuple[str, int] = core_file(NAMES).split_name(text)
     return match
 
 
@@ -43,7 +28,7 @@ def format_in_words(text: str) -> str:
     Raises:
         ValueError: no such format.
     """
-    return str(_names().in_words(text))
+    return str(core_file(NAMES).in_words(text))
 
 
 def weight_spec(text: str) -> QuantSpec:

@@ -7,11 +7,11 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from zaq_plugin.files import write_whole
 from zaq_plugin.report.columns import bit_pair, bits, number
 from zaq_plugin.report.zoo import ModelEntry, render_zoo_page
 from zaq_timm.zoo.details import DETAILS, PICTURES
 from zaq_timm.zoo.errors import DONE
+from zaq_timm.zoo.files import write_whole
 from zaq_timm.zoo.job import MANIFEST
 from zaq_timm.zoo.results import MODELS, Results
 

@@ -19,9 +19,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from zaq_plugin.files import write_whole
 from zaq_timm.zoo.errors import DONE, FAILED, KILLED, STATUSES, RunError
-from zaq_timm.zoo.files import cannot_write, write_json
+from zaq_timm.zoo.files import cannot_write, write_json, write_whole
 from zaq_timm.zoo.worker import ROW
 
 SETTINGS, LINES, MODELS, LOCK = "settings.json", "results.jsonl", "models", ".lock"
