@@ -100,9 +100,9 @@ def test_what_goes_wrong_is_a_problem_and_the_rest_goes_on(pt2e_case: Any) -> No
 @pytest.mark.usefixtures("stubs")
 def test_a_runtime_that_hangs_is_ended(pt2e_case: Any) -> None:
     verdict = zaq_onnx.verify(
-        pt2e_case.plain, None, one_image(pt2e_case), runtimes=("hangs",), timeout=5
+        pt2e_case.plain, None, one_image(pt2e_case), runtimes=("hangs",), timeout=2
     )
-    assert verdict.problems == ["hangs: does not load: not done within 5 s"]
+    assert verdict.problems == ["hangs: does not load: not done within 2 s"]
 
 
 @pytest.mark.slow

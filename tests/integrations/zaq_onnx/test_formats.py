@@ -26,7 +26,7 @@ SLOW = pytest.mark.slow
 
 @pytest.mark.parametrize(
     "text",
-    ["pot4", "codebook3", pytest.param("pot3", marks=SLOW), pytest.param("codebook4", marks=SLOW)],
+    ["pot4", *(pytest.param(text, marks=SLOW) for text in ("codebook3", "pot3", "codebook4"))],
 )
 def test_weights_of_a_file_are_the_students(text: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

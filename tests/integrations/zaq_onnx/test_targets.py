@@ -28,7 +28,10 @@ def kinds(path: Path) -> list[tuple[str, int]]:
     return [(n.op_type, attribute(n, "group", 1)) for n in nodes if "Conv" in n.op_type]
 
 
-@pytest.fixture(scope="module", params=["pt2e", "fx", "simulated"])
+@pytest.fixture(
+    scope="module",
+    params=["pt2e", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fx", "simulated"))],
+)
 def float_case(request: pytest.FixtureRequest, case_of: Any, tmp_path_factory: Any) -> Any:
     """A model and images, its file for any target, its file for WebAssembly, what export said."""
     case = case_of(request.param)

@@ -100,7 +100,7 @@ def test_bound_on_the_ratio_to_the_uniform_grid(density, bits):
 
 
 @pytest.mark.parametrize("density", LAWS)
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_several_breakpoints_against_scipy(density, count):
     law = DENSITIES[density]
     for clip in (1.5, 3.0, 5.0, 9.0):

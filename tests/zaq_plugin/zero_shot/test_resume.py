@@ -23,7 +23,7 @@ from zaq_plugin.zero_shot import TrainingDiverged, ZeroShotConfig
     ],
     ids=["default", "mixed", "corrected", "alternatives"],
 )
-@pytest.mark.parametrize("killed_at", [3, 7])
+@pytest.mark.parametrize("killed_at", [3, pytest.param(7, marks=pytest.mark.slow)])
 def test_resume_is_exact_to_the_bit(
     config: ZeroShotConfig,
     extras: dict[str, object],

@@ -126,7 +126,9 @@ def test_the_command_line_and_the_settings_file_know_it(
 
 
 @pytest.mark.parametrize("host", ["fx", "pt2e"])
-@pytest.mark.parametrize("strategy", ["omse", "pwlq+gptq", "adaround"])
+@pytest.mark.parametrize(
+    "strategy", ["omse", "pwlq+gptq", pytest.param("adaround", marks=pytest.mark.slow)]
+)
 def test_a_strategy_in_a_host_is_converted_and_exported(
     tmp_path: Path, strategy: str, host: str
 ) -> None:
