@@ -118,3 +118,39 @@ def test_narrow_activations_are_refused() -> None:
     why = find_host("litert").why_not(Assignment(PWLQSpec(), 4))
     assert why is not None
     assert why.startswith("litert multiplies int8 by int8, and every layer's input has 4-bit")
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation, as in EfficientNets, or attention over channels."""
+
+    def __init__(self, gate: str) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+        self.inner, self.gate = nn.Conv2d(8, 8, 1), gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        inner = self.inner(x.mean((2, 3), keepdim=True))
+        gates = {"sigmoid": inner.sigmoid(), "softmax": inner.softmax(1), "tanh": inner.tanh()}
+        return self.last(x * gates[self.gate])
+
+
+@pytest.mark.parametrize("gate", ["sigmoid", "softmax", "tanh"])
+def test_gates_are_on_the_grids_that_the_kernels_prescribe(gate: str, tmp_path: Path) -> None:
+    import zaq_litert
+    from zaq_litert.running import interpreter_of, runner
+
+    torch.manual_seed(0)
+    model, images = Gated(gate).eval(), torch.randn(8, 3, 12, 12)
+    made = zaq_litert.export(
+        model, (images[:1],), tmp_path / "net.tflite", calibration=[images], method="pwlq"
+    )
+    assert zaq_litert.verify(made.path, made.model, images).require().weights == 3
+    grids = {place["quantization"] for place in interpreter_of(made.path).get_tensor_details()}
+    assert {"tanh": (1 / 128, 0)}.get(gate, (1 / 256, -128)) in grids  # LiteRT's specification
+    run = runner(made.path)
+    with torch.no_grad():
+        expected = model(images)
+    answers = torch.cat([run((image[None],))[0] for image in images])
+    noise = (answers - expected).square().sum() / expected.square().sum()
+    assert 10 * torch.log10(noise) < -20  # four MAC bits
