@@ -99,7 +99,9 @@ class Request:
                     f"Request: {name} must be one of {', '.join(map(repr, choices))}; "
                     f"got {getattr(self, name)!r}."
                 )
-        if not self.example_inputs or not isinstance(self.example_inputs[0], Tensor):
+        example = self.example_inputs
+        listed = isinstance(example, tuple | list) and len(example) > 0
+        if not listed or not isinstance(example[0], Tensor):
             raise ValueError(
                 "Request: example_inputs must be a tuple that starts with a batch of images; got "
                 f"{type(self.example_inputs).__name__} {_short(self.example_inputs)}."

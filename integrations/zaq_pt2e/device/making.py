@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from dataclasses import fields
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -17,6 +19,9 @@ from zaq_pt2e._compat import is_watcher
 from zaq_pt2e.device.completing import complete
 from zaq_pt2e.device.signed import is_converted, refuse, to_int8
 from zaq_pt2e.packing import OPERATORS, unpack
+
+FIXED = {"weight_bits", "activation_bits", "example_inputs", "images", "host"}
+"""Fields of `Request` that a device's other arguments say."""
 
 
 def quantize(
@@ -32,6 +37,7 @@ def quantize(
     require_example(example_inputs, host)
     if is_converted(model):
         raise ValueError(f"{host}: this model is converted already; expected a float one.")
+    _check_options(options, host)
     images = None if batches is None else _images(batches, host)
     request = Request(
         stored_bits,
@@ -45,6 +51,18 @@ def quantize(
     converted = find_host(host).convert(student)
     assert isinstance(converted, GraphModule)
     return converted
+
+
+def _check_options(options: dict[str, Any], host: str) -> None:
+    names = sorted({field.name for field in fields(Request)} - FIXED)
+    for name in options:
+        if name not in names:
+            near = get_close_matches(name, [*names, "stored_bits"], 1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise TypeError(
+                f"{host}: there is no option {name!r}.{hint} Known are {', '.join(names)}. Files "
+                "for devices have activations of 8 bits, always."
+            )
 
 
 def int8_graph(model: nn.Module, calibration: Iterable[Any] | None, who: str) -> GraphModule:

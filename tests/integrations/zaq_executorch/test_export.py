@@ -111,6 +111,24 @@ def test_what_cannot_be_exported(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ({"activations": 3}, r"no option 'activations'\. Known are adapter, .*of 8 bits, always"),
+        ({"activation_bits": 3}, r"no option 'activation_bits'\. Known are"),
+        ({"stored_bit": 5}, r"no option 'stored_bit'\. Did you mean stored_bits\?"),
+    ],
+)
+def test_options_that_do_not_exist(
+    net: nn.Module, images: Tensor, tmp_path: Path, option: dict[str, int], text: str
+) -> None:
+    import zaq_executorch
+
+    with pytest.raises(TypeError, match=f"executorch: there is {text}"):
+        zaq_executorch.export(net, (images[:1],), tmp_path / "n", calibration=[images], **option)
+    assert not list(tmp_path.iterdir())
+
+
 class Cubes(nn.Module):
     """XNNPACK has no three-dimensional convolution."""
 

@@ -143,6 +143,7 @@ def test_images_can_be_made_once_and_shared(name: str, model: nn.Module, request
         ),
         ({"granularity": "row"}, "granularity must be one of 'channel', 'tensor'; got 'row'"),
         ({"example_inputs": ()}, "example_inputs must be a tuple that starts with a batch"),
+        ({"example_inputs": torch.zeros(2, 3, 8, 8)}, "a batch of images; got Tensor"),
         ({"example_inputs": (torch.zeros(3, 4),)}, r"must start with images .* shape \(3, 4\)"),
         ({"images": torch.zeros(4, 1, 16, 16)}, r"images must be \(n, 3, 16, 16\) like"),
         ({"synthetic": torch.full((4, 3, 16, 16), float("nan"))}, "must hold finite values"),

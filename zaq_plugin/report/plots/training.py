@@ -28,7 +28,8 @@ def discrepancy_curves(
         fig = figure(5.4, 1.0 + 1.55 * len(curves))
         panels = fig.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
         for index, ((name, values), axes) in enumerate(zip(curves.items(), panels, strict=True)):
-            axes.plot(steps, values, color=SERIES[index % len(SERIES)], gid=f"curve-{index}")
+            color = SERIES[index % len(SERIES)]
+            axes.plot(steps, values, color=color, marker=_marker(steps), gid=f"curve-{index}")
             axes.set_ylabel(_symbol(name))
             if all(v > 0 for v in values) and max(values) > 50 * min(values):
                 axes.set_yscale("log")
@@ -75,6 +76,7 @@ def layer_weight_lines(steps: Sequence[int], weights: Mapping[str, Sequence[floa
                 values,
                 color=SERIES[index % len(SERIES)],
                 linestyle=DASHES[index // len(SERIES) % len(DASHES)],
+                marker=_marker(steps),
                 label=name,
                 gid=f"layer-{index}",
             )
@@ -84,6 +86,11 @@ def layer_weight_lines(steps: Sequence[int], weights: Mapping[str, Sequence[floa
         plain(axes)
         fig.legend(loc="outside lower center", ncols=3)
         return to_svg(fig, "Layer weights λ over the training steps")
+
+
+def _marker(steps: Sequence[int]) -> str | None:
+    """One point is no line, and needs a mark to be seen."""
+    return "o" if len(steps) == 1 else None
 
 
 def _symbol(name: str) -> str:

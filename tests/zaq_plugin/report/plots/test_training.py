@@ -49,3 +49,16 @@ def test_curves_must_fit_the_steps(draw):
         draw(STEPS, {"a": [1.0]})
     with pytest.raises(ValueError, match="needs at least one curve and one step"):
         draw(STEPS, {})
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_step_is_a_dot_and_several_are_a_line(count):
+    """A line of one point draws nothing."""
+    steps = [20, 30][:count]
+    for svg in (
+        discrepancy_curves(steps, {"D_o": [0.5, 0.4][:count]}),
+        layer_weight_lines(steps, {"layer": [0.5, 0.4][:count]}),
+    ):
+        start = svg.index('id="curve-0"' if 'id="curve-0"' in svg else 'id="layer-0"')
+        drawn = svg[start : svg.index("</g>", svg.index("<path", start))]
+        assert ("<use" in drawn) == (count == 1)
