@@ -52,6 +52,14 @@ class Plan:
         }
         return Task(key, WORK, payload, folder, self.settings.ranks)
 
+    def _host(self) -> str:
+        """Who quantizes, in words."""
+        host = self.settings.wanted_host
+        if host != "auto":
+            return host
+        simulated = self.settings.strategy and "pt2" not in self.settings.export_kinds
+        return "simulated" if simulated else "PT2E, or FX where that fails"
+
     def lines(self, done: Mapping[str, Any], todo: list[str]) -> list[str]:
         """The plan in words, for ``--dry-run``."""
         settings = self.settings
@@ -60,8 +68,7 @@ class Plan:
             + (f", widths by --budget {settings.budget}" if settings.budget else ""),
             f"activations  {settings.activations} bits, ranges from {settings.calibration_images} "
             "synthetic images",
-            "host         "
-            f"{'PT2E, or FX where that fails' if settings.host == 'auto' else settings.host}",
+            f"host         {self._host()}",
             f"zero-shot    {settings.zero_shot}",
             *([f"strategy     {settings.strategy}"] if settings.strategy else []),
             f"measured on  {settings.eval or f'{settings.test_images} synthetic images'}",

@@ -121,6 +121,14 @@ def test_the_command_line_and_the_settings_file_know_it(
     yaml.write_text("models: [zoo_own_models:tiny]\nstrategy: dfq+adaround\n")
     assert main(["run", "--settings", str(yaml), *out]) == 0
     assert "strategy     dfq+adaround" in capsys.readouterr().out
+    for more, host in (
+        ([], "simulated"),
+        (["--export", "pte", "--activations", "8"], "executorch"),
+        (["--host", "fx"], "fx"),
+        (["--export", "pt2"], "PT2E, or FX where that fails"),
+    ):
+        assert main(["run", "--settings", str(yaml), *more, *out]) == 0
+        assert f"host         {host}\n" in capsys.readouterr().out
     assert main(["run", "--settings", str(file), "--strategy", "aciqq", *out]) == 2
     assert "no strategy 'aciqq'. Did you mean 'aciq'?" in capsys.readouterr().err
 
