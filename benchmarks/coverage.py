@@ -40,6 +40,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.coverage_heads import HEADS, make_head  # noqa: E402
 from benchmarks.rows import read_rows  # noqa: E402
+from zaq_plugin.errors import in_short  # noqa: E402
 from zaq_plugin.files import write_whole  # noqa: E402
 from zaq_plugin.pwlq import PWLQSpec  # noqa: E402
 from zaq_timm.zoo.errors import DONE, LeftOut  # noqa: E402
@@ -176,7 +177,7 @@ def by_torchao(model: nn.Module, images: Tensor) -> Made:
             done = len(zaq_pt2e.audit(converted).quantized)
             return padded(converted, BATCH), total, done, reasons
         except Exception as error:
-            reasons.append(f"strict={strict}: {type(error).__name__}: {_first(error)}")
+            reasons.append(f"strict={strict}: {in_short(error)}")
     raise LeftOut("; ".join(reasons))
 
 
@@ -189,7 +190,7 @@ def by_nncf(model: nn.Module, images: Tensor) -> Made:
     try:
         quantized = nncf.quantize(model, nncf.Dataset([images[:BATCH]]), subset_size=1)
     except Exception as error:
-        raise LeftOut(f"{type(error).__name__}: {_first(error)}") from error
+        raise LeftOut(in_short(error)) from error
     # A hook before an operator's second input is a weight's quantizer.
     weights = [n for n, _ in get_hook_storage(quantized).named_hooks() if "__1." in n]
     if not weights:
@@ -259,19 +260,13 @@ def cover(payload: Mapping[str, Any], folder: Path, report: Any) -> dict[str, An
         call, layers, quantized, notes = WAYS[payload["way"]](model, images)
         tensors = outputs(call, images[BATCH:], BATCH)
     except Exception as error:
-        reason = str(error) if isinstance(error, LeftOut) else f"{type(error).__name__}: "
-        reason += "" if isinstance(error, LeftOut) else _first(error)
+        reason = str(error) if isinstance(error, LeftOut) else in_short(error)
         return {**row, "status": "left out", "reason": reason}
     if not all(bool(t.isfinite().all()) for t in tensors):
         return {**row, "status": "failed", "reason": "the quantized model's output is not finite"}
     apart = distance(reference, tensors)
     noise = max(min(apart.sqnr_db, 999.0), -999.0)
     return {**row, "layers": layers, "quantized": quantized, "sqnr_db": noise, "notes": notes}
-
-
-def _first(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:240]
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class DemoRun:
         kept: the quantized model that the run hands back.
         converted: the same, converted to int8 by the host.
         shipped: the ONNX file.
-        exports: kinds of files for devices, keys of `zaq_timm.zoo.device_files.DEVICES`.
+        exports: kinds of files for devices, keys of `zaq_timm.zoo.settings.DEVICE_HOSTS`.
     """
 
     out: Path

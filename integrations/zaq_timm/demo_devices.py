@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zaq_plugin import PWLQSpec, archive
-from zaq_timm.zoo.device_files import DEVICES
+from zaq_timm.zoo.settings import DEVICE_HOSTS
 
 
 def tool_of(kind: str) -> Any:
@@ -19,7 +19,7 @@ def tool_of(kind: str) -> Any:
     Raises:
         ImportError: Its tool is not installed; the text says what to do.
     """
-    return importlib.import_module(f"zaq_{DEVICES[kind]}")
+    return importlib.import_module(f"zaq_{DEVICE_HOSTS[kind]}")
 
 
 def write_device_file(
@@ -33,7 +33,7 @@ def write_device_file(
     """Writes the network with 4-bit PWLQ weights (5 stored bits), and the file's archive.
 
     Args:
-        kind: A key of `DEVICES`.
+        kind: A key of `DEVICE_HOSTS`.
         model: The float network.
         batches: Calibration images.
         images: Held-out images, and their classes.
@@ -46,7 +46,7 @@ def write_device_file(
     import zaq_pt2e
 
     tool, one = tool_of(kind), (images[:1].contiguous(),)
-    running = importlib.import_module(f"zaq_{DEVICES[kind]}.running")
+    running = importlib.import_module(f"zaq_{DEVICE_HOSTS[kind]}.running")
     prepared = tool.prepare(model, one, PWLQSpec(bits=4))
     zaq_pt2e.calibrate(prepared, batches)
     path = folder / f"model.{kind}"

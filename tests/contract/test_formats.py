@@ -7,24 +7,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hosts import HOSTS, Way, sqnr
-from networks import Block, Net, perturb
+from hosts import Way
+from kernel_levels import CALIBRATED, check_levels, network, request_in
 
-from zaq_plugin.pwlq import quantize
 from zaq_plugin.pwlq.names import FORMATS, family
 from zaq_plugin.strategies import Request, apply
 from zaq_plugin.student import student_of
 
 OTHERS = [family(kind) for kind in FORMATS if kind not in ("pwlq", "uniform")]
-CALIBRATED = [way for way in HOSTS if not way.train]
-
-
-def network() -> Net:
-    torch.manual_seed(0)
-    net = Net(10)
-    net.block = Block(8, 16, depthwise=True)
-    perturb(net)
-    return net
 
 
 @pytest.mark.parametrize("way", CALIBRATED, ids=lambda way: way.id)
@@ -36,35 +26,10 @@ def test_levels_of_every_format_are_those_of_the_kernels(
     levels: str, method: str, way: Way
 ) -> None:
     net, images = network(), torch.randn(48, 3, 17, 17)
-    request = Request(
-        4,
-        8,
-        levels=levels,
-        example_inputs=(images[:2],),
-        images=images,
-        synthetic=images,
-        batch_size=16,
-        effort=0.01,
-        host=way.host,
-        int8=True,
-    )
-    student = apply(method, net, request).model
-    expected = {}
+    student = apply(method, net, request_in(way, images, 4, levels=levels)).model
     for name, layer in student_of(student).layers().items():
-        spec, axis = layer.quantizer.spec, layer.axis
-        assert spec.family == levels, name
-        q = quantize(layer.weight, spec, axis, edges=layer.edges)
-        assert torch.equal(layer.quantized(), q.dequantize()), name
-        expected[name] = q.dequantize()
-    with torch.no_grad():
-        prepared = student(images[:16])
-        converted = way.convert(student)
-        answers = converted(images[:16])
-    found = way.converted_weights(converted)
-    assert set(found) == set(expected)
-    for name, values in expected.items():
-        assert torch.equal(found[name], values), name
-    assert sqnr(prepared, answers) > 15
+        assert layer.quantizer.spec.family == levels, name
+    check_levels(student, way, images)
 
 
 @pytest.mark.parametrize("levels", OTHERS)

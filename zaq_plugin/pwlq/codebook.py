@@ -140,7 +140,7 @@ class CodebookSpec(Format):
 
     def widths(self) -> list[Format]:
         """2 to 7 stored bits, and int8, which needs no table."""
-        return [*(CodebookSpec(bits, self.overflow) for bits in range(2, 8)), UniformSpec(8)]
+        return [*super().widths(), UniformSpec(8)]
 
     @classmethod
     def of_bits(cls, name: str, bits: int) -> CodebookSpec:

@@ -11,9 +11,7 @@ from zaq_timm.zoo.errors import LeftOut
 from zaq_timm.zoo.file_figures import answers, latencies, one_by_one, zipped_bytes
 from zaq_timm.zoo.hosts import Converted
 from zaq_timm.zoo.model_job import Job
-
-DEVICES = {"pte": "executorch", "tflite": "litert"}
-"""Kind of file to the host that makes it."""
+from zaq_timm.zoo.settings import DEVICE_HOSTS
 
 
 def write_device_file(kind: str, job: Job, converted: Converted, folder: Path) -> dict[str, Any]:
@@ -33,9 +31,9 @@ def write_device_file(kind: str, job: Job, converted: Converted, folder: Path) -
         ValueError: the tool does not take the model, or the file does not compute what it does.
     """
     try:
-        tool = importlib.import_module(f"zaq_{DEVICES[kind]}")
-        peers = importlib.import_module(f"zaq_{DEVICES[kind]}.peers")
-        running = importlib.import_module(f"zaq_{DEVICES[kind]}.running")
+        tool = importlib.import_module(f"zaq_{DEVICE_HOSTS[kind]}")
+        peers = importlib.import_module(f"zaq_{DEVICE_HOSTS[kind]}.peers")
+        running = importlib.import_module(f"zaq_{DEVICE_HOSTS[kind]}.running")
     except ImportError as error:
         raise LeftOut(f"{kind} export: {error}") from error
     path = folder / f"model.{kind}"

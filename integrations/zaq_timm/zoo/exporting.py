@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from zaq_timm.zoo.device_files import DEVICES, write_device_file
+from zaq_timm.zoo.device_files import write_device_file
 from zaq_timm.zoo.errors import LeftOut
 from zaq_timm.zoo.hosts import Converted
 from zaq_timm.zoo.model_job import Job
+from zaq_timm.zoo.settings import DEVICE_HOSTS
 
 
 def export_model(
@@ -21,7 +22,7 @@ def export_model(
     """Writes the model into a folder.
 
     Args:
-        kind: ``onnx``, ``pt2``, or one of `DEVICES`.
+        kind: ``onnx``, ``pt2``, or one of `DEVICE_HOSTS`.
         converted: the converted model, with its layers.
         images: to trace it with; of the batch size that it takes, if it takes one only.
         folder: where to.
@@ -35,7 +36,7 @@ def export_model(
         LeftOut: what the format needs is not installed.
         ValueError: the file does not compute what the model computes.
     """
-    if kind in DEVICES:
+    if kind in DEVICE_HOSTS:
         assert job is not None
         return write_device_file(kind, job, converted, folder)
     return EXPORTERS[kind](converted, images, folder)

@@ -54,11 +54,10 @@ class Plan:
 
     def _host(self) -> str:
         """Who quantizes, in words."""
+        if self.settings.simulates:
+            return "simulated"
         host = self.settings.wanted_host
-        if host != "auto":
-            return host
-        simulated = self.settings.strategy and "pt2" not in self.settings.export_kinds
-        return "simulated" if simulated else "PT2E, or FX where that fails"
+        return "PT2E, or FX where that fails" if host == "auto" else host
 
     def lines(self, done: Mapping[str, Any], todo: list[str]) -> list[str]:
         """The plan in words, for ``--dry-run``."""

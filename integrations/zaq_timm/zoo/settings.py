@@ -245,6 +245,14 @@ class Settings:
         return hosts[0] if hosts and self.host == "auto" else self.host
 
     @property
+    def simulates(self) -> bool:
+        """Whether ``auto`` means simulation, whose student exports to ONNX as integers.
+
+        So it does for a strategy, unless the export needs a host's converted model.
+        """
+        return bool(self.strategy) and self.wanted_host == "auto" and "pt2" not in self.export_kinds
+
+    @property
     def shared(self) -> dict[str, Any]:
         """What all results in a folder must have in common."""
         values = asdict(self)

@@ -21,14 +21,10 @@ TRAINING_IMAGES = 384
 
 
 def hosts_for(settings: Settings) -> tuple[str, ...]:
-    """The hosts that a strategy is tried in, in order.
-
-    ``auto`` simulates, whose student exports to ONNX as integers, unless the export needs a host's
-    converted model.
-    """
-    if settings.wanted_host != "auto":
-        return (settings.wanted_host,)
-    return AUTO if "pt2" in settings.export_kinds else (SIMULATED,)
+    """The hosts that a strategy is tried in, in order."""
+    if settings.simulates:
+        return (SIMULATED,)
+    return AUTO if settings.wanted_host == "auto" else (settings.wanted_host,)
 
 
 def images_wanted(settings: Settings) -> int:
