@@ -74,7 +74,7 @@ def zipped_bytes(path: Path) -> int:
 
 
 def archive_bytes(path: Path) -> int | None:
-    """The size of what ``zaq-quantize pack`` makes of a file; None of a kind that it does not take."""
+    """Of what ``zaq-quantize pack`` makes of a file; None of a kind that it does not take."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             return archive.pack(path, Path(folder, "model.zaq")).bytes
