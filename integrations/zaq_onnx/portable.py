@@ -34,6 +34,32 @@ def make_portable(graph: Graph) -> None:
             del node.attribute[:]
             node.attribute.extend(attributes)
     tokens_by_broadcast(graph)
+    halve_first_in_gelu(graph)
+
+
+def halve_first_in_gelu(graph: Graph) -> None:
+    """``x * (0.5 * (1 + erf))`` becomes ``(0.5 * x) * (1 + erf)``: the same, bit for bit.
+
+    It is the form that importers know: ONNX Runtime makes one kernel of it.
+    """
+    producers, consumers = graph.producers(), graph.consumers()
+    for half in graph.of_type("Mul"):
+        place = next((i for i in (0, 1) if _is_half(graph.array(half.input[i]))), None)
+        readers = consumers[half.output[0]]
+        if place is None or len(readers) != 1 or readers[0].op_type != "Mul":
+            continue
+        one = producers.get(half.input[1 - place])
+        erfs = [] if one is None or one.op_type != "Add" else [producers.get(n) for n in one.input]
+        if not any(erf is not None and erf.op_type == "Erf" for erf in erfs):
+            continue
+        product = readers[0]
+        (x,) = [name for name in product.input if name != half.output[0]]
+        product.input[:] = [half.output[0], half.input[1 - place]]
+        half.input[:] = [x, half.input[place]]
+
+
+def _is_half(value: Array | None) -> bool:
+    return value is not None and np.array_equal(value, 0.5)
 
 
 def tokens_by_broadcast(graph: Graph) -> None:

@@ -149,3 +149,21 @@ def test_openvino_keeps_biases_of_convolutions_beside_tokens(tokens: tuple[Path,
     compiled = core.compile_model(core.read_model(path), "CPU", hints)
     (plain,) = run_ort(ort_session(path, optimize=False), (images,))
     np.testing.assert_allclose(compiled(images.numpy())[0], plain, atol=0.03)
+
+
+def test_a_gelu_is_one_kernel(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4)).eval()
+    rows = torch.randn(4, 5, 8)
+    student = simulate(model, PWLQSpec())
+    calibrate(student, [rows])
+    path, seen = tmp_path / "gelu.onnx", tmp_path / "seen.onnx"
+    zaq_onnx.export(student, (rows,), path, calibration=[rows])
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(seen)
+    onnxruntime.InferenceSession(str(path), options)
+    kinds = {node.op_type for node in onnx.load(seen).graph.node}
+    assert "Erf" not in kinds
+    assert {"Gelu", "BiasGelu"} & kinds
+    (answers,) = ReferenceEvaluator(str(path)).run(None, {"input": rows.numpy()})
+    np.testing.assert_allclose(answers, student(rows).detach().numpy(), atol=0.02)
