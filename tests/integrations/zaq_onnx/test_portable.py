@@ -10,9 +10,10 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 import zaq_onnx
+from zaq_onnx.contents import load
 from zaq_onnx.graph import Graph
-from zaq_onnx.packing import load, weights_of
 from zaq_onnx.runtimes import openvino_kernels, ort_session, run_ort
+from zaq_onnx.weights import weights_of
 
 OLD = Path(__file__).with_name("data") / "uint4.onnx"
 
