@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import onnx
@@ -16,7 +17,7 @@ from onnx import ModelProto
 from torch import nn
 from torch.export import ExportedProgram
 
-from zaq_onnx.apart import keep_grids_apart
+from zaq_onnx.activations import keep_grids_apart
 from zaq_onnx.completion import complete
 from zaq_onnx.description import describe, float_bytes, records_of
 from zaq_onnx.equivalence import require_same
@@ -26,12 +27,12 @@ from zaq_onnx.graph import Graph
 from zaq_onnx.naming import LAYERS, name_weights, scopes, shorten
 from zaq_onnx.notes import Note, notes_of
 from zaq_onnx.packing import pack_model
+from zaq_onnx.passes import INTEGERS, Pass, run
 from zaq_onnx.portable import IR_VERSIONS, make_portable, name_batch
 from zaq_onnx.reduction import reduce_weights
 from zaq_onnx.refusals import refuse_operators, refuse_program, untranslated
 from zaq_onnx.sources import batch_shapes, exportable, program_of
 from zaq_onnx.targets import check_target, depthwise_to_float
-from zaq_onnx.tidy import tidy
 from zaq_onnx.weights import weights_of
 from zaq_plugin.report import Audit
 
@@ -196,13 +197,12 @@ def graph_of(
     graph = Graph(_to_onnx(program, opset))
     refuse_operators(graph)
     layers = scopes(graph)
-    tidy(graph)
+    passes: list[Pass] = [*INTEGERS]
     if reduce_range:
-        graph.reduced = len(reduce_weights(graph))
+        passes.append(reduce_weights)
     if calibration is not None:
-        graph.completed = len(complete(graph, calibration))
-        tidy(graph)
-    keep_grids_apart(graph)
+        passes += [partial(complete, batches=calibration), *INTEGERS]
+    run(graph, [*passes, keep_grids_apart])
     graph.layers = _named_by_weight(graph, layers, notes.weights)
     name_weights(graph, graph.layers)
     return graph, source, notes.records

@@ -15,10 +15,10 @@ from onnx import NodeProto
 
 from zaq_onnx.contents import read
 from zaq_onnx.files import Path_
+from zaq_onnx.folding import quantize_linear
 from zaq_onnx.graph import Array, Graph, attribute
-from zaq_onnx.requantizing import Codes, Sum, Value, requantize
+from zaq_onnx.requantization import Codes, Sum, Value, requantize
 from zaq_onnx.runtimes import as_array
-from zaq_onnx.tidy import quantize_linear
 
 
 class IntegerModel:

@@ -57,6 +57,7 @@ def reduce_weights(graph: Graph) -> list[str]:
             continue
         _replace(graph, group, rows, factors)
         changed.append(group.weights[0].name)
+    graph.reduced = len(changed)
     return changed
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 import numpy as np
 from onnx import NodeProto
 
-from zaq_onnx.apart import MOVES
 from zaq_onnx.floats import dequantized
-from zaq_onnx.graph import Graph, attribute, make
+from zaq_onnx.graph import MOVES, Graph, attribute, make
 from zaq_onnx.weights import weights_of
 
 TARGETS = ("any", "wasm")

@@ -27,9 +27,8 @@ from zaq_onnx.inspection import (
     output_steps,
     strangers,
 )
-from zaq_onnx.noise import noise_for
 from zaq_onnx.reduction import saturable
-from zaq_onnx.runtimes import as_array, optimized, ort_session, run_ort
+from zaq_onnx.runtimes import as_array, noise_for, optimized, ort_session, run_ort
 from zaq_onnx.saturation import ADVICE, WARNING, saturates
 from zaq_onnx.targets import REASON
 from zaq_onnx.tolerance import Run, largest, moves

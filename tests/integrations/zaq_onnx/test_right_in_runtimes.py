@@ -408,7 +408,7 @@ def test_fx_models_may_call_a_module_often(reference: bool, tmp_path: Path) -> N
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("factor", [0.02, -0.5, 3.0, 0.0])
 def test_products_with_numbers_have_torchs_grid(factor: float) -> None:
-    from zaq_onnx.lowered_scalars import product_grid
+    from zaq_onnx.grids import product_grid
 
     x = torch.quantize_per_tensor(torch.randn(50), 0.02, 120, torch.quint8)
     y = torch.ops.quantized.mul(x, factor)
@@ -418,7 +418,7 @@ def test_products_with_numbers_have_torchs_grid(factor: float) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("term", [0.0, 0.5, -0.013, 10.0, -10.0])
 def test_sums_with_numbers_have_torchs_grid(term: float) -> None:
-    from zaq_onnx.lowered_scalars import sum_grid
+    from zaq_onnx.grids import sum_grid
 
     x = torch.quantize_per_tensor(torch.randn(50), 0.02, 120, torch.quint8)
     y = torch.ops.quantized.add(x, term)
