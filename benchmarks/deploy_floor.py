@@ -14,7 +14,7 @@ from onnx import NodeProto, TensorProto
 
 from zaq_onnx.files import parse, write
 from zaq_onnx.graph import Array, Graph, make
-from zaq_onnx.packing import weights_of
+from zaq_onnx.weights import weights_of
 
 Chain = Callable[[Graph, str, Array], list[NodeProto]]
 

@@ -51,7 +51,7 @@ from benchmarks.deploy_networks import (
     network,
 )
 from zaq_onnx.graph import Graph
-from zaq_onnx.inspecting import float_layers, integer_layers
+from zaq_onnx.inspection import float_layers, integer_layers
 from zaq_onnx.runtimes import optimized
 from zaq_onnx.saturation import saturates
 

@@ -205,6 +205,43 @@ def in_host(name: str, what: str) -> Callable[[Path, int], Row]:
     return measure
 
 
+def packing(data: Path, seed: int) -> Row:
+    """What `zaq_onnx.export` does once it has the graph of a ResNet-50: records, packing, the file.
+
+    The time of `zaq_onnx.pack` of the same model's file is noted beside, and what was written.
+    """
+    import hashlib
+    import importlib
+    import tempfile
+
+    import timm
+
+    import zaq_onnx
+    from zaq_plugin.ptq import calibrate, simulate
+    from zaq_plugin.pwlq import PWLQSpec
+
+    torch.manual_seed(seed)
+    model = timm.create_model("resnet50", pretrained=False).eval()
+    images = torch.randn(2, 3, 64, 64)
+    student = simulate(model, PWLQSpec(), 8, example_inputs=(images,))
+    calibrate(student, [images])
+    exporting: Any = importlib.import_module("zaq_onnx.export")
+    made = exporting.graph_of(student, (images,))
+    exporting.graph_of = lambda *_, **__: made
+    row: Row = {}
+    with tempfile.TemporaryDirectory() as folder:
+        packed, plain, again = (Path(folder) / f"{name}.onnx" for name in ("a", "b", "c"))
+        with measured(row):
+            zaq_onnx.export(student, (images,), packed, check=False)
+        zaq_onnx.unpack(packed, plain)
+        one: Row = {}
+        with measured(one):
+            zaq_onnx.pack(plain, again)
+        row["pack_cpu"] = one["cpu"]
+        row["sha256"] = hashlib.sha256(packed.read_bytes()).hexdigest()
+    return row
+
+
 ROWS: dict[str, Callable[[Path, int], Row]] = {
     "gptq": gptq,
     "zaq": zaq,
@@ -217,6 +254,7 @@ ROWS: dict[str, Callable[[Path, int], Row]] = {
     "convert-fx": in_host("FX", "convert"),
     "qat-pt2e": in_host("PT2E", "step"),
     "qat-fx": in_host("FX", "step"),
+    "pack": packing,
 }
 
 

@@ -35,6 +35,7 @@ TITLES = {
     "convert-fx": "conversion after calibration, FX, ResNet-18 (beside the stock one)",
     "qat-pt2e": "training step of our fake-quantizers, PT2E, ResNet-18 (beside stock)",
     "qat-fx": "training step of our fake-quantizers, FX, ResNet-18 (beside stock)",
+    "pack": "packing of an ONNX file, ResNet-50: all that `export` does behind the exporter",
 }
 
 

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import onnx
@@ -16,22 +17,23 @@ from onnx import ModelProto
 from torch import nn
 from torch.export import ExportedProgram
 
-from zaq_onnx.apart import keep_grids_apart
-from zaq_onnx.checking import require_same
-from zaq_onnx.completing import complete
-from zaq_onnx.describing import describe, float_bytes, records_of
+from zaq_onnx.activations import keep_grids_apart
+from zaq_onnx.completion import complete
+from zaq_onnx.description import describe, float_bytes, records_of
+from zaq_onnx.equivalence import require_same
 from zaq_onnx.files import OPSETS, Path_, write
 from zaq_onnx.files import check as check_file
 from zaq_onnx.graph import Graph
 from zaq_onnx.naming import LAYERS, name_weights, scopes, shorten
 from zaq_onnx.notes import Note, notes_of
 from zaq_onnx.packing import pack_model
+from zaq_onnx.passes import INTEGERS, Pass, run
 from zaq_onnx.portable import IR_VERSIONS, make_portable, name_batch
-from zaq_onnx.reducing import reduce_weights
+from zaq_onnx.reduction import reduce_weights
 from zaq_onnx.refusals import refuse_operators, refuse_program, untranslated
 from zaq_onnx.sources import batch_shapes, exportable, program_of
 from zaq_onnx.targets import check_target, depthwise_to_float
-from zaq_onnx.tidy import tidy
+from zaq_onnx.weights import weights_of
 from zaq_plugin.report import Audit
 
 
@@ -108,10 +110,10 @@ def export(
             their int8 kernels add two products in 16 bits, in ONNX Runtime and in OpenVINO. Weights
             of this package's formats do not (but for ``overflow="allowed"``), and stay. Those of
             others are rounded anew, each channel to the coarser grid that changes it least; see
-            `zaq_onnx.reducing`. `verify` says whether the processor at hand saturates.
+            `zaq_onnx.reduction`. `verify` says whether the processor at hand saturates.
         audit: What was quantized and how, for models that do not carry it themselves.
         check: Compare the file under ONNX Runtime with the model on the example inputs; see
-            `zaq_onnx.checking`, and `verify` for more.
+            `zaq_onnx.equivalence`, and `verify` for more.
 
     Returns:
         Sizes and layers.
@@ -136,23 +138,24 @@ def export(
     )
     floats = depthwise_to_float(graph) if target == "wasm" else {}
     _refuse_float_weights(graph)
-    records = records_of(graph, notes, floats)
+    weights = weights_of(graph)
+    records = records_of(graph, weights, notes, floats)
     if portable:
         make_portable(graph)
     shorten(graph)
     plain = graph.to_model()
     name_batch(plain)
     plain.ir_version = IR_VERSIONS[min(opset, max(IR_VERSIONS))]
-    packed, done = pack_model(plain, portable=portable)
     changes = {
         "completed": graph.completed,
         "reduced": graph.reduced,
         "float_depthwise": len(floats),
     }
     describe(plain, source, records, opset, changes)
-    del packed.metadata_props[:]
-    packed.metadata_props.extend(plain.metadata_props)
-    written = packed if pack and done else plain
+    written = plain
+    if pack:
+        packed, done = pack_model(plain, portable=portable, weights=weights)
+        written = packed if done else plain
     check_file(written, os.fspath(path))
     size = write(written, path)
     if check:
@@ -194,13 +197,12 @@ def graph_of(
     graph = Graph(_to_onnx(program, opset))
     refuse_operators(graph)
     layers = scopes(graph)
-    tidy(graph)
+    passes: list[Pass] = [*INTEGERS]
     if reduce_range:
-        graph.reduced = len(reduce_weights(graph))
+        passes.append(reduce_weights)
     if calibration is not None:
-        graph.completed = len(complete(graph, calibration))
-        tidy(graph)
-    keep_grids_apart(graph)
+        passes += [partial(complete, batches=calibration), *INTEGERS]
+    run(graph, [*passes, keep_grids_apart])
     graph.layers = _named_by_weight(graph, layers, notes.weights)
     name_weights(graph, graph.layers)
     return graph, source, notes.records

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from onnx import ModelProto
 
+from zaq_onnx.contents import read
 from zaq_onnx.files import Path_
 from zaq_onnx.graph import Array, Graph
 from zaq_onnx.naming import LAYERS
-from zaq_onnx.packing import Weight, load, unpack_model, weights_of
+from zaq_onnx.weights import Weight
 
 
 def dequantized(weight: Weight, scale: Array) -> Array:
@@ -22,18 +22,15 @@ def dequantized(weight: Weight, scale: Array) -> Array:
 def float_weights(path: Path_) -> dict[str, tuple[str, Array]]:
     """Layer name to operator and weight, integers times scales, in the file's own layout.
 
+    Weights of one dimension, and those that are computed, are left out.
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: no ONNX model, or a damaged one.
     """
-    return weights_of_model(load(path))
-
-
-def weights_of_model(model: ModelProto) -> dict[str, tuple[str, Array]]:
-    """The same of a model; weights of one dimension, and those that are computed, are left out."""
-    graph = Graph(unpack_model(model))
+    contents = read(path)
+    graph, integers = Graph(contents.plain), contents.weights.named
     producers = graph.producers()
-    integers = {weight.name: weight for weight in weights_of(graph)}
     weights: dict[str, tuple[str, Array]] = {}
     for node in graph.of_type(*LAYERS):
         source = producers.get(node.input[1]) if len(node.input) > 1 else None

@@ -12,6 +12,9 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 Array = np.ndarray[Any, Any]
 
+MOVES = ("MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Pad")
+"""Operators behind which a tensor is on the grid that it was on, also for ONNX Runtime."""
+
 
 class Graph:
     """Nodes and constants of a model's graph.

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zaq_onnx.describing import layers_of
-from zaq_onnx.files import Path_, manifest_of
+from zaq_onnx.contents import read
+from zaq_onnx.description import layers_of
+from zaq_onnx.files import Path_
 from zaq_onnx.graph import Graph
 from zaq_onnx.naming import LAYERS
-from zaq_onnx.packing import load, unpack_model, weights_of
 
 _RIGHT = 3, 5
 """Columns with numbers."""
@@ -101,18 +101,16 @@ def info(path: Path_) -> FileInfo:
         FileNotFoundError: no such file.
         ValueError: it is damaged (see `load`), or was not written by `export`.
     """
-    model = load(path)
-    manifest = manifest_of(model)
+    contents = read(path)
+    manifest, plain = contents.manifest, contents.plain
     if manifest is None:
         raise ValueError(f"{path}: not written by zaq_onnx.export (its metadata says nothing).")
-    graph = Graph(model)
     try:
         by_name = layers_of(manifest)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    weights = {weight.name: weight for weight in weights_of(graph)}
+    weights = contents.weights.named
     # The layers are the plain model's: unfolding multiplies matrices, too.
-    plain = unpack_model(model)
     graph = Graph(plain)
     producers = graph.producers()
     layers = []

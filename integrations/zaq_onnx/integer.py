@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto
 
+from zaq_onnx.contents import read
 from zaq_onnx.files import Path_
+from zaq_onnx.folding import quantize_linear
 from zaq_onnx.graph import Array, Graph, attribute
-from zaq_onnx.packing import load, unpack_model
-from zaq_onnx.requantizing import Codes, Sum, Value, requantize
+from zaq_onnx.requantization import Codes, Sum, Value, requantize
 from zaq_onnx.runtimes import as_array
-from zaq_onnx.tidy import quantize_linear
 
 
 class IntegerModel:
@@ -33,7 +33,7 @@ class IntegerModel:
     """
 
     def __init__(self, path: Path_) -> None:
-        self.graph = Graph(unpack_model(load(path)))
+        self.graph = Graph(read(path).plain)
         self.codes: dict[str, Array] = {}
 
     def run(

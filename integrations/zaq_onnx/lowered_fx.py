@@ -23,9 +23,8 @@ from zaq_onnx._compat import (
     LINEAR,
     RELU,
 )
-from zaq_onnx.grids import ActivationGrid, Applied, Weighted
+from zaq_onnx.grids import ActivationGrid, Applied, Grid, Weighted, product_grid, sum_grid
 from zaq_onnx.lowered_layers import arguments, weighted
-from zaq_onnx.lowered_scalars import Grid, product_grid, sum_grid
 
 _quantized = torch.ops.quantized
 _BINARY: dict[Any, tuple[Callable[..., Any], bool]] = {

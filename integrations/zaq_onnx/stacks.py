@@ -1,14 +1,63 @@
-"""Weights that are unfolded together: their codes, and the shape of what they index with."""
+"""Weights to be packed, and those that are unfolded together: codes, and what they index with."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from zaq_onnx.codes import pairs_of, planes_of
+from zaq_onnx.codes import Coded, pairs_of, pairs_pay, planes_of
 from zaq_onnx.graph import Array
-from zaq_onnx.items import Item
+
+_LARGE = 2**16
+"""Weights of this size are unfolded one by one: splitting them costs more than nodes."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A weight to be packed.
+
+    Attributes:
+        name: Of the tensor.
+        coded: What is stored.
+        shape: Of the weight.
+        axis: Its channel axis.
+    """
+
+    name: str
+    coded: Coded
+    shape: tuple[int, ...]
+    axis: int
+
+    @property
+    def shared(self) -> bool:
+        """Whether all channels have one codebook."""
+        return len(self.coded.codes) == 1
+
+    @property
+    def tail(self) -> tuple[int, ...]:
+        """The shape of one channel."""
+        return tuple(d for i, d in enumerate(self.shape) if i != self.axis)
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Weights of one kind have their codebooks in one constant: their form, bits of a code."""
+        curve = self.coded.curve
+        form = curve.shape if curve is not None else "list"
+        return form, self.coded.width
+
+    @property
+    def pairs(self) -> bool:
+        """Whether two codes at a time are an index."""
+        return pairs_pay(self.coded)
+
+    @property
+    def stack(self) -> tuple[object, ...]:
+        """Weights of one stack are unfolded together."""
+        alone = self.name if self.shared or math.prod(self.shape) >= _LARGE else ""
+        return self.kind, self.pairs, self.tail, self.axis, alone
 
 
 class Stack:
@@ -36,7 +85,6 @@ class Stack:
         values = self.planes[0][2]
         self.shape = values.reshape(_shape_of_codes(values, cut, self.whole, head.pairs)).shape
         self.rows = len(codes)
-
 
     def joins(self, largest: int) -> bool:
         """Whether codes are a whole number of bytes in every plane, and at most so many."""

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 
 from onnx import TensorProto
 
-from zaq_onnx.codes import encode
+from zaq_onnx.contents import read
 from zaq_onnx.graph import Graph
-from zaq_onnx.items import Item
-from zaq_onnx.packing import load, weights_of
+from zaq_onnx.stacks import Item
 from zaq_onnx.unfolding import unfold
 from zaq_plugin.archive.readers import Codes, Weight
 
@@ -24,18 +23,15 @@ def weights(path: str | os.PathLike[str]) -> Iterator[Weight | Codes]:
     Raises:
         FileNotFoundError, ValueError: see `zaq_onnx.load`.
     """
-    graph = Graph(load(path, checked=False))
-    portable = all(t.data_type != TensorProto.UINT4 for t in graph.constants.values())
-    items: dict[str, Item] = {}
-    seen: set[str] = set()
-    for weight in weights_of(graph):
-        if weight.name in seen:
-            continue
-        seen.add(weight.name)
-        coded = encode(weight.rows) if weight.packed else None
+    contents = read(path, checked=False)
+    constants = Graph(contents.model).constants.values()
+    items = []
+    for name, weight in contents.weights.named.items():
+        coded = contents.weights.coded(name) if weight.packed else None
         if coded is None:
             yield Weight(weight.integers, weight.axis)
         else:
-            items[weight.name] = Item(weight.name, coded, weight.integers.shape, weight.axis)
+            items.append(Item(name, coded, weight.integers.shape, weight.axis))
     if items:
-        yield from unfold(list(items.values()), portable=portable).stacks
+        portable = all(tensor.data_type != TensorProto.UINT4 for tensor in constants)
+        yield from unfold(items, portable=portable).stacks

@@ -9,10 +9,9 @@ from __future__ import annotations
 import numpy as np
 from onnx import NodeProto
 
-from zaq_onnx.apart import MOVES
 from zaq_onnx.floats import dequantized
-from zaq_onnx.graph import Graph, attribute, make
-from zaq_onnx.packing import weights_of
+from zaq_onnx.graph import MOVES, Graph, attribute, make
+from zaq_onnx.weights import weights_of
 
 TARGETS = ("any", "wasm")
 REASON = 'WebAssembly has no fast int8 depthwise convolution (target="wasm")'
@@ -42,7 +41,7 @@ def depthwise_to_float(graph: Graph) -> dict[str, str]:
     Returns:
         The reason, by name of the weight.
     """
-    weights = {weight.node.output[0]: weight for weight in weights_of(graph)}
+    weights = weights_of(graph).by_output
     floats: dict[str, str] = {}
     for node in graph.of_type("Conv"):
         weight = weights.get(node.input[1])

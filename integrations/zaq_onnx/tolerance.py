@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zaq_onnx.graph import Array, Graph
-from zaq_onnx.inspecting import input_steps
+from zaq_onnx.inspection import input_steps
 from zaq_onnx.naming import LAYERS
 
 Run = Callable[[tuple[Any, ...]], list[Array]]

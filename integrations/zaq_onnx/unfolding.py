@@ -19,8 +19,7 @@ from onnx import NodeProto, TensorProto
 
 from zaq_onnx.codes import pack_plane
 from zaq_onnx.graph import Array, Graph, make
-from zaq_onnx.items import Item
-from zaq_onnx.stacks import Stack, twos
+from zaq_onnx.stacks import Item, Stack, twos
 from zaq_plugin.archive.readers import Codes, Plane
 from zaq_plugin.pwlq.curves import Shape
 

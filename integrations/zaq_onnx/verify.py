@@ -15,21 +15,20 @@ from torch import Tensor, nn
 from zaq_onnx.adapters.measuring import Outcome, Trial, measure, time_float
 from zaq_onnx.adapters.process import try_apart
 from zaq_onnx.adapters.registry import ADAPTERS
-from zaq_onnx.comparing import compare_weights
+from zaq_onnx.comparison import compare_weights
+from zaq_onnx.contents import Contents, contents_of, read
 from zaq_onnx.export import float_weights
 from zaq_onnx.files import Path_, manifest_of, parse
 from zaq_onnx.graph import Array, Graph
-from zaq_onnx.inspecting import (
+from zaq_onnx.inspection import (
     float_layers,
     float_operations,
     integer_layers,
     output_steps,
     strangers,
 )
-from zaq_onnx.noise import noise_for
-from zaq_onnx.packing import load, unpack_model, weights_of
-from zaq_onnx.reducing import saturable
-from zaq_onnx.runtimes import as_array, optimized, ort_session, run_ort
+from zaq_onnx.reduction import saturable
+from zaq_onnx.runtimes import as_array, noise_for, optimized, ort_session, run_ort
 from zaq_onnx.saturation import ADVICE, WARNING, saturates
 from zaq_onnx.targets import REASON
 from zaq_onnx.tolerance import Run, largest, moves
@@ -113,22 +112,21 @@ def verify(
     folder = None if node_modules is None else os.fspath(node_modules)
     trial = Trial(threads, seconds, beside, timeout, folder)
     verdict = Verification(os.fspath(path))
-    raw = _foreign(verdict, path)
-    if raw is None:
+    contents = _contents(verdict, path)
+    if contents is None:
         return verdict
-    plain = unpack_model(raw)
+    raw, plain = contents.model, contents.plain
     graph = Graph(plain)
-    weights = list(weights_of(graph))
-    verdict.layers = len(weights)
-    verdict.packed = sum(weight.packed for weight in weights_of(Graph(raw)))
-    if not weights:
+    verdict.layers = len(contents.weights)
+    verdict.packed = sum(weight.packed for weight in contents.weights)
+    if not contents.weights:
         verdict.problems.append("no layer has an int8 weight: nothing in this file is quantized.")
     for layer, weight in float_weights(graph):
         verdict.problems.append(
             f"{layer}: its weight {weight!r} is float between quantized activations, so that ONNX "
             "Runtime requantizes it silently."
         )
-    manifest = manifest_of(raw) or {}
+    manifest = contents.manifest or {}
     completed, reduced = (int(manifest.get(key, 0)) for key in ("completed", "reduced"))
     verdict.saturable = len(saturable(graph))
     if verdict.saturable and any(_saturates(name) for name in runtimes):
@@ -147,7 +145,7 @@ def verify(
         verdict.tolerance = max(
             max(output_steps(graph), default=0.0), moves(graph, reference, arguments)
         )
-        if not weights:
+        if not contents.weights:
             verdict.tolerance = max(verdict.tolerance, _span(outputs) / FLOAT_ROUNDING)
         changes = [
             *(["tensors that were float in the model have 8-bit ranges"] if completed else []),
@@ -166,18 +164,17 @@ def verify(
     return verdict
 
 
-def _foreign(verdict: Verification, path: Path_) -> ModelProto | None:
-    """The model; None (and a problem) if the file is damaged."""
+def _contents(verdict: Verification, path: Path_) -> Contents | None:
+    """What the file holds; None (and a problem) if it is damaged."""
     try:
-        return load(path)
+        return read(path)
     except ValueError as error:
         verdict.problems.append(str(error).removeprefix(f"{os.fspath(path)}: "))
     try:
-        model = parse(path)
-        unpack_model(model)
+        contents = contents_of(parse(path))
     except ValueError:
         return None
-    return model if "digest" in verdict.problems[-1] or "opset" in verdict.problems[-1] else None
+    return contents if "digest" in verdict.problems[-1] or "opset" in verdict.problems[-1] else None
 
 
 def _operators(plain: ModelProto, threads: int) -> Run:

@@ -13,7 +13,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 import zaq_onnx
 from zaq_onnx.graph import Graph
-from zaq_onnx.inspecting import float_operations
+from zaq_onnx.inspection import float_operations
 from zaq_onnx.runtimes import optimized, ort_session, run_openvino, run_ort
 from zaq_plugin.ptq import fold_batch_norm
 from zaq_plugin.pwlq import PWLQSpec, UniformSpec, quantize

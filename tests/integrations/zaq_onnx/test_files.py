@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, numpy_helper
 
 import zaq_onnx
+from zaq_onnx.contents import load, unpack_model
 from zaq_onnx.graph import Graph
-from zaq_onnx.packing import load, pack_model, unpack_model, weights_of
+from zaq_onnx.packing import pack_model
+from zaq_onnx.weights import weights_of
 
 SHARED = [HealthCheck.function_scoped_fixture]
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
+from zaq_onnx.contents import load, unpack_model
 from zaq_onnx.integer import IntegerModel
-from zaq_onnx.packing import load, unpack_model
-from zaq_onnx.requantizing import Sum, multiplier, requantize
+from zaq_onnx.requantization import Sum, multiplier, requantize
 from zaq_onnx.runtimes import feeds_of, kernels, optimized, ort_session
 
 

@@ -17,9 +17,11 @@ from onnx_weights import model_of
 
 import zaq_onnx
 from zaq_onnx.codes import encode, pack_plane, pairs_pay, planes_of
+from zaq_onnx.contents import unpack_model
 from zaq_onnx.graph import Graph
-from zaq_onnx.packing import pack_model, unpack_model, weights_of
+from zaq_onnx.packing import pack_model
 from zaq_onnx.runtimes import openvino_compiled, openvino_kernels, ort_session
+from zaq_onnx.weights import weights_of
 from zaq_plugin import PWLQSpec
 from zaq_plugin.ptq import calibrate, fold_batch_norm, simulate
 from zaq_plugin.pwlq import quantize
@@ -306,7 +308,7 @@ def test_a_weight_that_does_not_unfold_to_itself_is_an_error(
     right = encode(integers)
     assert right is not None
     wrong = dataclasses.replace(right, codes=right.codes ^ 1)
-    monkeypatch.setattr("zaq_onnx.packing.encode", lambda rows: wrong)
+    monkeypatch.setattr("zaq_onnx.weights.encode", lambda rows: wrong)
     with pytest.raises(RuntimeError, match="'w' does not unfold to itself"):
         pack_model(Graph(model_of(integers, 0)).to_model())
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import zaq_onnx
-from zaq_onnx.completing import complete, grid_of
+from zaq_onnx.completion import complete, grid_of
 from zaq_onnx.graph import Graph
 from zaq_onnx.grids import ActivationGrid
-from zaq_onnx.inspecting import float_operations
+from zaq_onnx.inspection import float_operations
 from zaq_onnx.runtimes import (
     openvino_compiled,
     optimized,
@@ -276,7 +276,7 @@ def sum_of_sums() -> Graph:
 def test_halves_are_rounded_to_one_side(odd: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A range of 510 steps from -254: by the usual formula its step is 2, its zero point 127."""
     if odd:
-        monkeypatch.setattr("zaq_onnx.completing.grid_of", lambda low, high: (2.0, 127))
+        monkeypatch.setattr("zaq_onnx.completion.grid_of", lambda low, high: (2.0, 127))
     both = np.random.default_rng(0).integers(-60, 60, (2, 1, 4, 8, 8)).astype(np.float32)
     both[:, 0, 0, 0, :2] = -127, 128
     graph = sum_of_sums()
@@ -408,7 +408,7 @@ def test_fx_models_may_call_a_module_often(reference: bool, tmp_path: Path) -> N
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("factor", [0.02, -0.5, 3.0, 0.0])
 def test_products_with_numbers_have_torchs_grid(factor: float) -> None:
-    from zaq_onnx.lowered_scalars import product_grid
+    from zaq_onnx.grids import product_grid
 
     x = torch.quantize_per_tensor(torch.randn(50), 0.02, 120, torch.quint8)
     y = torch.ops.quantized.mul(x, factor)
@@ -418,7 +418,7 @@ def test_products_with_numbers_have_torchs_grid(factor: float) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("term", [0.0, 0.5, -0.013, 10.0, -10.0])
 def test_sums_with_numbers_have_torchs_grid(term: float) -> None:
-    from zaq_onnx.lowered_scalars import sum_grid
+    from zaq_onnx.grids import sum_grid
 
     x = torch.quantize_per_tensor(torch.randn(50), 0.02, 120, torch.quint8)
     y = torch.ops.quantized.add(x, term)

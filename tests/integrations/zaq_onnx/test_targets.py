@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 import zaq_onnx
-from zaq_onnx.comparing import compare_weights
+from zaq_onnx.comparison import compare_weights
+from zaq_onnx.contents import load, unpack_model
 from zaq_onnx.graph import Graph, attribute
-from zaq_onnx.packing import load, unpack_model, weights_of
 from zaq_onnx.runtimes import optimized, ort_session, run_ort
+from zaq_onnx.weights import weights_of
 from zaq_plugin.ptq import calibrate, simulate
 from zaq_plugin.pwlq import UniformSpec
 

@@ -15,11 +15,11 @@ from zaq_onnx.files import Path_
 from zaq_onnx.graph import Graph
 from zaq_onnx.naming import LAYERS
 from zaq_onnx.notes import notes_of
-from zaq_onnx.packing import weights_of
-from zaq_onnx.reducing import saturable
+from zaq_onnx.reduction import saturable
 from zaq_onnx.runtimes import as_array, ort_session
 from zaq_onnx.saturation import WARNING, saturates
 from zaq_onnx.simulated import is_simulated
+from zaq_onnx.weights import weights_of
 from zaq_plugin.student.batches import Call
 from zaq_plugin.student.hand_over import (
     KERNELS_DB,
@@ -154,7 +154,7 @@ def _with_taps(plain: ModelProto) -> tuple[ModelProto, list[str]]:
     """A copy with each layer's input and output among its outputs, and the layers' names."""
     model = copy.deepcopy(plain)
     graph = Graph(model)
-    names = {weight.node.output[0]: weight.name for weight in weights_of(graph)}
+    names = {output: weight.name for output, weight in weights_of(graph).by_output.items()}
     consumers = graph.consumers()
     taps: list[str] = []
     present = {entry.name for entry in model.graph.output}

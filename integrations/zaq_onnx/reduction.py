@@ -24,7 +24,7 @@ from onnx import NodeProto
 from zaq_onnx.codes import encode
 from zaq_onnx.graph import Array, Graph, attribute
 from zaq_onnx.naming import LAYERS
-from zaq_onnx.packing import Weight, weights_of
+from zaq_onnx.weights import Weight, weights_of
 from zaq_plugin.pwlq.curves import (
     BREAKPOINT,
     CLIP,
@@ -57,6 +57,7 @@ def reduce_weights(graph: Graph) -> list[str]:
             continue
         _replace(graph, group, rows, factors)
         changed.append(group.weights[0].name)
+    graph.reduced = len(changed)
     return changed
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from onnx import ModelProto, NodeProto
 
 from zaq_onnx.graph import Array, Graph
-from zaq_onnx.packing import weights_of
 from zaq_onnx.runtimes import HEAVY, is_integer
+from zaq_onnx.weights import Weights, weights_of
 
 _MOVES = (
     "Transpose",
@@ -115,12 +115,12 @@ def output_steps(graph: Graph) -> Iterator[float]:
 
     For a layer: the step of its input times the length of its longest row of weights.
     """
-    producers = graph.producers()
+    producers, weights = graph.producers(), weights_of(graph)
     for name in graph.outputs:
-        yield _step_of(graph, producers, name)
+        yield _step_of(graph, producers, weights, name)
 
 
-def _step_of(graph: Graph, producers: dict[str, NodeProto], name: str) -> float:
+def _step_of(graph: Graph, producers: dict[str, NodeProto], weights: Weights, name: str) -> float:
     node = producers.get(name)
     while node is not None and node.op_type not in ("DequantizeLinear", "Conv", "Gemm", "MatMul"):
         inner = [n for n in node.input if n in producers]
@@ -134,10 +134,10 @@ def _step_of(graph: Graph, producers: dict[str, NodeProto], name: str) -> float:
     if x is None or w is None or {x.op_type, w.op_type} != {"DequantizeLinear"}:
         return 0.0
     step, scale = graph.array(x.input[1]), graph.array(w.input[1])
-    rows = next((v.rows for v in weights_of(graph) if v.node is w), None)
-    if step is None or scale is None or rows is None:
+    weight = weights.by_output.get(w.output[0])
+    if step is None or scale is None or weight is None:
         return 0.0
-    lengths = np.linalg.norm(rows.astype(np.float64), axis=1) * scale.reshape(-1)
+    lengths = np.linalg.norm(weight.rows.astype(np.float64), axis=1) * scale.reshape(-1)
     return float(step.max() * lengths.max())
 
 

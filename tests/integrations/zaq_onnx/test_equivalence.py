@@ -12,7 +12,7 @@ from onnx import ModelProto, numpy_helper
 
 import zaq_onnx
 
-checking, exporting = import_module("zaq_onnx.checking"), import_module("zaq_onnx.export")
+checking, exporting = import_module("zaq_onnx.equivalence"), import_module("zaq_onnx.export")
 
 
 def enlarged(model: ModelProto, layer: str = "wide") -> ModelProto:

@@ -10,7 +10,7 @@ from torch import nn
 from zaq_onnx.export import graph_of
 from zaq_onnx.floats import dequantized
 from zaq_onnx.graph import Array, Graph
-from zaq_onnx.packing import Weight, weights_of
+from zaq_onnx.weights import Weight, weights_of
 
 
 def compare_weights(
@@ -22,7 +22,7 @@ def compare_weights(
         graph: Of the file, unpacked.
         model: The model that was exported.
         inputs: What it is called with.
-        reduced: Whether the file's weights were made smaller, see `zaq_onnx.reducing`.
+        reduced: Whether the file's weights were made smaller, see `zaq_onnx.reduction`.
     """
     problems = []
     expected, _, _ = graph_of(model, inputs, reduce_range=reduced)

@@ -1,9 +1,9 @@
-"""Weight scales beside which a layer's bias fits: runtimes round biases to int32.
+"""Biases: integers where runtimes want them, and weight scales beside which they fit.
 
-The integer of a bias counts steps of the input's scale times the channel's weight scale. A channel
-that is nearly dead (a BatchNorm gain of 1e-9) has so small a scale that its bias overflows, and the
-runtime saturates it, silently; a channel whose weights are all zero may have any scale, and one
-that is too coarse rounds the bias.
+Runtimes round biases to int32, which count steps of the input's scale times the channel's weight
+scale. A channel that is nearly dead (a BatchNorm gain of 1e-9) has so small a scale that its bias
+overflows, and the runtime saturates it, silently; a channel whose weights are all zero may have any
+scale, and one that is too coarse rounds the bias.
 """
 
 from __future__ import annotations
@@ -13,16 +13,13 @@ from collections.abc import Iterator
 import numpy as np
 from onnx import NodeProto
 
-from zaq_onnx.graph import Array, Graph, attribute, set_attribute
+from zaq_onnx.graph import MOVES, Array, Graph, attribute, make, set_attribute
 
 LARGEST = 2.0**30
 """Of a bias; as much again is left for the sum of the products."""
 
 _SMALLEST = 2.0**-120
 """Of the product of two scales; float32 loses digits below 2^-126."""
-
-_MOVES = ("MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Pad")
-"""Operators behind which a tensor still is on its grid."""
 
 
 def room_for_biases(graph: Graph) -> list[str]:
@@ -74,7 +71,7 @@ def _floors(graph: Graph, weight: NodeProto) -> tuple[Array | None, Array | None
 def _step(graph: Graph, producers: dict[str, NodeProto], name: str) -> float | None:
     """Scale of a tensor that lies on one grid, seen through what only moves numbers."""
     node = producers.get(name)
-    while node is not None and node.op_type in _MOVES:
+    while node is not None and node.op_type in MOVES:
         node = producers.get(node.input[0])
     if node is None or node.op_type != "DequantizeLinear":
         return None
@@ -125,3 +122,33 @@ def _axis(graph: Graph, weight: NodeProto) -> int:
         if layer.input[1] == weight.output[0]:
             return 0 if attribute(layer, "transB", 0) else 1
     return 0
+
+
+def bias_of_outputs(graph: Graph) -> None:
+    """Biases of layers whose output stays float become int32, or runtimes run these in float.
+
+    Biases of layers whose output is quantized are rounded to int32 by the runtime itself.
+    """
+    consumers, producers = graph.consumers(), graph.producers()
+    for node in graph.of_type("Conv", "Gemm"):
+        if len(node.input) < 3 or not node.input[2]:
+            continue
+        if any(c.op_type == "QuantizeLinear" for c in consumers[node.output[0]]):
+            continue
+        x, w = producers.get(node.input[0]), producers.get(node.input[1])
+        bias = graph.array(node.input[2])
+        if x is None or w is None or bias is None or w.op_type != "DequantizeLinear":
+            continue
+        sx, sw = graph.array(x.input[1]), graph.array(w.input[1])
+        if x.op_type != "DequantizeLinear" or sx is None or sx.ndim or sw is None:
+            continue
+        scale = (sx * sw.reshape(-1)).astype(np.float32)
+        integers = np.rint(bias.astype(np.float64) / scale)
+        if not np.isfinite(integers).all() or np.abs(integers).max(initial=0) > 2**31 - 1:
+            continue
+        name = node.input[2]
+        codes = graph.add_constant(f"{name}.int32", integers.astype(np.int32))
+        grid = graph.add_constant(f"{name}.scale", np.broadcast_to(scale, bias.shape).copy())
+        dequantize = make("DequantizeLinear", [codes, grid], graph.free(f"{name}.float"), axis=0)
+        graph.insert_before(node, dequantize)
+        node.input[2] = dequantize.output[0]

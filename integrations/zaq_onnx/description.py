@@ -9,31 +9,32 @@ import numpy as np
 import torch
 from onnx import ModelProto
 
-from zaq_onnx.codes import encode
 from zaq_onnx.files import FORMAT, digest, put_manifest
 from zaq_onnx.graph import Graph
 from zaq_onnx.naming import LAYERS
 from zaq_onnx.notes import Note, note_for
-from zaq_onnx.packing import weights_of
 from zaq_onnx.refusals import computed_weights
+from zaq_onnx.weights import Weights
 from zaq_plugin import __version__
 from zaq_plugin.report import LayerRecord
 
 
-def records_of(graph: Graph, notes: dict[str, Note], reasons: dict[str, str]) -> list[LayerRecord]:
+def records_of(
+    graph: Graph, weights: Weights, notes: dict[str, Note], reasons: dict[str, str]
+) -> list[LayerRecord]:
     """One record per convolution, linear layer and matrix product, with what is known of it.
 
     Args:
         graph: Of the file.
+        weights: Its weights.
         notes: What the model knows of its layers.
         reasons: Why some weights are float, by their names.
     """
     producers, computed = graph.producers(), computed_weights(graph)
-    weights = {weight.name: weight for weight in weights_of(graph)}
     records: dict[str, LayerRecord] = {}
     for node in graph.of_type(*LAYERS):
         source = producers.get(node.input[1])
-        stored = weights.get(source.input[0]) if source is not None else None
+        stored = weights.named.get(source.input[0]) if source is not None else None
         if stored is None:
             value, read = graph.array(node.input[1]), node.input[1]
             name, reason = read.removesuffix(".weight"), "its weight is float"
@@ -48,7 +49,7 @@ def records_of(graph: Graph, notes: dict[str, Note], reasons: dict[str, str]) ->
                 records.setdefault(name, LayerRecord(name, node.op_type, size, False, reason))
             continue
         name = stored.name.removesuffix(".weight")
-        coded = encode(stored.rows)
+        coded = weights.coded(stored.name)
         bits = 8 if coded is None else coded.width
         facts: dict[str, Any] = {
             "spec": f"int8, at most {2**bits} levels a channel",

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import zaq_onnx
-from zaq_onnx.completing import UnfoldedNorm
+from zaq_onnx.completion import UnfoldedNorm
 from zaq_onnx.graph import Graph
-from zaq_onnx.inspecting import float_operations
+from zaq_onnx.inspection import float_operations
 from zaq_onnx.runtimes import optimized, ort_session, run_ort
 from zaq_plugin.ptq import calibrate, fold_batch_norm, simulate
 from zaq_plugin.pwlq import UniformSpec

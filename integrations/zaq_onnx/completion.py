@@ -67,6 +67,7 @@ def complete(graph: Graph, batches: Iterable[Any]) -> list[str]:
         low, high = (0.0, 1.0) if kinds[name] == "Sigmoid" else ranges[name]
         _insert(graph, name, low, high)
     _warn_of_norms(graph)
+    graph.completed = len(once + outputs)
     return once + outputs
 
 
@@ -79,7 +80,7 @@ def _warn_of_norms(graph: Graph) -> None:
             "BatchNorm behind them is not folded, for which runtimes have no integer kernel. "
             "Quantize zaq_plugin.fold_batch_norm(model, example_inputs) in place of the model.",
             UnfoldedNorm,
-            stacklevel=5,
+            stacklevel=6,
         )
 
 

@@ -1,0 +1,23 @@
+"""Passes over a graph."""
+
+from __future__ import annotations
+
+import onnx
+from conftest import Case
+
+from zaq_onnx.files import serialize
+from zaq_onnx.graph import Graph
+from zaq_onnx.passes import INTEGERS, run
+
+
+def test_passes_that_have_run_change_nothing(case: Case) -> None:
+    model = onnx.load(case.plain)
+    graph = Graph(onnx.load(case.plain))
+    run(graph, INTEGERS)
+    assert serialize(graph.to_model()) == serialize(model)
+
+
+def test_passes_run_in_their_order() -> None:
+    order: list[str] = []
+    run(Graph(onnx.ModelProto()), [lambda _: order.append("first"), lambda _: order.append("then")])
+    assert order == ["first", "then"]
