@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks.field_tasks import SYNTHETIC, Subject, clock
+from benchmarks.field_tasks import SYNTHETIC, VALIDATION, Subject, clock
 from zaq_plugin.strategies import Request, synthetic_images
 from zaq_plugin.strategies.compose import compose
 
@@ -52,7 +52,8 @@ def shared_images(
     if strategy.recipe is None or (method is None and job["images"] == "real"):
         return None, 0.0
     request = request_for({**job, "levels": "auto", "images": "synthetic"}, subject)
-    name = f"{subject.name}-{strategy.recipe}-{request.synthetic_count}-{request.effort}"
+    network = subject.name.removesuffix(VALIDATION)
+    name = f"{network}-{strategy.recipe}-{request.synthetic_count}-{request.effort}"
     device = subject.images.device.type
     name += "" if device == "cpu" else f"-{device}"
     path = cache / f"{name}-{request.seed}.safetensors"
