@@ -9,6 +9,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
+from zaq_plugin.image_counts import CALIBRATION_IMAGES
 from zaq_timm.zoo.format_names import check_format
 from zaq_timm.zoo.quantities import input_shape, parse_budget, seconds_of, size_in_bytes
 
@@ -122,7 +123,7 @@ class Settings:
         choices=("auto", "distilled", "noise"),
         same=True,
     )
-    calibration_images: int = option(32, "how many of them", "N", same=True)
+    calibration_images: int = option(CALIBRATION_IMAGES, "how many of them", "N", same=True)
     test_images: int = option(
         32, "further synthetic images, for divergence and agreement", "N", same=True
     )

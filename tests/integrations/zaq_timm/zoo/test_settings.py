@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from zaq_plugin.image_counts import CALIBRATION_IMAGES
 from zaq_plugin.pwlq import PWLQSpec, UniformSpec
+from zaq_plugin.strategies import Request
 from zaq_plugin.zero_shot.presets import PRESETS
 from zaq_timm.cli import build_parser
 from zaq_timm.zoo import settings as module
@@ -22,6 +25,11 @@ from zaq_timm.zoo.settings import Settings
 def parsed(*words: str) -> Settings:
     args: argparse.Namespace = build_parser().parse_args(["run", *words])
     return read_arguments(args)
+
+
+def test_the_command_makes_as_many_images_as_a_request() -> None:
+    request = Request(4, 8, example_inputs=(torch.zeros(1, 3, 8, 8),))
+    assert Settings().calibration_images == request.count(trains=False) == CALIBRATION_IMAGES
 
 
 def test_every_setting_is_a_flag() -> None:
