@@ -70,6 +70,10 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input-size", default="", metavar="SIZE", help="CxHxW; its own by default"
     )
+    parser.add_argument(
+        "--mean", default="", metavar="NUMBERS", help="of its pixels from 0 to 1; its own by default"
+    )
+    parser.add_argument("--std", default="", metavar="NUMBERS", help="their deviation, likewise")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -80,6 +84,8 @@ def _settings(args: argparse.Namespace, **more: Any) -> Any:
         pretrained=args.pretrained,
         num_classes=args.num_classes,
         input_size=args.input_size,
+        mean=args.mean,
+        std=args.std,
         **more,
     )
 

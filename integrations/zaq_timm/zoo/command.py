@@ -62,6 +62,8 @@ GROUPS = {
         "test_images",
         "distill_steps",
         "input_size",
+        "mean",
+        "std",
         "batch",
         "seed",
     ),
@@ -227,13 +229,22 @@ def _finish(results: Any, keys: list[str], settings: Settings) -> int:
 
 
 def _notes(rows: list[dict[str, Any]]) -> list[str]:
-    """What the table's reader must know about this machine."""
-    if not any(row.get("host") == "fx" for row in rows):  # the others compute exactly
-        return []
-    from zaq_timm.doctor.kernels import warning
+    """What the table's reader must know: of the models, and of this machine."""
+    by_text: dict[str, list[str]] = {}
+    for row in rows:
+        for text in row.get("warnings", ()):
+            by_text.setdefault(text, []).append(row["key"])
+    notes = [f"{_named(keys)}: {text}" for text, keys in by_text.items()]
+    if any(row.get("host") == "fx" for row in rows):  # the others compute exactly
+        from zaq_timm.doctor.kernels import warning
 
-    note = warning("torch")
-    return [] if note is None else [f"rows of host fx: {note}"]
+        note = warning("torch")
+        notes += [] if note is None else [f"rows of host fx: {note}"]
+    return notes
+
+
+def _named(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
 def _print_row(row: dict[str, Any]) -> None:

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from zaq_plugin.ptq.wrappers import without_prefixes
 from zaq_plugin.zero_shot import ImageFormat
 from zaq_timm.zoo.errors import LeftOut
+from zaq_timm.zoo.normalisation import normalisation
 from zaq_timm.zoo.quantities import input_shape
 from zaq_timm.zoo.references import Reference, import_timm
 from zaq_timm.zoo.settings import Settings
-
-_DEFAULT = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 @dataclass(frozen=True)
@@ -209,26 +208,15 @@ def _inputs(model: nn.Module, settings: Settings) -> tuple[Inputs, tuple[str, ..
             "pretrained_cfg with input_size, mean and std"
         )
     channels = int(shape[0])
-    values = {}
-    for name in ("mean", "std"):
-        numbers = tuple(float(v) for v in config.get(name) or _DEFAULT[name])
-        if len(numbers) != channels:
-            fill = 0.5 if channels != 1 else sum(numbers) / len(numbers)
-            numbers = (numbers[0],) * channels if len(set(numbers)) == 1 else (fill,) * channels
-        values[name] = numbers
-    assumed = [name for name in ("mean", "std") if not config.get(name)]
-    note = (
-        f"the model does not say its images' {' and '.join(assumed)}: ImageNet's is taken; give it "
-        'a pretrained_cfg, such as model.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.25,) * 3}'
-    )
+    mean, std, notes = normalisation(config, settings, channels)
     inputs = Inputs(
         (channels, int(shape[1]), int(shape[2])),
-        values["mean"],
-        values["std"],
+        mean,
+        std,
         str(config.get("interpolation") or "bicubic"),
         float(config.get("crop_pct") or 1.0),
     )
-    return inputs, (note,) if assumed else ()
+    return inputs, notes
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zaq_timm.zoo.format_names import format_in_words
+from zaq_timm.zoo.normalisation import in_words
 from zaq_timm.zoo.pool import Task
 from zaq_timm.zoo.references import Reference, find_references
 from zaq_timm.zoo.settings import Settings
@@ -67,6 +68,8 @@ class Plan:
             + (f", widths by --budget {settings.budget}" if settings.budget else ""),
             f"activations  {settings.activations} bits, ranges from {settings.calibration_images} "
             "synthetic images",
+            f"images       {settings.input_size or 'of the size that the model says'}; "
+            + in_words(settings, not any(r.is_function for r in self.references)),
             f"host         {self._host()}",
             f"zero-shot    {settings.zero_shot}",
             *([f"strategy     {settings.strategy}"] if settings.strategy else []),

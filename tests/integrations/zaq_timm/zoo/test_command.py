@@ -143,6 +143,11 @@ def test_a_run_from_beginning_to_report(folder: Path) -> None:
     assert json.loads(line) == row
     assert go(folder, *words).stdout == ""  # nothing left to do
 
+    (told,) = row["warnings"]
+    assert "mean and std: ImageNet's is taken" in told
+    shown = go(folder, *words[:-1], "--quiet").stdout  # the same run, as a table
+    assert f"Note: {row['key']}: {told}" in shown
+
     process = go(folder, "report", "small")
     assert process.stdout.split() == ["small/report.html", "small/report.csv"]
     (record,) = csv.DictReader((folder / "small" / "report.csv").open())
