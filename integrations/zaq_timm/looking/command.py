@@ -71,7 +71,7 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
         "--input-size", default="", metavar="SIZE", help="CxHxW; its own by default"
     )
     parser.add_argument(
-        "--mean", default="", metavar="NUMBERS", help="of its pixels from 0 to 1; its own by default"
+        "--mean", default="", metavar="NUMBERS", help="of pixels from 0 to 1; its own by default"
     )
     parser.add_argument("--std", default="", metavar="NUMBERS", help="their deviation, likewise")
     parser.add_argument("--json", action="store_true", help="print JSON")

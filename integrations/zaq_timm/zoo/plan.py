@@ -9,6 +9,7 @@ from typing import Any
 
 from zaq_timm.zoo.format_names import format_in_words
 from zaq_timm.zoo.normalisation import in_words
+from zaq_timm.zoo.places import check_places
 from zaq_timm.zoo.pool import Task
 from zaq_timm.zoo.references import Reference, find_references
 from zaq_timm.zoo.settings import Settings
@@ -30,7 +31,8 @@ class Plan:
 
     @classmethod
     def make(cls, settings: Settings) -> Plan:
-        """The plan; see `find_references` for the errors."""
+        """The plan; see `find_references` and `check_places` for the errors."""
+        check_places(settings)
         return cls(settings, tuple(find_references(settings)))
 
     @property

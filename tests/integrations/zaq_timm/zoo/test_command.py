@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -66,6 +67,32 @@ def test_a_wrong_call_is_one_line(
     assert text in message
     assert len(message.splitlines()) == 1
     assert "Traceback" not in message
+
+
+def test_a_wrong_path_of_images_makes_no_folder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Else the corrected call would find a folder with other settings in it."""
+    out, images, npz = tmp_path / "zoo", tmp_path / "images", tmp_path / "labels.npz"
+    images.mkdir()
+    np.savez(npz, labels=np.zeros(2, int))
+    (tmp_path / "broken.npz").write_bytes(b"no zip")
+    for path, text in (
+        (tmp_path / "imagse", "does not exist; neither a folder of class folders nor an npz"),
+        (images, "expected a folder for each class with images in it"),
+        (npz, "must hold arrays 'images' (uint8) and 'labels' (whole numbers); it holds labels."),
+        (tmp_path / "broken.npz", "broken.npz is no whole npz"),
+        (Path(__file__), "is neither a folder of class folders nor an npz"),
+    ):
+        for more in ((), ("--dry-run",)):
+            message = fails(
+                capsys, "run", "test_resnet", "--eval", str(path), "--out", str(out), *more
+            )
+            assert text in message
+            assert not out.exists()
+    assert "is a file; name a folder" in fails(
+        capsys, "run", "test_resnet", "--dry-run", "--out", __file__
+    )
 
 
 def test_a_report_of_nothing_is_one_line(
