@@ -25,6 +25,7 @@ from zaq_onnx.inspecting import (
     integer_layers,
     output_steps,
     strangers,
+    why_float,
 )
 from zaq_onnx.noise import noise_for
 from zaq_onnx.packing import load, unpack_model, weights_of
@@ -291,9 +292,8 @@ def _look_inside(verdict: Verification, report: RuntimeReport, model: ModelProto
     if meant:
         verdict.remarks.append(f"{meant} depthwise layers are float: {REASON}.")
     if len(heavy) > meant:
-        verdict.remarks.append(
-            f"{len(heavy) - meant} layers run in float under ONNX Runtime, because their input or "
-            "output is not quantized; export(..., calibration=batches) gives it a range."
-        )
+        count, completed = len(heavy) - meant, bool((manifest_of(model) or {}).get("completed"))
+        why = why_float(Graph(unpack_model(model)), count, completed)
+        verdict.remarks.append(f"{count} layers run in float under ONNX Runtime: {why}.")
     verdict.float_operations = float_operations(graph)
     report.integer_layers, report.float_layers = len(integer_layers(graph)), len(heavy)
