@@ -17,8 +17,9 @@ RUN = """\
 Quantizes models of timm's zoo, or your own, without any data and unattended: each in a process of
 its own, one line of results each, a report at the end.
 
-A model is a timm name ('resnet18'), a wildcard ('mobilenetv2*'), package.module:function (called
-without arguments, it returns a torch module), or a checkpoint with the model that it belongs to.
+A model is a timm name ('resnet18'), a wildcard ('mobilenetv2*'), package.module:function or
+file.py:function (called without arguments, it returns a torch module), or a checkpoint with the
+model that it belongs to.
 Nothing is ever unpickled: checkpoints are safetensors, or torch files that hold tensors alone.
 
 The folder --out receives
@@ -32,6 +33,7 @@ RUN_EXAMPLES = """\
 examples
   zaq-quantize run resnet18 'mobilenetv2*' --pretrained --jobs 2
   zaq-quantize run --model mobilenetv2_100 --num-classes 37 --checkpoint my.safetensors
+  zaq-quantize run mynet.py:tiny --input-size 1x28x28 --mean 0 --std 1
   zaq-quantize run my.models:tiny --input-size 3x64x64 --budget 4.5bits --eval images/
   zaq-quantize run resnet18 --pretrained --strategy dfq+bias-correction --weights uniform4
   zaq-quantize run resnet18 --pretrained --strategy pwlq+gptq --weights pwlq3 --export onnx

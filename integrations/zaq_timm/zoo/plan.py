@@ -11,7 +11,7 @@ from zaq_timm.zoo.format_names import format_in_words
 from zaq_timm.zoo.normalisation import in_words
 from zaq_timm.zoo.places import check_places
 from zaq_timm.zoo.pool import Task
-from zaq_timm.zoo.references import Reference, find_references
+from zaq_timm.zoo.references import Reference, check_module, find_references
 from zaq_timm.zoo.settings import Settings
 
 WORK = "zaq_timm.zoo.job:run_job"
@@ -33,7 +33,11 @@ class Plan:
     def make(cls, settings: Settings) -> Plan:
         """The plan; see `find_references` and `check_places` for the errors."""
         check_places(settings)
-        return cls(settings, tuple(find_references(settings)))
+        references = tuple(find_references(settings))
+        for reference in references:
+            if reference.is_function:
+                check_module(reference.name)
+        return cls(settings, references)
 
     @property
     def keys(self) -> list[str]:

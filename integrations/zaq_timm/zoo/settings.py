@@ -53,7 +53,9 @@ class Settings:
         TypeError: a value of another type.
     """
 
-    models: tuple[str, ...] = option((), "names, wildcards, or package.module:function")
+    models: tuple[str, ...] = option(
+        (), "names, wildcards, package.module:function, or file.py:function"
+    )
     exclude: tuple[str, ...] = option((), "wildcards of models to leave out", "PATTERN")
     checkpoint: str = option("", "weights of --model: safetensors, or a torch file", "FILE")
     model: str = option("", "the model that --checkpoint belongs to", "NAME")
@@ -205,7 +207,11 @@ class Settings:
 
     def _check_together(self) -> None:
         if self.checkpoint and not self.model:
-            raise ValueError("checkpoint needs model: which architecture the weights belong to.")
+            known = self.models[0] if len(self.models) == 1 else "NAME"
+            raise ValueError(
+                "checkpoint needs model: which architecture the weights belong to. Type --model "
+                f"{known} --checkpoint {self.checkpoint}."
+            )
         if self.model and not self.checkpoint:
             raise ValueError(
                 "model names the architecture of a checkpoint, and there is none; pass the name "

@@ -82,12 +82,12 @@ def test_the_plan_says_what_is_known(capsys: pytest.CaptureFixture[str], tmp_pat
         lines = capsys.readouterr().out.splitlines()
         return next(text for text in lines if text.startswith("images "))
 
-    own = line("mine:net", "--input-size", "1x8x8")
+    own = line("zoo_own_models:tiny", "--input-size", "1x8x8")
     assert "1x8x8; mean and std as the model's pretrained_cfg says, ImageNet's where it" in own
     assert f"if that is wrong, {WAY_OUT}" in own
     assert "ImageNet's three values become one for images of 1 channel(s)" in own
     assert line("test_resnet").endswith("; mean and std as timm says")
-    said = line("mine:net", "--input-size", "1x8x8", "--mean", "0", "--std", "1")
+    said = line("zoo_own_models:tiny", "--input-size", "1x8x8", "--mean", "0", "--std", "1")
     assert said.endswith("1x8x8; mean 0; std 1")
     assert in_words(Settings(mean="0.5"), False).startswith("mean 0.5; std as the model's")
 
