@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx
-from conftest import Case
 
 from zaq_onnx.files import serialize
 from zaq_onnx.graph import Graph
 from zaq_onnx.passes import INTEGERS, run
 
 
-def test_passes_that_have_run_change_nothing(case: Case) -> None:
-    model = onnx.load(case.plain)
+def test_passes_that_have_run_change_nothing(case: Any) -> None:
     graph = Graph(onnx.load(case.plain))
     run(graph, INTEGERS)
-    assert serialize(graph.to_model()) == serialize(model)
+    once = serialize(graph.to_model())
+    run(graph, INTEGERS)
+    assert serialize(graph.to_model()) == once
 
 
 def test_passes_run_in_their_order() -> None:
