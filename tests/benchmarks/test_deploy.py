@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.deploy import alternating, measure
-from benchmarks.deploy_prepare import network
-from benchmarks.deploy_tables import tables
+from benchmarks.deploy.prepare import network
+from benchmarks.deploy.run import alternating, measure
+from benchmarks.deploy.tables import tables
 from benchmarks.rows import read_rows
 
 

@@ -1,9 +1,11 @@
-"""The tables of `benchmarks/runtimes.py`."""
+"""The tables of `benchmarks.runtimes`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+
+from benchmarks.tables import table
 
 NETWORKS = {
     "digits": "digits",
@@ -96,8 +98,7 @@ def put_between_markers(page: Path, text: str) -> None:
 
 
 def _grid(heads: list[str], rows: list[list[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join(table(heads, rows, "l"))
 
 
 def _version(last: dict[tuple[str, str, str], Row], name: str) -> str:

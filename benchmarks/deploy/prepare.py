@@ -1,4 +1,4 @@
-"""Making the files whose sizes and times `benchmarks/deploy.py` reports, and comparing them.
+"""Making the files whose sizes and times `benchmarks.deploy` reports, and comparing them.
 
 Every network is exported in float, by ONNX Runtime's own ``quantize_static`` (stock int8, with the
 options that its documentation recommends for x86), and by ``zaq_onnx`` from torchao's converted
@@ -7,14 +7,12 @@ needs no quiet machine is measured here, too: sizes, whether outputs and optimiz
 accuracy. Each network has a folder with its files, an image, and ``facts.json``, which is written
 last.
 
-    python benchmarks/deploy_prepare.py --work /tmp/deploy --data ../data
+    python -m benchmarks.deploy.prepare --work /tmp/deploy --data ../data
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -34,10 +32,9 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from rich.console import Console
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import zaq_onnx
-from benchmarks.deploy_accuracy import accuracies
-from benchmarks.deploy_networks import (
+from benchmarks.deploy.accuracy import accuracies
+from benchmarks.deploy.networks import (
     BITS,
     DATA,
     OPSET,
@@ -50,6 +47,7 @@ from benchmarks.deploy_networks import (
     facts_of,
     network,
 )
+from benchmarks.rows import command_line
 from zaq_onnx.graph import Graph
 from zaq_onnx.inspection import float_layers, integer_layers
 from zaq_onnx.runtimes import optimized
@@ -176,7 +174,7 @@ def _compare(
 
 def main() -> None:
     """Prepares what is not prepared yet."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command_line(__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for the files")
     parser.add_argument("--data", type=Path, help="folder of real models and images")
     parser.add_argument("--models", nargs="*", help="networks; all by default")

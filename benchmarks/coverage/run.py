@@ -1,6 +1,6 @@
 """Coverage of timm: one model of every family, quantized, converted, run and audited.
 
-    python benchmarks/coverage.py [--ways zaq torchao nncf] [--jobs 1] [--work DIR]
+    python -m benchmarks.coverage [--ways zaq torchao nncf] [--jobs 1] [--work DIR]
 
 A family is a module that timm registers; its smallest model that is no test model stands for it,
 with random weights (BatchNorm statistics perturbed) and the smallest images that it takes; heads
@@ -20,9 +20,7 @@ torch.export sees them.
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -35,22 +33,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from benchmarks.coverage.heads import HEADS, make_head
+from benchmarks.rows import RESULTS, command_line, read_rows
+from benchmarks.tables import table
+from zaq_plugin.errors import in_short
+from zaq_plugin.files import write_whole
+from zaq_plugin.pwlq import PWLQSpec
+from zaq_timm.zoo.errors import DONE, LeftOut
+from zaq_timm.zoo.files import write_json
+from zaq_timm.zoo.limits import Limits
+from zaq_timm.zoo.measure import distance, outputs, padded
+from zaq_timm.zoo.pool import Task
+from zaq_timm.zoo.runner import run
 
-from benchmarks.coverage_heads import HEADS, make_head  # noqa: E402
-from benchmarks.rows import read_rows  # noqa: E402
-from zaq_plugin.errors import in_short  # noqa: E402
-from zaq_plugin.files import write_whole  # noqa: E402
-from zaq_plugin.pwlq import PWLQSpec  # noqa: E402
-from zaq_timm.zoo.errors import DONE, LeftOut  # noqa: E402
-from zaq_timm.zoo.files import write_json  # noqa: E402
-from zaq_timm.zoo.limits import Limits  # noqa: E402
-from zaq_timm.zoo.measure import distance, outputs, padded  # noqa: E402
-from zaq_timm.zoo.pool import Task  # noqa: E402
-from zaq_timm.zoo.runner import run  # noqa: E402
-
-RESULTS = ROOT / "benchmarks" / "results"
 SIZES = (64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512, 768, 1024)
 IMAGES, BATCH = 8, 4
 SECONDS, MEMORY = 1800.0, 12 * 10**9
@@ -291,7 +286,7 @@ class CoveragePlan:
         """One family by one way."""
         family, way = key.rsplit(".", 1)
         payload = {"family": family, "model": self.families[family], "way": way}
-        return Task(key, "benchmarks.coverage:cover", payload, folder)
+        return Task(key, "benchmarks.coverage.run:cover", payload, folder)
 
 
 def markdown(rows: Mapping[str, Mapping[str, Any]], families: Mapping[str, str]) -> str:
@@ -299,36 +294,34 @@ def markdown(rows: Mapping[str, Mapping[str, Any]], families: Mapping[str, str])
     import timm
 
     ways = [w for w in WAYS if any(key.endswith(f".{w}") for key in rows)]
-    lines = [
-        "# Coverage of timm's families\n",
-        f"{__doc__.split(chr(10), 4)[4].strip()}\n" if __doc__ else "",
-        f"timm {timm.__version__}: {len(families)} families.\n",
-        "| way | families done | share | layers quantized in them | minutes | torch |",
-        "|:---|---:|---:|---:|---:|:---|",
-    ]
+    heads = ["way", "families done", "share", "layers quantized in them", "minutes", "torch"]
+    shown = []
     for way in ways:
         mine = [rows[f"{f}.{way}"] for f in families if f"{f}.{way}" in rows]
         done = [row for row in mine if row["status"] == DONE]
         graded, layers = (sum(row[k] for row in done) for k in ("quantized", "layers"))
         minutes = sum(row["measured"]["seconds"] for row in mine) / 60
         versions = ", ".join(sorted({row.get("torch", FIRST) for row in mine}))
-        lines.append(
-            f"| {TITLES[way]} | {len(done)} of {len(mine)} | {100 * len(done) / len(mine):.1f} % | "
-            f"{graded:,} of {layers:,} | {minutes:.0f} | {versions} |"
-        )
-    lines += [
+        cells = [TITLES[way], f"{len(done)} of {len(mine)}"]
+        cells += [f"{100 * len(done) / len(mine):.1f} %", f"{graded:,} of {layers:,}"]
+        shown.append([*cells, f"{minutes:.0f}", versions])
+    lines = [
+        "# Coverage of timm's families\n",
+        f"{__doc__.split(chr(10), 4)[4].strip()}\n" if __doc__ else "",
+        f"timm {timm.__version__}: {len(families)} families.\n",
+        *table(heads, shown, "lrrrrl"),
         "\nA cell: layers quantized of those there are, or why not. "
         "`!` marks layers left out, whose reasons are in the JSON lines.\n",
-        "| family | model | images | " + " | ".join(TITLES[w] for w in ways) + " |",
-        "|:---|:---|:---|" + ":---|" * len(ways),
     ]
+    shown = []
     for family, model in families.items():
         cells = [_cell(rows.get(f"{family}.{way}")) for way in ways]
         size = next(
             (r["input"] for w in ways if (r := rows.get(f"{family}.{w}")) and "input" in r), ""
         )
-        lines.append(f"| {family} | {model} | {size} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        shown.append([family, model, size, *cells])
+    heads = ["family", "model", "images", *(TITLES[w] for w in ways)]
+    return "\n".join([*lines, *table(heads, shown, "l")]) + "\n"
 
 
 def _cell(row: Mapping[str, Any] | None) -> str:
@@ -343,9 +336,7 @@ def _cell(row: Mapping[str, Any] | None) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Does what is missing, then writes table and lines."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--ways", choices=list(WAYS), nargs="+", default=list(WAYS))
     parser.add_argument("--family", nargs="+", help="only these")
     parser.add_argument("--largest", type=float, help="only models of so many million parameters")
@@ -371,14 +362,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines = args.out.with_suffix(".jsonl")
     before = read_rows(lines)
 
-    def table(rows: Mapping[str, Mapping[str, Any]]) -> None:
+    def written(rows: Mapping[str, Mapping[str, Any]]) -> None:
         rows = {**{row["key"]: row for row in before}, **rows}
         order = [f"{f}.{w}" for f in families for w in WAYS if f"{f}.{w}" in rows]
         write_whole(lines, "".join(json.dumps(rows[key]) + "\n" for key in order))
         write_whole(args.out, markdown(rows, families))
 
     results = run(plan, args.work, jobs=args.jobs, limits=limits, retry=args.retry)
-    table(results.rows)
+    written(results.rows)
     return 0
 
 

@@ -1,6 +1,6 @@
 """Squared error of number formats, at equal MAC bits and at equal stored bits.
 
-    python benchmarks/format_error.py [--data FOLDER] [--out benchmarks/results/format_error.md]
+    python -m benchmarks.format.error [--data FOLDER] [--out benchmarks/results/format_error.md]
 
 Synthetic weights (Gaussian, Laplacian, Student-t with 4 degrees of freedom; 256 channels of 1152)
 and, with --data, the convolution and linear weights of real networks, BatchNorm folded, without the
@@ -11,7 +11,6 @@ levels of PWLQ.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,8 +21,9 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.data import load_task
+from benchmarks.rows import command_line
+from benchmarks.tables import table
 from zaq_plugin.ptq import fold_batch_norm
 from zaq_plugin.ptq.plan import stored_size
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec, quantize, sqnr_db
@@ -133,14 +133,9 @@ def mean_sqnr(weights: Iterable[Tensor], represent: Callable[[Tensor], Tensor]) 
     return float(np.mean([sqnr_db(w, represent(w)) for w in weights]))
 
 
-def table(bits: int, sets: dict[str, list[Tensor]]) -> str:
-    """A Markdown table: dB for each format and set of weights."""
-    lines = [
-        f"### b = {bits}",
-        "",
-        "| format | MAC bits | stored bits | " + " | ".join(sets) + " |",
-        "|---|---|---|" + "---|" * len(sets),
-    ]
+def section(bits: int, sets: dict[str, list[Tensor]]) -> str:
+    """Markdown tables: dB for each format and set of weights, then bits a weight."""
+    heads, lines = ["format", "MAC bits", "stored bits", *sets], []
     for name, spec in track(formats(bits), f"b = {bits}", disable=not sys.stderr.isatty()):
         lines.append(row(name, spec, sets))
     for stored in (bits, bits + 1):
@@ -148,32 +143,41 @@ def table(bits: int, sets: dict[str, list[Tensor]]) -> str:
             f"{mean_sqnr(ws, lambda w, k=stored: lloyd_max(w, k)):.2f}"  # type: ignore[misc]
             for ws in sets.values()
         ]
-        lines.append(f"| Lloyd-Max codebook (bound) | - | {stored} | " + " | ".join(cells) + " |")
-    lines += ["", "Bits a weight on disk, levels included:", "", *lines[2:4]]
-    lines += [size_row(name, spec, sets) for name, spec in compared_sizes(bits)]
-    return "\n".join(lines)
+        lines.append(["Lloyd-Max codebook (bound)", "-", str(stored), *cells])
+    sizes = [size_row(name, spec, sets) for name, spec in compared_sizes(bits)]
+    return "\n".join(
+        [
+            f"### b = {bits}",
+            "",
+            *table(heads, lines, "l"),
+            "",
+            "Bits a weight on disk, levels included:",
+            "",
+            *table(heads, sizes, "l"),
+        ]
+    )
 
 
-def row(name: str, spec: QuantSpec, sets: dict[str, list[Tensor]]) -> str:
+def row(name: str, spec: QuantSpec, sets: dict[str, list[Tensor]]) -> list[str]:
     """A format's line: dB of each set."""
     cells = [
         f"{mean_sqnr(ws, lambda w: quantize(w, spec).dequantize()):.2f}" for ws in sets.values()
     ]
-    return f"| {name} | {spec.mac_bits} | {spec.stored_bits} | " + " | ".join(cells) + " |"
+    return [name, str(spec.mac_bits), str(spec.stored_bits), *cells]
 
 
-def size_row(name: str, spec: QuantSpec, sets: dict[str, list[Tensor]]) -> str:
+def size_row(name: str, spec: QuantSpec, sets: dict[str, list[Tensor]]) -> list[str]:
     """A format's line: bits a weight of each set, of codes and of what makes the levels again."""
     cells = []
     for ws in sets.values():
         size = sum(stored_size(w.numel(), w.shape[0], spec) for w in ws)
         cells.append(f"{8 * size / sum(w.numel() for w in ws):.2f}")
-    return f"| {name} | {spec.mac_bits} | {spec.stored_bits} | " + " | ".join(cells) + " |"
+    return [name, str(spec.mac_bits), str(spec.stored_bits), *cells]
 
 
 def main() -> None:
     """Print the tables, and write them where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command_line(__doc__)
     parser.add_argument("--data", type=Path, help="folder with real networks; see its README")
     parser.add_argument("--bits", type=int, nargs="+", choices=range(3, 8), default=[3, 4, 5])
     parser.add_argument("--out", type=Path)
@@ -183,7 +187,7 @@ def main() -> None:
     text = (
         "Signal-to-quantization-noise ratio of weights, dB (higher is better), mean over layers; "
         "all formats per output channel. One extra bit is worth about 6 dB.\n\n"
-        + "\n\n".join(table(bits, sets) for bits in arguments.bits)
+        + "\n\n".join(section(bits, sets) for bits in arguments.bits)
         + "\n"
     )
     print(text)

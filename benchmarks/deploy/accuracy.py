@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import zaq_onnx
 from benchmarks.data import accuracy, logits_of
-from benchmarks.deploy_networks import BITS, RUNTIMES, Facts, Network, Runtime
+from benchmarks.deploy.networks import BITS, RUNTIMES, Facts, Network, Runtime
 from zaq_onnx.runtimes import ort_session
 
 

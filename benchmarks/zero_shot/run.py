@@ -1,6 +1,6 @@
 """Zero-shot fine-tuning on real weights: before, after, with real images, at any widths.
 
-    python benchmarks/zero_shot.py --data DIR --bits 4/4 3/3 2/4 --method default --seeds 0 1 2
+    python -m benchmarks.zero_shot --data DIR --bits 4/4 3/3 2/4 --method default --seeds 0 1 2
 
 One JSON line per result goes to ``--out``; what is there already is not run again. ``--set``
 changes settings of `ZeroShotConfig`; ``--jobs FILE`` runs a list of jobs (one JSON object per line,
@@ -30,11 +30,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.data import Task, foreign_images, load_task
-from benchmarks.rows import append_row
-from benchmarks.zero_shot_jobs import activation_spec, config_of, jobs_of, rows_of, weight_spec
-from benchmarks.zero_shot_tables import ablation, layer_weights, results
+from benchmarks.rows import append_row, command_line
+from benchmarks.zero_shot.jobs import activation_spec, config_of, jobs_of, rows_of, weight_spec
+from benchmarks.zero_shot.tables import ablation, layer_weights, results
 from zaq_plugin.observers import MinMaxObserver
 from zaq_plugin.ptq import calibrate, correct_bias, fold_batch_norm, simulate
 from zaq_plugin.zero_shot import (
@@ -254,7 +253,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Run, or print, what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser = command_line(__doc__)
     parser.add_argument("--data", default="../shared/data")
     parser.add_argument("--out", type=Path, default=Path("zero_shot.jsonl"))
     parser.add_argument("--task", default="cifar10")

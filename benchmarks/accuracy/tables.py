@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from benchmarks.rows import append_row, read_rows
+from benchmarks.tables import table
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
 from zaq_plugin.report import ResultRow
 from zaq_plugin.report.tables import results_markdown
 
 CALIBRATION = {"cifar10": 512, "imagenet": 128}
 TITLES = {"cifar10": "CIFAR-10 ResNet-20", "imagenet": "ImageNet MobileNetV1 0.25"}
-INTRODUCTION = """Written by `python benchmarks/accuracy.py --data DIR`. Each method appears at its
+INTRODUCTION = """Written by `python -m benchmarks.accuracy --data DIR`. Each method appears at its
 MAC bits; a uniform grid also at one bit more, which is what PWLQ *stores*: compare methods at equal
 stored bits, or at equal MAC bits where the multiplier counts. A top-1 difference below about one
 standard error of the evaluation (0.5 points for 5,000 images, 2.5 for 400) means nothing by itself.
@@ -183,27 +184,27 @@ def pivot(
         value: What to show of a result.
         places: Digits behind the point.
     """
-    table: dict[tuple[str, bool], dict[tuple[int, int], list[float]]] = {}
+    means: dict[tuple[str, bool], dict[tuple[int, int], list[float]]] = {}
     for cell, measured in done.items():
         bits = cell.spec.stored_bits if by == "stored" else cell.spec.mac_bits
-        line = table.setdefault((cell.method, cell.corrected), {})
+        line = means.setdefault((cell.method, cell.corrected), {})
         line.setdefault((bits, cell.activation_bits), []).append(value(measured))
-    columns = sorted({c for line in table.values() for c in line}, reverse=True)
-    shared = {c: sum(c in line for line in table.values()) for c in columns}
+    columns = sorted({c for line in means.values() for c in line}, reverse=True)
+    shared = {c: sum(c in line for line in means.values()) for c in columns}
     columns = [c for c in columns if shared[c] * 4 >= max(shared.values())]  # no lonely widths
     names = [f"W{w}A{a}" for w, a in columns]
-    text = ["| method | " + " | ".join(names) + " |", "| :--- |" + " ---: |" * len(names)]
+    text = []
     for method in METHODS:
         for corrected in (False, True):
-            line = table.get((method, corrected), {})
+            line = means.get((method, corrected), {})
             if not any(c in line for c in columns):
                 continue
             cells = [
                 f"{statistics.fmean(line[c]):.{places}f}" if c in line else "" for c in columns
             ]
             name = method + (" + bias correction" if corrected else "")
-            text.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(text)
+            text.append([name, *cells])
+    return "\n".join(table(["method", *names], text))
 
 
 def summaries(done: dict[Cell, Measured], source: str) -> list[str]:

@@ -1,6 +1,6 @@
 """Time and memory of the number format on the weights of a ResNet-50, as ratios within one run.
 
-    python benchmarks/format.py [--repeats 7] [--out benchmarks/results/format.md]
+    python -m benchmarks.format [--repeats 7] [--out benchmarks/results/format.md]
 
 The yardstick is torch's fused ``fake_quantize_per_channel_affine`` over the same weights, with its
 scales given; ours choose clip and breakpoints within the measured time, but for the rows that say
@@ -22,6 +22,8 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
+from benchmarks.rows import command_line
+from benchmarks.tables import table
 from zaq_plugin.pwlq import PWLQSpec, UniformSpec, fake_quantize, quantize, solve_edges
 
 POLICIES = [
@@ -118,7 +120,7 @@ def training_rows(weights: Sequence[Tensor], repeats: int) -> list[tuple[str, fl
     return rows
 
 
-def peak_memory() -> str:
+def peaks() -> list[list[str]]:
     """Growth of the resident peak while the largest layer is quantized, in multiples of it.
 
     Each spec in a process of its own, warmed up on a small weight.
@@ -126,17 +128,18 @@ def peak_memory() -> str:
     lines = []
     for name, spec in POLICIES:
         result = subprocess.run(
-            [sys.executable, __file__, "--peak", spec.to_json()],
+            [sys.executable, "-m", "benchmarks.format", "--peak", spec.to_json()],
+            cwd=Path(__file__).resolve().parents[2],
             capture_output=True,
             text=True,
             check=True,
         )
-        lines.append(f"| quantize, {name} | {float(result.stdout):.1f} |")
-    return "\n".join(lines)
+        lines.append([f"quantize, {name}", f"{float(result.stdout):.1f}"])
+    return lines
 
 
 def peak_of(text: str) -> float:
-    """What `peak_memory` runs in a child process."""
+    """What `peaks` runs in a child process."""
     from zaq_plugin.pwlq import spec_from_json
 
     torch.set_num_threads(1)
@@ -157,7 +160,7 @@ def resident(field: str) -> int:
 
 def main() -> None:
     """Print the tables, and write them where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command_line(__doc__)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--peak", help=argparse.SUPPRESS)
@@ -180,18 +183,20 @@ def main() -> None:
         rows = forward_rows(weights, arguments.repeats) + training_rows(weights, arguments.repeats)
         text += [
             "",
-            f"| {threads} thread{'s' if threads > 1 else ''} | x torch | ms | torch, ms |",
-            "|---|---|---|---|",
-        ]
-        text += [
-            f"| {name} | {ours / base:.2f} | {ours * 1e3:.0f} | {base * 1e3:.0f} |"
-            for name, ours, base in rows
+            *table(
+                [f"{threads} thread{'s' if threads > 1 else ''}", "x torch", "ms", "torch, ms"],
+                [
+                    [name, f"{ours / base:.2f}", f"{ours * 1e3:.0f}", f"{base * 1e3:.0f}"]
+                    for name, ours, base in rows
+                ],
+                "l",
+            ),
         ]
     text += [
         "",
-        "| memory peak on the largest layer (512 x 512 x 3 x 3) | x the layer |",
-        "|---|---|",
-        peak_memory(),
+        *table(
+            ["memory peak on the largest layer (512 x 512 x 3 x 3)", "x the layer"], peaks(), "l"
+        ),
         "",
     ]
     print("\n".join(text))

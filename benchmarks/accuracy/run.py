@@ -1,7 +1,7 @@
 """Accuracy of weight formats on real models and real images.
 
-    python benchmarks/accuracy.py --data DIR
-    python benchmarks/accuracy.py --data DIR --model imagenet --seeds 0 1 2
+    python -m benchmarks.accuracy --data DIR
+    python -m benchmarks.accuracy --data DIR --model imagenet --seeds 0 1 2
 
 Uniform grids and PWLQ by each policy, with and without bias correction, from W8A8 to W2A4, and
 uniform grids at PWLQ's *stored* bits. Each result becomes one JSON line the moment it is there; a
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -24,8 +23,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.accuracy_tables import (
+from benchmarks.accuracy.tables import (
     CALIBRATION,
     METHODS,
     Cell,
@@ -36,13 +34,13 @@ from benchmarks.accuracy_tables import (
     to_rows,
 )
 from benchmarks.data import LOADERS, Task, accuracy, distil, load_task, logits_of
+from benchmarks.rows import RESULTS, command_line
 from zaq_plugin.layers import is_depthwise
 from zaq_plugin.observers import MinMaxObserver, TopKMedianObserver
 from zaq_plugin.ptq import calibrate, correct_bias, fold_batch_norm, quantized_tensors, simulate
 from zaq_plugin.pwlq import UniformSpec
 from zaq_plugin.report.tables import results_table
 
-RESULTS = Path(__file__).parent / "results"
 BATCH = {"cifar10": 250, "imagenet": 50}
 HELD_OUT = {"cifar10": 500, "imagenet": 64}
 OBSERVERS = {"minmax": MinMaxObserver, "topk": TopKMedianObserver}
@@ -173,9 +171,7 @@ def _width(text: str) -> tuple[int, int]:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of models and images")
     parser.add_argument("--model", choices=[*LOADERS, "all"], default="cifar10")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="calibration draws")

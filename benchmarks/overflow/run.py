@@ -1,6 +1,6 @@
 """What weights that cannot overflow cost, and what those that can lose: both kinds of processor.
 
-    python benchmarks/overflow.py --data DIR [--model cifar10 imagenet] [--processor native avx2]
+    python -m benchmarks.overflow --data DIR [--model cifar10 imagenet] [--processor native avx2]
                                   [--images N] [--out benchmarks/results/overflow.jsonl]
 
 Weights of 2 to 8 MAC bits, eight-bit activations, each with ``overflow="pairs"`` (the default) and
@@ -14,7 +14,6 @@ line the moment it is there; a second run goes on where the first one ended.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import os
 import shutil
@@ -31,13 +30,11 @@ import torch
 from torch import Tensor, nn
 from torch.ao.quantization import get_default_qconfig_mapping, quantize_fx
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.accuracy import RESULTS
 from benchmarks.data import foreign_images, load_task
 from benchmarks.field_tasks import Subject, load_subject
-from benchmarks.overflow_tables import KEY, markdown
+from benchmarks.overflow.tables import KEY, markdown
 from benchmarks.processor import processor
-from benchmarks.rows import append_row, read_rows
+from benchmarks.rows import RESULTS, append_row, command_line, read_rows
 from zaq_plugin.layers import is_depthwise
 from zaq_plugin.ptq import calibrate, correct_bias, fold_batch_norm
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
@@ -239,9 +236,7 @@ def torch_saturates(engine: str) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what is missing, then write the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of models and images")
     parser.add_argument("--model", choices=tuple(CALIBRATION), nargs="+", default=[*CALIBRATION])
     parser.add_argument("--processor", choices=("native", "avx2"), default="native")
@@ -251,7 +246,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS / "overflow.jsonl")
     args = parser.parse_args(argv)
     if args.processor == "avx2" and not EMULATED.items() <= os.environ.items():
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **EMULATED})
+        again = [sys.executable, "-m", "benchmarks.overflow", *(argv or sys.argv[1:])]
+        os.execve(sys.executable, again, {**os.environ, **EMULATED})
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     runners = {"fx": in_fx, "pt2e": in_pt2e, "onnx": on_onnx, "stock": stock_fx}

@@ -1,4 +1,4 @@
-"""The networks that `benchmarks/deploy.py` ships, and the runtimes that run them."""
+"""The networks that `benchmarks.deploy` ships, and the runtimes that run them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Where exported files run: every installed runtime on four networks in four forms.
 
-    python benchmarks/runtimes.py --files FOLDER [--node-modules FOLDER]
+    python -m benchmarks.runtimes --files FOLDER [--node-modules FOLDER]
 
 The forms are the float network, the int8 file, and the files packed to 4 and to 5 stored bits (MAC
 bits 3 and 4); the int8 file is the 4-bit file, unpacked. Every figure comes from `zaq_onnx.verify`:
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.rows import append_row, read_rows
-from benchmarks.runtimes_tables import FORMS, NETWORKS, markdown, put_between_markers
+from benchmarks.rows import RESULTS, append_row, command_line, read_rows
+from benchmarks.runtimes.tables import FORMS, NETWORKS, markdown, put_between_markers
 
-OUT = Path(__file__).parent / "results" / "runtimes.jsonl"
-PAGE = Path(__file__).parent.parent / "docs" / "where_files_run.md"
+OUT = RESULTS / "runtimes.jsonl"
+PAGE = RESULTS.parents[1] / "docs" / "where_files_run.md"
 TIMM: dict[str, dict[str, int]] = {
     "resnet18": {},
     "mobilenetv2_050": {},
@@ -136,9 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     """Measure what is missing, then write the tables."""
     import zaq_onnx
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--files", type=Path, required=True, help="folder for the files")
     parser.add_argument("--node-modules", type=Path, help="where npm put ONNX Runtime's packages")
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))

@@ -1,4 +1,4 @@
-"""Tables of `benchmarks/deploy.py`."""
+"""Tables of `benchmarks.deploy`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import onnxruntime
 import torch
+
+from benchmarks.tables import table
 
 LIMITS = {"4": 0.55, "5": 0.67, "load": 1.5, "latency": 1.02}
 """What we aim at, as shares of int8."""
@@ -53,21 +55,17 @@ def _ratio(value: float, limit: float) -> str:
 
 def sizes(rows: list[Row]) -> str:
     """File sizes in kB."""
-    lines = [
-        "| network | FP32 | stock int8 | int8 | packed, 4 stored bits | of int8 | packed, 5 stored "
-        "bits | of int8 |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    heads = ["network", "FP32", "stock int8", "int8", "packed, 4 stored bits", "of int8"]
+    heads += ["packed, 5 stored bits", "of int8"]
+    lines = []
     for row in rows:
         size = {k: v / 1000 for k, v in row["bytes"].items()}
         stock = f"{size['stock']:,.0f}" if "stock" in size else "–"
         four, five = (size[f"packed{s}"] / size[f"int8_{s}"] for s in (4, 5))
-        lines.append(
-            f"| {row['name']} | {size['fp32']:,.0f} | {stock} | {size['int8_5']:,.0f} | "
-            f"{size['packed4']:,.0f} | {_ratio(four, LIMITS['4'])} | {size['packed5']:,.0f} | "
-            f"{_ratio(five, LIMITS['5'])} |"
-        )
-    return "\n".join(lines)
+        cells = [row["name"], f"{size['fp32']:,.0f}", stock, f"{size['int8_5']:,.0f}"]
+        cells += [f"{size['packed4']:,.0f}", _ratio(four, LIMITS["4"])]
+        lines.append([*cells, f"{size['packed5']:,.0f}", _ratio(five, LIMITS["5"])])
+    return "\n".join(table(heads, lines))
 
 
 def _number(values: dict[str, float], key: str, digits: int) -> str:
@@ -82,11 +80,9 @@ def _share(values: dict[str, float], key: str, other: str, limit: float) -> str:
 
 def speeds(rows: list[Row], runtime: str) -> str:
     """Latency and load time in milliseconds under one runtime."""
-    lines = [
-        "| network | FP32 | stock int8 | ours, int8 | ours, packed (5) | packed / stock | load "
-        "FP32 | load int8 | load packed (4) | / int8 | load packed (5) | / int8 |",
-        "|---|" + "---:|" * 11,
-    ]
+    heads = ["network", "FP32", "stock int8", "ours, int8", "ours, packed (5)", "packed / stock"]
+    heads += ["load FP32", "load int8", "load packed (4)", "/ int8", "load packed (5)", "/ int8"]
+    lines = []
     for row in rows:
         took = {k: 1000 * v for k, v in row[f"{runtime}_latency"].items()}
         load = {k: 1000 * v for k, v in row[f"{runtime}_load"].items()}
@@ -96,26 +92,22 @@ def speeds(rows: list[Row], runtime: str) -> str:
         for stored in (4, 5):
             cells.append(_number(load, f"packed{stored}", 0))
             cells.append(_share(load, f"packed{stored}", f"int8_{stored}", LIMITS["load"]))
-        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([row["name"], *cells])
+    return "\n".join(table(heads, lines))
 
 
 def equality(rows: list[Row]) -> str:
     """What is the same between int8 and packed files."""
-    lines = [
-        "| network | layers in integers / in float | optimized graph identical | outputs "
-        "identical, ONNX Runtime | outputs identical, OpenVINO |",
-        "|---|---:|---|---|---|",
-    ]
+    heads = ["network", "layers in integers / in float", "optimized graph identical"]
+    heads += ["outputs identical, ONNX Runtime", "outputs identical, OpenVINO"]
+    lines = []
     for row in rows:
         answers = [
             ("yes" if all(row[key].values()) else "no") if row[key] else "–"
             for key in ("same_graph", "ort_same", "openvino_same")
         ]
-        lines.append(
-            f"| {row['name']} | {row['layers'][0]} / {row['layers'][1]} | {' | '.join(answers)} |"
-        )
-    return "\n".join(lines)
+        lines.append([row["name"], f"{row['layers'][0]} / {row['layers'][1]}", *answers])
+    return "\n".join(table(heads, lines, "lrl"))
 
 
 COLUMNS = (
@@ -132,43 +124,40 @@ COLUMNS = (
 
 def accuracies(rows: list[Row]) -> str:
     """Top-1 of the packed file against the converted model, and without a reduced range."""
-    lines = [
-        "| network | images | stored bits | FP32 | converted, torch | packed, operator by "
-        "operator | packed, ONNX Runtime | packed, OpenVINO | whole range, ONNX Runtime | whole "
-        "range, OpenVINO | stock int8, ONNX Runtime | stock int8, OpenVINO |",
-        "|---|" + "---:|" * 11,
-    ]
+    heads = ["network", "images", "stored bits", "FP32", "converted, torch"]
+    heads += ["packed, operator by operator", "packed, ONNX Runtime", "packed, OpenVINO"]
+    heads += ["whole range, ONNX Runtime", "whole range, OpenVINO"]
+    heads += ["stock int8, ONNX Runtime", "stock int8, OpenVINO"]
+    lines = []
     for row in rows:
         for stored in ("4", "5") if "fp32_accuracy" in row else ():
             tops = [row.get(f"{k}_accuracy", {}) for k in COLUMNS]
             cells = [row["fp32_accuracy"], *(k.get(stored, k.get("0")) for k in tops)]
-            shown = " | ".join("–" if c is None else f"{c:.2f}" for c in cells)
-            lines.append(f"| {row['name']} | {row['images']:,} | {stored} | {shown} |")
-    return "\n".join(lines)
+            shown = ["–" if c is None else f"{c:.2f}" for c in cells]
+            lines.append([row["name"], f"{row['images']:,}", stored, *shown])
+    return "\n".join(table(heads, lines))
 
 
 def unpackings(rows: list[Row]) -> str:
     """What `zaq_onnx.unpack` takes, once, in milliseconds."""
-    lines = [
-        "| network | unpack (4) | unpack (5) | then every load, ONNX Runtime | then every load, "
-        "OpenVINO |",
-        "|---|---:|---:|---:|---:|",
-    ]
+    heads = ["network", "unpack (4)", "unpack (5)", "then every load, ONNX Runtime"]
+    heads += ["then every load, OpenVINO"]
+    lines = []
     for row in rows:
         once = [f"{1000 * row['unpack'][s]:,.0f}" for s in ("4", "5")]
         loads = [f"{1000 * row[f'{r}_load']['int8_5']:,.0f}" for r in ("ort", "openvino")]
-        lines.append(f"| {row['name']} | {' | '.join(once + loads)} |")
-    return "\n".join(lines)
+        lines.append([row["name"], *once, *loads])
+    return "\n".join(table(heads, lines))
 
 
 def floors(rows: list[Row]) -> str:
     """The least that unfolding costs, as shares of int8's load."""
-    lines = ["| weights unfolded by | ONNX Runtime | OpenVINO |", "|---|---:|---:|"]
+    lines = []
     for row in rows:
         for words in row.get("floors", {}).get("ort", {}):
             cells = [f"{row['floors'][r][words]:.2f}" for r in ("ort", "openvino")]
-            lines.append(f"| {words} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            lines.append([words, *cells])
+    return "\n".join(table(["weights unfolded by", "ONNX Runtime", "OpenVINO"], lines))
 
 
 def _busy(rows: list[Row]) -> str:

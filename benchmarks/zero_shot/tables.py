@@ -1,4 +1,4 @@
-"""The page of `benchmarks/zero_shot.py`: its rows in Markdown, mean and spread over seeds."""
+"""The page of `benchmarks.zero_shot`: its rows in Markdown, mean and spread over seeds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from benchmarks.zero_shot_jobs import by_their_recipe
+from benchmarks.tables import mean_and_spread, table
+from benchmarks.zero_shot.jobs import by_their_recipe
 
 METHODS = {
     "before": "before",
@@ -25,16 +26,6 @@ FORMATS = {
 }
 TITLES = {"cifar10": "CIFAR-10 ResNet-20", "imagenet": "ImageNet MobileNetV1-0.25"}
 Row = dict[str, Any]
-
-
-def mean_and_spread(values: list[float], digits: int = 2) -> str:
-    """``mean (lowest to highest)``, or the only value."""
-    if not values:
-        return "–"
-    mean = f"{sum(values) / len(values):.{digits}f}"
-    if len(values) == 1:
-        return mean
-    return f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def weight_widths(job: Row) -> str:
@@ -65,9 +56,8 @@ def results(rows: Iterable[Row]) -> list[str]:
         head = ["weights", "MAC / stored bits", "activations", "input"]
         head += [METHODS[m] for m in used]
         head += ["points below float", "agreement", "seeds of `default`", "seconds"]
-        lines.append("| " + " | ".join(head) + " |")
-        lines.append("|---" * 4 + "|---:" * (len(head) - 4) + "|")
-        lines += [_line(key, mine[key], used) for key in sorted(mine, key=_order)]
+        shown = [_line(key, mine[key], used) for key in sorted(mine, key=_order)]
+        lines += table(head, shown, "llllr")
         lines.append("")
     return lines
 
@@ -77,7 +67,7 @@ def _order(key: tuple[Any, ...]) -> tuple[Any, ...]:
     return (-weight, -activation, key[3] == 0, key[4], key[2], key[5])
 
 
-def _line(key: tuple[Any, ...], cell: dict[str, list[Row]], used: list[str]) -> str:
+def _line(key: tuple[Any, ...], cell: dict[str, list[Row]], used: list[str]) -> list[str]:
     _, bits, weights, input_bits, depthwise, activations = key
     stored = int(bits.split("/")[1])
     mac = stored - 1 if activations == "pwlq" else stored
@@ -97,7 +87,7 @@ def _line(key: tuple[Any, ...], cell: dict[str, list[Row]], used: list[str]) -> 
         str(len(ours)),
         mean_and_spread([row["seconds"] for row in ours], 0),
     ]
-    return "| " + " | ".join(shown) + " |"
+    return shown
 
 
 def ablation(rows: Iterable[Row]) -> list[str]:
@@ -126,21 +116,18 @@ def _changes(rows: list[Row]) -> list[str]:
         f"{first['bits']} (stored weight / activation bits), {FORMATS[first['weights']]}, seed "
         f"{first['seed']}{', ' + settings if settings else ''}.",
         "",
-        "| changed | divergence, validation | on `train` | agreement on `train`, % | kept state "
-        "| seconds |",
-        "|---|---:|---:|---:|---|---:|",
     ]
+    heads = ["changed", "divergence, validation", "on `train`", "agreement on `train`, %"]
+    heads += ["kept state", "seconds"]
+    shown = []
     for row in rows:
         changed = {k: v for k, v in row["job"]["set"].items() if k not in common}
         what = ", ".join(f"{k} = {json.dumps(v)}" for k, v in changed.items()) or "nothing"
         best = [v for v in row.get("verdicts", []) if v[0] == row.get("best")]
         divergence = f"{best[0][1]:.3f}" if best else "–"
-        lines.append(
-            f"| {what} | {divergence} | {divergence_on(row)} "
-            f"| {row['train_agreement']:.2f} | {row.get('best') or '–'} "
-            f"| {row['seconds']:.0f} |"
-        )
-    return [*lines, ""]
+        cells = [what, divergence, divergence_on(row), f"{row['train_agreement']:.2f}"]
+        shown.append([*cells, row.get("best") or "–", f"{row['seconds']:.0f}"])
+    return [*lines, *table(heads, shown, "lrrrlr"), ""]
 
 
 def divergence_on(row: Row) -> str:
@@ -150,15 +137,14 @@ def divergence_on(row: Row) -> str:
 
 def layer_weights(rows: Iterable[Row]) -> list[str]:
     """λ of the taps at the end of the runs that used them (``paper``)."""
-    lines: list[str] = []
+    heads: list[str] = []
+    shown = []
     for row in rows:
         job, weights = row["job"], row.get("layer_weights")
         if job["method"] != "paper" or not weights or job["set"]:
             continue
-        values = " | ".join(f"{value:.3f}" for value in weights.values())
-        if not lines:
-            names = " | ".join(weights)
-            lines = ["## λ, the weights of the taps, at the end of `paper`", ""]
-            lines += [f"| bits | seed | {names} |", "|---|---" + "|---:" * len(weights) + "|"]
-        lines.append(f"| {job['bits']} | {job['seed']} | {values} |")
-    return [*lines, ""] if lines else []
+        heads = heads or ["bits", "seed", *weights]
+        values = [f"{value:.3f}" for value in weights.values()]
+        shown.append([job["bits"], str(job["seed"]), *values])
+    title = "## λ, the weights of the taps, at the end of `paper`"
+    return [title, "", *table(heads, shown, "llr"), ""] if shown else []

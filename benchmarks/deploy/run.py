@@ -1,13 +1,13 @@
 """Shipping a network: file sizes, load times, latencies and accuracy under stock runtimes.
 
-`benchmarks/deploy_prepare.py` makes the files, which takes long and may run on a busy machine. This
+`benchmarks.deploy.prepare` makes the files, which takes long and may run on a busy machine. This
 takes the times, and wants a quiet one; it says how quiet it was. Runs that are to be compared
 alternate; medians of the processor's time are reported, which others on the machine lengthen less
 than time on the clock (that is in the JSON lines, too). Networks of timm have random weights, which
 run as fast as trained ones; those of the data folder are real, and so is their accuracy.
 
-    python benchmarks/deploy_prepare.py --work /tmp/deploy --data ../data
-    python benchmarks/deploy.py --work /tmp/deploy --out benchmarks/results/deploy.md
+    python -m benchmarks.deploy.prepare --work /tmp/deploy --data ../data
+    python -m benchmarks.deploy --work /tmp/deploy --out benchmarks/results/deploy.md
 
 Each network's results are appended to a file of JSON lines next to the table at once; a run that
 was stopped goes on with the next network.
@@ -15,10 +15,8 @@ was stopped goes on with the next network.
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -29,12 +27,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import zaq_onnx
-from benchmarks.deploy_floor import floor_files
-from benchmarks.deploy_networks import BITS, DATA, RUNTIMES, TIMM, Facts, facts_of
-from benchmarks.deploy_tables import tables
-from benchmarks.rows import append_row, read_rows
+from benchmarks.deploy.floor import floor_files
+from benchmarks.deploy.networks import BITS, DATA, RUNTIMES, TIMM, Facts, facts_of
+from benchmarks.deploy.tables import tables
+from benchmarks.rows import append_row, command_line, read_rows
 
 
 class Times(NamedTuple):
@@ -77,7 +74,9 @@ def measure(folder: Path, repeats: int, loads: int, threads: int) -> Facts:
     """
     row = facts_of(folder)
     if row is None:
-        raise ValueError(f"{folder}: not prepared; run benchmarks/deploy_prepare.py first.")
+        raise ValueError(
+            f"{folder}: not prepared; run `python -m benchmarks.deploy.prepare` first."
+        )
     begin, processor = time.perf_counter(), time.process_time()
     row |= {"threads": threads, "processors": os.cpu_count(), "busy": [os.getloadavg()[0]]}
     image = np.load(folder / "image.npy")
@@ -132,8 +131,10 @@ def _note(row: Facts, key: str, times: Mapping[str, Times]) -> None:
 
 def main() -> None:
     """Measures what is not measured yet, and writes the table after each network."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, help="what deploy_prepare.py made")
+    parser = command_line(__doc__)
+    parser.add_argument(
+        "--work", type=Path, required=True, help="what benchmarks.deploy.prepare made"
+    )
     parser.add_argument("--models", nargs="*", help="networks; all that are prepared by default")
     parser.add_argument("--repeats", type=int, default=31, help="counted runs of each latency")
     parser.add_argument("--loads", type=int, default=5, help="loads of each file")
@@ -143,7 +144,9 @@ def main() -> None:
     prepared = [n for n in (*TIMM, *DATA) if facts_of(options.work / n) is not None]
     names = options.models or prepared
     if not names:
-        parser.error(f"nothing is prepared in {options.work}; run benchmarks/deploy_prepare.py.")
+        parser.error(
+            f"nothing is prepared in {options.work}; run `python -m benchmarks.deploy.prepare`."
+        )
     lines = options.out.with_suffix(".jsonl") if options.out else Path(tempfile.mkdtemp(), "rows")
     console = Console(stderr=True)
     for number, name in enumerate(names):

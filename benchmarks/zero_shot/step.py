@@ -1,6 +1,6 @@
 """What the zero-shot loader costs: a training step with it over the same step on ready images.
 
-    python benchmarks/zero_shot_step.py --data DIR
+    python -m benchmarks.zero_shot.step --data DIR
 
 Beside each ratio stands the one that operation counts give: a step costs three forward passes of
 the student (one forward, two backward), the teacher adds one, and the generator's step, taken once
@@ -10,10 +10,8 @@ images through the teacher and through the student. Fresh batches add a generato
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.data import load_task
-from benchmarks.zero_shot import prepare_student
+from benchmarks.rows import command_line
+from benchmarks.zero_shot.run import prepare_student
 from zaq_plugin.ptq import calibrate
 from zaq_plugin.zero_shot import ZeroShotConfig, ZeroShotLoader
 from zaq_plugin.zero_shot.generator import Generator
@@ -63,7 +61,7 @@ def timed(steps: int, step: Callable[[], None]) -> float:
 
 def main() -> None:
     """Print one line per source of images."""
-    parser = argparse.ArgumentParser(description="Overhead of the zero-shot loader")
+    parser = command_line(__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=64)

@@ -1,4 +1,4 @@
-"""The tables of `benchmarks/overflow.py`."""
+"""The tables of `benchmarks.overflow`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.field_tasks import TITLES
+from benchmarks.tables import table
 
 KEY = ("model", "bits", "overflow", "processor")
 
@@ -15,7 +16,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         "# Weights that cannot overflow, and weights that can",
         "",
-        '`python benchmarks/overflow.py --data DIR`. `pairs` is `overflow="pairs"`: no two',
+        '`python -m benchmarks.overflow --data DIR`. `pairs` is `overflow="pairs"`: no two',
         "neighbouring weights of one sign add up to more than 128, so that kernels which add two",
         "products in 16 bits never saturate. `allowed` leaves weights as they are. Weights per",
         "output channel: PWLQ up to 6 MAC bits, uniform symmetric at 7 and 8; depthwise layers 8",
@@ -42,34 +43,26 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _weights(rows: Sequence[dict[str, Any]]) -> list[str]:
-    lines = [
-        "Simulated:",
-        "",
-        "| MAC / stored bits | SQNR of weights, dB: pairs | allowed | layers that may overflow if "
-        "allowed | agreement: pairs | allowed | top-1: pairs | allowed | float | images |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    heads = ["MAC / stored bits", "SQNR of weights, dB: pairs", "allowed"]
+    heads += ["layers that may overflow if allowed", "agreement: pairs", "allowed"]
+    heads += ["top-1: pairs", "allowed", "float", "images"]
+    lines = []
     by_key = {(r["bits"], r["overflow"]): r for r in rows if r["host"] == "simulated"}
     for bits in sorted({bits for bits, _ in by_key}):
         pair, free = by_key.get((bits, "pairs")), by_key.get((bits, "allowed"))
         if pair and free:
-            lines.append(
-                f"| {bits} / {pair['stored']} | {pair['sqnr_db']:.2f} | {free['sqnr_db']:.2f} | "
-                f"{free['wide_layers']} | {pair['agreement']:.2f} | {free['agreement']:.2f} | "
-                f"{pair['top1']:.2f} | {free['top1']:.2f} | {pair['float']:.2f} | "
-                f"{pair['images']} |"
-            )
-    return lines
+            shown = [pair["sqnr_db"], free["sqnr_db"], pair["agreement"], free["agreement"]]
+            shown += [pair["top1"], free["top1"], pair["float"]]
+            cells = [f"{value:.2f}" for value in shown]
+            cells.insert(2, str(free["wide_layers"]))
+            lines.append([f"{bits} / {pair['stored']}", *cells, str(pair["images"])])
+    return ["Simulated:", "", *table(heads, lines)]
 
 
 def _converted(rows: Sequence[dict[str, Any]]) -> list[str]:
-    lines = [
-        "Converted:",
-        "",
-        "| runs on | processor | its kernels saturate | MAC / stored bits | agreement: pairs | "
-        "allowed | stock | images |",
-        "|---|---|---|---|---:|---:|---:|---:|",
-    ]
+    heads = ["runs on", "processor", "its kernels saturate", "MAC / stored bits"]
+    heads += ["agreement: pairs", "allowed", "stock", "images"]
+    lines = []
     converted = [row for row in rows if row["host"] != "simulated"]
     by_key = {(r["host"], r["processor"], r["bits"], r["overflow"]): r for r in converted}
     for host, processor, bits in dict.fromkeys(key[:3] for key in sorted(by_key)):
@@ -77,10 +70,8 @@ def _converted(rows: Sequence[dict[str, Any]]) -> list[str]:
             by_key.get((host, processor, bits, kind)) for kind in ("pairs", "allowed", "stock")
         ]
         some = next(row for row in kinds if row)
-        cells = ["–" if row is None else f"{row['agreement']:.2f}" for row in kinds]
-        lines.append(
-            f"| {host} | {'VNNI' if processor == 'native' else 'none'} | "
-            f"{'yes' if some['saturates'] else 'no'} | {bits} / {some['stored']} | "
-            f"{' | '.join(cells)} | {some['images']} |"
-        )
-    return lines
+        cells = [host, "VNNI" if processor == "native" else "none"]
+        cells += ["yes" if some["saturates"] else "no", f"{bits} / {some['stored']}"]
+        cells += ["–" if row is None else f"{row['agreement']:.2f}" for row in kinds]
+        lines.append([*cells, str(some["images"])])
+    return ["Converted:", "", *table(heads, lines, "llllr")]

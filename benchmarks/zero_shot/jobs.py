@@ -1,4 +1,4 @@
-"""What `benchmarks/zero_shot.py` is asked to run: jobs, their settings, and the rows they leave."""
+"""What `benchmarks.zero_shot` is asked to run: jobs, their settings, and the rows they leave."""
 
 from __future__ import annotations
 
