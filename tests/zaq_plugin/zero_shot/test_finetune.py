@@ -16,10 +16,10 @@ from zaq_plugin.zero_shot import (
     DistillOptions,
     ZeroShotConfig,
     distill_images,
-    preparation,
     reconstruct,
     zero_shot_finetune,
 )
+from zaq_plugin.zero_shot import finetune as story
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_reconstruction_starts_from_the_float_biases(
         return reconstruct(student, *args, **kwargs)
 
     note("float", student)
-    monkeypatch.setattr(preparation, "reconstruct", watched)
+    monkeypatch.setattr(story, "reconstruct", watched)
     finetune(student, QUICK.with_changes(steps=0), model, correct=correct)
     for old, corrected, now in zip(*seen.values(), strict=True):
         assert not torch.equal(old, corrected)

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec, quantize
 from zaq_plugin.student import QuantLayer, reached_layers, twin
 from zaq_plugin.student.fake_quantizers import fake_quantizers, set_switches
-from zaq_plugin.zero_shot.learned_levels import LearnedEdges
-from zaq_plugin.zero_shot.rounding import LearnedRounding
+from zaq_plugin.zero_shot.learned_weights import LearnedEdges, LearnedRounding
 
 SPECS: dict[str, QuantSpec] = {
     "uniform": UniformSpec(bits=3),

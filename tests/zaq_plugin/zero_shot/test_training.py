@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zaq_plugin.pwlq import UniformSpec
 from zaq_plugin.zero_shot import ZeroShotConfig, ZeroShotLoader
-from zaq_plugin.zero_shot.watch import watch_layers
+from zaq_plugin.zero_shot.training import watch_layers
 
 SHAPE = (3, 8, 8)
 TAPS = ("stage1", "stage2")
