@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.field_jobs import job, key
-from benchmarks.zero_shot_jobs import by_their_recipe, rows_of
+from benchmarks.zero_shot.jobs import by_their_recipe, rows_of
 
 TAKEN_OVER = {"paper": "zaq-paper", "default": "zaq", "real": "zaq"}
-"""Methods of `benchmarks/zero_shot.py` as strategies."""
+"""Methods of `benchmarks.zero_shot` as strategies."""
 BOTH = "PWLQ weights and activations"
 """Levels of rows whose activations are PWLQ, too; they multiply one bit narrower as well."""
 Row = dict[str, Any]

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+"""Where the rows and pages are that are published."""
+
+
+def command_line(text: str | None) -> argparse.ArgumentParser:
+    """A parser whose ``--help`` shows a module's docstring as it is written."""
+    spec = sys.modules["__main__"].__spec__
+    name = "" if spec is None else spec.name.removesuffix(".__main__")
+    return argparse.ArgumentParser(
+        f"python -m {name}" if name.startswith("benchmarks.") else None,
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -34,8 +34,8 @@ from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import zaq_fx
 import zaq_pt2e
-from benchmarks.accuracy import RESULTS, Bench
-from benchmarks.accuracy_tables import append_line, read_pairs
+from benchmarks.accuracy.run import Bench
+from benchmarks.accuracy.tables import append_line, read_pairs
 from benchmarks.data import LOADERS, accuracy, load_task, logits_of
 from benchmarks.field_tasks import load_subject, traceable
 from benchmarks.hosts.accuracy_tables import (
@@ -50,6 +50,7 @@ from benchmarks.hosts.accuracy_tables import (
     markdown,
 )
 from benchmarks.processor import processor
+from benchmarks.rows import RESULTS
 from zaq_plugin.layers import is_depthwise
 from zaq_plugin.ptq import calibrate, correct_bias
 from zaq_plugin.pwlq import QuantSpec, UniformSpec

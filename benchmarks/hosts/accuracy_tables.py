@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.accuracy_tables import CALIBRATION, METHODS, SOURCE, TITLES
+from benchmarks.accuracy.tables import CALIBRATION, METHODS, SOURCE, TITLES
 from zaq_plugin.pwlq import QuantSpec
 
 STOCK = "the host's default"

@@ -27,10 +27,9 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks.accuracy import RESULTS
 from benchmarks.field_images import request_for, shared_images
 from benchmarks.field_tasks import BATCH, TITLES, Subject, load_subject, traceable
-from benchmarks.rows import append_row, read_rows
+from benchmarks.rows import RESULTS, append_row, read_rows
 from zaq_plugin.strategies import apply
 from zaq_plugin.student.host import find_host
 

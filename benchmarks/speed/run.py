@@ -1,16 +1,15 @@
 """Speed of this tree beside that of another one, in one run, alternating.
 
     git worktree add --detach ../before COMMIT
-    python benchmarks/speed/run.py --before ../before --data DIR [--rows gptq ...] [--repeats 3]
+    python -m benchmarks.speed --before ../before --data DIR [--rows gptq ...] [--repeats 3]
 
 Every measurement is a process of its own on one thread, and a line of ``results/speed.jsonl`` as
 soon as it is there. Times are seconds of processor, so that other jobs on the machine count little.
-``python benchmarks/speed/run.py --table`` writes the page from the lines and from notes.md.
+``python -m benchmarks.speed --table`` writes the page from the lines and from notes.md.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -20,9 +19,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.rows import RESULTS, append_row, command_line, read_rows
+from benchmarks.tables import median_and_spread, table
+
 HERE = Path(__file__).resolve().parent
 TREE = HERE.parents[1]
-RESULTS = HERE.parent / "results"
 TITLES = {
     "gptq": "`pwlq+gptq` 4/4, ResNet-20, 384 images at hand",
     "zaq": "`zaq` 4/4, ResNet-20, 256 images made",
@@ -37,6 +38,10 @@ TITLES = {
     "qat-fx": "training step of our fake-quantizers, FX, ResNet-18 (beside stock)",
     "pack": "packing of an ONNX file, ResNet-50: all that `export` does behind the exporter",
 }
+
+
+HEADS = ["row", "what", "before", "now", "now / before", "agreement before, %", "now"]
+HEADS += ["peak MB before", "now", "runs"]
 
 
 def measure(tree: Path, row: str, data: Path, seed: int) -> dict[str, Any]:
@@ -63,7 +68,7 @@ def commit_of(tree: Path) -> str:
     return process.stdout.strip()
 
 
-def table(lines: list[dict[str, Any]]) -> str:
+def page(lines: list[dict[str, Any]]) -> str:
     """The page."""
     by_row: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for line in lines:
@@ -73,26 +78,33 @@ def table(lines: list[dict[str, Any]]) -> str:
         "",
         "Seconds of processor on one thread of a busy machine, medians (smallest to largest), two "
         "builds in turn:",
-        "`python benchmarks/speed/run.py --before TREE --data DIR --rows ROW`. Where a yardstick "
+        "`python -m benchmarks.speed --before TREE --data DIR --rows ROW`. Where a yardstick "
         "is named, the",
         "figures in brackets are ratios to it, measured in the same process.",
         "",
-        "| row | what | before | now | now / before | agreement before, % | now | peak MB before | "
-        "now | runs |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
+    shown = []
     for row, builds in by_row.items():
         if not {"before", "now"} <= set(builds):
             continue
         before, now = builds["before"], builds["now"]
         ratio = _median(now, "cpu") / _median(before, "cpu")
         runs = f"{len(before)}, {len(now)}"
-        out.append(
-            f"| `{row}` | {TITLES[row]} | {_span(before)} | {_span(now)} | **{ratio:.2f}** | "
-            f"{_list(before, 'agreement')} | {_list(now, 'agreement')} | "
-            f"{_median(before, 'peak_mb'):.0f} | {_median(now, 'peak_mb'):.0f} | {runs} |"
+        shown.append(
+            [
+                f"`{row}`",
+                TITLES[row],
+                _span(before),
+                _span(now),
+                f"**{ratio:.2f}**",
+                _list(before, "agreement"),
+                _list(now, "agreement"),
+                f"{_median(before, 'peak_mb'):.0f}",
+                f"{_median(now, 'peak_mb'):.0f}",
+                runs,
+            ]
         )
-    return "\n".join(out) + "\n"
+    return "\n".join([*out, *table(HEADS, shown, "llr")]) + "\n"
 
 
 def _median(lines: list[dict[str, Any]], key: str) -> float:
@@ -100,10 +112,7 @@ def _median(lines: list[dict[str, Any]], key: str) -> float:
 
 
 def _span(lines: list[dict[str, Any]]) -> str:
-    values = [line["cpu"] for line in lines]
-    text = f"{statistics.median(values):.3g}"
-    if len(values) > 1:
-        text += f" ({min(values):.3g} to {max(values):.3g})"
+    text = median_and_spread([line["cpu"] for line in lines])
     if "ratio" in lines[0]:
         text += f" [{_median(lines, 'ratio'):.2f}]"
     return text
@@ -115,7 +124,7 @@ def _list(lines: list[dict[str, Any]], key: str) -> str:
 
 def main() -> None:
     """Measure, or write the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line(__doc__)
     parser.add_argument("--before", type=Path, help="a checkout of the build to compare with")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--rows", nargs="+", default=list(TITLES), choices=list(TITLES))
@@ -135,10 +144,8 @@ def main() -> None:
                     tree, seed = trees[build], args.seed + repeat
                     figures = measure(tree, row, args.data.resolve(), seed)
                     line = {"row": row, "build": build, "seed": seed, "commit": commit_of(tree)}
-                    with file.open("a") as out:
-                        out.write(json.dumps({**line, **figures}) + "\n")
-    lines = [json.loads(text) for text in file.read_text().splitlines()]
-    (RESULTS / "speed.md").write_text(table(lines) + (HERE / "notes.md").read_text())
+                    append_row(file, {**line, **figures})
+    (RESULTS / "speed.md").write_text(page(read_rows(file)) + (HERE / "notes.md").read_text())
 
 
 if __name__ == "__main__":

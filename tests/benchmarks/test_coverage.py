@@ -10,7 +10,7 @@ import torch
 
 timm = pytest.importorskip("timm", reason="families are timm's")
 
-from benchmarks import coverage  # noqa: E402
+from benchmarks.coverage import run as coverage  # noqa: E402
 
 
 def cover(model: str, way: str, tmp_path: Path) -> dict[str, Any]:

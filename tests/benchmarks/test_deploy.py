@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.deploy import alternating, measure
-from benchmarks.deploy_prepare import network
-from benchmarks.deploy_tables import tables
+from benchmarks.deploy.prepare import network
+from benchmarks.deploy.run import alternating, measure
+from benchmarks.deploy.tables import tables
 from benchmarks.rows import read_rows
 
 
@@ -87,7 +87,7 @@ def test_the_header_says_how_busy_the_machine_was() -> None:
 
 
 def test_what_was_not_prepared_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"not prepared; run benchmarks/deploy_prepare\.py first"):
+    with pytest.raises(ValueError, match=r"not prepared; run `python -m benchmarks.deploy.prepare` first"):
         measure(tmp_path, 1, 1, 1)
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from benchmarks.rows import read_rows
-from benchmarks.runtimes import OUT, PAGE, main
-from benchmarks.runtimes_tables import BEGIN, END, markdown, put_between_markers
+from benchmarks.runtimes.run import OUT, PAGE, main
+from benchmarks.runtimes.tables import BEGIN, END, markdown, put_between_markers
 
 pytest.importorskip("zaq_onnx", reason="the files are ONNX")
 

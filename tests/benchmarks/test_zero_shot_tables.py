@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.zero_shot_jobs import DEFAULTS, jobs_of, rows_of, weight_spec
-from benchmarks.zero_shot_tables import ablation, layer_weights, mean_and_spread, results
+from benchmarks.zero_shot.jobs import DEFAULTS, jobs_of, rows_of, weight_spec
+from benchmarks.zero_shot.tables import ablation, layer_weights, results
 
 
 def row(top1: float, **job: Any) -> dict[str, Any]:
@@ -23,12 +23,6 @@ def row(top1: float, **job: Any) -> dict[str, Any]:
 
 def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
-
-
-def test_mean_and_spread() -> None:
-    assert mean_and_spread([]) == "–"
-    assert mean_and_spread([1.5]) == "1.50"
-    assert mean_and_spread([1.0, 4.0, 2.5]) == "2.50 (1.00 to 4.00)"
 
 
 def test_a_line_for_each_format_and_a_column_for_each_method() -> None:

@@ -22,10 +22,10 @@ from zaq_plugin.strategies.weights import LeastSquaresWeights
 from zaq_plugin.student.fake_quantizers import set_switches
 from zaq_plugin.student.modes import frozen, to_evaluation
 from zaq_plugin.zero_shot import Generator, ImageFormat, ZeroShotConfig
-from zaq_plugin.zero_shot.bn_statistics import BatchNormLoss
 from zaq_plugin.zero_shot.discrepancy import teacher_divergence
 from zaq_plugin.zero_shot.judge import Judge
 from zaq_plugin.zero_shot.learner import Learner
+from zaq_plugin.zero_shot.statistics import BatchNormLoss
 
 GAME = "gdfq game"
 

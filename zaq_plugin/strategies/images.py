@@ -11,8 +11,8 @@ from zaq_plugin.ptq.wrappers import cloned
 from zaq_plugin.strategies.stage import Data, ImageStage, Work
 from zaq_plugin.student.modes import frozen
 from zaq_plugin.zero_shot import DistillOptions, ImageStatistics, distill_images
-from zaq_plugin.zero_shot.bn_statistics import batch_norms
 from zaq_plugin.zero_shot.distill import has_aim
+from zaq_plugin.zero_shot.statistics import batch_norms
 
 
 class Real(ImageStage):

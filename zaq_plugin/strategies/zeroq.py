@@ -18,7 +18,7 @@ from zaq_plugin.strategies.images import Distilled, batch_of
 from zaq_plugin.strategies.stage import Strategy, Work
 from zaq_plugin.strategies.weights import MinMaxWeights
 from zaq_plugin.zero_shot import DistillOptions
-from zaq_plugin.zero_shot.bn_statistics import batch_norms
+from zaq_plugin.zero_shot.statistics import batch_norms
 
 IMAGES = 32
 """So many images measure sensitivities."""

@@ -9,8 +9,7 @@ from zaq_plugin.zero_shot.finetune import zero_shot_finetune
 from zaq_plugin.zero_shot.generator import Generator
 from zaq_plugin.zero_shot.loader import ZeroShotLoader
 from zaq_plugin.zero_shot.outputs import all_outputs, select
-from zaq_plugin.zero_shot.reconstruct_options import BlockResult, ReconstructOptions
-from zaq_plugin.zero_shot.reconstruction import reconstruct
+from zaq_plugin.zero_shot.reconstruction import BlockResult, ReconstructOptions, reconstruct
 from zaq_plugin.zero_shot.result import FinetuneResult, TrainingDiverged
 from zaq_plugin.zero_shot.statistics import ImageFormat, ImageStatistics
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from zaq_plugin.student.fake_quantizers import is_weight_quantizer
-from zaq_plugin.zero_shot.bn_statistics import BatchNormLoss
 from zaq_plugin.zero_shot.config import ZeroShotConfig
 from zaq_plugin.zero_shot.discrepancy import (
     LayerWeights,
@@ -24,7 +23,7 @@ from zaq_plugin.zero_shot.discrepancy import (
 from zaq_plugin.zero_shot.distill import low_pass, swinging
 from zaq_plugin.zero_shot.generator import Generator
 from zaq_plugin.zero_shot.outputs import OutputAdapter, mean_over
-from zaq_plugin.zero_shot.statistics import ImageFormat
+from zaq_plugin.zero_shot.statistics import BatchNormLoss, ImageFormat
 from zaq_plugin.zero_shot.taps import TapSet
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from zaq_plugin.zero_shot.distill import DistillOptions
-from zaq_plugin.zero_shot.reconstruct_options import ReconstructOptions
+from zaq_plugin.zero_shot.reconstruction import ReconstructOptions
 
 
 def setting(

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from zaq_plugin.ptq.calibrate import set_ranges
 from zaq_plugin.ptq.wrappers import unwrapped
-from zaq_plugin.zero_shot.alternatives import Alternative
+from zaq_plugin.student import student_of
+from zaq_plugin.student.fake_quantizers import set_switches
+from zaq_plugin.student.modes import (
+    State,
+    check_graph_mode,
+    freeze_batch_norm,
+    to_evaluation,
+    to_quantized_evaluation,
+)
 from zaq_plugin.zero_shot.config import ZeroShotConfig
+from zaq_plugin.zero_shot.judge import Alternative, Judge, states_of, weigh
+from zaq_plugin.zero_shot.loader import ZeroShotLoader
 from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs
-from zaq_plugin.zero_shot.result import FinetuneResult
+from zaq_plugin.zero_shot.reconstruction import reconstruct
+from zaq_plugin.zero_shot.result import FinetuneResult, RunProgress, load_checkpoint
+from zaq_plugin.zero_shot.sources import copies
 from zaq_plugin.zero_shot.statistics import ImageFormat
-from zaq_plugin.zero_shot.trainer import Run
+from zaq_plugin.zero_shot.training import Training
+
+logger = logging.getLogger(__name__)
+Correct = Callable[[nn.Module, Sequence[Tensor]], object]
 
 
 def zero_shot_finetune(
@@ -27,7 +47,7 @@ def zero_shot_finetune(
     std: Sequence[float] | None = None,
     adapter: OutputAdapter = all_outputs,
     images: Tensor | None = None,
-    correct: Callable[[nn.Module, Sequence[Tensor]], object] | None = None,
+    correct: Correct | None = None,
     alternatives: Mapping[str, Alternative] | None = None,
     checkpoint_dir: str | Path | None = None,
     progress: bool = True,
@@ -68,28 +88,191 @@ def zero_shot_finetune(
         ValueError: if nothing is quantized, or a checkpoint belongs to other settings.
         TrainingDiverged: if the loss or its gradient becomes NaN or infinite.
     """
-    float_model = None if float_model is None else unwrapped(float_model)
+    check_graph_mode(student)
     modes = {m: m.training for m in student.modules()}
-    run = Run(
+    loader = ZeroShotLoader(
         student,
+        ImageFormat.of(image_shape, mean, std),
         config or ZeroShotConfig(),
-        correct,
-        alternatives,
-        checkpoint_dir,
-        progress,
-        on_step,
-        {
-            "image_shape": ImageFormat.of(image_shape, mean, std),
-            "float_model": float_model,
-            "teacher": teacher,
-            "adapter": adapter,
-        },
+        teacher=teacher,
+        float_model=None if float_model is None else unwrapped(float_model),
+        adapter=adapter,
     )
+    folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+    run = _Run(loader, correct, alternatives or {}, folder, RunProgress(progress), on_step)
     try:
         with run.progress:
-            return run.go(images)
+            return run.whole(images)
     finally:
         run.close()
         for module in student.modules():
             if module in modes:
                 module.training = modes[module]
+
+
+class _Run:
+    """One run: its stages in order, timed; see `zero_shot_finetune`."""
+
+    def __init__(
+        self,
+        loader: ZeroShotLoader,
+        correct: Correct | None,
+        alternatives: Mapping[str, Alternative],
+        folder: Path | None,
+        progress: RunProgress,
+        on_step: Callable[[int], None] | None,
+    ) -> None:
+        self.loader, self.student, self.config = loader, loader.student, loader.config
+        self.correct, self.alternatives = correct, alternatives
+        self.folder, self.progress, self.on_step = folder, progress, on_step
+        self.result = FinetuneResult()
+        self.training: Training | None = None
+        # Work on a graph's or model's own mode, with BatchNorm frozen: dropout would be noise.
+        to_evaluation(self.student)
+        freeze_batch_norm(self.student)
+
+    def whole(self, images: Tensor | None) -> FinetuneResult:
+        """All stages, or those that a checkpoint leaves; the student holds the best state then."""
+        saved = None
+        if self.folder is not None:
+            saved = load_checkpoint(self.folder, self.config.to_json(), self.loader.device)
+        judge = self._start(images) if saved is None else self._resume(saved)
+        if self.config.steps:
+            self._timed("training", lambda: self._train(judge, saved))
+        return self._hand_over(judge)
+
+    def _start(self, images: Tensor | None) -> Judge:
+        """What comes before training; the judge has seen every state then."""
+        pool, held_out = self._timed("images", lambda: self._make_images(images))
+        batches = pool[: self.config.calibration.images].split(self.config.batch_size)
+        if self.config.calibration.renew:
+            self._timed("calibration", lambda: self._set_ranges(batches))
+        set_switches(self.student, observe=False, quantize=True)
+        batches = [b for b in batches if len(b) == len(batches[0])]  # as hosts want them
+        if self.correct is not None:
+            self._timed("bias correction", lambda: self._correct(batches))
+        judge = self._judge_on(copies(held_out, self.config.judging.copies, self.loader.shared_rng))
+        tried: dict[str, State] = {}
+        if self.alternatives:
+            tried = self._timed(
+                "alternatives", lambda: states_of(self.student, self.alternatives, batches)
+            )
+        judge.look(self.student, "start")
+        if self.config.reconstruction.enabled:
+            # Learned roundings start from the weights themselves, whose biases are the float ones.
+            student_of(self.student).restore_biases()
+            self._timed("reconstruction", lambda: self._reconstruct(pool))
+            judge.look(self.student, "reconstructed")
+        weigh(self.student, judge, tried)
+        return judge
+
+    # ---- the stages, in order ------------------------------------------------------------------
+
+    def _make_images(self, images: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Images to learn from, and others to judge by; the two never meet."""
+        config, loader = self.config, self.loader
+
+        def report(stage: str, step: int, steps: int, loss: float) -> None:
+            self.progress.show(stage, step, steps, {"loss": loss})
+
+        if images is None and not config.uses_distilled:
+            loader.prepare(None, report)
+            held_out = loader.generated(config.judging.images)
+            return loader.generated(max(config.calibration.images, 2)), held_out
+        if images is None:
+            total = config.distillation.images + config.judging.images
+            images = loader.distill(total, report).to(loader.dtype)
+            count = config.judging.images
+        else:
+            images = images.to(loader.device, loader.dtype)
+            count = min(config.judging.images, max(2, len(images) // 3))
+        loader.prepare(images[:-count], report)
+        return images[:-count], images[-count:]
+
+    @torch.no_grad()
+    def _set_ranges(self, batches: Sequence[Tensor]) -> None:
+        set_ranges(student_of(self.student), [((batch,), {}) for batch in batches])
+        to_quantized_evaluation(self.student)
+
+    def _correct(self, batches: Sequence[Tensor]) -> None:
+        assert self.correct is not None
+        self.correct(self.student, batches)
+        to_quantized_evaluation(self.student)
+
+    def _judge_on(self, images: Tensor) -> Judge:
+        """A judge by the run's teacher and loss, on images that nothing is trained on."""
+        loader = self.loader
+        return Judge(loader.teacher, images, loader.adapter, self.config.losses.output)
+
+    def _reconstruct(self, pool: Tensor) -> None:
+        options, rng = self.config.reconstruction, self.loader.shared_rng
+        self.result.blocks = reconstruct(
+            self.student,
+            self.loader.teacher,
+            copies(pool, options.copies, rng),
+            options.options(),
+            rng=rng,
+            progress=lambda name, n, total, error: self.progress.show(
+                "reconstruct", n, total, {"error": error}
+            ),
+        )
+
+    def _train(self, judge: Judge, saved: dict[str, Any] | None) -> None:
+        self.training = Training(
+            self.loader, judge, self.result, self.progress, self.folder, self.on_step
+        )
+        if saved is None:
+            self.training.begin()
+        else:
+            self.training.resume(saved)
+        self.training.run()
+
+    def _hand_over(self, judge: Judge) -> FinetuneResult:
+        result, loader = self.result, self.loader
+        result.best = judge.restore_best(self.student)
+        result.verdicts = list(judge.history)
+        if loader.taps is not None:
+            result.layer_weights = loader.taps.shares
+        if loader.adversary is not None:
+            result.restarts = list(loader.adversary.restarts)
+        result.examples = loader.examples(64)
+        if len(result.verdicts) > 1 and not result.improved:
+            logger.warning(
+                "nothing better than the untrained state was found; it is what the student holds."
+            )
+        return result
+
+    # ---- around them ---------------------------------------------------------------------------
+
+    def _resume(self, saved: dict[str, Any]) -> Judge:
+        """The state that a checkpoint holds, in place of the stages before training."""
+        set_switches(self.student, observe=False, quantize=True)
+        images = saved["judge"]["images"]
+        if self.correct is not None:  # which adds to the student what the state below fills
+            self.student.load_state_dict(saved["base"], strict=False)
+            self.correct(self.student, [images[:2]])
+        if self.alternatives:  # these, too
+            states_of(self.student, self.alternatives, [images[:2]])
+        self.student.load_state_dict(saved["base"])
+        set_switches(self.student, observe=False, quantize=True)
+        self.loader.load_state_dict(saved["loader"])
+        judge = self._judge_on(images)
+        judge.load_state_dict(saved["judge"])
+        self.result.curve = list(saved["curve"])
+        self.result.seconds = dict(saved["seconds"])
+        logger.info("resumed at step %d", self.loader.step)
+        return judge
+
+    def _timed(self, stage: str, action: Callable[[], Any]) -> Any:
+        """What an action returns; its wall time is added to the stage's."""
+        start = time.perf_counter()
+        value = action()
+        seconds = self.result.seconds
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
+        return value
+
+    def close(self) -> None:
+        """Take hooks and stand-ins out of the models."""
+        if self.training is not None:
+            self.training.close()
+        self.loader.close()

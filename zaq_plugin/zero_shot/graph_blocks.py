@@ -1,15 +1,42 @@
-"""Cutting a graph into blocks (torch.ao FX, torchao PT2E)."""
+"""What a block is, and cutting a graph into blocks (torch.ao FX, torchao PT2E)."""
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from zaq_plugin.student.fake_quantizers import is_fake_quantizer
-from zaq_plugin.zero_shot.block import Block
+
+Call = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of a student and its counterpart in the teacher.
+
+    Attributes:
+        name: Module name, or ``first..last`` node names in a graph.
+        student: The block of the student, x to y.
+        teacher: The same block of the teacher.
+        weights: Names of the weight fake-quantizers inside.
+        modules: The modules of the student that the block consists of (for train / eval mode).
+        student_input: Runs the student on images up to this block and returns the block's input.
+        teacher_input: The same for the teacher.
+        chained: Whether its input is the output of the block before it, as it stands.
+    """
+
+    name: str
+    student: Call
+    teacher: Call
+    weights: tuple[str, ...]
+    modules: tuple[nn.Module, ...]
+    student_input: Call
+    teacher_input: Call
+    chained: bool = False
 
 
 def graph_blocks(

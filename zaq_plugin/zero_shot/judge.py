@@ -1,8 +1,12 @@
-"""The judge: decides, on synthetic images that nothing trains on, which state is handed back."""
+"""The judge: decides, on synthetic images that nothing trains on, which state is handed back.
+Reconstruction learns from the images it has; with few of them, or few iterations, rounding with
+error feedback can be better. Nobody knows beforehand: both are tried, and the judge decides.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zaq_plugin.ptq.output_distance import agreements, divergences, spread, threshold
-from zaq_plugin.student.modes import copied_state, to_evaluation
+from zaq_plugin.student.modes import State, copied_state, to_evaluation, to_quantized_evaluation
 from zaq_plugin.zero_shot.discrepancy import absolute_error
 from zaq_plugin.zero_shot.outputs import OutputAdapter
 
@@ -173,3 +177,52 @@ def _per_sample(teacher: Tensor, student: Tensor, loss: str, scale: Tensor) -> T
     if loss == "l1":
         return absolute_error(teacher, student).reshape(len(teacher), -1).mean(1)
     return divergences(teacher, student, scale=scale)
+
+
+Alternative = Callable[[nn.Module, Sequence[Tensor]], object]
+"""Changes the parameters of a calibrated student in place, given it and batches of images."""
+
+
+def states_of(
+    student: nn.Module, alternatives: Mapping[str, Alternative], batches: Sequence[Tensor]
+) -> dict[str, State]:
+    """The student's state after each alternative, all from the state in which it comes.
+
+    What an alternative adds to the student (a bias, a buffer) stays there, and in the other states,
+    as zeros.
+
+    Args:
+        student: Calibrated; put back afterwards.
+        alternatives: By name.
+        batches: What each is called with.
+    """
+    first, states = copied_state(student), {}
+    for name, alternative in alternatives.items():
+        alternative(student, batches)
+        to_quantized_evaluation(student)
+        states[name] = copied_state(student)
+        student.load_state_dict(_filled(first, student))
+    return {name: _filled(state, student) for name, state in states.items()}
+
+
+def weigh(student: nn.Module, judge: Judge, states: Mapping[str, State]) -> None:
+    """Let the judge look at each; the student is left in the last one that became the best.
+
+    Args:
+        student: Stays as it is if none does.
+        judge: Has looked at the student as it stands.
+        states: From `states_of`.
+    """
+    best = copied_state(student)
+    for name, state in states.items():
+        student.load_state_dict(state)
+        # Neither has the better claim: with few images, doubt would always favour the first.
+        if judge.look(student, name, certainty=0.0).accepted:
+            best = state
+    student.load_state_dict(best)
+
+
+def _filled(state: State, student: nn.Module) -> State:
+    """The state with zeros for what it lacks."""
+    values = student.state_dict().items()
+    return {k: state[k] if k in state else torch.zeros_like(v) for k, v in values}

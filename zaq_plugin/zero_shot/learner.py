@@ -16,7 +16,7 @@ from zaq_plugin.student import QuantLayer, reached_layers
 from zaq_plugin.student.fake_quantizers import Slot, activation_slots
 from zaq_plugin.zero_shot.config import ZeroShotConfig
 from zaq_plugin.zero_shot.learned_activations import learned_activation
-from zaq_plugin.zero_shot.learned_levels import LearnedEdges
+from zaq_plugin.zero_shot.learned_weights import LearnedEdges
 
 
 class Learner:

@@ -17,8 +17,6 @@ from zaq_plugin.zero_shot.adversary import Adversary
 from zaq_plugin.zero_shot.config import ZeroShotConfig
 from zaq_plugin.zero_shot.discrepancy import (
     LayerWeights,
-    feature_discrepancy,
-    feature_distance,
     output_discrepancy,
     teacher_divergence,
 )
@@ -26,7 +24,7 @@ from zaq_plugin.zero_shot.distill import distill_images
 from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs, detached, mean_over
 from zaq_plugin.zero_shot.sources import ImageSource
 from zaq_plugin.zero_shot.statistics import ImageFormat
-from zaq_plugin.zero_shot.taps import TapSet, find_taps
+from zaq_plugin.zero_shot.taps import TapPair, find_taps
 
 logger = logging.getLogger(__name__)
 
@@ -98,12 +96,15 @@ class ZeroShotLoader:
         self.losses: dict[str, float] = {}
         self.source: ImageSource | None = None
         self.adversary: Adversary | None = None
-        self._taps: tuple[TapSet, TapSet] | None = None
-        self.layer_weights: LayerWeights | None = None
-        self._teacher_features: dict[str, Tensor] = {}
+        self.taps: TapPair | None = None
 
     def __len__(self) -> int:
         return self.config.steps
+
+    @property
+    def layer_weights(self) -> LayerWeights | None:
+        """λ of the taps, if there are any."""
+        return None if self.taps is None else self.taps.weights
 
     # ---- getting ready -------------------------------------------------------------------------
 
@@ -164,6 +165,20 @@ class ZeroShotLoader:
             progress=None if report is None else lambda s, n, v: report("distil", s, n, v),
         )
 
+    def generated(self, count: int) -> Tensor:
+        """New images of the generator, (count, C, H, W)."""
+        assert self.adversary is not None
+        batches = -(-count // self.config.batch_size)
+        parts = [self.adversary.sample() for _ in range(batches)]
+        return torch.cat(parts)[:count].to(self.dtype)
+
+    def examples(self, count: int) -> Tensor | None:
+        """Some of the images, on the CPU in float32: (n, C, H, W) with n at most ``count``."""
+        if self.adversary is not None:
+            return self.adversary.sample()[:count].float().cpu()
+        pool = None if self.source is None else self.source.pool
+        return None if pool is None else pool[:count].float().cpu()
+
     def _ready(self) -> ImageSource:
         if self.source is None:
             raise ValueError("ZeroShotLoader: call prepare() first, or iterate over the loader.")
@@ -175,8 +190,9 @@ class ZeroShotLoader:
             return
         example = torch.zeros(2, *self.images.shape, device=self.device, dtype=self.dtype)
         names = find_taps(self.teacher, example, config.losses.taps)
-        self._taps = TapSet(self.teacher, names), TapSet(unwrapped(self.student), names)
-        self.layer_weights = LayerWeights(len(names), config.losses.lambda_decay).to(self.device)
+        weights = LayerWeights(len(names), config.losses.lambda_decay).to(self.device)
+        student, norm = unwrapped(self.student), config.losses.relation_norm
+        self.taps = TapPair(self.teacher, student, names, weights, norm)
         logger.info("taps: %s", ", ".join(names))
 
     # ---- the loop ------------------------------------------------------------------------------
@@ -204,21 +220,20 @@ class ZeroShotLoader:
         images = images.contiguous(memory_format=torch.channels_last)  # faster to train on
         with torch.no_grad():
             targets = self.teacher(images.clone())  # which may write into them
-        if self._taps is not None:
-            teacher_taps, student_taps = self._taps
-            self._teacher_features = teacher_taps.take()
-            student_taps.clear()
+        if self.taps is not None:
+            self.taps.expect()
         return images, targets
 
     def _generator_step(self) -> None:
-        if self.layer_weights is not None and self.step and self.step % self.epoch == 0:
-            self.layer_weights.end_epoch()
+        taps = self.taps
+        if taps is not None and self.step and self.step % self.epoch == 0:
+            taps.weights.end_epoch()
         if self.adversary is None or self.config.generator.gamma == 0:
             return
         core = unwrapped(self.student)
         with frozen(core):
-            teacher_taps, student_taps = self._taps if self._taps else (None, None)
-            terms = self.adversary.step(core, student_taps, teacher_taps, self.layer_weights)
+            features = (None, None) if taps is None else (taps.student, taps.teacher)
+            terms = self.adversary.step(core, features[0], features[1], self.layer_weights)
             self.losses.update({f"G {name}": value for name, value in terms.items()})
         self.adversary.restart_if_collapsed(self.adversary.sample(), self.step)
 
@@ -243,22 +258,12 @@ class ZeroShotLoader:
         measure = output_discrepancy if config.losses.output == "l1" else teacher_divergence
         total = mean_over(measure, teacher_out, student_out)
         terms = {"D_o" if config.losses.output == "l1" else "KL": total.detach()}
-        if self._taps is not None and self.layer_weights is not None:
-            student_features = self._taps[1].take()
-            if config.losses.alpha > 0:
-                d_f, distances = feature_discrepancy(
-                    self._teacher_features,
-                    student_features,
-                    self.layer_weights,
-                    config.losses.relation_norm,
-                )
-                self.layer_weights.observe(distances)
-                total = total + config.losses.alpha * d_f
-                terms["D_f"] = d_f.detach()
-            if config.losses.feature_weight > 0:
-                gap = feature_distance(self._teacher_features, student_features)
-                total = total + config.losses.feature_weight * gap
-                terms["features"] = gap.detach()
+        if self.taps is not None:
+            shares = {"D_f": config.losses.alpha, "features": config.losses.feature_weight}
+            gaps = self.taps.compare(relations=shares["D_f"] > 0, values=shares["features"] > 0)
+            for name, gap in gaps.items():
+                total = total + shares[name] * gap
+                terms[name] = gap.detach()
         terms["loss"] = total.detach()
         self.losses.update({name: float(value) for name, value in terms.items()})
         return total
@@ -311,9 +316,9 @@ class ZeroShotLoader:
 
     def close(self) -> None:
         """Remove the hooks from the models."""
-        for taps in self._taps or ():
-            taps.close()
-        self._taps = None
+        if self.taps is not None:
+            self.taps.close()
+        self.taps = None
 
 
 def _rank() -> int:

@@ -16,7 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from zaq_plugin.student.fake_quantizers import is_weight_quantizer
-from zaq_plugin.zero_shot.bn_statistics import BatchNormProbe
+from zaq_plugin.zero_shot.discrepancy import (
+    LayerWeights,
+    feature_discrepancy,
+    feature_distance,
+)
+from zaq_plugin.zero_shot.statistics import BatchNormProbe
 
 
 def find_taps(
@@ -173,3 +178,81 @@ class TapSet:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class TapPair:
+    """Teacher and student at the same taps, and λ, how much each of these counts.
+
+    Args:
+        teacher: P.
+        student: Q, not wrapped.
+        names: From `find_taps`.
+        weights: λ.
+        norm: Of the relation maps' distance, see `relation_distance`.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        names: Sequence[str],
+        weights: LayerWeights,
+        norm: str,
+    ) -> None:
+        self.models = teacher, student
+        self.teacher, self.student = TapSet(teacher, names), TapSet(student, names)
+        self.names, self.weights, self.norm = list(names), weights, norm
+        self._expected: dict[str, Tensor] = {}
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """λ by tap."""
+        return dict(zip(self.names, self.weights.values.tolist(), strict=True))
+
+    def expect(self) -> None:
+        """The teacher has just answered a batch: what it had at the taps is what is compared to."""
+        self._expected = self.teacher.take()
+        self.student.clear()
+
+    def compare(self, *, relations: bool, values: bool) -> dict[str, Tensor]:
+        """What the student has at the taps against what is expected: ``D_f`` and ``features``.
+
+        Args:
+            relations: Whether to compare relation maps (ZAQ's D_f, which λ observes).
+            values: Whether to compare the features themselves.
+
+        Raises:
+            ValueError: if the student has not run since the last call.
+        """
+        seen, terms = self.student.take(), {}
+        if relations:
+            total, distances = feature_discrepancy(self._expected, seen, self.weights, self.norm)
+            self.weights.observe(distances)
+            terms["D_f"] = total
+        if values:
+            terms["features"] = feature_distance(self._expected, seen)
+        return terms
+
+    @torch.no_grad()
+    def on_images(self, images: Tensor, *, renew: bool) -> float:
+        """D_f on some images; both models are run as they stand.
+
+        Args:
+            images: (N, C, H, W).
+            renew: Whether this counts as one of λ's epochs.
+        """
+        for taps, model in zip((self.teacher, self.student), self.models, strict=True):
+            taps.clear()
+            model(images.clone())
+        total, distances = feature_discrepancy(
+            self.teacher.take(), self.student.take(), self.weights, self.norm
+        )
+        if renew:
+            self.weights.observe(distances)
+            self.weights.end_epoch()
+        return float(total)
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        self.teacher.close()
+        self.student.close()

@@ -25,7 +25,7 @@ from zaq_plugin.zero_shot import (
     ZeroShotConfig,
     distill_images,
 )
-from zaq_plugin.zero_shot.bn_statistics import batch_norms
+from zaq_plugin.zero_shot.statistics import batch_norms
 from zaq_timm.zoo.settings import Settings
 
 METHODS = ("rq", "dfq", "pwlq", "pwlq+gptq", "zaq")

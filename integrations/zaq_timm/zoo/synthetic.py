@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from zaq_plugin.zero_shot import DistillOptions, ImageFormat, distill_images
-from zaq_plugin.zero_shot.bn_statistics import batch_norms
 from zaq_plugin.zero_shot.distill import low_pass
+from zaq_plugin.zero_shot.statistics import batch_norms
 from zaq_timm.zoo.models import Inputs
 from zaq_timm.zoo.settings import Settings
 

@@ -11,7 +11,7 @@ import torch
 from timm.layers import create_conv2d
 from torch import nn
 
-import benchmarks.accuracy
+import benchmarks.accuracy.run
 import benchmarks.hosts.accuracy as hosts
 from benchmarks import accuracy_tables
 from benchmarks import data as loaders

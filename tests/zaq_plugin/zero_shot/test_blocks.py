@@ -12,8 +12,7 @@ from zaq_plugin.pwlq import UniformSpec
 from zaq_plugin.student import reached_layers, twin
 from zaq_plugin.student.fake_quantizers import set_switches
 from zaq_plugin.zero_shot.blocks import find_blocks, uncovered_weights
-from zaq_plugin.zero_shot.reconstruct_options import ReconstructOptions
-from zaq_plugin.zero_shot.reconstruction import reconstruct
+from zaq_plugin.zero_shot.reconstruction import ReconstructOptions, reconstruct
 
 
 def test_eager_blocks(

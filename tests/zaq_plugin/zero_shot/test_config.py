@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from zaq_plugin.zero_shot.config import ZeroShotConfig
+from zaq_plugin.zero_shot.config import PRESETS, ZeroShotConfig
 from zaq_plugin.zero_shot.config_parts import FLAT, LossSettings, TrainingSettings
-from zaq_plugin.zero_shot.presets import PRESETS
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.zero_shot.bn_statistics import BatchNormLoss
 from zaq_plugin.zero_shot.distill import (
     DistillOptions,
     distill_images,
@@ -15,7 +14,7 @@ from zaq_plugin.zero_shot.distill import (
     swinging,
     total_variation,
 )
-from zaq_plugin.zero_shot.statistics import ImageStatistics
+from zaq_plugin.zero_shot.statistics import BatchNormLoss, ImageStatistics
 
 SHAPE = (3, 8, 8)
 

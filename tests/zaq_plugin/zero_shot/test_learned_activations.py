@@ -21,8 +21,7 @@ from zaq_plugin.zero_shot.learned_activations import (
     drop_mask,
     learned_activation,
 )
-from zaq_plugin.zero_shot.reconstruct_options import ReconstructOptions
-from zaq_plugin.zero_shot.reconstruction import reconstruct
+from zaq_plugin.zero_shot.reconstruction import ReconstructOptions, reconstruct
 
 
 def activation(

@@ -228,7 +228,7 @@ def test_float_model_guides_the_images(
         loader = ZeroShotLoader(student, SHAPE, config, float_model=float_model)
         loader.prepare()
         assert loader.adversary is not None
-        from zaq_plugin.zero_shot.bn_statistics import BatchNormLoss
+        from zaq_plugin.zero_shot.statistics import BatchNormLoss
 
         loss = BatchNormLoss(model)
         with torch.no_grad(), loss.recording():

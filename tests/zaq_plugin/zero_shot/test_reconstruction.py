@@ -13,8 +13,7 @@ from zaq_plugin.fake_quantize import PWLQPerChannelFakeQuantize
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
 from zaq_plugin.student import reached_layers, twin
 from zaq_plugin.student.fake_quantizers import set_switches
-from zaq_plugin.zero_shot.reconstruct_options import ReconstructOptions
-from zaq_plugin.zero_shot.reconstruction import reconstruct
+from zaq_plugin.zero_shot.reconstruction import ReconstructOptions, reconstruct
 
 QUICK = ReconstructOptions(iterations=60, batch_size=16)
 

@@ -13,7 +13,7 @@ import torch
 from zaq_plugin.image_counts import CALIBRATION_IMAGES
 from zaq_plugin.pwlq import PWLQSpec, UniformSpec
 from zaq_plugin.strategies import Request
-from zaq_plugin.zero_shot.presets import PRESETS
+from zaq_plugin.zero_shot.config import PRESETS
 from zaq_timm.cli import build_parser
 from zaq_timm.zoo import settings as module
 from zaq_timm.zoo.command import GROUPS, read_arguments

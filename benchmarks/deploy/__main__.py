@@ -1,0 +1,5 @@
+"""``python -m benchmarks.deploy``."""
+
+from benchmarks.deploy.run import main
+
+main()

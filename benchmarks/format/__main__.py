@@ -1,0 +1,5 @@
+"""``python -m benchmarks.format``."""
+
+from benchmarks.format.run import main
+
+main()

@@ -1,0 +1,5 @@
+"""``python -m benchmarks.zero_shot``."""
+
+from benchmarks.zero_shot.run import main
+
+main()
