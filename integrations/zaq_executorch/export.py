@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from zaq_executorch._compat import SMALL_BATCH
+from zaq_executorch.grids import with_kernel_grids
 from zaq_executorch.host import HOST, VERBS
 from zaq_executorch.lowering import lower
 from zaq_executorch.pooling import means_outside
@@ -90,7 +91,8 @@ def export(
             written then.
     """
     check_batch(batch, HOST.name)
-    graph = VERBS.ready(model, example_inputs, calibration, method, stored_bits, options)
+    ready = VERBS.ready(model, example_inputs, calibration, method, stored_bits, options)
+    graph = with_kernel_grids(ready)
     most = batch + 1 if batch == SMALL_BATCH else batch
     example = sized(example_inputs, most)
     dim = torch.export.Dim("batch", min=1, max=most) if batch > 1 else None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Iterator
 
 import torch
 from torch.fx import GraphModule, Node
 
+from zaq_pt2e.device.moves import MOVES
 from zaq_pt2e.device.signed import DEQUANTIZE, QUANTIZE
 from zaq_pt2e.graph import argument, set_argument
 
@@ -26,28 +26,6 @@ PRESCRIBED = {
 """Scale and zero point of an int8 output, by operator: a file with others does not load."""
 
 
-MOVES = {
-    operator.getitem,
-    _aten.alias.default,
-    _aten.chunk.default,
-    _aten.clone.default,
-    _aten.contiguous.default,
-    _aten.dropout.default,
-    _aten.expand.default,
-    _aten.flatten.using_ints,
-    _aten.permute.default,
-    _aten.reshape.default,
-    _aten.select.int,
-    _aten.slice.Tensor,
-    _aten.split.Tensor,
-    _aten.split_with_sizes.default,
-    _aten.squeeze.dim,
-    _aten.transpose.int,
-    _aten.unflatten.int,
-    _aten.unsqueeze.default,
-    _aten.view.default,
-}
-"""What leaves values as they are: what reads it and what gives it are on one grid in a file."""
 _SHAPES = {_aten.flatten.using_ints, _aten.reshape.default, _aten.view.default}
 _PRODUCTS = {_aten.matmul.default, _aten.bmm.default}
 

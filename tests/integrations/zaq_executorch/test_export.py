@@ -180,3 +180,30 @@ def test_a_slice_with_two_readers(tmp_path: Path) -> None:
         expected, answers = model(images), torch.cat([made.model(x) for x in images.split(1)])
     noise = (answers - expected).square().sum() / expected.square().sum()
     assert 10 * torch.log10(noise) < -22  # four MAC bits
+
+
+class MovedBetweenGrids(nn.Module):
+    """Values that change their order between a product and a sum, and a head of zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.mix, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 8), nn.Linear(8, 4)
+        self.norm = nn.LayerNorm(8)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.norm(self.first(x).permute(0, 2, 3, 1))
+        x = torch.cat([(self.mix(x) * 9).permute(0, 3, 1, 2), x.permute(0, 3, 1, 2)], 1)
+        return x, self.head(x[:, :8].mean((2, 3)))
+
+
+def test_grids_as_the_kernels_want_them(tmp_path: Path) -> None:
+    """A file with a finer step of the zeros, or other grids around the order, did not load."""
+    import zaq_executorch
+
+    torch.manual_seed(0)
+    model, images = MovedBetweenGrids().eval(), torch.randn(8, 3, 12, 12)
+    path = tmp_path / "net.pte"
+    made = zaq_executorch.export(model, (images[:1],), path, calibration=[images], method="pwlq")
+    assert zaq_executorch.verify(path, made.model, images).require().weights == 3

@@ -1,0 +1,69 @@
+"""Grids as XNNPACK's int8 kernels want them."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch.fx import GraphModule, Node
+
+from zaq_pt2e.device.moves import MOVES
+from zaq_pt2e.device.signed import DEQUANTIZE, QUANTIZE, int8_layers
+from zaq_pt2e.graph import argument, constant_value, set_argument
+from zaq_pt2e.outputs import last_of
+
+FINEST = 256
+"""A layer's output has a step of at least this part of the step of its sums, or does not load."""
+_LOW, _HIGH = -128, 127
+
+
+def with_kernel_grids(graph: GraphModule) -> GraphModule:
+    """A copy of an int8 graph whose grids are as the kernels want them.
+
+    A step of an output that is far below the step of the sums (an output without a range, as that
+    of weights of zero) is raised: what lies between sums never occurs. Where values are moved from
+    one grid to another, they are moved on the first grid and rounded to the other one after it.
+    """
+    model = copy.deepcopy(graph)
+    for layer in list(int8_layers(model)):
+        _raise_step(model, layer.node)
+    for node in list(model.graph.nodes):
+        if node.target in MOVES:
+            _round_behind(model, node)
+    model.recompile()
+    return model
+
+
+def _raise_step(model: GraphModule, layer: Node) -> None:
+    x, weight = argument(layer, 0), argument(layer, 1)
+    scales = weight.args[1]
+    if isinstance(scales, Node):
+        value = constant_value(model, scales)
+        assert value is not None
+        scales = float(value.max())
+    least = float(argument(x, 1)) * float(scales) / FINEST * (1 + 1e-6)
+    for codes in list(last_of(layer).users):
+        if codes.target not in QUANTIZE or float(argument(codes, 1)) >= least:
+            continue
+        bottom = (_LOW - int(argument(codes, 2))) * float(argument(codes, 1))
+        zero = min(max(round(_LOW - bottom / least), _LOW), _HIGH)
+        for node in (codes, *[u for u in codes.users if u.target in DEQUANTIZE]):
+            set_argument(node, 1, least)
+            set_argument(node, 2, zero)
+
+
+def _round_behind(model: GraphModule, move: Node) -> None:
+    source = move.args[0]
+    if not isinstance(source, Node) or source.target not in DEQUANTIZE:
+        return
+    grid = source.args[1:]
+    others = [u for u in move.users if u.target in QUANTIZE and u.args[1:3] != grid[:2]]
+    if not others or argument(source, 5) is not torch.int8:
+        return
+    with model.graph.inserting_after(move):
+        codes = model.graph.call_function(QUANTIZE[0], (move, *grid))
+    with model.graph.inserting_after(codes):
+        values = model.graph.call_function(DEQUANTIZE[0], (codes, *grid))
+    values.meta["val"] = move.meta.get("val")
+    for user in others:
+        user.replace_input_with(move, values)
