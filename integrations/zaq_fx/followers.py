@@ -18,6 +18,7 @@ from torch.ao.quantization import ObserverBase
 
 from zaq_fx._compat import is_watcher
 from zaq_plugin.observers import MinMaxObserver
+from zaq_plugin.student.fake_quantizers import range_observer
 
 
 class Follower(nn.Module):
@@ -110,8 +111,8 @@ def follow(prepared: fx.GraphModule) -> list[str]:
             groups.setdefault(modules[str(node.target)], []).append(node)
     names = []
     for watcher, nodes in groups.items():
-        inner: Any = getattr(watcher, "activation_post_process", watcher)
-        if not hasattr(inner, "batch_range"):
+        inner = range_observer(watcher)
+        if inner is None:
             continue  # another package's
         saturated = len(nodes) > 1 and _is_saturated(nodes[0], nodes[1], modules)
         if isinstance(inner, MinMaxObserver) and not saturated:

@@ -14,6 +14,7 @@ from zaq_fx._compat import is_watcher, qconfigs_of
 from zaq_plugin.layers import LAYERS
 from zaq_plugin.observers import PWLQPerChannelObserver
 from zaq_plugin.pwlq import PWLQTensor, QuantSpec, quantize
+from zaq_plugin.student.fake_quantizers import observer_of
 from zaq_plugin.weight_observer import solve_once
 
 WEIGHTED = LAYERS
@@ -63,7 +64,7 @@ class Layer:
             raise ValueError(f"layer '{self.name}' is not quantized by this package.")
         weight: Tensor = self.root.weight.detach()  # type: ignore[operator]
         watcher = watcher.to(weight.device)
-        observer = getattr(watcher, "activation_post_process", watcher)
+        observer = observer_of(watcher)
         frozen = hasattr(watcher, "observer_enabled") and not bool(watcher.observer_enabled[0])
         if frozen and observer.edges.numel():
             edges = watcher.edges.detach()
@@ -108,7 +109,7 @@ def _spec_of(module: nn.Module, qconfig: Any) -> QuantSpec | None:
     watcher = getattr(module, "weight_fake_quant", None)
     if watcher is None and qconfig is not None and isinstance(module, nn.Module):
         watcher = qconfig.weight()
-    watcher = getattr(watcher, "activation_post_process", watcher)
+    watcher = observer_of(watcher)
     return watcher.spec if isinstance(watcher, PWLQPerChannelObserver) else None
 
 

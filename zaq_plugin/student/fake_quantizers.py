@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from zaq_plugin._range_observer import RangeObserver
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -64,6 +66,17 @@ def fake_quantizers(model: nn.Module) -> list[Slot]:
     return slots
 
 
+def observer_of(watcher: Any) -> Any:
+    """The observer inside a fake-quantizer; an observer is its own."""
+    return getattr(watcher, "activation_post_process", watcher)
+
+
+def range_observer(watcher: Any) -> RangeObserver | None:
+    """The observer of ours behind an activation's grid; None for other packages'."""
+    observer = observer_of(watcher)
+    return observer if isinstance(observer, RangeObserver) else None
+
+
 def is_uniform(module: Any) -> bool:
     """Whether a fake-quantizer of activations has a step and a zero point."""
     return all(isinstance(getattr(module, n, None), Tensor) for n in ("scale", "zero_point"))
@@ -86,12 +99,7 @@ def output_quantizers(model: nn.Module) -> list[Any]:
     (output,) = model.graph.find_nodes(op="output")
     called = [node for node in output.all_input_nodes if node.op == "call_module"]
     modules = dict.fromkeys(model.get_submodule(str(node.target)) for node in called)
-    return [
-        module
-        for module in modules
-        if is_uniform(module)
-        and hasattr(getattr(module, "activation_post_process", None), "margin")
-    ]
+    return [m for m in modules if is_uniform(m) and range_observer(m) is not None]
 
 
 def grid_of(slot: Slot) -> Tensor:
