@@ -23,7 +23,7 @@ from zaq_fx.readers import give_own_grid, readers
 from zaq_plugin.fake_quantize import ActivationFakeQuantize, PWLQActivationFakeQuantize
 from zaq_plugin.graph import attribute_at
 from zaq_plugin.observers import MinMaxObserver
-from zaq_plugin.student.fake_quantizers import range_observer
+from zaq_plugin.student.fake_quantizers import integers_of, range_observer
 
 Range = tuple[int, int]
 _UINT8 = (0, 255)
@@ -127,12 +127,12 @@ def narrow_ranges(prepared: fx.GraphModule) -> dict[tuple[float, int], Range]:
     for _, watcher in watcher_nodes(prepared):
         if isinstance(watcher, PWLQActivationFakeQuantize):
             continue
-        low: int | None = getattr(watcher, "quant_min", None)
-        high: int | None = getattr(watcher, "quant_max", None)
-        if low is None or high is None or getattr(watcher, "dtype", None) != torch.quint8:
+        integers = integers_of(watcher)
+        if integers is None or integers == _UINT8:
             continue
-        if (low, high) == _UINT8:
+        if getattr(watcher, "dtype", None) != torch.quint8:
             continue
+        low, high = integers
         scale, zero_point = watcher.calculate_qparams()  # type: ignore[operator]
         key = (float(scale), int(zero_point))
         old = ranges.get(key, (low, high))

@@ -18,7 +18,7 @@ from torch.ao.quantization import ObserverBase
 
 from zaq_fx._compat import is_watcher
 from zaq_plugin.observers import MinMaxObserver
-from zaq_plugin.student.fake_quantizers import range_observer
+from zaq_plugin.student.fake_quantizers import is_fake_quantizer, range_observer
 
 
 class Follower(nn.Module):
@@ -73,7 +73,7 @@ class Follower(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The tensor, on the leader's grid if the leader fake-quantizes; same shape."""
         leader = self.leader
-        if not hasattr(leader, "fake_quant_enabled"):
+        if not is_fake_quantizer(leader):
             return x
         observing = bool(leader.observer_enabled[0])
         if not observing:

@@ -14,7 +14,7 @@ from zaq_fx._compat import is_watcher, qconfigs_of
 from zaq_plugin.layers import LAYERS
 from zaq_plugin.observers import PWLQPerChannelObserver
 from zaq_plugin.pwlq import PWLQTensor, QuantSpec, quantize
-from zaq_plugin.student.fake_quantizers import observer_of
+from zaq_plugin.student.fake_quantizers import carried_quantizer, is_fake_quantizer, observer_of
 from zaq_plugin.weight_observer import solve_once
 
 WEIGHTED = LAYERS
@@ -50,7 +50,7 @@ class Layer:
         """The weight's fake-quantizer in training, else a new observer; None if not ours."""
         if self.spec is None:
             return None
-        watcher = getattr(self.module, "weight_fake_quant", None)
+        watcher = carried_quantizer(self.module)
         return watcher if watcher is not None else self.qconfig.weight()
 
     def quantized(self) -> PWLQTensor:
@@ -65,7 +65,7 @@ class Layer:
         weight: Tensor = self.root.weight.detach()  # type: ignore[operator]
         watcher = watcher.to(weight.device)
         observer = observer_of(watcher)
-        frozen = hasattr(watcher, "observer_enabled") and not bool(watcher.observer_enabled[0])
+        frozen = is_fake_quantizer(watcher) and not bool(watcher.observer_enabled[0])
         if frozen and observer.edges.numel():
             edges = watcher.edges.detach()
         else:
@@ -75,7 +75,7 @@ class Layer:
 
 def root_of(module: nn.Module) -> nn.Module | None:
     """The float convolution or linear layer in a module of a prepared model, or None."""
-    if hasattr(module, "weight_fake_quant"):
+    if carried_quantizer(module) is not None:
         was_training = module.training
         module = module.to_float()  # type: ignore[operator]
         module.train(was_training)
@@ -106,7 +106,7 @@ def layers_of(prepared: fx.GraphModule) -> Iterator[Layer]:
 
 
 def _spec_of(module: nn.Module, qconfig: Any) -> QuantSpec | None:
-    watcher = getattr(module, "weight_fake_quant", None)
+    watcher = carried_quantizer(module)
     if watcher is None and qconfig is not None and isinstance(module, nn.Module):
         watcher = qconfig.weight()
     watcher = observer_of(watcher)

@@ -71,6 +71,22 @@ def observer_of(watcher: Any) -> Any:
     return getattr(watcher, "activation_post_process", watcher)
 
 
+def carried_quantizer(module: Any) -> Any:
+    """The fake-quantizer of its weight that a module carries, as torch.ao's do; else None."""
+    return getattr(module, "weight_fake_quant", None)
+
+
+def input_quantizer(module: Any) -> Any:
+    """The fake-quantizer of its input that a simulated layer carries; else None."""
+    return getattr(module, "input_fake_quant", None)
+
+
+def integers_of(watcher: Any) -> tuple[int, int] | None:
+    """Smallest and largest integer of an activation's grid; None if it is not one of integers."""
+    low, high = getattr(watcher, "quant_min", None), getattr(watcher, "quant_max", None)
+    return None if low is None or high is None else (int(low), int(high))
+
+
 def range_observer(watcher: Any) -> RangeObserver | None:
     """The observer of ours behind an activation's grid; None for other packages'."""
     observer = observer_of(watcher)
