@@ -3,6 +3,8 @@
     python benchmarks/field.py --data DIR
     python benchmarks/field.py --data DIR --model cifar10 --method pwlq rq:real --seeds 0 1 2
     python benchmarks/field.py --data DIR --method aimet/best --peer-python aimet=/opt/bin/python
+    python benchmarks/field.py --data DIR --model lite0 --out benchmarks/results/field_lite.jsonl
+    python benchmarks/field.py --data DIR --model lite0 --imagenet DIR --out FILE
     python benchmarks/field.py --data DIR --tables
 
 A method is a strategy of `zaq_plugin.strategies` or a composition of several, with levels and
@@ -34,7 +36,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.field_images import request_for, shared_images
 from benchmarks.field_jobs import (
-    BITS,
+    LITE,
+    MODELS,
     default_methods,
     grid,
     is_peer,
@@ -42,7 +45,7 @@ from benchmarks.field_jobs import (
 )
 from benchmarks.field_peers import run_peer
 from benchmarks.field_tables import write_tables
-from benchmarks.field_tasks import Subject, clock, load_subject
+from benchmarks.field_tasks import VALIDATION, Subject, clock, load_subject
 from benchmarks.rows import append_row, read_rows
 from zaq_plugin.strategies import Applied, apply
 from zaq_plugin.strategies.compose import compose
@@ -78,7 +81,7 @@ class Measure:
 def measure_of(name: str, args: argparse.Namespace) -> Measure:
     """The measure of a model, made once in each process."""
     if name not in _MEASURES:
-        subject = load_subject(name, args.data).to(torch.device(args.device))
+        subject = load_subject(name, args.data, args.imagenet).to(torch.device(args.device))
         expected = subject.outputs(subject.model, args.limit)
         _MEASURES[name] = Measure(subject, expected, subject.score(expected))
     return _MEASURES[name]
@@ -199,7 +202,12 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     command.add_argument("--data", type=Path, help="folder of models and images")
-    command.add_argument("--model", nargs="+", choices=list(BITS), default=list(BITS))
+    command.add_argument("--model", nargs="+", choices=MODELS, help="default: all")
+    command.add_argument(
+        "--imagenet",
+        type=Path,
+        help="measure lite0, lite1 and lite2 on its val/<wnid>/*.JPEG, in place of --data's images",
+    )
     command.add_argument("--method", nargs="+", help="default: every strategy and peer")
     command.add_argument("--trains", action="store_true", help="also strategies that train")
     command.add_argument(
@@ -226,11 +234,25 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--out", type=Path, default=RESULTS / "field.jsonl")
     command.add_argument(
-        "--also", type=Path, default=RESULTS / "zero_shot.jsonl", help="rows to take over"
+        "--also",
+        type=Path,
+        default=RESULTS / "zero_shot.jsonl",
+        help="rows to take over, of models that --out has rows of",
     )
     command.add_argument("--tables", action="store_true", help="write the tables and stop")
     command.add_argument("--verbose", action="store_true", help="print errors in full")
     return command
+
+
+def models_of(args: argparse.Namespace, command: argparse.ArgumentParser) -> list[str]:
+    """The models that are asked for, as the rows name them."""
+    if args.imagenet is None:
+        return args.model or list(MODELS)
+    models: list[str] = args.model or list(LITE)
+    others = [model for model in models if model not in LITE]
+    if others:
+        command.error(f"--imagenet measures {', '.join(LITE)}; got {', '.join(others)}")
+    return [model + VALIDATION for model in models]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -241,8 +263,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.tables:
         write_tables(rows, args.out, args.also)
         return 0
-    if args.data is None:
+    if args.data is None and args.imagenet is None:
         command.error("--data must name the folder of models and images")
+    models = models_of(args, command)
     methods = args.method or default_methods(trains=args.trains)
     if args.device != "cpu":
         peers = [method for method in methods if is_peer(method)]
@@ -251,7 +274,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"{peers[0]} runs on the CPU; leave --device away, or name strategies only"
             )
         methods = [method for method in methods if method not in peers]
-    jobs = grid(args.model, methods, args.seeds, args.bits, args.effort)
+    jobs = grid(models, methods, args.seeds, args.bits, args.effort)
     todo = missing(jobs, rows, retry=args.retry)
     for number, row in enumerate(run_all(todo, args), 1):
         append_row(args.out, row)

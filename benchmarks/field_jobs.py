@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from benchmarks.field_tasks import EFFORT
+from benchmarks.field_tasks import EFFORT, VALIDATION
 from zaq_plugin.strategies import STRATEGIES
 from zaq_plugin.strategies.compose import compose
 
@@ -15,7 +15,14 @@ BITS = {
     "imagenet": ("8/8", "6/8", "4/8"),
     "camvid": ("8/8", "6/8", "4/8"),
     "coco": ("8/8", "6/8", "4/8"),
+    "lite0": ("8/8", "6/8", "5/8", "4/8", "4/4"),
+    "lite1": ("4/8", "4/4"),
+    "lite2": ("4/8", "4/4"),
 }
+LITE = ("lite0", "lite1", "lite2")
+"""Models whose weights are in packages, and which ImageNet's validation images can measure."""
+MODELS = tuple(BITS)
+BITS |= {model + VALIDATION: BITS[model] for model in LITE}
 """Stored weight bits / activation bits of each model's columns."""
 WIDER = {"cifar10": ("5/8", "5/4"), "imagenet": ("5/8",), "camvid": ("5/8",), "coco": ("5/8",)}
 """What PWLQ stores at four MAC bits, for the view at equal MAC bits."""
@@ -116,7 +123,7 @@ def grid(
                 for images in offered if source is None else [i for i in offered if i == source]:
                     widths = bits or BITS[model]
                     if bits is None and name == "pwlq" and levels != "uniform":
-                        widths = (*widths, *WIDER[model])
+                        widths = (*widths, *WIDER.get(model, ()))
                     for width in widths:
                         yield job(
                             model,

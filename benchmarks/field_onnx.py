@@ -25,7 +25,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.field import Measure
 from benchmarks.field_images import request_for, shared_images
-from benchmarks.field_jobs import job, key
+from benchmarks.field_jobs import LITE, MODELS, job, key
 from benchmarks.field_pages import Grid, Page
 from benchmarks.field_tables import line_of, method_name
 from benchmarks.field_tasks import BATCH, EFFORT, TITLES, Subject, load_subject
@@ -127,7 +127,8 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of models and images")
-    parser.add_argument("--model", nargs="+", choices=list(TITLES), default=list(TITLES))
+    usual = [model for model in MODELS if model not in LITE]
+    parser.add_argument("--model", nargs="+", choices=MODELS, default=usual)
     parser.add_argument("--method", nargs="+", default=["pwlq+gptq"])
     parser.add_argument("--bits", default="4/8", help="stored weight bits/activation bits")
     parser.add_argument("--seed", type=int, default=0)

@@ -68,7 +68,8 @@ def run_peer(job: dict[str, Any], subject: Subject, args: argparse.Namespace) ->
             "peer": peer,
             "recipe": recipe,
             "model": job["model"],
-            "data": str(args.data.resolve()),
+            "data": _text(args.data),
+            "imagenet": _text(args.imagenet),
             "weight_bits": weight_bits,
             "activation_bits": activation_bits,
             "seed": job["seed"],
@@ -88,6 +89,10 @@ def run_peer(job: dict[str, Any], subject: Subject, args: argparse.Namespace) ->
     result["protocol"]["evaluation"] = f"{len(result['outputs'])} images, used for nothing else"
     result["data"] = job["images"]
     return result
+
+
+def _text(folder: Path | None) -> str | None:
+    return None if folder is None else str(folder.resolve())
 
 
 def _run(python: str, place: Path, timeout: float) -> None:

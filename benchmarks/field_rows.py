@@ -34,12 +34,14 @@ def _counts(machine: dict[str, Any]) -> bool:
 
 
 def rows_with(rows: Sequence[Row], also: Path | None = None) -> list[Row]:
-    """The last row of each job, and those taken over from the zero-shot benchmark.
+    """The last row of each job, and those of its models taken over from the zero-shot benchmark.
 
     Of several efforts at the same widths the highest counts, for all seeds: means are of equals.
     Jobs that ask for the same in other words (PWLQ at two bits, which is uniform) count once.
     """
-    every = [*(taken_over(also) if also is not None else []), *rows]
+    models = {row["job"]["model"] for row in rows}
+    others = [] if also is None else taken_over(also)
+    every = [*(row for row in others if row["job"]["model"] in models), *rows]
     every.sort(key=lambda row: row["job"]["effort"])
     latest = list({_identity(row): row for row in every}.values())
     most: dict[tuple[str, ...], float] = {}

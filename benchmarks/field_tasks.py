@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from benchmarks.data import CIFAR_MEAN, CIFAR_STD, Task, accuracy, load_task
 from benchmarks.data_dense import LOADERS as DENSE
 from benchmarks.data_dense import DenseTask
+from benchmarks.data_lite import HALF, SHAPES, ImageFiles, imagenet_files, load_lite, load_lite_task
 from benchmarks.graph_modules import to_modules
 
 TITLES = {
@@ -27,6 +28,13 @@ SYNTHETIC = {"cifar10": 256, "imagenet": 128, "camvid": 8, "coco": 32}
 """How many synthetic images calibrate; large inputs get few, they take long to make."""
 EFFORT = {"cifar10": 1.0, "imagenet": 1.0, "camvid": 0.25, "coco": 1.0}
 """What steps of distillation and training are multiplied by, for the same reason."""
+VALIDATION = "-val"
+"""What the name of a model ends with that ImageNet's own validation images measure."""
+for _lite in SHAPES:
+    for _name in (_lite, _lite + VALIDATION):
+        _images = "validation images" if _name.endswith(VALIDATION) else "400 images"
+        TITLES[_name] = f"ImageNet EfficientNet-Lite{_lite[-1]}, {_images}"
+        BATCH[_name], SYNTHETIC[_name], EFFORT[_name] = 25, 32, 1.0
 REAL = 512
 """How many real images calibrate."""
 
@@ -39,6 +47,7 @@ class Subject:
         name: Of the model.
         model: The float model, in evaluation mode, with its BatchNorms.
         images: For measuring only.
+        files: What measures in their place, where it is too much for the memory.
         score: Outputs on the first images to percent.
         metric: What the score is.
         agreement: Share in percent of what two models' outputs on the first images decide alike:
@@ -58,13 +67,16 @@ class Subject:
     mean: list[float]
     std: list[float]
     published: float
+    files: ImageFiles | None = None
 
     @torch.no_grad()
     def outputs(self, model: nn.Module, limit: int | None = None) -> Tensor:
         """What a model answers on all images, or the first ones; on the CPU."""
-        parts = self.images[:limit].split(BATCH[self.name])
+        measured = self.images if self.files is None else self.files
+        parts = measured[:limit].split(BATCH[self.name])
+        device = self.images.device
         with parametrize.cached():  # weights are quantized once
-            return torch.cat([model(part).cpu() for part in parts])
+            return torch.cat([model(part.to(device)).cpu() for part in parts])
 
     def to(self, device: torch.device) -> Subject:
         """The same with its model and its images there; outputs are measured on the CPU."""
@@ -93,15 +105,29 @@ def clock(subject: Subject) -> float:
     return time.process_time()
 
 
-def load_subject(name: str, data: Path) -> Subject:
+def load_subject(name: str, data: Path | None, imagenet: Path | None = None) -> Subject:
     """A subject by name.
 
+    Args:
+        name: One of `TITLES`.
+        data: Folder of models and images; of all other models.
+        imagenet: Folder that holds ``val/<wnid>/*.JPEG``; of models that end with `VALIDATION`.
+
     Raises:
-        ValueError: If there is no such model.
+        ValueError: If there is no such model, or it needs a folder and there is none.
         FileNotFoundError: If a file is missing.
+        ImportError: If the weights are in a package that is not installed.
     """
+    if name.endswith(VALIDATION) and name.removesuffix(VALIDATION) in SHAPES:
+        if imagenet is None:
+            raise ValueError(f"{name} is measured on ImageNet; --imagenet must name its folder")
+        return _validation(name, imagenet)
+    if data is None:
+        raise ValueError(f"{name} needs images; --data must name the folder that holds them")
     if name in DENSE:
         return _dense(DENSE[name](data))
+    if name in SHAPES:
+        return _classifier(load_lite_task(name, data))
     return _classifier(load_task(name, data))
 
 
@@ -125,6 +151,24 @@ def _classifier(task: Task) -> Subject:
     )
 
 
+def _validation(name: str, imagenet: Path) -> Subject:
+    lite = name.removesuffix(VALIDATION)
+    files, labels = imagenet_files(lite, imagenet)
+    return Subject(
+        name,
+        load_lite(lite),
+        files[:2].tensor(),
+        lambda outputs: accuracy(outputs, labels[: len(outputs)]),
+        "top-1",
+        lambda expected, actual: accuracy(actual, expected.argmax(1)),
+        None,
+        list(HALF),
+        list(HALF),
+        float("nan"),
+        files,
+    )
+
+
 def _dense(task: DenseTask) -> Subject:
     return Subject(
         task.name,
@@ -143,9 +187,10 @@ def _dense(task: DenseTask) -> Subject:
 def traceable(subject: Subject) -> nn.Module:
     """The model in a form that ``torch.fx`` can trace, for tools that need it.
 
-    MobileNet's padding depends on its input's shape: it is exported, and its layers restored.
+    Padding of models from TensorFlow depends on the input's shape: they are exported, and their
+    layers restored.
     """
-    if subject.name != "imagenet":
+    if subject.name != "imagenet" and subject.name.removesuffix(VALIDATION) not in SHAPES:
         return subject.model
     shapes = ({0: torch.export.Dim("batch", min=2)},)
     program = torch.export.export(subject.model, (subject.images[:2],), dynamic_shapes=shapes)

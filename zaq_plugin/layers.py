@@ -30,6 +30,11 @@ def groups_of(layer: nn.Module) -> int:
     return int(getattr(layer, "groups", 1))
 
 
+def has_own_forward(kind: type[nn.Module]) -> bool:
+    """Whether a kind of layer computes its product in a way of its own, not as torch's do."""
+    return all(kind.forward is not base.forward for base in LAYERS)
+
+
 def is_depthwise(layer: nn.Module) -> bool:
     """Whether every input channel has its own filters."""
     groups = groups_of(layer)

@@ -37,6 +37,7 @@ import zaq_pt2e
 from benchmarks.accuracy.run import Bench
 from benchmarks.accuracy.tables import append_line, read_pairs
 from benchmarks.data import LOADERS, accuracy, load_task, logits_of
+from benchmarks.field_tasks import load_subject, traceable
 from benchmarks.hosts.accuracy_tables import (
     CALIBRATION_BATCH,
     DATA_FREE,
@@ -88,7 +89,8 @@ def cases(task: str, host: str, images: int) -> Iterator[Case]:
     """Everything to measure in a host, uniform grids at PWLQ's stored bits included."""
     here = processor()
     yield Case(task, host, STOCK, *default_widths(host), 0, images, here)
-    if host == "nncf":  # the uniform grids of this package stand beside in the other hosts
+    if host == "nncf":  # narrow uniform grids of this package stand beside in the other hosts
+        yield from (Case(task, host, m, 8, 8, 0, images, here) for m in UNIFORM)
         endings = ("", DATA_FREE, NNCF_BIAS) if task == "cifar10" else ("", NNCF_BIAS)
         for bits, activations in WIDTHS:
             for ending in endings if bits <= 6 else ():
@@ -105,10 +107,10 @@ def cases(task: str, host: str, images: int) -> Iterator[Case]:
 
 
 class Bed:
-    """A task with what both hosts need: shapes, calibration batches, layers with a rule."""
+    """A task with what hosts need: a model, shapes, calibration batches, layers with a rule."""
 
-    def __init__(self, bench: Bench) -> None:
-        self.bench, self.model = bench, bench.task.model
+    def __init__(self, bench: Bench, model: nn.Module) -> None:
+        self.bench, self.model = bench, model
         count = len(bench.images)
         # A lowered model runs on one shape only: batches of equal size.
         self.batch = max(n for n in range(1, bench.batch + 1) if count % n == 0)
@@ -250,13 +252,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     done = read_pairs(args.out, Case, Outcome)
     for task in args.model:
-        bed = Bed(Bench(load_task(task, args.data), args.limit, log, held_out=0))
-        log(f"{task}: FP32 {bed.bench.top1:.2f} % (expected {bed.bench.task.published} %)")
-        todo = [c for host in args.host for c in cases(task, host, len(bed.bench.images))]
+        bench = Bench(load_task(task, args.data), args.limit, log, held_out=0)
+        log(f"{task}: FP32 {bench.top1:.2f} % (expected {bench.task.published} %)")
+        beds = dict.fromkeys(args.host, Bed(bench, bench.task.model))
+        if "fx" in beds:
+            beds["fx"] = Bed(bench, traceable(load_subject(task, args.data)))
+        todo = [c for host in args.host for c in cases(task, host, len(bench.images))]
         for case in todo:
             if case in done or args.only not in case.method:
                 continue
-            outcome = done[case] = measure(bed, case)
+            outcome = done[case] = measure(beds[case.host], case)
             append_line(args.out, case, outcome)
             result = outcome.reason or f"{outcome.top1:.2f} %, agreement {outcome.agreement:.1f} %"
             name = f"{case.host} W{case.weight_bits}A{case.activation_bits} {case.method}"

@@ -27,7 +27,8 @@ def run(place: Path) -> dict[str, Any]:
     asked = json.loads((place / "request.json").read_text())
     torch.set_num_threads(asked["threads"])
     torch.manual_seed(asked["seed"])
-    subject = load_subject(asked["model"], Path(asked["data"]))
+    data, imagenet = (asked[k] and Path(asked[k]) for k in ("data", "imagenet"))
+    subject = load_subject(asked["model"], data, imagenet)
     request = PeerRequest(
         traceable(subject),
         subject.images[:2],

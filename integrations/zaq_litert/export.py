@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.fx import GraphModule
 
-from zaq_litert.grids import with_prescribed_grids
+from zaq_litert.grids import with_kernel_grids
 from zaq_litert.host import HOST, VERBS
 from zaq_litert.interface import with_float_interface
 from zaq_litert.lowering import lower
@@ -90,7 +90,7 @@ def export(
     if interface not in ("float", "int8"):
         raise ValueError(f"litert: interface must be 'float' or 'int8'; got {interface!r}.")
     ready = VERBS.ready(model, example_inputs, calibration, method, stored_bits, options)
-    graph = with_prescribed_grids(ready)
+    graph = with_kernel_grids(ready)
     example = sized(example_inputs, batch)
     data = lower(graph, example)
     if interface == "float":

@@ -10,6 +10,7 @@ import nncf
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.image_counts import CALIBRATION_IMAGES, TRAINING_IMAGES
 from zaq_plugin.student.batches import Arguments, as_call, inputs_of
 from zaq_plugin.zero_shot import (
     ImageFormat,
@@ -17,9 +18,6 @@ from zaq_plugin.zero_shot import (
     ZeroShotLoader,
     distill_images,
 )
-
-GENERATED = 128
-"""Images that are made where no calibration data is given."""
 
 
 class Batches(list[Any]):
@@ -76,6 +74,7 @@ def as_dataset(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     config: ZeroShotConfig | None,
+    trains: bool = False,
 ) -> tuple[nncf.Dataset, Any]:
     """NNCF's data set, and its first item, an example of the model's input.
 
@@ -84,6 +83,7 @@ def as_dataset(
         model: The float model with its BatchNorms, which remember what images look like.
         subset_size: Number of images that calibrate.
         image_shape, mean, std, config: For images made from the model; see `zaq_nncf.quantize`.
+        trains: Whether something learns from the images, so that more are made.
 
     Raises:
         ValueError: there is no batch.
@@ -93,7 +93,8 @@ def as_dataset(
         copies = Copies(calibration)
         return copies, _first(copies.get_inference_data(), "the nncf.Dataset")
     if calibration is None:
-        images = generate(model, min(subset_size, GENERATED), image_shape, mean, std, config)
+        count = min(subset_size, TRAINING_IMAGES if trains else CALIBRATION_IMAGES)
+        images = generate(model, count, image_shape, mean, std, config)
         batches = list(images.split(32))
     elif isinstance(calibration, ZeroShotLoader):
         batches = _from_loader(calibration, subset_size)

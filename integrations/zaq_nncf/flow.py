@@ -29,6 +29,7 @@ from zaq_plugin.layers import LAYERS
 from zaq_plugin.ptq import correct_bias
 from zaq_plugin.ptq.wrappers import unwrapped
 from zaq_plugin.pwlq import QuantSpec
+from zaq_plugin.strategies.compose import compose
 from zaq_plugin.strategies.prepared import Method, quantize_prepared
 from zaq_plugin.student.assign import Classes, module_classes
 from zaq_plugin.student.batches import as_call
@@ -67,7 +68,8 @@ def quantize(
         model: Float, any mode; it is not touched.
         calibration: What sets the ranges: an ``nncf.Dataset``; any iterable of batches (tensors,
             ``(images, labels)`` pairs as from a DataLoader, or keyword mappings; one that never
-            ends, too); a `ZeroShotLoader`; or None, and 128 images are made from the model.
+            ends, too); a `ZeroShotLoader`; or None, and images are made from the model, as many
+            as `zaq_plugin.image_counts` says.
         spec: The weights' format; ``PWLQSpec()`` (4 MAC bits, 5 stored) if None.
         activations: Width of the inputs of convolutions and matrix products, 2 to 8 bits. The
             model's input, and what is added or pooled, keeps 8; a tensor that is both has two
@@ -123,6 +125,7 @@ def quantize(
         mean=mean,
         std=std,
         config=config,
+        trains=method is not None and compose(method).trains,
     )
     if not isinstance(calibration, nncf.Dataset):  # it holds so many images; NNCF counts batches
         subset_size = options["subset_size"] = dataset.get_length()

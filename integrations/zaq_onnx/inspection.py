@@ -60,6 +60,64 @@ def float_layers(optimized: Graph) -> list[NodeProto]:
     return nodes
 
 
+def several_grids(plain: Graph) -> list[NodeProto]:
+    """Layers whose output is put on more than one grid: integer kernels have one output.
+
+    A layer of fewer than 8 bits and a sum, which has 8, read it so.
+
+    Args:
+        plain: A file's own graph, unpacked and not optimized.
+    """
+    consumers = plain.consumers()
+    return [
+        node
+        for node in plain.of_type(*HEAVY)
+        if sum(reader.op_type == "QuantizeLinear" for reader in consumers[node.output[0]]) > 1
+    ]
+
+
+def has_narrow_grids(plain: Graph) -> bool:
+    """Whether activations have fewer than 8 bits: a Clip limits their integers."""
+    producers = plain.producers()
+    return any(
+        node.input[0] in producers and producers[node.input[0]].op_type == "QuantizeLinear"
+        for node in plain.of_type("Clip")
+    )
+
+
+def why_float(plain: Graph, count: int, completed: bool) -> str:
+    """Why layers run in float, and what to do.
+
+    Args:
+        plain: A file's own graph, unpacked and not optimized.
+        count: How many layers do.
+        completed: Whether a calibration gave tensors a range when it was exported.
+    """
+    split = min(len(several_grids(plain)), count)
+    parts = []
+    if split:
+        parts.append(
+            f"{split} because their output is on two grids, one of fewer bits for a layer and one "
+            "of 8 bits for a sum, and integer kernels have one output; with 8-bit activations the "
+            "two are one"
+        )
+    if count > split and completed:
+        parts.append(
+            f"{count - split} because an operator without an integer kernel makes their input or "
+            "reads their output"
+        )
+    elif count > split:
+        parts.append(
+            f"{count - split} because their input or output is not quantized; "
+            "export(..., calibration=batches) gives it a range"
+        )
+        if has_narrow_grids(plain):
+            parts[-1] += (
+                ", which helps where no sum reads what a layer of fewer than 8 bits reads, too"
+            )
+    return "; ".join(parts)
+
+
 def strangers(optimized: Graph, original: ModelProto) -> list[str]:
     """Integer kernels whose weight is none of the original's: requantized by the runtime.
 

@@ -16,7 +16,7 @@ from zaq_onnx.adapters.measuring import Outcome, Trial, measure, time_float
 from zaq_onnx.adapters.process import try_apart
 from zaq_onnx.adapters.registry import ADAPTERS
 from zaq_onnx.comparison import compare_weights
-from zaq_onnx.contents import Contents, contents_of, read
+from zaq_onnx.contents import Contents, contents_of, read, unpack_model
 from zaq_onnx.export import float_weights
 from zaq_onnx.files import Path_, manifest_of, parse
 from zaq_onnx.graph import Array, Graph
@@ -26,6 +26,7 @@ from zaq_onnx.inspection import (
     integer_layers,
     output_steps,
     strangers,
+    why_float,
 )
 from zaq_onnx.reduction import saturable
 from zaq_onnx.runtimes import as_array, noise_for, optimized, ort_session, run_ort
@@ -288,9 +289,8 @@ def _look_inside(verdict: Verification, report: RuntimeReport, model: ModelProto
     if meant:
         verdict.remarks.append(f"{meant} depthwise layers are float: {REASON}.")
     if len(heavy) > meant:
-        verdict.remarks.append(
-            f"{len(heavy) - meant} layers run in float under ONNX Runtime, because their input or "
-            "output is not quantized; export(..., calibration=batches) gives it a range."
-        )
+        count, completed = len(heavy) - meant, bool((manifest_of(model) or {}).get("completed"))
+        why = why_float(Graph(unpack_model(model)), count, completed)
+        verdict.remarks.append(f"{count} layers run in float under ONNX Runtime: {why}.")
     verdict.float_operations = float_operations(graph)
     report.integer_layers, report.float_layers = len(integer_layers(graph)), len(heavy)

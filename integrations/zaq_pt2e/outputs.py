@@ -30,16 +30,18 @@ FUSED = (
     _aten.relu6_.default,
 )
 """What a kernel does to its sums before it rounds them."""
+_DROPOUT = (_aten.dropout.default, _aten.dropout_.default, _aten.feature_dropout.default)
 
 
 def last_of(node: Node) -> Node:
     """The node behind which a layer's kernel rounds: the layer's, or that of its activation.
 
-    A BatchNorm that the host keeps for training and folds in conversion belongs to the layer.
+    A BatchNorm that the host keeps for training and folds in conversion belongs to the layer, and
+    so does a dropout, which is nothing in a file.
     """
     while len(node.users) == 1:
         user = next(iter(node.users))
-        if user.target not in FUSED and not _trained_with(node, user):
+        if user.target not in (*FUSED, *_DROPOUT) and not _trained_with(node, user):
             break
         node = user
     return node

@@ -1,12 +1,16 @@
 """The `zaq-quantize` command."""
 
+from __future__ import annotations
+
 import argparse
+import difflib
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 DESCRIPTION = """\
 Quantizes PyTorch models to piecewise linear weights (PWLQ) and reports what it cost."""
@@ -55,7 +59,38 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with exit code 2."""
+        wrong = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        if wrong:
+            message += did_you_mean(wrong[1], re.findall(r"[\w.+-]+", wrong[2]))
         self.exit(2, f"{self.prog}: error: {message} (try: {self.prog} --help)\n")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does; an unknown option is an error of the command that it was given to."""
+        read, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            parser = self.commands[read.command]
+            options = [name for action in parser._actions for name in action.option_strings]
+            hints = [
+                did_you_mean(word.split("=")[0], options) for word in unknown if word[:1] == "-"
+            ]
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}{''.join(hints)}")
+        return read
+
+    @property
+    def commands(self) -> dict[str, Parser]:
+        """The parsers of the commands, by name."""
+        return {
+            name: parser
+            for action in self._actions
+            if isinstance(action, argparse._SubParsersAction)
+            for name, parser in action.choices.items()
+        }
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """A hint to the nearest of what is known; empty if nothing is near."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f". Did you mean {near[0]}?" if near else ""
 
 
 def seed(text: str) -> int:

@@ -101,8 +101,21 @@ def add_verify(commands: Any, formatter: Any) -> None:
     verify.set_defaults(run=verify_command)
 
 
+ELSEWHERE = {".pte": "zaq_executorch", ".tflite": "zaq_litert"}
+"""Files of other runtimes, and what verifies them, in Python."""
+
+
 def verify_command(args: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
+    module = ELSEWHERE.get(args.file.suffix.lower())
+    if module is not None:
+        print(
+            f"zaq-quantize verify: error: {args.file} is no ONNX file. A {args.file.suffix} file "
+            f"is verified against its model, in Python: made = {module}.export(model, (images,), "
+            f'"{args.file}"); print({module}.verify("{args.file}", made.model, images))',
+            file=sys.stderr,
+        )
+        return 2
     try:
         import zaq_onnx
 

@@ -87,7 +87,7 @@ def test_the_header_says_how_busy_the_machine_was() -> None:
 
 
 def test_what_was_not_prepared_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"not prepared; run benchmarks/deploy_prepare\.py first"):
+    with pytest.raises(ValueError, match="not prepared; run `python -m benchmarks.deploy.prep"):
         measure(tmp_path, 1, 1, 1)
 
 

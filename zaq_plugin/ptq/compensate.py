@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from zaq_plugin.ptq.bias import MeanInput, mean_output_error
 from zaq_plugin.ptq.compound import CompoundFakeQuantize
 from zaq_plugin.ptq.error_feedback import output_error, round_with_feedback
-from zaq_plugin.ptq.input_moments import PATCHES, InputMoments, why_no_patches
+from zaq_plugin.ptq.input_moments import PATCHES, InputMoments, NoProductError, why_no_patches
 from zaq_plugin.pwlq.cells import fitting_edges, float_for_levels
 from zaq_plugin.pwlq.layout import to_rows
 from zaq_plugin.student import FloatWeights, QuantLayer, student_of
+from zaq_plugin.student.layer import bare_layer
 from zaq_plugin.student.walk import MEMORY, walk_layers
 
 
@@ -51,7 +52,10 @@ class _Compensation:
         """Take a batch of the layer's inputs into account."""
         self.inputs.add(x)
         if isinstance(self.moments, InputMoments):
-            self.moments.add(x)
+            try:
+                self.moments.add(x)
+            except NoProductError as error:
+                self.moments = str(error)
 
     def finish(self) -> None:
         """Write levels and bias."""
@@ -112,10 +116,12 @@ def compensate_rounding(
             reason = f"it shares its weight with {owner!r}, where it is rounded"
         assert layer.plain is not None  # it has been run
         moments: InputMoments | str = reason
+        target = weights.of(layer)
         if not reason:
             per_sample = max(1, PATCHES // max(1, samples))
-            moments = InputMoments(layer.plain, rng, per_sample)
-        works[layer.name] = _Compensation(layer, weights.of(layer), moments)
+            bare = bare_layer(layer.plain, target, layer.bias)
+            moments = InputMoments(bare, rng, per_sample)
+        works[layer.name] = _Compensation(layer, target, moments)
         return works[layer.name]
 
     walk_layers(view, batches, begin, what="compensate_rounding", memory=memory)

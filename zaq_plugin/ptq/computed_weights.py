@@ -13,20 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from zaq_plugin.layers import CONVOLUTIONS, LAYERS, TRANSPOSED
+from zaq_plugin.ptq.products import WatchProducts
 from zaq_plugin.student.fake_quantizers import is_fake_quantizer
-
-_MULTIPLIES = (
-    F.conv1d,
-    F.conv2d,
-    F.conv3d,
-    F.conv_transpose1d,
-    F.conv_transpose2d,
-    F.conv_transpose3d,
-    F.linear,
-)
 
 
 def bake_layer(layer: nn.Module) -> bool:
@@ -92,24 +82,6 @@ def without_hooks(layer: nn.Module, x: Tensor) -> Any:
     return forward(layer, x)
 
 
-class _Watch(TorchFunctionMode):
-    """Notes what every convolution and linear operator is called with."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[Tensor, Tensor | None]] = []
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in _MULTIPLIES:
-            weight = args[1] if len(args) > 1 else kwargs["weight"]
-            bias = args[2] if len(args) > 2 else kwargs.get("bias")
-            self.calls.append((weight, bias))
-        return func(*args, **kwargs)
-
-
 def _base(layer: nn.Module) -> type[nn.Module]:
     return next(kind for kind in LAYERS if isinstance(layer, kind))
 
@@ -123,15 +95,15 @@ def _computed(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     seen = []
     with torch.no_grad():
         for seed in (0, 1):
-            with _Watch() as watch:
+            with WatchProducts() as watch:
                 try:
                     without_hooks(layer, random_input(layer, seed))
                 except Exception:  # an own forward may want anything; then it stays as it is
                     return None
-            if len(watch.calls) != 1:
+            if len(watch.products) != 1:
                 return None
-            seen.append(watch.calls[0])
-    (weight, bias), (again, bias_again) = seen
+            seen.append(watch.products[0])
+    (weight, bias), (again, bias_again) = ((product.weight, product.bias) for product in seen)
     own = layer.weight
     assert isinstance(own, Tensor)
     if weight.shape != own.shape or not torch.equal(weight, again) or not _equal(bias, bias_again):

@@ -1,7 +1,8 @@
 """What a layer's weights multiply: its inputs as columns, and their second moments.
 
 A convolution multiplies every patch of its input with the same weights; one patch, in the order of
-a weight's elements, is one sample x of the products ``W x``.
+a weight's elements, is one sample x of the products ``W x``. What a layer with a forward of its own
+multiplies (its input with a padding that depends on its size, say) is found by watching it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zaq_plugin.layers import CONVOLUTIONS, wide_dtype
+from zaq_plugin.layers import CONVOLUTIONS, has_own_forward, wide_dtype
+from zaq_plugin.ptq.products import CONVOLVES, Product, WatchProducts
 from zaq_plugin.student.layer import own_class
 
 PATCHES = 1 << 15
@@ -23,14 +25,21 @@ SQUARED = 512
 """Columns of a product that are computed at once."""
 
 
+_KINDS: tuple[type[nn.Module], ...] = (*CONVOLUTIONS, nn.Linear)
+
+
+class NoProductError(ValueError):
+    """A layer's forward gives its weight to no operator whose patches are known."""
+
+
 def why_no_patches(layer: nn.Module) -> str:
-    """Why a layer is not known to multiply patches of its input; empty if it is."""
+    """Why a layer does not multiply patches of its input; empty if it does.
+
+    One with a forward of its own is believed to: see `NoProductError`.
+    """
     kind = own_class(layer)
-    base = next((k for k in (*CONVOLUTIONS, nn.Linear) if issubclass(kind, k)), None)
-    if base is None:
+    if not issubclass(kind, _KINDS):
         return f"{kind.__name__} does not multiply patches of its input"
-    if kind.forward is not base.forward:
-        return f"{kind.__name__} has a forward of its own"
     return ""
 
 
@@ -38,7 +47,8 @@ class InputMoments:
     """Second moments ``E[x x^T]`` of a layer's inputs, for each group of a convolution.
 
     Args:
-        layer: Linear, or a convolution that is not transposed; see `why_no_patches`.
+        layer: Linear, or a convolution that is not transposed; see `why_no_patches`. If its forward
+            is its own, a bare one (`bare_layer`) in the precision of its inputs: it is run.
         rng: CPU source of the patches that are looked at, where there are too many.
         per_sample: Patches of one sample at most, drawn with replacement.
     """
@@ -49,21 +59,37 @@ class InputMoments:
         self._count = 0
 
     def add(self, x: Tensor) -> None:
-        """Take a batch of inputs into account."""
-        x = x.detach()
-        if isinstance(self.layer, nn.Linear):
-            tokens = x.reshape(1 if x.dim() == 1 else x.shape[0], -1, x.shape[-1])
-            sizes = tokens.shape[1:2]
-            self._take(self._choose(sizes.numel(), len(tokens), x.device), tokens, sizes, 1)
-            return
-        layer: Any = self.layer
-        if x.dim() == len(layer.kernel_size) + 1:  # asking the weight would quantize it
+        """Take a batch of inputs into account.
+
+        Raises:
+            NoProductError: If the layer's own forward does not say what its weight multiplies.
+        """
+        x, kind = x.detach(), own_class(self.layer)
+        base = next(k for k in _KINDS if issubclass(kind, k))
+        products = _products(self.layer, x, base) if has_own_forward(kind) else []
+        for product in products:
+            if product.operator in CONVOLVES:
+                self._add_patches(product, product.x)
+            else:
+                self._add_tokens(product.x)
+        if not products and base is nn.Linear:
+            self._add_tokens(x)
+        elif not products:
+            self._add_patches(self.layer, x)
+
+    def _add_tokens(self, x: Tensor) -> None:
+        tokens = x.reshape(1 if x.dim() == 1 else x.shape[0], -1, x.shape[-1])
+        sizes = tokens.shape[1:2]
+        self._take(self._choose(sizes.numel(), len(tokens), x.device), tokens, sizes, 1)
+
+    def _add_patches(self, geometry: Any, x: Tensor) -> None:
+        if x.dim() == len(geometry.kernel_size) + 1:  # asking the weight would quantize it
             x = x.unsqueeze(0)
-        windows = _windows(layer, x)
+        windows = _windows(geometry, x)
         sizes = windows.shape[2 : x.dim()]
         patches = windows.movedim(1, x.dim() - 1)  # (samples, *output size, channels, *kernel)
         chosen = self._choose(sizes.numel(), len(x), x.device)
-        self._take(chosen, patches, sizes, int(layer.groups))
+        self._take(chosen, patches, sizes, int(geometry.groups))
 
     def mean(self) -> Tensor:
         """(groups, n, n) in float64; n is the number of one output channel's weights."""
@@ -93,6 +119,38 @@ class InputMoments:
             moment = _squared(columns).to(wide_dtype(columns))
             self._sum = moment if self._sum is None else self._sum + moment
             self._count += columns.shape[1]
+
+
+@torch.no_grad()
+def _products(layer: nn.Module, x: Tensor, base: Any) -> list[Product]:
+    """What a layer's own forward multiplies by the layer's weight, on one batch.
+
+    Returns:
+        Nothing if it writes in other operators what its base class does.
+
+    Raises:
+        NoProductError: If that is not known.
+    """
+    with WatchProducts() as watch:
+        out = layer(x)
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    known = (*CONVOLVES, F.linear)
+    found = [p for p in watch.products if p.operator in known and p.multiplies_by(weight)]
+    if not found and not _close(out, base.forward(layer, x)):
+        raise NoProductError(
+            f"the forward of {own_class(layer).__name__} gives its weight, as it stands, to no "
+            f"convolution and no linear operator, and does not compute what {base.__name__} does"
+        )
+    return found
+
+
+def _close(a: Any, b: Tensor) -> bool:
+    """Whether two outputs are equal but for rounding."""
+    if not isinstance(a, Tensor) or a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    eps = torch.finfo(b.dtype).eps
+    return bool((a - b).abs().amax() <= 100 * eps * b.abs().amax())
 
 
 def _squared(columns: Tensor) -> Tensor:

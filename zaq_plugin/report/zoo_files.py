@@ -20,17 +20,18 @@ def files_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A table, one line a file; nothing if no row tells of files.
 
     Args:
-        rows: Results with ``key`` and ``files``: ``file``, ``bytes``, ``zipped_bytes``, ``ms``,
-            what the same tool's float file and stock int8 have (``float_bytes``, ``stock_ms``,
-            ...), and how the file agrees with the float model; what is missing is left out.
+        rows: Results with ``key`` and ``files``: ``file``, ``bytes``, ``zipped_bytes``,
+            ``archive_bytes`` (of ``zaq-quantize pack``), ``ms``, what the same tool's float file
+            and stock int8 have (``float_bytes``, ``stock_ms``, ...), and how the file agrees with
+            the float model; what is missing is left out.
     """
     files = [{"model": row["key"], **file} for row in rows for file in row.get("files", ())]
     if not files:
         return ""
     columns = [_texts("Model", "model", files), _texts("File", "file", files)]
     for prefix, word in _PEERS:
-        for name, key in (("kB", f"{prefix}bytes"), ("kB zipped", f"{prefix}zipped_bytes")):
-            sizes: list[int | None] = [file.get(key) for file in files]
+        for name, kind in (("kB", ""), ("kB zipped", "zipped_"), ("kB packed", "archive_")):
+            sizes: list[int | None] = [file.get(f"{prefix}{kind}bytes") for file in files]
             if any(sizes):
                 title = f"{word}{name}".strip()
                 columns.append(col.Column(title, title, col.kilobytes(sizes), list(sizes)))

@@ -220,7 +220,7 @@ def synthetic_images(
     if chosen.recipe is None:
         return None
     model = unwrapped(model)
-    work = Work(request, copied(model), model)
+    work = Work(request, copied(model), model, trains=chosen.trains)
     for stage in chosen.stages:
         if isinstance(stage, ImageStage):
             return stage.make(work)
@@ -233,7 +233,7 @@ def _begin(chosen: Strategy, model: nn.Module, request: Request) -> Work:
         levels = "uniform"
     if isinstance(model, fx.GraphModule):
         model = copied(model)  # statistics are read through probes in a graph
-    work = Work(request, model, model, levels, observer=MinMaxObserver)
+    work = Work(request, model, model, levels, observer=MinMaxObserver, trains=chosen.trains)
     work.host = SIMULATION if request.host == SIMULATION.name else find_host(request.host)
     work.overrides = dict(request.overrides)
     check_host(chosen, work.host, _wanted(work))

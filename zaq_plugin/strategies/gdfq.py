@@ -122,7 +122,7 @@ class Conditional(ImageStage):
         if work.request.synthetic is not None:
             return work.request.synthetic
         with frozen(game.model):
-            return game.sample(work.request.synthetic_count)
+            return game.sample(work.count)
 
     def game(self, work: Work) -> Game:
         """The generator, warmed up once.

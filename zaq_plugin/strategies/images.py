@@ -50,7 +50,7 @@ class Noise(ImageStage):
         if request.synthetic is not None:
             return request.synthetic
         statistics = statistics_of(work)
-        shape = (request.synthetic_count, *request.image_shape)
+        shape = (work.count, *request.image_shape)
         x = torch.randn(shape, generator=work.rng(1))
         return statistics.clamp(x * statistics.scale() + statistics.shift())
 
@@ -77,7 +77,7 @@ class Distilled(ImageStage):
         options = self.options(work)
         images = distill_images(
             work.model,
-            request.synthetic_count,
+            work.count,
             request.image_format,
             options=options,
             rng=work.rng(1),
@@ -101,7 +101,7 @@ def classes_of(work: Work) -> int | None:
 
 def batch_of(work: Work) -> int:
     """Images that are distilled together: as many as the request runs at a time, up to 128."""
-    return min(128, work.request.synthetic_count, work.request.batch_size)
+    return min(128, work.count, work.request.batch_size)
 
 
 def statistics_of(work: Work) -> ImageStatistics:

@@ -38,7 +38,7 @@ def quantize_prepared(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     adapter: OutputAdapter = all_outputs,
-    count: int = 256,
+    count: int | None = None,
     batch_size: int = 32,
     memory: int = MEMORY,
     effort: float = 1.0,
@@ -61,7 +61,7 @@ def quantize_prepared(
         mean, std: The model's input normalisation, pixels in 0..1, where ``image_shape`` does not
             say it.
         adapter: From the model's output to a list of tensors, for models with several outputs.
-        count: How many images are made.
+        count: How many images are made; None makes as many as ``Request.synthetic_count`` does.
         batch_size: Images at a time.
         memory: Bytes that the activations of all images may take; see
             `zaq_plugin.ptq.correct_bias`.
@@ -129,7 +129,7 @@ def quantize_prepared(
         effort=effort,
         progress=progress,
     )
-    work = Work(request, model, model)
+    work = Work(request, model, model, trains=chosen.trains)
     work.source = source
     work.student = prepared
     work.calibrate()

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.image_counts import CALIBRATION_IMAGES, TRAINING_IMAGES
 from zaq_plugin.ptq.plan import Depthwise
 from zaq_plugin.pwlq.names import FORMATS, family
 from zaq_plugin.report import LayerRecord
@@ -50,7 +51,8 @@ class Request:
         images: (n, C, H, W) real calibration images, or None.
         synthetic: (n, C, H, W) images made already by `synthetic_images` of the same strategy or of
             one with the same ``recipe``, which would be made otherwise.
-        synthetic_count: How many synthetic images are made.
+        synthetic_count: How many synthetic images are made; None makes as many as
+            `zaq_plugin.image_counts` says, more for a strategy that trains.
         batch_size: Images at a time.
         memory: Bytes that the activations of all images may take while weights are rounded or
             biases corrected layer by layer; see `zaq_plugin.ptq.correct_bias`.
@@ -80,7 +82,7 @@ class Request:
     host: str = "simulated"
     int8: bool = False
     overrides: Mapping[str, Override] = field(default_factory=dict)
-    synthetic_count: int = 384
+    synthetic_count: int | None = None
     batch_size: int = 64
     memory: int = MEMORY
     adapter: OutputAdapter = all_outputs
@@ -113,10 +115,10 @@ class Request:
             )
         for name in ("images", "synthetic"):
             self._check_images(name)
-        if self.synthetic_count < 2 or self.batch_size < 2:
+        if self.count(trains=False) < 2 or self.batch_size < 2:
             raise ValueError(
                 "Request: synthetic_count and batch_size must be at least 2; got "
-                f"{self.synthetic_count} and {self.batch_size}."
+                f"{self.count(trains=False)} and {self.batch_size}."
             )
         if self.memory < 0:
             raise ValueError(f"Request: memory must be a number of bytes; got {self.memory}.")
@@ -149,6 +151,12 @@ class Request:
         """Shape and normalisation of the model's images."""
         mean, std = (None if v is None else tuple(v) for v in (self.mean, self.std))
         return ImageFormat(self.image_shape, mean, std)
+
+    def count(self, *, trains: bool) -> int:
+        """How many synthetic images are made for a strategy that trains, or does not."""
+        if self.synthetic_count is not None:
+            return self.synthetic_count
+        return TRAINING_IMAGES if trains else CALIBRATION_IMAGES
 
     def steps(self, count: int) -> int:
         """So many steps at this effort, at least one."""

@@ -90,6 +90,7 @@ class Work:
         spec: Grid of the weights.
         overrides: Layer name to its own grids; see `zaq_plugin.ptq.simulate`.
         observer: Of activation ranges.
+        trains: Whether the strategy trains.
         calibrated: Set by a stage that knows the ranges without any images.
         source: Where images come from.
         host: Where the student is prepared.
@@ -109,6 +110,7 @@ class Work:
     spec: QuantSpec = field(default_factory=UniformSpec)
     overrides: dict[str, Override] = field(default_factory=dict)
     observer: Callable[..., Any] = MinMaxObserver
+    trains: bool = False
     calibrated: bool = False
     source: ImageStage | None = None
     notes: list[str] = field(default_factory=list)
@@ -140,6 +142,11 @@ class Work:
         if self._teacher is None:
             raise ValueError("the teacher does not exist before all stages have prepared it")
         return self._teacher
+
+    @property
+    def count(self) -> int:
+        """How many synthetic images are made."""
+        return self.request.count(trains=self.trains)
 
     @property
     def int8(self) -> bool:

@@ -62,7 +62,7 @@ class ZeroShot(Stage):
             warmup_steps=request.steps(warm_up) if warm_up else 0,
             batch_size=min(config.batch_size, request.batch_size),
             reconstruct_batch_size=min(config.reconstruction.batch_size, request.batch_size),
-            calibration_images=request.synthetic_count,
+            calibration_images=work.count,
             recalibrate=config.calibration.renew and not work.moved,
         )
 

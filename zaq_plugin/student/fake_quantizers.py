@@ -7,6 +7,7 @@ a ``scale`` and a ``zero_point`` holds an activation.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -145,6 +146,54 @@ def has_range(module: Any) -> bool:
         return True
     count = getattr(module.activation_post_process, "num_batches", None)
     return isinstance(count, Tensor) and int(count) > 0
+
+
+def check_calibrated(model: nn.Module, who: str, way_out: str) -> None:
+    """Refuse to train a model whose activations have no range: they would stay float.
+
+    An observer that runs beside its fake-quantizer sets the range while it trains, as torch's QAT
+    has it. Where some activations were calibrated, those that no batch reached are warned of.
+
+    Args:
+        model: A student.
+        who: What refuses, as the error calls it.
+        way_out: What calibrates, in the error's words.
+
+    Raises:
+        ValueError: if no activation has a range, or every fake-quantizer is switched off.
+    """
+    slots = fake_quantizers(model)
+    if not slots:
+        return  # stand-ins that train the levels themselves have taken their places
+    if not any(bool(slot.module.fake_quant_enabled[0]) for slot in slots):
+        raise ValueError(
+            f"{who}: all {len(slots)} fake-quantizers of the student are switched off, so that it "
+            f"would train in float. Calibrate it first, which switches them on: {way_out}."
+        )
+    activations = [s for s in slots if not is_weight_quantizer(s.module)]
+    without = [s.name for s in activations if not _knows_or_learns_range(s.module)]
+    if not without:
+        return
+    listed = ", ".join(without[:3]) + (", ..." if len(without) > 3 else "")
+    if len(without) == len(activations):
+        raise ValueError(
+            f"{who}: {len(without)} of {len(activations)} activations of the student have no range "
+            f"({listed}), and would train in float. Calibrate it first: {way_out}. Activations "
+            "that shall stay float are not prepared at all (activations=None)."
+        )
+    warnings.warn(
+        f"{who}: {len(without)} of {len(activations)} activations of the student have no range and "
+        f"stay float ({listed}).",
+        stacklevel=3,
+    )
+
+
+def _knows_or_learns_range(module: Any) -> bool:
+    observing, quantizing = bool(module.observer_enabled[0]), bool(module.fake_quant_enabled[0])
+    if observing and quantizing:
+        return True
+    count = getattr(getattr(module, "activation_post_process", None), "num_batches", None)
+    return quantizing if count is None else int(count) > 0
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from zaq_plugin.layers import has_own_forward
 from zaq_plugin.pwlq import PWLQTensor, fake_quantize, quantize
 from zaq_plugin.pwlq.cells import levels_of
 from zaq_plugin.pwlq.functional import complete_edges
@@ -134,7 +135,11 @@ class QuantLayer(ABC):
         """
         if self.plain is None:
             raise ValueError(f"{self.name!r} is a weight without a layer of its own")
-        bare = bare_layer(self.plain, weight)
+        bias: Any = self.plain.bias
+        if bias is not None:  # a forward of its own may count on there being one
+            own = has_own_forward(own_class(self.plain))
+            bias = torch.zeros_like(bias, dtype=weight.dtype, device=weight.device) if own else None
+        bare = bare_layer(self.plain, weight, bias)
         output: Tensor = bare(x)
         return output
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zaq_plugin.ptq.wrappers import unwrapped
 from zaq_plugin.student import twin
-from zaq_plugin.student.fake_quantizers import fake_quantizers
+from zaq_plugin.student.fake_quantizers import check_calibrated, fake_quantizers
 from zaq_plugin.student.modes import freeze_batch_norm, frozen, to_evaluation
 from zaq_plugin.zero_shot.adversary import Adversary
 from zaq_plugin.zero_shot.config import ZeroShotConfig
@@ -50,7 +50,8 @@ class ZeroShotLoader:
             torch.distributed by default.
 
     Raises:
-        ValueError: if the student has no fake-quantizer.
+        ValueError: if the student has no fake-quantizer; when it is iterated over, if the student
+            was not calibrated, since its activations would train in float.
     """
 
     def __init__(
@@ -152,6 +153,12 @@ class ZeroShotLoader:
     # ---- the loop ------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
+        check_calibrated(
+            unwrapped(self.student),
+            "ZeroShotLoader",
+            "zaq_plugin.calibrate(student, list(loader.distill(64).split(32))), or with batches of "
+            "your own",
+        )
         self.prepare()
         if self.step >= self.config.steps:
             self.step = 0

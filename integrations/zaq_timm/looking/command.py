@@ -14,20 +14,22 @@ INSPECT = """\
 Looks at a model before anything is quantized: its layers and shapes, what would stay float and
 why, which hosts take it, predicted sizes at 4, 5 and 8 stored bits, and seconds of methods.
 
-MODEL is a timm name, package.module:function, a checkpoint (with --model NAME), or an ONNX file."""
+MODEL is a timm name, package.module:function, file.py:function, a checkpoint (with --model NAME),
+or an ONNX file."""
 
 COMPARE = """\
 Compares two things layer by layer, the worst layer first, by SQNR of the weights (6 dB are one
 bit). A and B are two folders of results (zaq-quantize run, zaq-quantize demo), or two of: an ONNX
 file, a checkpoint, a file of quantized tensors, a model.
 
-A model's BatchNorms are folded first, as quantization does; compare its file with the model, not
-with its raw checkpoint."""
+A model's BatchNorms are folded first, as quantization does. A checkpoint is compared as it is; with
+--model NAME it is loaded into that model, and folded, too."""
 
 COMPARE_EXAMPLES = """\
 examples
   zaq-quantize compare zoo-4bit/ zoo-5bit/
   zaq-quantize compare my.models:tiny model.onnx --input-size 1x16x16
+  zaq-quantize compare my.safetensors model.onnx --model mobilenetv2_100
   zaq-quantize compare a.onnx b.onnx --out compare.html"""
 
 
@@ -58,6 +60,9 @@ def add_commands(commands: Any, formatter: type[argparse.HelpFormatter]) -> None
     )
     compare.add_argument("first", metavar="A")
     compare.add_argument("second", metavar="B")
+    compare.add_argument(
+        "--model", default="", metavar="NAME", help="whose weights a checkpoint has"
+    )
     compare.add_argument("--top", type=int, default=0, metavar="N", help="print so many; 0 for all")
     compare.add_argument("--out", type=Path, metavar="FILE", help="also write a page (HTML)")
     _add_loading(compare)
@@ -70,6 +75,10 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input-size", default="", metavar="SIZE", help="CxHxW; its own by default"
     )
+    parser.add_argument(
+        "--mean", default="", metavar="NUMBERS", help="of pixels from 0 to 1; its own by default"
+    )
+    parser.add_argument("--std", default="", metavar="NUMBERS", help="their deviation, likewise")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -80,6 +89,8 @@ def _settings(args: argparse.Namespace, **more: Any) -> Any:
         pretrained=args.pretrained,
         num_classes=args.num_classes,
         input_size=args.input_size,
+        mean=args.mean,
+        std=args.std,
         **more,
     )
 
@@ -131,13 +142,17 @@ def compare_command(args: argparse.Namespace) -> int:
     """Prints how two things differ, and writes a page of it."""
     try:
         settings = _settings(args)
+        _check_model(args)
         for name in (args.first, args.second):
             if name.endswith(("/", ".html")) and not Path(name).expanduser().exists():
                 raise FileNotFoundError(f"{name} does not exist.")
         from zaq_timm.looking.contents import contents_of
         from zaq_timm.looking.differences import compare
 
-        differences = compare(contents_of(args.first, settings), contents_of(args.second, settings))
+        first, second = (
+            contents_of(name, settings, args.model) for name in (args.first, args.second)
+        )
+        differences = compare(first, second)
     except (ValueError, TypeError, OSError, ImportError, LeftOut, RunError) as error:
         return _fail("compare", error)
     from zaq_timm.looking.shown import column_lines, difference_columns
@@ -162,6 +177,17 @@ def compare_command(args: argparse.Namespace) -> int:
     if args.out:
         print(f"\n  {args.out}")
     return 0
+
+
+def _check_model(args: argparse.Namespace) -> None:
+    """--model is for a checkpoint."""
+    from zaq_timm.zoo.references import CHECKPOINTS
+
+    if args.model and not any(name.endswith(CHECKPOINTS) for name in (args.first, args.second)):
+        raise ValueError(
+            f"--model {args.model} says whose weights a checkpoint has, and neither {args.first} "
+            f"nor {args.second} is one ({', '.join(CHECKPOINTS)}); a model itself is A or B."
+        )
 
 
 def _fail(command: str, error: object) -> int:

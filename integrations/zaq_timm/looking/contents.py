@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -12,10 +12,9 @@ from torch import Tensor
 from zaq_plugin.report import Audit, LayerRecord, Manifest
 from zaq_timm.zoo.details import DETAILS
 from zaq_timm.zoo.errors import LeftOut
-from zaq_timm.zoo.references import Reference, find_references
+from zaq_timm.zoo.references import CHECKPOINTS, Reference, find_references
 from zaq_timm.zoo.settings import Settings
 
-CHECKPOINTS = (".safetensors", ".pt", ".pth", ".bin")
 MANIFEST = "manifest.json"
 
 
@@ -34,13 +33,14 @@ class Contents:
     audits: dict[str, Audit] = field(default_factory=dict)
 
 
-def contents_of(text: str, settings: Settings) -> Contents:
+def contents_of(text: str, settings: Settings, model: str = "") -> Contents:
     """Reads a folder of results, a file, or a model.
 
     Args:
         text: a folder from ``zaq-quantize run`` or ``demo``, an ONNX file, a checkpoint, a timm
             name, or ``package.module:function``.
         settings: how a model is loaded.
+        model: whose weights a plain checkpoint has; it is loaded and folded then.
 
     Raises:
         ValueError: it is none of these, or is damaged.
@@ -59,14 +59,12 @@ def contents_of(text: str, settings: Settings) -> Contents:
     if path.suffix in CHECKPOINTS:
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist, or is no file.")
-        return Contents(text, _checkpoint(path))
+        return Contents(text, _checkpoint(path, settings, model))
     (reference,) = find_references(_with_model(text, settings))
     return Contents(text, model_weights(reference, settings))
 
 
 def _with_model(text: str, settings: Settings) -> Settings:
-    from dataclasses import replace
-
     return replace(settings, models=(text,))
 
 
@@ -88,7 +86,7 @@ def _matrices(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _checkpoint(path: Path) -> dict[str, Tensor]:
+def _checkpoint(path: Path, settings: Settings, model: str) -> dict[str, Tensor]:
     """Quantized tensors from `save_quantized`, or the weights of a plain checkpoint."""
     from zaq_plugin import load_quantized
     from zaq_timm.zoo.models import read_checkpoint
@@ -100,6 +98,9 @@ def _checkpoint(path: Path) -> dict[str, Tensor]:
             return {name: t.dequantize() for name, t in load_quantized(path).items()}
         except (ValueError, SafetensorError):
             pass  # a plain one, or a damaged one, which the next says
+    if model:
+        named = replace(settings, checkpoint=str(path), model=model)
+        return model_weights(find_references(named)[0], named)
     return _matrices(read_checkpoint(path))
 
 

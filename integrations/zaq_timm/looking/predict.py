@@ -63,6 +63,7 @@ class Sketch:
         other_bytes: what is left float besides: biases, BatchNorms that stay, 4 bytes each.
         hosts: host to how many layers it would quantize and what it says of the others.
         seconds: method to what it would take here, see `zaq_timm.looking.seconds`.
+        notes: what was assumed of its images.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Sketch:
     other_bytes: int
     hosts: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def float_bytes(self) -> int:
@@ -140,6 +142,7 @@ def sketch(
     weights = sum(layer.numel for layer in layers)
     rest = 4 * (sum(p.numel() for p in folded.parameters()) - weights)
     outline = Sketch(reference.name, loaded.weights, loaded.inputs.shape, layers, rest)
+    outline.notes = loaded.notes
     if seconds:
         costs = measure_costs(loaded.model, student, loaded.inputs, levels)
         outline.seconds = predict_seconds(costs, settings)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from zaq_plugin.image_counts import TRAINING_IMAGES
 from zaq_plugin.layers import channel_axis
 from zaq_plugin.zero_shot import (
     DistillOptions,
@@ -26,7 +27,6 @@ from zaq_plugin.zero_shot import (
 )
 from zaq_plugin.zero_shot.statistics import batch_norms
 from zaq_timm.zoo.settings import Settings
-from zaq_timm.zoo.strategies import TRAINING_IMAGES
 
 METHODS = ("rq", "dfq", "pwlq", "pwlq+gptq", "zaq")
 """What is predicted: a method of each kind that a run does without data."""

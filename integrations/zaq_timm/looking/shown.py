@@ -55,6 +55,7 @@ def sketch_lines(sketch: Sketch) -> list[str]:
         page += [f"         float: {n}: {why}" for n, why in reasons[:SHOWN_REASONS]]
         if len(reasons) > SHOWN_REASONS:
             page.append(f"         and {len(reasons) - SHOWN_REASONS} more (--json tells all)")
+    page += ["", *(f"Note: {note}" for note in sketch.notes)] if sketch.notes else []
     return [line.rstrip() for line in page]
 
 

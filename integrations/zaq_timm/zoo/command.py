@@ -17,8 +17,9 @@ RUN = """\
 Quantizes models of timm's zoo, or your own, without any data and unattended: each in a process of
 its own, one line of results each, a report at the end.
 
-A model is a timm name ('resnet18'), a wildcard ('mobilenetv2*'), package.module:function (called
-without arguments, it returns a torch module), or a checkpoint with the model that it belongs to.
+A model is a timm name ('resnet18'), a wildcard ('mobilenetv2*'), package.module:function or
+file.py:function (called without arguments, it returns a torch module), or a checkpoint with the
+model that it belongs to.
 Nothing is ever unpickled: checkpoints are safetensors, or torch files that hold tensors alone.
 
 The folder --out receives
@@ -32,6 +33,7 @@ RUN_EXAMPLES = """\
 examples
   zaq-quantize run resnet18 'mobilenetv2*' --pretrained --jobs 2
   zaq-quantize run --model mobilenetv2_100 --num-classes 37 --checkpoint my.safetensors
+  zaq-quantize run mynet.py:tiny --input-size 1x28x28 --mean 0 --std 1
   zaq-quantize run my.models:tiny --input-size 3x64x64 --budget 4.5bits --eval images/
   zaq-quantize run resnet18 --pretrained --strategy dfq+bias-correction --weights uniform4
   zaq-quantize run resnet18 --pretrained --strategy pwlq+gptq --weights pwlq3 --export onnx
@@ -62,6 +64,8 @@ GROUPS = {
         "test_images",
         "distill_steps",
         "input_size",
+        "mean",
+        "std",
         "batch",
         "seed",
     ),
@@ -227,13 +231,22 @@ def _finish(results: Any, keys: list[str], settings: Settings) -> int:
 
 
 def _notes(rows: list[dict[str, Any]]) -> list[str]:
-    """What the table's reader must know about this machine."""
-    if not any(row.get("host") == "fx" for row in rows):  # the others compute exactly
-        return []
-    from zaq_timm.doctor.kernels import warning
+    """What the table's reader must know: of the models, and of this machine."""
+    by_text: dict[str, list[str]] = {}
+    for row in rows:
+        for text in row.get("warnings", ()):
+            by_text.setdefault(text, []).append(row["key"])
+    notes = [f"{_named(keys)}: {text}" for text, keys in by_text.items()]
+    if any(row.get("host") == "fx" for row in rows):  # the others compute exactly
+        from zaq_timm.doctor.kernels import warning
 
-    note = warning("torch")
-    return [] if note is None else [f"rows of host fx: {note}"]
+        note = warning("torch")
+        notes += [] if note is None else [f"rows of host fx: {note}"]
+    return notes
+
+
+def _named(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
 def _print_row(row: dict[str, Any]) -> None:

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from zaq_timm.zoo.errors import LeftOut
 from zaq_timm.zoo.models import Inputs
-
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
+from zaq_timm.zoo.places import ENDINGS, check_evaluation
 
 
 @dataclass(frozen=True)
@@ -57,12 +56,11 @@ def read_set(path: str, classes: int | None, limit: int, seed: int) -> Evaluatio
         OSError: they cannot be read.
     """
     place = Path(path).expanduser()
-    if place.suffix == ".npz":
-        items, labels = _from_npz(place)
-    elif place.is_dir():
+    check_evaluation(path)
+    if place.is_dir():
         items, labels = _from_folder(place, classes)
     else:
-        raise ValueError(f"eval: {path} is neither a folder of class folders nor an npz.")
+        items, labels = _from_npz(place)
     if limit and limit < len(items):
         order = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed))
         chosen = sorted(order[:limit].tolist())
@@ -71,8 +69,6 @@ def read_set(path: str, classes: int | None, limit: int, seed: int) -> Evaluatio
 
 
 def _from_npz(path: Path) -> tuple[list[Any], list[int]]:
-    if not path.is_file():
-        raise ValueError(f"eval: {path} does not exist.")
     try:
         with np.load(path, allow_pickle=False) as archive:
             images, labels = archive["images"], archive["labels"]
@@ -96,11 +92,6 @@ def _from_folder(place: Path, classes: int | None) -> tuple[list[Any], list[int]
         for path in sorted(folder.rglob("*"))
         if path.suffix.lower() in ENDINGS
     ]
-    if not pairs:
-        raise ValueError(
-            f"eval: no images in {place}; expected a folder for each class with images in it "
-            f"({', '.join(ENDINGS)})."
-        )
     names = [folder.name for folder in folders]
     if all(name.isdigit() for name in names):
         numbers = [int(name) for name in names]

@@ -1,8 +1,9 @@
-"""What an exported file is worth, measured on the file: size, zipped size, answers, latency."""
+"""What an exported file is worth, measured on the file: sizes, answers, latency."""
 
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zaq_plugin import archive
 from zaq_timm.zoo.evaluation_images import read_set
 from zaq_timm.zoo.measure import Model, accuracy, distance, outputs
 from zaq_timm.zoo.model_job import Job
@@ -71,12 +73,23 @@ def zipped_bytes(path: Path) -> int:
     return len(zlib.compress(path.read_bytes(), 9))
 
 
+def archive_bytes(path: Path) -> int | None:
+    """Of what ``zaq-quantize pack`` makes of a file; None of a kind that it does not take."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return archive.pack(path, Path(folder, "model.zaq")).bytes
+        except ValueError:
+            return None
+
+
 def lines(rows: list[dict[str, Any]]) -> Iterator[str]:
     """A line for every file of a run, for people."""
     for row in rows:
         for file in row.get("files", ()):
             text = f"{row['key']}: {file['file']} {file['bytes'] / 1000:,.1f} kB"
             text += f", zipped {file.get('zipped_bytes', 0) / 1000:,.1f}"
+            if file.get("archive_bytes"):
+                text += f", packed {file['archive_bytes'] / 1000:,.1f}"
             for other in ("float", "stock"):
                 if file.get(f"{other}_bytes"):
                     sizes = [file[f"{other}_{x}bytes"] / 1000 for x in ("", "zipped_")]

@@ -15,7 +15,14 @@ from zaq_plugin.zero_shot import FinetuneResult, ZeroShotConfig, zero_shot_finet
 from zaq_timm.zoo import details
 from zaq_timm.zoo.errors import FAILED, LeftOut, is_out_of_memory
 from zaq_timm.zoo.exporting import export_model
-from zaq_timm.zoo.file_figures import answers, latencies, one_by_one, onnx_runner, zipped_bytes
+from zaq_timm.zoo.file_figures import (
+    answers,
+    archive_bytes,
+    latencies,
+    one_by_one,
+    onnx_runner,
+    zipped_bytes,
+)
 from zaq_timm.zoo.hosts import Converted, Correct, Request, convert, depthwise_overrides
 from zaq_timm.zoo.model_job import Job, Report
 from zaq_timm.zoo.models import load
@@ -233,7 +240,10 @@ def _told(job: Job, converted: Converted, files: list[dict[str, Any]]) -> dict[s
 def _figures(job: Job, file: dict[str, Any]) -> dict[str, Any]:
     """What files of every kind have; those for devices were measured when they were written."""
     path = job.folder / file["file"]
-    figures: dict[str, Any] = {"zipped_bytes": zipped_bytes(path)}
+    figures: dict[str, Any] = {
+        "zipped_bytes": zipped_bytes(path),
+        "archive_bytes": archive_bytes(path),
+    }
     if path.suffix == ".onnx":
         run = onnx_runner(path)
         figures |= answers(job, one_by_one(run))

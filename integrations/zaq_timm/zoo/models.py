@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import importlib.util
 import pickle
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.errors import in_short
 from zaq_plugin.ptq.wrappers import without_prefixes
 from zaq_plugin.zero_shot import ImageFormat
-from zaq_timm.zoo.errors import LeftOut
+from zaq_timm.zoo.errors import LeftOut, is_out_of_memory
+from zaq_timm.zoo.normalisation import normalisation
 from zaq_timm.zoo.quantities import input_shape
 from zaq_timm.zoo.references import Reference, import_timm
 from zaq_timm.zoo.settings import Settings
-
-_DEFAULT = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 @dataclass(frozen=True)
@@ -119,18 +122,47 @@ def _is_offline(error: BaseException) -> bool:
 
 
 def _call(name: str) -> nn.Module:
-    module_name, function = name.split(":")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as ``python -m`` does
+    place, function = name.rsplit(":", 1)
     try:
-        model = getattr(importlib.import_module(module_name), function)()
+        module = _file(Path(place)) if place.endswith(".py") else _package(place)
     except ImportError as error:
-        raise LeftOut(f"{module_name} cannot be imported ({_first_line(error)})") from error
-    except AttributeError as error:
-        raise LeftOut(f"{name} failed ({_first_line(error)})") from error
+        raise LeftOut(f"{place} cannot be imported ({_first_line(error)})") from error
+    except Exception as error:
+        raise LeftOut(f"{place} cannot be imported ({in_short(error)})") from error
+    if not hasattr(module, function):
+        near = difflib.get_close_matches(function, [n for n in vars(module) if n[0] != "_"], n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise LeftOut(f"{name} failed (module {place!r} has no attribute {function!r}{hint})")
+    try:
+        model = getattr(module, function)()
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        text = f"{name} failed ({in_short(error)}); it is called without arguments"
+        raise LeftOut(text) from error
     if not isinstance(model, nn.Module):
         raise LeftOut(f"{name}() must return a torch.nn.Module; it returned {type(model).__name__}")
     return model
+
+
+def _package(name: str) -> ModuleType:
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as ``python -m`` does
+    return importlib.import_module(name)
+
+
+def _file(path: Path) -> ModuleType:
+    """A module from its file, beside which it finds its own, as ``python file.py`` does."""
+    path = path.expanduser().resolve()
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    name = f"zaq_file_{path.stem}"  # which hides no module of that name
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"no module in {path}")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -209,26 +241,15 @@ def _inputs(model: nn.Module, settings: Settings) -> tuple[Inputs, tuple[str, ..
             "pretrained_cfg with input_size, mean and std"
         )
     channels = int(shape[0])
-    values = {}
-    for name in ("mean", "std"):
-        numbers = tuple(float(v) for v in config.get(name) or _DEFAULT[name])
-        if len(numbers) != channels:
-            fill = 0.5 if channels != 1 else sum(numbers) / len(numbers)
-            numbers = (numbers[0],) * channels if len(set(numbers)) == 1 else (fill,) * channels
-        values[name] = numbers
-    assumed = [name for name in ("mean", "std") if not config.get(name)]
-    note = (
-        f"the model does not say its images' {' and '.join(assumed)}: ImageNet's is taken; give it "
-        'a pretrained_cfg, such as model.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.25,) * 3}'
-    )
+    mean, std, notes = normalisation(config, settings, channels)
     inputs = Inputs(
         (channels, int(shape[1]), int(shape[2])),
-        values["mean"],
-        values["std"],
+        mean,
+        std,
         str(config.get("interpolation") or "bicubic"),
         float(config.get("crop_pct") or 1.0),
     )
-    return inputs, (note,) if assumed else ()
+    return inputs, notes
 
 
 @torch.no_grad()

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from zaq_timm.zoo.format_names import format_in_words
+from zaq_timm.zoo.normalisation import in_words
+from zaq_timm.zoo.places import check_places
 from zaq_timm.zoo.pool import Task
-from zaq_timm.zoo.references import Reference, find_references
+from zaq_timm.zoo.references import Reference, check_module, find_references
 from zaq_timm.zoo.settings import Settings
 
 WORK = "zaq_timm.zoo.job:run_job"
@@ -29,8 +31,13 @@ class Plan:
 
     @classmethod
     def make(cls, settings: Settings) -> Plan:
-        """The plan; see `find_references` for the errors."""
-        return cls(settings, tuple(find_references(settings)))
+        """The plan; see `find_references` and `check_places` for the errors."""
+        check_places(settings)
+        references = tuple(find_references(settings))
+        for reference in references:
+            if reference.is_function:
+                check_module(reference.name)
+        return cls(settings, references)
 
     @property
     def keys(self) -> list[str]:
@@ -67,6 +74,8 @@ class Plan:
             + (f", widths by --budget {settings.budget}" if settings.budget else ""),
             f"activations  {settings.activations} bits, ranges from {settings.calibration_images} "
             "synthetic images",
+            f"images       {settings.input_size or 'of the size that the model says'}; "
+            + in_words(settings, not any(r.is_function for r in self.references)),
             f"host         {self._host()}",
             f"zero-shot    {settings.zero_shot}",
             *([f"strategy     {settings.strategy}"] if settings.strategy else []),

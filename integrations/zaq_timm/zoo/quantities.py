@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -81,3 +82,24 @@ def input_shape(text: str) -> tuple[int, int, int] | None:
     if not match or 0 in (shape := tuple(int(v) for v in match.groups())):
         raise ValueError(f"input_size must be CHANNELSxHEIGHTxWIDTH (3x224x224); got {text!r}.")
     return shape[0], shape[1], shape[2]
+
+
+def per_channel(name: str, text: str) -> tuple[float, ...] | None:
+    """``0.5``, or a number a channel (``0.485,0.456,0.406``), of pixels from 0 to 1; None for none.
+
+    Raises:
+        ValueError: something else, or a deviation that is not above 0.
+    """
+    if not text:
+        return None
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or not all(math.isfinite(v) and (v > 0 or name != "std") for v in numbers):
+        kind = "numbers above 0" if name == "std" else "numbers"
+        raise ValueError(
+            f"{name} must be one number, or one a channel ({kind} such as 0.5 or 0.49,0.46,0.41); "
+            f"got {text!r}."
+        )
+    return numbers

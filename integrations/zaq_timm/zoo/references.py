@@ -5,14 +5,29 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
+import sys
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from zaq_timm.zoo.settings import Settings
 from zaq_timm.zoo.timm_names import matching, registered_names
 
+CHECKPOINTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+"""Endings of files of weights."""
+_MADE = "it is already what a run makes; name the model that it was made of"
+FILES = {
+    ".onnx": f"{_MADE} (inspect, compare and verify take the file)",
+    ".pte": _MADE,
+    ".tflite": _MADE,
+    ".zaq": "unpack it first",
+    ".toml": "settings are read by --settings FILE; name a model in it",
+    ".yaml": "settings are read by --settings FILE; name a model in it",
+    ".yml": "settings are read by --settings FILE; name a model in it",
+}
+"""Endings of other files that users type in a model's place, and what to do."""
 _WILD = re.compile(r"[*?\[]")
 
 
@@ -21,7 +36,8 @@ class Reference:
     """One model of a run.
 
     Attributes:
-        name: what the user calls it: a timm name, or ``package.module:function``.
+        name: what the user calls it: a timm name, ``package.module:function``, or
+            ``file.py:function``.
         checkpoint: a file with its weights; empty for timm's own, or the function's.
     """
 
@@ -71,7 +87,7 @@ def find_references(settings: Settings) -> list[Reference]:
     if not references:
         raise ValueError(
             "no model to quantize: name one ('resnet18'), a wildcard ('mobilenetv2*'), "
-            "package.module:function, or a checkpoint with its model."
+            "package.module:function, file.py:function, or a checkpoint with its model."
             if not settings.models
             else f"no model is left: exclude takes out all of {', '.join(settings.models)}."
         )
@@ -80,9 +96,9 @@ def find_references(settings: Settings) -> list[Reference]:
 
 def _expand(text: str, settings: Settings, wild: bool = True) -> list[str]:
     if ":" in text:
-        if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
-            raise ValueError(f"{text!r}: a function is named as package.module:function.")
+        check_function(text)
         return [text]
+    refuse_file(text)
     if _WILD.search(text):
         if not wild:
             raise ValueError(
@@ -110,6 +126,70 @@ def _expand(text: str, settings: Settings, wild: bool = True) -> list[str]:
             f"{base} has no weights {tag!r} in timm; it has {', '.join(tags) or 'none'}."
         )
     return [text]
+
+
+def check_function(text: str) -> None:
+    """Refuse what names no function: ``package.module:function``, or ``file.py:function``.
+
+    Raises:
+        ValueError: with what was expected.
+    """
+    file = re.fullmatch(r"(.+\.py):[A-Za-z_]\w*", text)
+    if file:
+        if not Path(file[1]).expanduser().is_file():
+            raise ValueError(f"{text!r}: there is no file {file[1]}.")
+        return
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
+        raise ValueError(
+            f"{text!r}: a function is named as package.module:function, or as file.py:function."
+        )
+
+
+def check_module(name: str) -> None:
+    """Refuse a function of a module that nobody finds from here; nothing is imported.
+
+    Raises:
+        ValueError: with where it was looked for.
+    """
+    module = name.split(":")[0]
+    top = module.split(".")[0]
+    here = Path.cwd()
+    if module.endswith(".py") or (here / top).is_dir() or (here / f"{top}.py").is_file():
+        return
+    if top in sys.modules or find_spec(top) is not None:
+        return
+    near = difflib.get_close_matches(top, [path.stem for path in here.glob("*.py")], n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(
+        f"{name!r}: there is no module {top!r} in {here}, and none is installed.{hint}"
+    )
+
+
+def refuse_file(text: str) -> None:
+    """Refuse a file in a model's place, and say what to type.
+
+    Raises:
+        ValueError: with what to type.
+    """
+    path = Path(text)
+    kind = path.suffix.lower()
+    if kind in CHECKPOINTS:
+        raise ValueError(
+            f"{text} is a file of weights; say which model it belongs to: --model NAME "
+            f"--checkpoint {text}, where NAME is a timm name, package.module:function or "
+            "file.py:function."
+        )
+    if kind in FILES:
+        raise ValueError(
+            f"{text} is a file, and a model is wanted: a timm name, package.module:function or "
+            f"file.py:function; {FILES[kind]}."
+        )
+    module = path if kind == ".py" else path.with_name(f"{path.name}.py")
+    if kind == ".py" or module.is_file():
+        raise ValueError(
+            f"{text} is a module; name the function in it that returns the model: "
+            f"{module}:FUNCTION."
+        )
 
 
 def import_timm() -> Any:

@@ -69,6 +69,7 @@ def measure(job: Job, host: str, converted: Converted) -> dict[str, Any]:
         **on_images,
         **_training_facts(job.finetuned),
         "notes": [*converted.notes, *loaded.notes],
+        "warnings": list(loaded.notes),  # those that the terminal repeats
     }
 
 

@@ -9,8 +9,15 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
+from zaq_plugin.image_counts import CALIBRATION_IMAGES
 from zaq_timm.zoo.format_names import check_format
-from zaq_timm.zoo.quantities import input_shape, parse_budget, seconds_of, size_in_bytes
+from zaq_timm.zoo.quantities import (
+    input_shape,
+    parse_budget,
+    per_channel,
+    seconds_of,
+    size_in_bytes,
+)
 
 if TYPE_CHECKING:  # torch is loaded when it is needed, not to read a command line
     from zaq_plugin.strategies import Strategy
@@ -47,7 +54,9 @@ class Settings:
         TypeError: a value of another type.
     """
 
-    models: tuple[str, ...] = option((), "names, wildcards, or package.module:function")
+    models: tuple[str, ...] = option(
+        (), "names, wildcards, package.module:function, or file.py:function"
+    )
     exclude: tuple[str, ...] = option((), "wildcards of models to leave out", "PATTERN")
     checkpoint: str = option("", "weights of --model: safetensors, or a torch file", "FILE")
     model: str = option("", "the model that --checkpoint belongs to", "NAME")
@@ -122,12 +131,20 @@ class Settings:
         choices=("auto", "distilled", "noise"),
         same=True,
     )
-    calibration_images: int = option(32, "how many of them", "N", same=True)
+    calibration_images: int = option(CALIBRATION_IMAGES, "how many of them", "N", same=True)
     test_images: int = option(
         32, "further synthetic images, for divergence and agreement", "N", same=True
     )
     distill_steps: int = option(30, "optimizer steps on each distilled batch", "N", same=True)
     input_size: str = option("", "CxHxW; the model's own by default", "SIZE", same=True)
+    mean: str = option(
+        "",
+        "of pixels from 0 to 1, a number or one a channel (0.5, or 0.49,0.46,0.41), that the model "
+        "was trained with; the model's own by default",
+        "NUMBERS",
+        same=True,
+    )
+    std: str = option("", "their deviation, likewise", "NUMBERS", same=True)
     batch: int = option(32, "images at a time; halves when memory runs out", "N", same=True)
     seed: int = option(0, "of everything drawn", "N", same=True)
 
@@ -174,14 +191,28 @@ class Settings:
         parse_budget(self.budget)
         size_in_bytes("memory", self.memory)
         seconds_of("timeout", self.timeout)
-        input_shape(self.input_size)
+        self._check_images()
         if self.cluster and self.cluster.split(":", 1)[0] != "ray":
             raise ValueError(f"cluster must be ray or ray:ADDRESS; got {self.cluster!r}.")
         self._check_together()
 
+    def _check_images(self) -> None:
+        shape = input_shape(self.input_size)
+        for name in ("mean", "std"):
+            count = len(per_channel(name, getattr(self, name)) or (0,))
+            if shape and count not in (1, shape[0]):
+                raise ValueError(
+                    f"{name} has {count} numbers, and images of input_size={self.input_size} have "
+                    f"{shape[0]} channel(s); give one number, or {shape[0]}."
+                )
+
     def _check_together(self) -> None:
         if self.checkpoint and not self.model:
-            raise ValueError("checkpoint needs model: which architecture the weights belong to.")
+            known = self.models[0] if len(self.models) == 1 else "NAME"
+            raise ValueError(
+                "checkpoint needs model: which architecture the weights belong to. Type --model "
+                f"{known} --checkpoint {self.checkpoint}."
+            )
         if self.model and not self.checkpoint:
             raise ValueError(
                 "model names the architecture of a checkpoint, and there is none; pass the name "

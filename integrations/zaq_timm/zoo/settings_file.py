@@ -23,6 +23,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     kind = path.suffix.lower()
     if kind not in (".toml", ".yaml", ".yml"):
         raise ValueError(f"{path}: a settings file ends in .toml, .yaml or .yml.")
+    if not path.is_file():
+        raise FileNotFoundError(f"settings: there is no file {path}.")
     text = path.read_text(encoding="utf-8")
     try:
         values = tomllib.loads(text) if kind == ".toml" else _yaml(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from zaq_plugin.image_counts import TRAINING_IMAGES
 from zaq_plugin.report import Audit
 from zaq_plugin.strategies import Request, Strategy, apply
 from zaq_plugin.student.host import find_host
@@ -16,8 +17,6 @@ from zaq_timm.zoo.strategy_checks import SIMULATED
 
 SHARED_RECIPE = "leaves"
 """Strategies with this recipe take the images that the run has made already."""
-TRAINING_IMAGES = 384
-"""So many images are made for strategies that learn something."""
 
 
 def hosts_for(settings: Settings) -> tuple[str, ...]:

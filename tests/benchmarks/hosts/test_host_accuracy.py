@@ -13,8 +13,8 @@ from torch import nn
 
 import benchmarks.accuracy.run
 import benchmarks.hosts.accuracy as hosts
-from benchmarks import accuracy_tables
 from benchmarks import data as loaders
+from benchmarks.accuracy import tables as accuracy_tables
 from benchmarks.processor import processor
 
 PWLQ = "PWLQ joint, asymmetric"
@@ -96,11 +96,11 @@ class Padded(nn.Module):
         self.conv = create_conv2d(3, 8, 3, stride=2, padding="same")
         self.bn = nn.BatchNorm2d(8)
         self.deep = nn.Conv2d(8, 8, 3, groups=8)
-        self.linear = nn.Linear(8, 10)
+        self.pool, self.linear = nn.AdaptiveAvgPool2d(1), nn.Linear(8, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.deep(self.bn(self.conv(x)).relu())
-        out: torch.Tensor = self.linear(x.mean((2, 3)))
+        out: torch.Tensor = self.linear(self.pool(x).flatten(1))
         return out
 
 
@@ -120,7 +120,8 @@ def test_fx_says_why_it_has_no_accuracy(
     def distil(*arguments: object, **options: object) -> torch.Tensor:
         raise AssertionError("a model that cannot be traced needs no images")
 
-    monkeypatch.setattr(benchmarks.accuracy, "distil", distil)
+    monkeypatch.setattr(benchmarks.accuracy.run, "distil", distil)
+    monkeypatch.setattr(hosts, "traceable", lambda subject: subject.model)  # not restored
     out = tmp_path / "found.jsonl"
     assert (
         hosts.main(["--data", ".", "--model", "imagenet", "--host", "fx", "--out", str(out)]) == 0
@@ -134,6 +135,15 @@ def test_fx_says_why_it_has_no_accuracy(
     rows = [line for line in text.splitlines() if "| all | all | none: " in line]
     assert len(rows) == 4  # one for each method, whatever the widths
     assert sum("zaq_pt2e takes models with control flow" in row for row in rows) == 3
+
+
+def test_fx_takes_its_restored_layers(padded: loaders.Task, tmp_path: Path) -> None:
+    out = tmp_path / "found.jsonl"
+    options = ["--model", "imagenet", "--host", "fx", "--only", "PWLQ", "--out", str(out)]
+    assert hosts.main(["--data", ".", *options]) == 0
+    (entry,) = entries(out)
+    assert (entry["quantized"], entry["left_out"], entry["int8_kernels"]) == (3, [], 3)
+    assert entry["agreement"] > 60  # 12 images, by chance about 10
 
 
 def test_pt2e_takes_it_on_int8_kernels(padded: loaders.Task, tmp_path: Path) -> None:
@@ -166,6 +176,8 @@ def test_nncf_rows_say_where_images_and_biases_came_from() -> None:
     cases = list(hosts.cases("cifar10", "nncf", 9))
     assert (cases[0].method, cases[0].weight_bits, cases[0].activation_bits) == (hosts.STOCK, 8, 8)
     ours = cases[1:]
+    wide, ours = [c for c in ours if c.weight_bits == 8], [c for c in ours if c.weight_bits < 8]
+    assert [case.method for case in wide] == list(hosts.UNIFORM)  # PWLQ's levels are not int8
     assert all(case.spec == accuracy_tables.METHODS[PWLQ](case.weight_bits) for case in ours)
     assert {(c.weight_bits, c.activation_bits) for c in ours} == {(6, 8), (4, 8), (4, 4)}
     assert sum(case.data_free for case in ours) == 4

@@ -154,3 +154,66 @@ def test_gates_are_on_the_grids_that_the_kernels_prescribe(gate: str, tmp_path: 
     answers = torch.cat([run((image[None],))[0] for image in images])
     noise = (answers - expected).square().sum() / expected.square().sum()
     assert 10 * torch.log10(noise) < -20  # four MAC bits
+
+
+class SplitGate(nn.Module):
+    """A gate and what it gates out of one sigmoid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 16, 3), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values, gate = self.first(x).sigmoid().chunk(2, 1)
+        return self.last(values.flatten(2).sin().unflatten(2, (10, 10)) * gate)
+
+
+class Attention(nn.Module):
+    """Over pixels, in three dimensions, with a shape of four behind the product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 24, 3), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.first(x).split([8, 8, 8], 1)
+        query, key, value = (part.flatten(2) for part in parts)
+        attention = (query.transpose(-2, -1) * 0.25 @ key).softmax(-1)
+        mixed = (value @ attention.transpose(-2, -1)).view(x.shape[0], 8, 10, 10)
+        return self.last(torch.cat([mixed, mixed + parts[0]], 1).relu())
+
+
+class DroppedAndJoined(nn.Module):
+    """A layer's output, dropped out in training, beside what has a grid of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+        self.inner, self.norm, self.drop = nn.Linear(8, 8), nn.LayerNorm(8), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x).flatten(2).transpose(1, 2))
+        return self.last(torch.cat([self.drop(self.inner(x[:, :1])), x[:, 1:]], 1))
+
+
+@pytest.mark.parametrize("network", [SplitGate, Attention, DroppedAndJoined])
+def test_grids_follow_values_through_shapes_and_joins(
+    network: type[nn.Module], tmp_path: Path
+) -> None:
+    """Each was refused by the converter or by the kernels."""
+    import zaq_litert
+    from zaq_litert.running import runner
+
+    torch.manual_seed(0)
+    model, images = network().eval(), torch.randn(8, 3, 12, 12)
+    made = zaq_litert.export(
+        model, (images[:1],), tmp_path / "net.tflite", calibration=[images], method="pwlq"
+    )
+    layers = sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules())
+    assert zaq_litert.verify(made.path, made.model, images).require().weights == layers
+    run = runner(made.path)
+    with torch.no_grad():
+        expected = model(images)
+    answers = torch.cat([run((image[None],))[0] for image in images])
+    noise = (answers - expected).square().sum() / expected.square().sum()
+    assert 10 * torch.log10(noise) < -20  # four MAC bits

@@ -17,6 +17,7 @@ from zaq_onnx.graph import Graph
 from zaq_onnx.inspection import float_layers, float_operations, integer_layers, strangers
 from zaq_onnx.runtimes import optimized
 from zaq_onnx.tolerance import meets_grid, moves
+from zaq_plugin import PWLQSpec, calibrate, simulate
 
 
 def without_manifest(path: Path) -> ModelProto:
@@ -164,6 +165,46 @@ def test_float_layers_are_counted_and_remarked(make: Any, tmp_path: Path) -> Non
     inside = Graph(optimized(path))
     assert len(float_layers(inside)) == 2
     assert any(name.startswith("FusedConv") for name in float_operations(inside))
+
+
+class Residual(nn.Module):
+    """The first convolution's output is read by a layer and by a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+        self.pool, self.last = nn.AdaptiveAvgPool2d(1), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.last(self.pool(torch.relu(x + self.second(x))).flatten(1))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_what_keeps_layers_in_float_is_named(tmp_path: Path, bits: int) -> None:
+    """A narrow grid for a layer beside one of 8 bits for a sum: no calibration mends that."""
+    torch.manual_seed(0)
+    student, images = simulate(Residual().eval(), PWLQSpec(4), bits), torch.randn(4, 3, 8, 8)
+    calibrate(student, [images])
+
+    def remark(path: Path, **options: Any) -> tuple[int, str]:
+        zaq_onnx.export(student, (images,), path, reduce_range=True, **options)
+        report = zaq_onnx.verify(path, student, images, runtimes=("onnxruntime",))
+        found = [text for text in report.remarks if "run in float under ONNX Runtime" in text]
+        return report.runtimes[0].float_layers, "".join(found)
+
+    without, text = remark(tmp_path / "plain.onnx")
+    given = "because their input or output is not quantized; export(..., calibration=batches) gives"
+    assert f"{without} layers run in float under ONNX Runtime: {without} {given}" in text
+    assert ("helps where no sum reads what a layer of fewer than 8 bits" in text) == (bits < 8)
+    left, text = remark(tmp_path / "completed.onnx", calibration=[images])
+    if bits == 8:
+        assert (left, text) == (0, "")
+        return
+    assert left == 1
+    assert "run in float under ONNX Runtime: 1 because their output is on two grids" in text
+    assert text.endswith("with 8-bit activations the two are one.")
+    assert "calibration" not in text
 
 
 def test_ranges_that_were_added_are_told(case_of: Any) -> None:

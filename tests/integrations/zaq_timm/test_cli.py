@@ -99,6 +99,43 @@ def test_what_needs_no_model_loads_neither_torch_nor_timm(case: str, tmp_path: P
     assert min(seconds) <= 0.5
 
 
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["rnu", "resnet18"], "invalid choice: 'rnu' "),
+        (["rnu", "resnet18"], ". Did you mean run? (try: zaq-quantize --help)"),
+        (["demo", "--hots", "fx"], "demo: error: unrecognized arguments: --hots fx. Did you mean"),
+        (["demo", "--host", "pt2"], ". Did you mean pt2e? (try: zaq-quantize demo --help)"),
+        (["verify", __file__, "--qqq"], "verify: error: unrecognized arguments: --qqq (try: zaq-"),
+    ],
+)
+def test_what_is_misspelt_is_named(
+    capsys: pytest.CaptureFixture[str], words: list[str], text: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(words)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert text in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("ending", "module"), [("pte", "zaq_executorch"), ("tflite", "zaq_litert")]
+)
+def test_files_of_devices_are_verified_elsewhere(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, ending: str, module: str
+) -> None:
+    path = tmp_path / f"model.{ending}"
+    path.write_bytes(b"x")
+    assert cli.main(["verify", str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"model.{ending} is no ONNX file. A .{ending} file is verified against its model" in err
+    assert f"{module}.verify(" in err
+
+
 def test_help_explains_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["demo", "--help"])

@@ -125,6 +125,68 @@ def test_outputs_come_closer_on_the_same_levels_and_means_agree(spec: QuantSpec)
     assert float(errors[0]) < 0.9 * float(errors[1])
 
 
+class SameAsTensorFlow(nn.Conv2d):
+    """Pads so that stride 2 halves any size, as timm's Conv2dSame does."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(nn.functional.pad(input, (0, 1, 0, 1)))
+
+
+class Gained(nn.Linear):
+    """Multiplies by its weight times two."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        out: Tensor = input @ (2 * self.weight).mT + self.bias
+        return out
+
+
+def test_a_forward_of_its_own_makes_no_difference_to_what_is_chosen() -> None:
+    """The oracle is the same network with its padding written out before plain layers."""
+    torch.manual_seed(0)
+    own = nn.Sequential(
+        SameAsTensorFlow(3, 8, 3, 2, bias=False),
+        nn.ReLU(),
+        SameAsTensorFlow(8, 8, 3, 1, 0, 1, 8),
+        nn.ReLU(),
+        SameAsTensorFlow(8, 6, 2),
+    )
+    plain = nn.Sequential()
+    for layer in own:
+        if isinstance(layer, nn.Conv2d):
+            plain.append(nn.ZeroPad2d((0, 1, 0, 1)))
+            sizes = layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride
+            has_bias = layer.bias is not None
+            plain.append(nn.Conv2d(*sizes, groups=layer.groups, bias=has_bias))
+            plain[-1].load_state_dict(layer.state_dict())
+        else:
+            plain.append(layer)
+    students = [student_of(model.eval(), PWLQSpec(3), None) for model in (own, plain)]
+    results = [
+        list(compensate_rounding(student, images(), model).values())
+        for student, model in zip(students, (own, plain), strict=True)
+    ]
+    assert results[0] == results[1]
+    assert all(result.moved > 0.01 and not result.reason for result in results[0])
+    pairs = zip(*(quantized_layers(student) for student in students), strict=True)
+    for (name, mine), (_, oracle) in pairs:
+        assert torch.equal(float_weight(mine), float_weight(oracle)), name
+        assert torch.equal(mine.bias, oracle.bias), name  # type: ignore[arg-type]
+
+
+def test_a_weight_that_is_changed_before_it_multiplies_is_left_and_told() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), Gained(4 * 100, 5)).eval()
+    student = student_of(model, PWLQSpec(3), None)
+    gained = dict(quantized_layers(student))["3"]
+    before = float_weight(gained).clone()
+    results = compensate_rounding(student, images(), model)
+    assert results["0"].reason == ""
+    assert results["3"].reason == (
+        "the forward of Gained gives its weight, as it stands, to no convolution and no linear "
+        "operator, and does not compute what Linear does"
+    )
+    assert torch.equal(float_weight(gained), before)
+
+
 def test_layer_by_layer_is_the_same_as_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     once, one_by_one = (student_of(network(), PWLQSpec(3)) for _ in range(2))
     monkeypatch.setattr(compensate, "PATCHES", 24 * 10)  # ten of each sample are drawn

@@ -7,8 +7,45 @@ import torch
 from torch import Tensor, nn
 
 from zaq_plugin.ptq import input_moments, simulate
-from zaq_plugin.ptq.input_moments import InputMoments, why_no_patches
+from zaq_plugin.ptq.input_moments import InputMoments, NoProductError, why_no_patches
 from zaq_plugin.pwlq import PWLQSpec
+
+
+class Padded(nn.Conv2d):
+    """Pads its input at the right and at the bottom first."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(nn.functional.pad(input, (0, 1, 0, 2)))
+
+
+class Shifted(nn.Linear):
+    """Multiplies its input less one."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input - 1, self.weight, bias=self.bias)
+
+
+class Named(nn.Conv1d):
+    """Calls the operator with names, and with an integer for what others give as tuples."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        x, w = input.flip(2), self.weight
+        return nn.functional.conv1d(weight=w, input=x, bias=self.bias, stride=2, groups=2)
+
+
+class Written(nn.Linear):
+    """The linear map in other operators."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.einsum("...i,oi->...o", input, self.weight) + self.bias
+
+
+class Rescaled(nn.Conv2d):
+    """Multiplies by something else than its weight."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.conv2d(input, 2 * self.weight, self.bias)
+
 
 CASES = {
     "linear": (nn.Linear(7, 5), (4, 7)),
@@ -22,6 +59,10 @@ CASES = {
     "circular": (nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"), (3, 4, 7, 6)),
     "reflect": (nn.Conv1d(4, 6, 5, padding=2, padding_mode="reflect"), (3, 4, 9)),
     "one dimension": (nn.Conv1d(4, 6, 3, stride=2, padding=1, groups=2), (3, 4, 9)),
+    "own forward, padding": (Padded(4, 6, 3, stride=2, padding=1, groups=2), (3, 4, 8, 8)),
+    "own forward, linear": (Shifted(7, 5), (4, 3, 7)),
+    "own forward, einsum": (Written(7, 5), (4, 3, 7)),
+    "own forward, names": (Named(4, 6, 3, groups=2), (3, 4, 9)),
     "three dimensions": (nn.Conv3d(4, 6, (1, 2, 3), padding=(0, 1, 1)), (2, 4, 3, 4, 5)),
 }
 
@@ -110,13 +151,10 @@ def test_layers_without_patches_and_moments_without_batches() -> None:
     assert why_no_patches(nn.Linear(2, 2)) == ""
     reason = "ConvTranspose2d does not multiply patches of its input"
     assert why_no_patches(nn.ConvTranspose2d(2, 2, 3)) == reason
-
-    class Padded(nn.Conv2d):
-        def forward(self, input: Tensor) -> Tensor:
-            return super().forward(nn.functional.pad(input, (1, 1, 1, 1)))
-
-    assert why_no_patches(Padded(2, 2, 3)) == "Padded has a forward of its own"
-    student = simulate(nn.Sequential(Padded(2, 2, 3), nn.Conv2d(2, 2, 1)), PWLQSpec(3), None)
-    assert [why_no_patches(layer) for layer in student] == ["Padded has a forward of its own", ""]
+    model = nn.Sequential(Padded(2, 2, 3), nn.ConvTranspose2d(2, 2, 3))
+    student = simulate(model, PWLQSpec(3), None)
+    assert [why_no_patches(layer) for layer in student] == ["", reason]
     with pytest.raises(ValueError, match="has seen no batch"):
         InputMoments(nn.Linear(2, 2), torch.Generator()).mean()
+    with pytest.raises(NoProductError, match="does not compute what Conv2d does"):
+        InputMoments(Rescaled(2, 2, 1), torch.Generator()).add(torch.randn(1, 2, 3, 3))

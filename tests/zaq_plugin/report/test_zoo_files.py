@@ -19,6 +19,7 @@ def test_files_of_several_kinds_side_by_side() -> None:
         **onnx,
         "file": "model.pte",
         "bytes": 88_000,
+        "archive_bytes": 41_000,
         "float_bytes": 320_000,
         "float_zipped_bytes": 300_000,
         "stock_bytes": 89_000,
@@ -29,9 +30,12 @@ def test_files_of_several_kinds_side_by_side() -> None:
     }
     page = files_table([{"key": "net", "files": [onnx, pte]}])
     titles = heads(page)
-    for text in ("kB", "kB zipped", "Float kB", "Stock int8 kB zipped", "Latency (ms)"):
+    sizes = ("kB", "kB zipped", "kB packed", "Float kB", "Stock int8 kB zipped")
+    for text in (*sizes, "Latency (ms)"):
         assert any(text in head for head in titles), text
     assert not any("Top-1" in head for head in titles)
     assert "model.onnx" in page
     assert "model.pte" in page
     assert "0.26" in page
+    assert "41.0" in page
+    assert not any("Float kB packed" in head for head in titles)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.student.fake_quantizers import set_switches
+from zaq_plugin.ptq import calibrate
+from zaq_plugin.student.fake_quantizers import activation_slots, has_range, set_switches
 from zaq_plugin.zero_shot import ZeroShotConfig, ZeroShotLoader
 from zaq_plugin.zero_shot.discrepancy import relation_distance
 
@@ -141,6 +142,49 @@ def test_dtype(student: nn.Module) -> None:
 def test_a_plain_model_is_refused(tiny: Callable[..., nn.Module]) -> None:
     with pytest.raises(ValueError, match="nothing was quantized: TinyResNet has no fake-quantizer"):
         ZeroShotLoader(tiny(), SHAPE)
+
+
+def test_a_student_that_was_not_calibrated_is_refused_and_the_way_out_works(
+    tiny: Callable[..., nn.Module], make_student: Callable[..., nn.Module]
+) -> None:
+    """Its activations would train in float, and nothing would say so."""
+    model = tiny()
+    student = make_student(model, ready=False)
+    loader = ZeroShotLoader(student, SHAPE, DISTILLED, float_model=model)
+    with pytest.raises(ValueError, match=r"ZeroShotLoader: (\d+) of \1 activations of") as caught:
+        next(iter(loader))
+    text = str(caught.value)
+    assert "have no range (" in text
+    assert "and would train in float. Calibrate it first: zaq_plugin.calibrate(" in text
+    calibrate(student, list(loader.distill(64).split(32)))
+    images, _ = next(iter(loader))
+    quantized = student(images)
+    set_switches(student, quantize=False)
+    assert not torch.equal(quantized, student(images))
+
+
+def test_an_activation_that_no_batch_reached_is_warned_of(student: nn.Module) -> None:
+    slot = activation_slots(student)[-1]
+    slot.module.reset_min_max_vals()
+    slot.module.disable_fake_quant()
+    with pytest.warns(UserWarning, match=rf"1 of \d+ .* no range and stay float \({slot.name}\)"):
+        next(iter(ZeroShotLoader(student, SHAPE, GENERATOR)))
+
+
+def test_a_student_that_is_switched_off_is_refused(student: nn.Module) -> None:
+    set_switches(student, quantize=False)
+    with pytest.raises(ValueError, match=r"all \d+ fake-quantizers .* are switched off"):
+        next(iter(ZeroShotLoader(student, SHAPE, GENERATOR)))
+
+
+def test_ranges_may_be_learned_while_training_as_torchs_qat_does(
+    tiny: Callable[..., nn.Module], make_student: Callable[..., nn.Module]
+) -> None:
+    student = make_student(tiny(), ready=False)
+    set_switches(student, observe=True, quantize=True)
+    images, _ = next(iter(ZeroShotLoader(student, SHAPE, GENERATOR)))
+    student(images)
+    assert all(has_range(slot.module) for slot in activation_slots(student))
 
 
 def test_several_outputs(

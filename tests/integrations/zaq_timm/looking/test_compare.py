@@ -120,6 +120,26 @@ def test_a_model_and_its_files_differ_by_the_noise_of_quantization(
     assert "and 1 more" in capsys.readouterr().out
 
 
+def test_a_checkpoint_is_compared_in_its_model(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its BatchNorm divides by a deviation of 2, the model's by 1: it has half the weights."""
+    model = net()
+    model[1].running_var.fill_(4.0)
+    save_file(model.state_dict(), "mine.safetensors")
+    words = ["compare", "mine.safetensors", "compared_net:tiny", "--input-size", SIZE, "--json"]
+    assert cli.main([*words, "--model", "compared_net:tiny"]) == 0
+    rows = {d["layer"]: d["sqnr_db"] for d in json.loads(capsys.readouterr().out)}
+    mine, theirs = (1 / math.sqrt(var + 1e-5) for var in (4.0, 1.0))
+    assert rows["0"] == pytest.approx(20 * math.log10(mine / (theirs - mine)), abs=1e-3)
+    assert rows["4"] == "inf"
+    assert cli.main(words) == 0  # as it is: the convolution's weight, not divided
+    assert {d["layer"] for d in json.loads(capsys.readouterr().out)} == {"0", "4"}
+    assert cli.main(["compare", "a.onnx", "b.onnx", "--model", "resnet18"]) == 2
+    err = capsys.readouterr().err
+    assert "--model resnet18 says whose weights a checkpoint has, and neither a.onnx nor" in err
+
+
 def test_two_folders_of_results(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, noise in (("one", 30.0), ("two", 12.5)):
         manifest = Manifest.start("net")

@@ -51,6 +51,16 @@ def tiny(hosts: bool = False) -> object:
     return sketch(Reference("inspected_net:tiny"), Settings(input_size=SIZE), hosts)
 
 
+def test_what_is_assumed_of_the_images_is_printed(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["inspect", "inspected_net:tiny", "--input-size", SIZE, "--no-hosts", "--no-seconds"]
+    assert cli.main(words) == 0
+    assert "\nNote: the model does not say its images' mean and std" in capsys.readouterr().out
+    assert cli.main([*words, "--mean", "0", "--std", "1"]) == 0
+    assert "Note:" not in capsys.readouterr().out
+
+
 def test_layers_shapes_and_sizes_are_those_of_the_quantized_weights(here: Path) -> None:
     import inspected_net
 

@@ -12,11 +12,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from zaq_timm import cli
+from zaq_timm.zoo.errors import LeftOut
+from zaq_timm.zoo.models import _call
 
 HERE = Path(__file__).parent
 SMALL = [
@@ -52,7 +55,18 @@ def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ([], "no model to quantize: name one ('resnet18')"),
         (["resnet18", "--weights", "int4"], "weights must be pwlq2 to pwlq6"),
         (["resnet18", "--jobs", "two"], "argument --jobs: expected a whole number"),
-        (["resnet18", "--settings", "none.toml"], "none.toml"),
+        (["resnet18", "--settings", "none.toml"], "settings: there is no file none.toml."),
+        (["mine.pt"], "mine.pt is a file of weights; say which model it belongs to: --model NAME "
+                      "--checkpoint mine.pt, where NAME is"),
+        (["mine.safetensors"], "--model NAME --checkpoint mine.safetensors, where NAME is"),
+        (["made.onnx"], "made.onnx is a file, and a model is wanted: a timm name"),
+        (["zoo.yaml"], "settings are read by --settings FILE; name a model in it"),
+        (["net.py"], "net.py is a module; name the function in it that returns the model: net"),
+        (["net.py:make"], "'net.py:make': there is no file net.py."),
+        (["nobodys_net:make"], "there is no module 'nobodys_net' in "),
+        (["m:f", "--checkpoint", "mine.pt"], "Type --model m:f --checkpoint mine.pt."),
+        (["resnet18", "--stratgy", "x"],
+         "run: error: unrecognized arguments: --stratgy x. Did you mean --strategy? (try: zaq-"),
         (["--checkpoint", "none.pt", "--model", "resnet18"], "none.pt does not exist"),
         (["resnet18", "--eval"], "argument --eval: expected one argument"),
         (["resnet18", "--hots", "fx"], "unrecognized arguments: --hots"),
@@ -68,10 +82,66 @@ def test_a_wrong_call_is_one_line(
     assert "Traceback" not in message
 
 
+def test_a_wrong_path_of_images_makes_no_folder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Else the corrected call would find a folder with other settings in it."""
+    out, images, npz = tmp_path / "zoo", tmp_path / "images", tmp_path / "labels.npz"
+    images.mkdir()
+    np.savez(npz, labels=np.zeros(2, int))
+    (tmp_path / "broken.npz").write_bytes(b"no zip")
+    for path, text in (
+        (tmp_path / "imagse", "does not exist; neither a folder of class folders nor an npz"),
+        (images, "expected a folder for each class with images in it"),
+        (npz, "must hold arrays 'images' (uint8) and 'labels' (whole numbers); it holds labels."),
+        (tmp_path / "broken.npz", "broken.npz is no whole npz"),
+        (Path(__file__), "is neither a folder of class folders nor an npz"),
+    ):
+        for more in ((), ("--dry-run",)):
+            message = fails(
+                capsys, "run", "test_resnet", "--eval", str(path), "--out", str(out), *more
+            )
+            assert text in message
+            assert not out.exists()
+    assert "is a file; name a folder" in fails(
+        capsys, "run", "test_resnet", "--dry-run", "--out", __file__
+    )
+
+
 def test_a_report_of_nothing_is_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert "holds no results of zaq-quantize run" in fails(capsys, "report", str(tmp_path))
+
+
+def test_a_function_may_be_named_by_its_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "layers.py").write_text("from torch import nn\nlast = nn.Linear(4, 2)\n")
+    code = "from torch import nn\nfrom layers import last\ndef make(): return nn.Sequential(last)\n"
+    (tmp_path / "mynet.py").write_text(code)
+    path = str(tmp_path / "mynet.py")
+    assert cli.main(["run", f"{path}:make", "--dry-run", "--out", str(tmp_path / "zoo")]) == 0
+    assert f"  {path}:make: to do" in capsys.readouterr().out
+    monkeypatch.setattr("sys.path", list(sys.path))
+    model = _call(f"{path}:make")
+    assert isinstance(model, torch.nn.Sequential)
+    assert model[0].out_features == 2
+    with pytest.raises(LeftOut, match=r"has no attribute 'mak'; did you mean make\?"):
+        _call(f"{path}:mak")
+    (tmp_path / "broken.py").write_text("def make():\n    raise RuntimeError('boom')\n")
+    with pytest.raises(LeftOut, match=r"failed \(RuntimeError: boom\); it is called without arg"):
+        _call(f"{tmp_path / 'broken.py'}:make")
+
+
+def test_a_module_that_is_misspelt_is_told_before_anything_runs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mynets.py").write_text("")
+    assert "Did you mean 'mynets'?" in fails(capsys, "run", "mynet:make", "--dry-run")
+    assert not (tmp_path / "zoo").exists()
+    assert "mynets.py:FUNCTION" in fails(capsys, "run", "mynets", "--dry-run")
 
 
 def test_the_plan_is_told_and_nothing_is_done(
@@ -142,6 +212,11 @@ def test_a_run_from_beginning_to_report(folder: Path) -> None:
     (line,) = (folder / "small" / "results.jsonl").read_text().splitlines()
     assert json.loads(line) == row
     assert go(folder, *words).stdout == ""  # nothing left to do
+
+    (told,) = row["warnings"]
+    assert "mean and std: ImageNet's is taken" in told
+    shown = go(folder, *words[:-1], "--quiet").stdout  # the same run, as a table
+    assert f"Note: {row['key']}: {told}" in shown
 
     process = go(folder, "report", "small")
     assert process.stdout.split() == ["small/report.html", "small/report.csv"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from zoo_jobs import do
 
+from zaq_plugin import archive
 from zaq_timm.zoo.file_figures import lines
 from zaq_timm.zoo.settings import Settings
 
@@ -38,6 +39,9 @@ def test_several_files_of_one_model(tmp_path: Path) -> None:
         with zipfile.ZipFile(tmp_path / "z.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as z:
             z.write(path)
             assert abs(z.infolist()[0].compress_size - file["zipped_bytes"]) < 20
+        archive.pack(path, tmp_path / "model.zaq")
+        assert (tmp_path / "model.zaq").stat().st_size == file["archive_bytes"]
+        assert file["archive_bytes"] < file["zipped_bytes"]
         assert file["agreement"] == pytest.approx(row["agreement"], abs=15)
         assert file["float_layers"] == 0
         assert file["ms"] > 0
@@ -46,5 +50,6 @@ def test_several_files_of_one_model(tmp_path: Path) -> None:
     assert {"stock_bytes", "stock_ms", "float_ms", "stock_zipped_bytes"} <= set(pte)
     first, second = lines([{**row, "key": "net"}])
     assert first.startswith("net: model.onnx ")
+    assert f", packed {onnx['archive_bytes'] / 1000:,.1f}" in first
     assert "(float " in second
     assert "the file agrees with the float model on" in second

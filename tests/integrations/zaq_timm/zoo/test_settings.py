@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from zaq_plugin.image_counts import CALIBRATION_IMAGES
 from zaq_plugin.pwlq import PWLQSpec, UniformSpec
+from zaq_plugin.strategies import Request
 from zaq_plugin.zero_shot.config import PRESETS
 from zaq_timm.cli import build_parser
 from zaq_timm.zoo import settings as module
@@ -22,6 +25,11 @@ from zaq_timm.zoo.settings import Settings
 def parsed(*words: str) -> Settings:
     args: argparse.Namespace = build_parser().parse_args(["run", *words])
     return read_arguments(args)
+
+
+def test_the_command_makes_as_many_images_as_a_request() -> None:
+    request = Request(4, 8, example_inputs=(torch.zeros(1, 3, 8, 8),))
+    assert Settings().calibration_images == request.count(trains=False) == CALIBRATION_IMAGES
 
 
 def test_every_setting_is_a_flag() -> None:
@@ -55,6 +63,8 @@ CHANGED: dict[str, Any] = {
     "test_images": 8,
     "distill_steps": 3,
     "input_size": "3x64x64",
+    "mean": "0.5",
+    "std": "0.2,0.25,0.3",
     "batch": 4,
     "seed": 3,
     "out": "elsewhere",
@@ -154,6 +164,12 @@ def test_files_that_make_no_sense(tmp_path: Path, name: str, text: str, words: s
         ({"budget": "64bits"}, "budget must be 1 to 32 stored bits; got 64"),
         ({"memory": "lots"}, "memory must be a size such as 800MB or 4GB; got 'lots'"),
         ({"timeout": "soon"}, "timeout must be a time such as 90s, 30m or 2h; got 'soon'"),
+        ({"mean": "grey"}, "mean must be one number, or one a channel (numbers such as"),
+        ({"std": "0.5,0"}, "std must be one number, or one a channel (numbers above 0"),
+        (
+            {"mean": "0.4,0.4,0.4", "input_size": "1x8x8"},
+            "mean has 3 numbers, and images of input_size=1x8x8 have 1 channel",
+        ),
         ({"input_size": "224"}, "input_size must be CHANNELSxHEIGHTxWIDTH"),
         ({"checkpoint": "a.pt"}, "checkpoint needs model"),
         ({"model": "resnet18"}, "pass the name itself as an argument, or add checkpoint"),
