@@ -182,7 +182,7 @@ class _Run:
             return made.generated(max(config.calibration.images, 2)), held_out
         if images is None:
             total = config.distillation.images + config.judging.images
-            images = made.distill(total, report).to(made.dtype)
+            images = loader.distill(total, report).to(made.dtype)
             count = config.judging.images
         else:
             images = images.to(made.device, made.dtype)
