@@ -133,6 +133,10 @@ class RangeObserver(HostModule):
         """(low, high) of one batch, two float32 scalars."""
         raise NotImplementedError
 
+    def options(self) -> dict[str, Any]:
+        """Arguments beside the grid's with which another observer takes ranges as this one does."""
+        return {}
+
     def forward(self, x: Tensor) -> Tensor:
         """Take a batch of any shape into account; returns it unchanged."""
         if x.numel() == 0:

@@ -25,6 +25,11 @@ def channel_axis(layer: nn.Module) -> int:
     return 1 if isinstance(layer, TRANSPOSED) else 0
 
 
+def groups_of(layer: nn.Module) -> int:
+    """Groups of a convolution; 1 of anything else."""
+    return int(getattr(layer, "groups", 1))
+
+
 def has_own_forward(kind: type[nn.Module]) -> bool:
     """Whether a kind of layer computes its product in a way of its own, not as torch's do."""
     return all(kind.forward is not base.forward for base in LAYERS)
@@ -32,5 +37,5 @@ def has_own_forward(kind: type[nn.Module]) -> bool:
 
 def is_depthwise(layer: nn.Module) -> bool:
     """Whether every input channel has its own filters."""
-    groups = int(getattr(layer, "groups", 1))
+    groups = groups_of(layer)
     return groups > 1 and groups == getattr(layer, "in_channels", 0)

@@ -62,6 +62,10 @@ class PercentileObserver(RangeObserver):
             raise ValueError(f"PercentileObserver: percent must be in (50, 100]; got {percent}.")
         self.percent = percent
 
+    def options(self) -> dict[str, Any]:
+        """The percentage."""
+        return {"percent": self.percent}
+
     def batch_range(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The percentile at either end."""
         return percentile_range(x, self.percent)
@@ -102,6 +106,10 @@ class TopKMedianObserver(RangeObserver):
         self.register_buffer("highest", -none, persistent=False)
         pooled = torch.zeros(2, dtype=torch.int64, device=self.min_val.device)
         self.register_buffer("pooled", pooled, persistent=False)  # values, samples
+
+    def options(self) -> dict[str, Any]:
+        """How many values count, at most."""
+        return {"k": self.k, "share": self.share}
 
     def batch_range(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Medians of the k smallest and the k largest values."""

@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 from zaq_executorch._compat import quiet
 from zaq_executorch.reading import is_layer
 from zaq_plugin.errors import in_short
+from zaq_plugin.graph import name_of_target
 
 
 def lower(graph: GraphModule, example: tuple[Any, ...], shapes: Any) -> bytes:
@@ -63,7 +64,7 @@ def lower(graph: GraphModule, example: tuple[Any, ...], shapes: Any) -> bytes:
 def _left(outer: GraphModule) -> list[str]:
     operators = []
     for node in outer.graph.nodes:
-        name = str(getattr(node.target, "__name__", node.target))
+        name = name_of_target(node.target)
         if node.op == "call_function" and is_layer(name.replace("aten.", "aten::")):
             stack = list(node.meta.get("nn_module_stack", {}).values())
             where = stack[-1][0] if stack else node.name

@@ -21,7 +21,9 @@ from zaq_fx._compat import is_watcher
 from zaq_fx.followers import follow
 from zaq_fx.readers import give_own_grid, readers
 from zaq_plugin.fake_quantize import ActivationFakeQuantize, PWLQActivationFakeQuantize
+from zaq_plugin.graph import attribute_at
 from zaq_plugin.observers import MinMaxObserver
+from zaq_plugin.student.fake_quantizers import integers_of, range_observer
 
 Range = tuple[int, int]
 _UINT8 = (0, 255)
@@ -84,8 +86,8 @@ def keep_wide(prepared: fx.GraphModule, *, input_bits: int = 8, other_bits: int 
 
 def _width(watcher: nn.Module) -> float:
     """Bits of an activation's grid; infinity for those of other packages."""
-    inner = getattr(watcher, "activation_post_process", watcher)
-    return float(getattr(inner, "bits", math.inf))
+    observer = range_observer(watcher)
+    return math.inf if observer is None else observer.bits
 
 
 def _with_bits(watcher: nn.Module, bits: int, whole: bool) -> nn.Module | None:
@@ -94,8 +96,8 @@ def _with_bits(watcher: nn.Module, bits: int, whole: bool) -> nn.Module | None:
     Args:
         whole: Observe the whole range instead of what the observer would clip it to.
     """
-    inner: Any = getattr(watcher, "activation_post_process", watcher)
-    if not hasattr(inner, "batch_range") or not hasattr(inner, "bits"):
+    inner = range_observer(watcher)
+    if inner is None:
         return None
     arguments: dict[str, Any] = {
         "bits": bits,
@@ -104,9 +106,8 @@ def _with_bits(watcher: nn.Module, bits: int, whole: bool) -> nn.Module | None:
         "eps": inner.eps,
     }
     kind = MinMaxObserver if whole else type(inner)
-    for extra in () if whole else ("k", "share", "percent"):
-        if hasattr(inner, extra):
-            arguments[extra] = getattr(inner, extra)
+    if not whole:
+        arguments |= inner.options()
     on = bool(getattr(watcher, "fake_quant_enabled", [True])[0])
     if isinstance(watcher, PWLQActivationFakeQuantize):
         # Simulated anyway: a wide tensor is uniform.
@@ -126,12 +127,12 @@ def narrow_ranges(prepared: fx.GraphModule) -> dict[tuple[float, int], Range]:
     for _, watcher in watcher_nodes(prepared):
         if isinstance(watcher, PWLQActivationFakeQuantize):
             continue
-        low: int | None = getattr(watcher, "quant_min", None)
-        high: int | None = getattr(watcher, "quant_max", None)
-        if low is None or high is None or getattr(watcher, "dtype", None) != torch.quint8:
+        integers = integers_of(watcher)
+        if integers is None or integers == _UINT8:
             continue
-        if (low, high) == _UINT8:
+        if getattr(watcher, "dtype", None) != torch.quint8:
             continue
+        low, high = integers
         scale, zero_point = watcher.calculate_qparams()  # type: ignore[operator]
         key = (float(scale), int(zero_point))
         old = ranges.get(key, (low, high))
@@ -189,9 +190,7 @@ def _output_grid(
     for argument in (*node.args, *node.kwargs.values()):
         if isinstance(argument, fx.Node) and argument.op == "get_attr":
             name = str(argument.target)
-            value: Any = converted
-            for part in name.split("."):
-                value = getattr(value, part)
+            value = attribute_at(converted, name)
             if isinstance(value, torch.Tensor) and value.numel() == 1:
                 values["zero_point" if "_zero_point_" in name else "scale"] = value
     if set(values) != {"scale", "zero_point"}:

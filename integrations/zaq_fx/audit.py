@@ -17,6 +17,7 @@ from zaq_fx.surgery import FUNCTIONAL
 from zaq_plugin.fake_quantize import PWLQActivationFakeQuantize
 from zaq_plugin.report import Audit, LayerRecord
 from zaq_plugin.report.records import uniform_label, weight_facts
+from zaq_plugin.student.fake_quantizers import integers_of
 
 _FLOAT = "left float by the qconfig mapping"
 _HOST = "the host kept it float: its backend configuration does not take this qconfig here"
@@ -94,10 +95,8 @@ def _activation_label(watcher: Any) -> str | None:
     watcher = getattr(watcher, "leader", watcher)
     if isinstance(watcher, PWLQActivationFakeQuantize):
         return f"{watcher.spec.label} per tensor, simulated"
-    low, high = getattr(watcher, "quant_min", None), getattr(watcher, "quant_max", None)
-    if low is None or high is None:
-        return None
-    return uniform_label((high - low).bit_length())
+    integers = integers_of(watcher)
+    return None if integers is None else uniform_label((integers[1] - integers[0]).bit_length())
 
 
 def _strangers(model: fx.GraphModule) -> list[LayerRecord]:

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from zaq_fx.layers import WEIGHTED
 from zaq_fx.tracing import free_name
+from zaq_plugin.student.fake_quantizers import carried_quantizer
 
 _WITH_A_GRID = (
     *WEIGHTED,
@@ -82,7 +83,7 @@ def share_weight_quantizers(prepared: nn.Module, copies: Mapping[str, str]) -> l
     modules = dict(prepared.named_modules(remove_duplicate=False))
     for copy_name, original in copies.items():
         pair = [modules.get(name) for name in (copy_name, original)]
-        quantizers: list[Any] = [getattr(m, "weight_fake_quant", None) for m in pair]
+        quantizers: list[Any] = [carried_quantizer(m) for m in pair]
         if any(q is None or hasattr(m, "bn") for m, q in zip(pair, quantizers, strict=True)):
             continue
         specs = [getattr(q, "spec", None) for q in quantizers]

@@ -18,6 +18,7 @@ from torch.ao.quantization import ObserverBase
 
 from zaq_fx._compat import is_watcher
 from zaq_plugin.observers import MinMaxObserver
+from zaq_plugin.student.fake_quantizers import is_fake_quantizer, range_observer
 
 
 class Follower(nn.Module):
@@ -72,7 +73,7 @@ class Follower(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The tensor, on the leader's grid if the leader fake-quantizes; same shape."""
         leader = self.leader
-        if not hasattr(leader, "fake_quant_enabled"):
+        if not is_fake_quantizer(leader):
             return x
         observing = bool(leader.observer_enabled[0])
         if not observing:
@@ -110,8 +111,8 @@ def follow(prepared: fx.GraphModule) -> list[str]:
             groups.setdefault(modules[str(node.target)], []).append(node)
     names = []
     for watcher, nodes in groups.items():
-        inner: Any = getattr(watcher, "activation_post_process", watcher)
-        if not hasattr(inner, "batch_range"):
+        inner = range_observer(watcher)
+        if inner is None:
             continue  # another package's
         saturated = len(nodes) > 1 and _is_saturated(nodes[0], nodes[1], modules)
         if isinstance(inner, MinMaxObserver) and not saturated:

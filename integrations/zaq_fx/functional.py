@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from zaq_fx.tracing import Tracer, free_name, trace
+from zaq_plugin.graph import attribute_at
 
 _CONVOLUTIONS: dict[Any, type[nn.Module]] = {
     functional.conv1d: nn.Conv1d,
@@ -106,7 +107,7 @@ def constant(traced: fx.GraphModule, node: Any) -> Tensor | None:
     if not isinstance(node, fx.Node):
         return None
     if node.op == "get_attr":
-        value = _attribute(traced, str(node.target))
+        value = attribute_at(traced, str(node.target))
         return value if isinstance(value, Tensor) else None
     if traced.training or node.op not in ("call_function", "call_method"):
         return None
@@ -115,7 +116,7 @@ def constant(traced: fx.GraphModule, node: Any) -> Tensor | None:
     def value_of(n: fx.Node) -> Any:
         if n not in env:
             if n.op == "get_attr":
-                env[n] = _attribute(traced, str(n.target))
+                env[n] = attribute_at(traced, str(n.target))
             elif n.op in ("call_function", "call_method"):
                 args = fx.map_arg(n.args, value_of)
                 kwargs = fx.map_arg(n.kwargs, value_of)
@@ -137,11 +138,6 @@ def constant(traced: fx.GraphModule, node: Any) -> Tensor | None:
 
 class _DependsOnInputError(Exception):
     """A weight is computed from the model's input."""
-
-
-def _attribute(root: nn.Module, path: str) -> Any:
-    owner, _, name = path.rpartition(".")
-    return getattr(root.get_submodule(owner), name)
 
 
 def _module(target: Any, weight: Tensor, bias: Tensor | None, options: dict[str, Any]) -> nn.Module:

@@ -14,6 +14,7 @@ from zaq_fx._compat import is_watcher, qconfigs_of
 from zaq_plugin.layers import LAYERS
 from zaq_plugin.observers import PWLQPerChannelObserver
 from zaq_plugin.pwlq import PWLQTensor, QuantSpec, quantize
+from zaq_plugin.student.fake_quantizers import carried_quantizer, is_fake_quantizer, observer_of
 from zaq_plugin.weight_observer import solve_once
 
 WEIGHTED = LAYERS
@@ -49,7 +50,7 @@ class Layer:
         """The weight's fake-quantizer in training, else a new observer; None if not ours."""
         if self.spec is None:
             return None
-        watcher = getattr(self.module, "weight_fake_quant", None)
+        watcher = carried_quantizer(self.module)
         return watcher if watcher is not None else self.qconfig.weight()
 
     def quantized(self) -> PWLQTensor:
@@ -63,8 +64,8 @@ class Layer:
             raise ValueError(f"layer '{self.name}' is not quantized by this package.")
         weight: Tensor = self.root.weight.detach()  # type: ignore[operator]
         watcher = watcher.to(weight.device)
-        observer = getattr(watcher, "activation_post_process", watcher)
-        frozen = hasattr(watcher, "observer_enabled") and not bool(watcher.observer_enabled[0])
+        observer = observer_of(watcher)
+        frozen = is_fake_quantizer(watcher) and not bool(watcher.observer_enabled[0])
         if frozen and observer.edges.numel():
             edges = watcher.edges.detach()
         else:
@@ -74,7 +75,7 @@ class Layer:
 
 def root_of(module: nn.Module) -> nn.Module | None:
     """The float convolution or linear layer in a module of a prepared model, or None."""
-    if hasattr(module, "weight_fake_quant"):
+    if carried_quantizer(module) is not None:
         was_training = module.training
         module = module.to_float()  # type: ignore[operator]
         module.train(was_training)
@@ -105,10 +106,10 @@ def layers_of(prepared: fx.GraphModule) -> Iterator[Layer]:
 
 
 def _spec_of(module: nn.Module, qconfig: Any) -> QuantSpec | None:
-    watcher = getattr(module, "weight_fake_quant", None)
+    watcher = carried_quantizer(module)
     if watcher is None and qconfig is not None and isinstance(module, nn.Module):
         watcher = qconfig.weight()
-    watcher = getattr(watcher, "activation_post_process", watcher)
+    watcher = observer_of(watcher)
     return watcher.spec if isinstance(watcher, PWLQPerChannelObserver) else None
 
 

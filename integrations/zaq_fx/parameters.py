@@ -6,11 +6,10 @@ graph would fail there, or read a folded weight.
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import fx
 
 from zaq_fx.tracing import free_name
+from zaq_plugin.graph import attribute_at
 
 REMARK = "a function reads its parameters, too: that has the float values"
 
@@ -25,14 +24,13 @@ def separate_parameters(traced: fx.GraphModule) -> list[str]:
     own: dict[str, str] = {}
     owners: dict[str, None] = {}
     for node in traced.graph.nodes:
-        owner, _, leaf = str(node.target).rpartition(".")
+        owner = str(node.target).rpartition(".")[0]
         if node.op != "get_attr" or not called.intersection(_around(owner)):
             continue
         target = str(node.target)
         if target not in own:
             own[target] = free_name(traced, target.replace(".", "_"))
-            value: Any = getattr(traced.get_submodule(owner), leaf)
-            setattr(traced, own[target], value)
+            setattr(traced, own[target], attribute_at(traced, target))
         node.target = own[target]
         owners[owner] = None
     return list(owners)

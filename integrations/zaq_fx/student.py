@@ -25,7 +25,7 @@ from zaq_plugin._host_module import HostModule
 from zaq_plugin.fake_quantize import PWLQPerChannelFakeQuantize
 from zaq_plugin.layers import out_features
 from zaq_plugin.student import ModuleStudent, QuantLayer, register_student
-from zaq_plugin.student.fake_quantizers import is_fake_quantizer
+from zaq_plugin.student.fake_quantizers import carried_quantizer, is_fake_quantizer
 from zaq_plugin.student.module_student import CarriedLayer, carried_layer
 
 WITH_BATCH_NORM = (nniqat.ConvBn1d, nniqat.ConvBn2d, nniqat.ConvBn3d, nniqat.LinearBn1d)
@@ -124,7 +124,7 @@ def _carry(prepared: fx.GraphModule, layer: Layer, owned: dict[int, nn.Parameter
         owned: By the identity of a weight, its copy: tied weights stay tied.
     """
     module: Any = layer.module
-    if hasattr(module, "weight_fake_quant"):
+    if carried_quantizer(module) is not None:
         if not isinstance(module, WITH_BATCH_NORM) and module.bias is None:
             module.bias = nn.Parameter(module.weight.detach().new_zeros(out_features(module)))
         return

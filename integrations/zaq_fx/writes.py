@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from zaq_plugin.graph import name_of_target
+
 _VIEW_METHODS = {
     "T",
     "chunk",
@@ -105,7 +107,7 @@ def _plain_method(name: str) -> str | None:
 
 def _plain_function(function: Any) -> Any:
     """The function without the write: ``torch.relu`` for ``torch.relu_``."""
-    name = getattr(function, "__name__", "")
+    name = name_of_target(function)
     if not name.endswith("_") or name.endswith("__"):
         return None
     for home in (torch, functional):
@@ -206,8 +208,8 @@ def _is_same(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 def _many(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether a node's value is several tensors."""
     names = ("chunk", "split", "unbind")
-    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-    return name in names
+    called = node.op in ("call_method", "call_function")
+    return called and name_of_target(node.target) in names
 
 
 def _source(node: fx.Node) -> Any:

@@ -20,6 +20,7 @@ from zaq_nncf._compat import (
 )
 from zaq_nncf.activation_quantizers import ActivationQuantizer
 from zaq_nncf.quantizing import nncf_spec, plain_spec
+from zaq_plugin.graph import attribute_at
 
 
 class _NamedMixin:
@@ -128,6 +129,5 @@ def called_as(model: nn.Module, path: str) -> list[str]:
 
 def tensor_of(model: nn.Module, name: str) -> Tensor:
     """A weight by its name: a parameter, or a buffer that a function multiplies by."""
-    place, _, last = name.rpartition(".")
-    tensor: Tensor = getattr(model.get_submodule(place), last)
+    tensor: Tensor = attribute_at(model, name)
     return tensor

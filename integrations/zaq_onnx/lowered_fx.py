@@ -25,6 +25,7 @@ from zaq_onnx._compat import (
 )
 from zaq_onnx.grids import ActivationGrid, Applied, Grid, Weighted, product_grid, sum_grid
 from zaq_onnx.lowered_layers import arguments, weighted
+from zaq_plugin.graph import attribute_at
 
 _quantized = torch.ops.quantized
 _BINARY: dict[Any, tuple[Callable[..., Any], bool]] = {
@@ -304,8 +305,5 @@ class _Rewriter:
 
     def _number(self, value: Any) -> float:
         if isinstance(value, fx.Node):
-            attribute: Any = self.model
-            for part in str(value.target).split("."):
-                attribute = getattr(attribute, part)
-            return float(attribute)
+            return float(attribute_at(self.model, str(value.target)))
         return float(value)

@@ -35,7 +35,7 @@ INTEGERS: tuple[Pass, ...] = (
     Graph.prune,
     Graph.sort,
 )
-"""Integers wherever the model has grids; running it again changes nothing."""
+"""Integers wherever the model has grids."""
 
 
 def run(graph: Graph, passes: Sequence[Pass]) -> None:

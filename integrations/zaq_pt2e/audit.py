@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from zaq_plugin.report.records import Audit, LayerRecord, uniform_label, weight_facts
+from zaq_plugin.student.fake_quantizers import integers_of
 from zaq_pt2e import packing
 from zaq_pt2e._compat import is_watcher, lowered_name
 from zaq_pt2e.graph import (
@@ -144,9 +145,9 @@ def _activation(model: GraphModule, node: object) -> tuple[str, bool]:
         module: Any = model.get_submodule(str(node.target))
         if hasattr(module, "format"):
             return f"{module.format.label}, simulated", False
-        if is_watcher(module) and getattr(module, "quant_max", None) is not None:
-            bits = (int(module.quant_max) - int(module.quant_min)).bit_length()
-            return uniform_label(bits), True
+        integers = integers_of(module) if is_watcher(module) else None
+        if integers is not None:
+            return uniform_label((integers[1] - integers[0]).bit_length()), True
     return "float32", False
 
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from zaq_plugin.graph import attribute_at
+
 _aten = torch.ops.aten
 
 CONVOLUTIONS = {
@@ -178,8 +180,7 @@ def tensor_at(model: nn.Module, target: str) -> Tensor:
     Raises:
         TypeError: it is something else.
     """
-    parent, _, name = target.rpartition(".")
-    value = getattr(model.get_submodule(parent), name)
+    value = attribute_at(model, target)
     if not isinstance(value, Tensor):
         raise TypeError(f"'{target}' is no tensor but {type(value).__name__}.")
     return value

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node, map_arg
 
+from zaq_plugin.graph import attribute_at
 from zaq_pt2e._compat import WRAPPERS
 from zaq_pt2e.graph import WEIGHTED, put_tensor
 
@@ -111,8 +112,7 @@ def _freeze(model: GraphModule) -> None:
     for target, users in readers.items():
         if not users or not all(_kind(u) == _GRADIENTS and u.args[0] is False for u in users):
             continue
-        parent, _, name = target.rpartition(".")
-        value = getattr(model.get_submodule(parent), name)
+        value = attribute_at(model, target)
         if isinstance(value, nn.Parameter) and value.requires_grad:
             # A new object on the same memory: the tensor may be the user's.
             put_tensor(model, target, nn.Parameter(value.detach(), requires_grad=False))

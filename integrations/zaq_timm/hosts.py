@@ -13,6 +13,7 @@ from zaq_plugin.fake_quantize import ActivationFakeQuantize
 from zaq_plugin.ptq import audit, calibrate, correct_bias, quantized_tensors, simulate
 from zaq_plugin.pwlq import PWLQTensor, QuantSpec
 from zaq_plugin.report import Audit
+from zaq_plugin.student.fake_quantizers import input_quantizer
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def input_ranges(student: nn.Module) -> dict[str, tuple[float, float]]:
     """The range of each layer's input grid, from its step and zero point."""
     ranges = {}
     for name, module in student.named_modules():
-        watcher = getattr(module, "input_fake_quant", None)
+        watcher = input_quantizer(module)
         if isinstance(watcher, ActivationFakeQuantize):
             step, zero = float(watcher.scale), int(watcher.zero_point)
             low, high = watcher.quant_min, watcher.quant_max

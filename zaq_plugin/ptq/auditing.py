@@ -11,6 +11,7 @@ from zaq_plugin.pwlq import PWLQTensor, sqnr_db
 from zaq_plugin.report import Audit, LayerRecord
 from zaq_plugin.report.records import weight_facts
 from zaq_plugin.student import FloatWeights, student_of
+from zaq_plugin.student.fake_quantizers import input_quantizer
 from zaq_plugin.student.module_student import parametrized_layer
 
 
@@ -71,7 +72,7 @@ def audit(student: nn.Module, *, reference: nn.Module | None = None) -> Audit:
 
 
 def _activation_label(layer: nn.Module) -> str:
-    watcher = getattr(layer, "input_fake_quant", None)
+    watcher = input_quantizer(layer)
     if watcher is None:
         return "float"
     if isinstance(watcher, PWLQActivationFakeQuantize):

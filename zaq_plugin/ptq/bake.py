@@ -23,6 +23,7 @@ from torch.nn.utils import (
 )
 
 from zaq_plugin.ptq.computed_weights import bake_layer
+from zaq_plugin.student.fake_quantizers import is_fake_quantizer
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -87,7 +88,7 @@ def _bake_registered(module: nn.Module, shared: list[_Shared]) -> int:
     parametrizations: Any = module.parametrizations
     count = 0
     for tensor_name, chain in list(parametrizations.items()):
-        if any(hasattr(part, "fake_quant_enabled") for part in chain):
+        if any(is_fake_quantizer(part) for part in chain):
             continue
         sources = [*chain.parameters(recurse=False), *chain.buffers(recurse=False)]
         value = getattr(module, tensor_name).detach().clone()

@@ -14,6 +14,7 @@ from zaq_plugin.student import Student, student_of
 from zaq_plugin.student.batches import Call, as_calls, fresh, inputs_of
 from zaq_plugin.student.fake_quantizers import (
     fake_quantizers,
+    input_quantizer,
     is_weight_quantizer,
     output_quantizers,
 )
@@ -105,7 +106,7 @@ def _readers(view: Student) -> dict[int, str]:
     """Which layer reads an activation's fake-quantizer, where the layer carries it."""
     readers = {}
     for name, module in view.model.named_modules():
-        own = getattr(module, "input_fake_quant", None)
+        own = input_quantizer(module)
         if own is not None:
             readers[id(own)] = name
     return readers

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from zaq_plugin.graph import name_of_target
 from zaq_plugin.layers import out_features
 
 UNKNOWN = "whose effect on the channels depends on shapes that are not known (give example_inputs)"
@@ -199,8 +200,7 @@ def _reshaped(node: fx.Node, where: Axis) -> Axis | str:
 
 
 def _word(node: fx.Node) -> str:
-    target: Any = node.target
-    return target if isinstance(target, str) else getattr(target, "__name__", str(target))
+    return name_of_target(node.target)
 
 
 def _flattened(node: fx.Node) -> tuple[int | None, int | None]:

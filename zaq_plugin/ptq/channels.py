@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from zaq_plugin.layers import LAYERS, wide_dtype
+from zaq_plugin.layers import LAYERS, groups_of, wide_dtype
 from zaq_plugin.ptq.computed_weights import random_input, without_hooks
 
 
@@ -35,7 +35,7 @@ def _by_input(layer: nn.Module, weight: Tensor) -> Tensor:
     """A weight as (input channels, everything that they meet)."""
     if isinstance(layer, _ConvTransposeNd):
         return weight.flatten(1)
-    groups = int(getattr(layer, "groups", 1))
+    groups = groups_of(layer)
     split = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
     return split.transpose(1, 2).flatten(0, 1).flatten(1)
 
@@ -63,7 +63,7 @@ def scale_inputs(layer: nn.Module, factor: Tensor) -> None:
         shape: tuple[int, ...] = (-1, *[1] * (weight.dim() - 1))
         weight.copy_(weight.double() * factor.reshape(shape))
         return
-    groups = int(getattr(layer, "groups", 1))
+    groups = groups_of(layer)
     shape = (groups, 1, weight.shape[1], *[1] * (weight.dim() - 2))
     split = weight.double().reshape(groups, -1, *weight.shape[1:]) * factor.reshape(shape)
     weight.copy_(split.reshape(weight.shape))
@@ -89,7 +89,7 @@ def linear_response(layer: nn.Module, weight: Tensor, mean: Tensor) -> Tensor:
         groups = layer.groups
         sums = weight.flatten(2).sum(2) * mean.unsqueeze(1)
         return sums.reshape(groups, -1, weight.shape[1]).sum(1).flatten()
-    groups = int(getattr(layer, "groups", 1))
+    groups = groups_of(layer)
     sums = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
     split = sums.reshape(groups, -1, sums.shape[1]) * mean.reshape(groups, 1, -1)
     return split.sum(2).flatten()

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from zaq_plugin.layers import CONVOLUTIONS, LAYERS, TRANSPOSED
 from zaq_plugin.ptq.products import WatchProducts
+from zaq_plugin.student.fake_quantizers import is_fake_quantizer
 
 
 def bake_layer(layer: nn.Module) -> bool:
@@ -89,7 +90,7 @@ def _computed(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     """The constant weight and bias that a layer multiplies by, if they are not its own."""
     if not isinstance(layer, LAYERS) or type(layer).forward is _base(layer).forward:
         return None
-    if any(hasattr(part, "fake_quant_enabled") for part in layer.modules()):
+    if any(is_fake_quantizer(part) for part in layer.modules()):
         return None
     seen = []
     with torch.no_grad():

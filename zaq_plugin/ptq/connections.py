@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils import parametrize
 
+from zaq_plugin.graph import name_of_target
 from zaq_plugin.layers import LAYERS
 from zaq_plugin.ptq.bake import copied
 from zaq_plugin.ptq.bounded import BoundedReLU
@@ -133,7 +134,7 @@ def kind_of(graph: fx.GraphModule, node: fx.Node) -> str:
     if isinstance(target, torch._ops.OpOverload):
         name = target._schema.name.split("::")[-1]
     else:
-        name = getattr(target, "__name__", str(target))
+        name = name_of_target(target)
     name = name.rstrip("_")
     if name == "hardtanh" and tuple(node.args[1:3]) == (0, 6):
         return "relu6"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from zaq_plugin.layers import wide_dtype
+from zaq_plugin.layers import groups_of, wide_dtype
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def fold_module(layer: nn.Module, stats: NormStatistics) -> None:
         bias if isinstance(bias, Tensor) else None,
         stats,
         transposed=isinstance(layer, _ConvTransposeNd),
-        groups=int(getattr(layer, "groups", 1)),
+        groups=groups_of(layer),
     )
     layer.weight = nn.Parameter(new_weight, requires_grad=weight.requires_grad)
     layer.bias = nn.Parameter(new_bias, requires_grad=weight.requires_grad)

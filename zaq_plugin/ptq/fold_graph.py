@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from zaq_plugin.graph import attribute_at
 from zaq_plugin.layers import LAYERS, out_features
 from zaq_plugin.ptq.fold_arithmetic import (
     NormStatistics,
@@ -132,9 +133,7 @@ def _argument(node: fx.Node, position: int, name: str, default: Any = None) -> A
 def _attribute(model: nn.Module, node: Any) -> Tensor | None:
     if not isinstance(node, fx.Node) or node.op != "get_attr":
         return None
-    value: Any = model
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
+    value = attribute_at(model, str(node.target))
     return value if isinstance(value, Tensor) else None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from zaq_plugin.graph import attribute_at
 from zaq_plugin.layers import LAYERS
 
 _CONVOLUTIONS: dict[str, type[nn.Module]] = {
@@ -115,8 +116,7 @@ def _parameter(model: nn.Module, node: fx.Node, position: int) -> nn.Parameter |
     source = _given(node, position)
     if not isinstance(source, fx.Node) or source.op != "get_attr":
         return None
-    parent, _, name = str(source.target).rpartition(".")
-    value = getattr(model.get_submodule(parent), name)
+    value = attribute_at(model, str(source.target))
     if isinstance(value, nn.Parameter):
         return value
     return nn.Parameter(value, requires_grad=False) if isinstance(value, Tensor) else None

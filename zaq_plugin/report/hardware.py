@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.layers import groups_of
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
 
 ACCUMULATORS = 3
@@ -149,7 +150,7 @@ def workload(model: nn.Module, example_inputs: Sequence[Any]) -> list[LayerWork]
 
     def record(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def hook(layer: nn.Module, _: tuple[Any, ...], output: Any) -> None:
-            weight, groups = layer.weight, int(getattr(layer, "groups", 1))
+            weight, groups = layer.weight, groups_of(layer)
             if not isinstance(weight, Tensor) or not isinstance(output, Tensor):
                 return
             channels = weight.shape[0]

@@ -21,6 +21,7 @@ from zaq_plugin.strategies.images import Distilled, statistics_of
 from zaq_plugin.strategies.stage import Stage, Strategy, Work
 from zaq_plugin.strategies.weights import MinMaxWeights
 from zaq_plugin.student import student_of
+from zaq_plugin.student.fake_quantizers import input_quantizer
 
 STATISTICS = "remembered statistics"
 
@@ -81,7 +82,7 @@ class BatchNormRanges(Stage):
             return
         inputs = moments_of(work, self.sigmas)
         layers = student_of(work.student).layers()
-        own = {n: getattr(x.plain, "input_fake_quant", None) for n, x in layers.items()}
+        own = {n: input_quantizer(x.plain) for n, x in layers.items()}
         unknown = [n for n in layers if inputs.get(n) is None]
         if all(watcher is None for watcher in own.values()):
             work.calibrate()

@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from zaq_plugin._range_observer import RangeObserver
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -65,6 +67,33 @@ def fake_quantizers(model: nn.Module) -> list[Slot]:
     return slots
 
 
+def observer_of(watcher: Any) -> Any:
+    """The observer inside a fake-quantizer; an observer is its own."""
+    return getattr(watcher, "activation_post_process", watcher)
+
+
+def carried_quantizer(module: Any) -> Any:
+    """The fake-quantizer of its weight that a module carries, as torch.ao's do; else None."""
+    return getattr(module, "weight_fake_quant", None)
+
+
+def input_quantizer(module: Any) -> Any:
+    """The fake-quantizer of its input that a simulated layer carries; else None."""
+    return getattr(module, "input_fake_quant", None)
+
+
+def integers_of(watcher: Any) -> tuple[int, int] | None:
+    """Smallest and largest integer of an activation's grid; None if it is not one of integers."""
+    low, high = getattr(watcher, "quant_min", None), getattr(watcher, "quant_max", None)
+    return None if low is None or high is None else (int(low), int(high))
+
+
+def range_observer(watcher: Any) -> RangeObserver | None:
+    """The observer of ours behind an activation's grid; None for other packages'."""
+    observer = observer_of(watcher)
+    return observer if isinstance(observer, RangeObserver) else None
+
+
 def is_uniform(module: Any) -> bool:
     """Whether a fake-quantizer of activations has a step and a zero point."""
     return all(isinstance(getattr(module, n, None), Tensor) for n in ("scale", "zero_point"))
@@ -87,12 +116,7 @@ def output_quantizers(model: nn.Module) -> list[Any]:
     (output,) = model.graph.find_nodes(op="output")
     called = [node for node in output.all_input_nodes if node.op == "call_module"]
     modules = dict.fromkeys(model.get_submodule(str(node.target)) for node in called)
-    return [
-        module
-        for module in modules
-        if is_uniform(module)
-        and hasattr(getattr(module, "activation_post_process", None), "margin")
-    ]
+    return [m for m in modules if is_uniform(m) and range_observer(m) is not None]
 
 
 def grid_of(slot: Slot) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from zaq_plugin.fake_quantize import PWLQPerChannelFakeQuantize
 from zaq_plugin.layers import LAYERS
 from zaq_plugin.student.batches import Call
-from zaq_plugin.student.fake_quantizers import Slot
+from zaq_plugin.student.fake_quantizers import Slot, carried_quantizer
 from zaq_plugin.student.layer import QuantLayer, bare_layer
 from zaq_plugin.student.view import Before, Student, register_student
 
@@ -112,7 +112,7 @@ class CarriedLayer(ModuleLayer):
 
 def carried_layer(name: str, module: nn.Module) -> CarriedLayer | None:
     """The view of a module that carries its weight's fake-quantizer, or None."""
-    quantizer = getattr(module, "weight_fake_quant", None)
+    quantizer = carried_quantizer(module)
     if not isinstance(quantizer, PWLQPerChannelFakeQuantize) or not isinstance(module, LAYERS):
         return None
     prefix = f"{name}." if name else ""

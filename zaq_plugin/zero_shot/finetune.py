@@ -123,6 +123,7 @@ class _Run:
         on_step: Callable[[int], None] | None,
     ) -> None:
         self.loader, self.student, self.config = loader, loader.student, loader.config
+        self.images = loader.synthetic
         self.correct, self.alternatives = correct, alternatives
         self.folder, self.progress, self.on_step = folder, progress, on_step
         self.result = FinetuneResult()
@@ -151,7 +152,7 @@ class _Run:
         batches = [b for b in batches if len(b) == len(batches[0])]  # as hosts want them
         if self.correct is not None:
             self._timed("bias correction", lambda: self._correct(batches))
-        judge = self._judge_on(copies(held_out, self.config.judging.copies, self.loader.shared_rng))
+        judge = self._judge_on(copies(held_out, self.config.judging.copies, self.images.shared_rng))
         tried: dict[str, State] = {}
         if self.alternatives:
             tried = self._timed(
@@ -170,21 +171,21 @@ class _Run:
 
     def _make_images(self, images: Tensor | None) -> tuple[Tensor, Tensor]:
         """Images to learn from, and others to judge by; the two never meet."""
-        config, loader = self.config, self.loader
+        config, loader, made = self.config, self.loader, self.images
 
         def report(stage: str, step: int, steps: int, loss: float) -> None:
             self.progress.show(stage, step, steps, {"loss": loss})
 
         if images is None and not config.uses_distilled:
             loader.prepare(None, report)
-            held_out = loader.generated(config.judging.images)
-            return loader.generated(max(config.calibration.images, 2)), held_out
+            held_out = made.generated(config.judging.images)
+            return made.generated(max(config.calibration.images, 2)), held_out
         if images is None:
             total = config.distillation.images + config.judging.images
-            images = loader.distill(total, report).to(loader.dtype)
+            images = loader.distill(total, report).to(made.dtype)
             count = config.judging.images
         else:
-            images = images.to(loader.device, loader.dtype)
+            images = images.to(made.device, made.dtype)
             count = min(config.judging.images, max(2, len(images) // 3))
         loader.prepare(images[:-count], report)
         return images[:-count], images[-count:]
@@ -205,7 +206,7 @@ class _Run:
         return Judge(loader.teacher, images, loader.adapter, self.config.losses.output)
 
     def _reconstruct(self, pool: Tensor) -> None:
-        options, rng = self.config.reconstruction, self.loader.shared_rng
+        options, rng = self.config.reconstruction, self.images.shared_rng
         self.result.blocks = reconstruct(
             self.student,
             self.loader.teacher,
@@ -233,9 +234,9 @@ class _Run:
         result.verdicts = list(judge.history)
         if loader.taps is not None:
             result.layer_weights = loader.taps.shares
-        if loader.adversary is not None:
-            result.restarts = list(loader.adversary.restarts)
-        result.examples = loader.examples(64)
+        if self.images.adversary is not None:
+            result.restarts = list(self.images.adversary.restarts)
+        result.examples = self.images.examples(64)
         if len(result.verdicts) > 1 and not result.improved:
             logger.warning(
                 "nothing better than the untrained state was found; it is what the student holds."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,9 +20,8 @@ from zaq_plugin.zero_shot.discrepancy import (
     output_discrepancy,
     teacher_divergence,
 )
-from zaq_plugin.zero_shot.distill import distill_images
 from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs, detached, mean_over
-from zaq_plugin.zero_shot.sources import ImageSource
+from zaq_plugin.zero_shot.sources import ImageSource, Report, SyntheticImages
 from zaq_plugin.zero_shot.statistics import ImageFormat
 from zaq_plugin.zero_shot.taps import TapPair, find_taps
 
@@ -88,18 +87,32 @@ class ZeroShotLoader:
         if self.memory is not self.teacher:
             to_evaluation(self.memory)
         self.adapter = adapter
-        self.rank = _rank() if rank is None else rank
-        # What the ranks share (distilled images) and what is each one's own (noise).
-        self.shared_rng = torch.Generator().manual_seed(self.config.seed)
-        self.rng = torch.Generator().manual_seed(self.config.seed * 7919 + 1 + self.rank)
+        self.synthetic = SyntheticImages(
+            self.config,
+            self.images,
+            self.teacher,
+            self.memory,
+            adapter,
+            device=self.device,
+            dtype=self.dtype,
+            rank=_rank() if rank is None else rank,
+        )
         self.step = 0
         self.losses: dict[str, float] = {}
-        self.source: ImageSource | None = None
-        self.adversary: Adversary | None = None
         self.taps: TapPair | None = None
 
     def __len__(self) -> int:
         return self.config.steps
+
+    @property
+    def source(self) -> ImageSource | None:
+        """Of batches, once there is one."""
+        return self.synthetic.source
+
+    @property
+    def adversary(self) -> Adversary | None:
+        """The generator's side, if there is one."""
+        return self.synthetic.adversary
 
     @property
     def layer_weights(self) -> LayerWeights | None:
@@ -109,11 +122,7 @@ class ZeroShotLoader:
     # ---- getting ready -------------------------------------------------------------------------
 
     def prepare(
-        self,
-        pool: Tensor | None = None,
-        report: Callable[[str, int, int, float], None] | None = None,
-        *,
-        warm_up: bool = True,
+        self, pool: Tensor | None = None, report: Report | None = None, *, warm_up: bool = True
     ) -> None:
         """Find taps, distil images, warm the generator up. Called by the first iteration.
 
@@ -122,67 +131,13 @@ class ZeroShotLoader:
             report: Called with (stage, step, steps, loss).
             warm_up: False leaves the generator as it is, for a state to be loaded.
         """
-        if self.source is not None:
-            return
-        config = self.config
-        if config.uses_generator:
-            self.adversary = Adversary(
-                config,
-                self.images,
-                self.teacher,
-                self.memory,
-                self.adapter,
-                self.rng,
-                self.device,
-            )
-            if warm_up:
-                steps = config.generator.warmup_steps
-                self.adversary.warm_up(
-                    steps,
-                    None if report is None else lambda s, v: report("warm-up", s, steps, v),
-                )
-        if pool is None and config.uses_distilled:
-            pool = self.distill(config.distillation.images, report)
-        if pool is not None:
-            pool = pool.to(self.device, self.dtype)
-        self.source = ImageSource(
-            config, pool if config.uses_distilled else None, self.adversary, self.rng
-        )
-        self._place_taps()
-
-    def distill(
-        self, count: int, report: Callable[[str, int, int, float], None] | None = None
-    ) -> Tensor:
-        """Distilled images, the same on every rank, (count, C, H, W)."""
-        config = self.config
-        return distill_images(
-            self.memory,
-            count,
-            self.images,
-            options=config.distillation.options(config.source, min(128, max(2, count))),
-            rng=self.shared_rng,
-            device=self.device,
-            progress=None if report is None else lambda s, n, v: report("distil", s, n, v),
-        )
-
-    def generated(self, count: int) -> Tensor:
-        """New images of the generator, (count, C, H, W)."""
-        assert self.adversary is not None
-        batches = -(-count // self.config.batch_size)
-        parts = [self.adversary.sample() for _ in range(batches)]
-        return torch.cat(parts)[:count].to(self.dtype)
-
-    def examples(self, count: int) -> Tensor | None:
-        """Some of the images, on the CPU in float32: (n, C, H, W) with n at most ``count``."""
-        if self.adversary is not None:
-            return self.adversary.sample()[:count].float().cpu()
-        pool = None if self.source is None else self.source.pool
-        return None if pool is None else pool[:count].float().cpu()
-
-    def _ready(self) -> ImageSource:
         if self.source is None:
-            raise ValueError("ZeroShotLoader: call prepare() first, or iterate over the loader.")
-        return self.source
+            self.synthetic.prepare(pool, report, warm_up=warm_up)
+            self._place_taps()
+
+    def distill(self, count: int, report: Report | None = None) -> Tensor:
+        """Distilled images, the same on every rank, (count, C, H, W)."""
+        return self.synthetic.distill(count, report)
 
     def _place_taps(self) -> None:
         config = self.config
@@ -216,8 +171,7 @@ class ZeroShotLoader:
 
     def next_batch(self) -> tuple[Tensor, Any]:
         """Draw images and let the teacher answer; no generator step."""
-        images = self._ready().draw(self.step).to(self.dtype)
-        images = images.contiguous(memory_format=torch.channels_last)  # faster to train on
+        images = self.synthetic.batch(self.step)
         with torch.no_grad():
             targets = self.teacher(images.clone())  # which may write into them
         if self.taps is not None:
@@ -280,10 +234,7 @@ class ZeroShotLoader:
         return {
             "step": self.step,
             "config": self.config.to_json(),
-            "rng": self.rng.get_state(),
-            "shared_rng": self.shared_rng.get_state(),
-            "source": self._ready().state_dict(),
-            "adversary": None if self.adversary is None else self.adversary.state_dict(),
+            **self.synthetic.state_dict(),
             "layer_weights": None
             if self.layer_weights is None
             else {k: v.clone() for k, v in self.layer_weights.state_dict().items()},
@@ -305,14 +256,10 @@ class ZeroShotLoader:
             if pool is None and self.config.uses_distilled:
                 raise ValueError("ZeroShotLoader: the saved state holds no distilled images.")
             self.prepare(pool, warm_up=False)
-        self._ready().load_state_dict(state["source"])
-        if self.adversary is not None:
-            self.adversary.load_state_dict(state["adversary"])
+        self.synthetic.load_state_dict(state)
         if self.layer_weights is not None:
             self.layer_weights.load_state_dict(state["layer_weights"])
         self.step = int(state["step"])
-        self.rng.set_state(state["rng"].cpu())
-        self.shared_rng.set_state(state["shared_rng"].cpu())
 
     def close(self) -> None:
         """Remove the hooks from the models."""

@@ -1,14 +1,21 @@
-"""Where a training batch comes from: the distilled pool, the generator, earlier batches."""
+"""Where images come from: distilled ones, the generator, earlier batches; no data set."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zaq_plugin.zero_shot.adversary import Adversary
 from zaq_plugin.zero_shot.config import ZeroShotConfig
+from zaq_plugin.zero_shot.distill import distill_images
+from zaq_plugin.zero_shot.outputs import OutputAdapter
+from zaq_plugin.zero_shot.statistics import ImageFormat
+
+Report = Callable[[str, int, int, float], None]
+"""Takes a stage, a step, how many there are, and the loss."""
 
 
 class ImageSource:
@@ -105,6 +112,130 @@ class ImageSource:
             return self.adversary.device
         assert self.pool is not None
         return self.pool.device
+
+
+class SyntheticImages:
+    """All images of a run, and every random choice about them.
+
+    Args:
+        config: The settings.
+        images: Their format.
+        teacher: P, for the generator's side.
+        memory: The float model with its BatchNorms (the teacher itself, if it has them).
+        adapter: From the model's output to tensors.
+        device, dtype: Of the images.
+        rank: Position among the processes of a distributed run.
+
+    Attributes:
+        shared_rng: Source of what the ranks share: distilled images.
+        rng: Source of what is each one's own: noise, and which images make a batch.
+        source: Of batches, once `prepare` was called.
+        adversary: The generator's side, if there is one.
+    """
+
+    def __init__(
+        self,
+        config: ZeroShotConfig,
+        images: ImageFormat,
+        teacher: nn.Module,
+        memory: nn.Module,
+        adapter: OutputAdapter,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        rank: int,
+    ) -> None:
+        self.config, self.format, self.memory = config, images, memory
+        self.teacher, self.adapter = teacher, adapter
+        self.device, self.dtype = device, dtype
+        self.shared_rng = torch.Generator().manual_seed(config.seed)
+        self.rng = torch.Generator().manual_seed(config.seed * 7919 + 1 + rank)
+        self.source: ImageSource | None = None
+        self.adversary: Adversary | None = None
+
+    def prepare(self, pool: Tensor | None, report: Report | None, *, warm_up: bool) -> None:
+        """Warm the generator up, distil images, whichever the config asks for.
+
+        Args:
+            pool: (N, C, H, W) images in place of distilled ones.
+            report: Called with (stage, step, steps, loss).
+            warm_up: False leaves the generator as it is, for a state to be loaded.
+        """
+        config = self.config
+        if config.uses_generator:
+            self.adversary = Adversary(
+                config, self.format, self.teacher, self.memory, self.adapter, self.rng, self.device
+            )
+            if warm_up:
+                steps = config.generator.warmup_steps
+                self.adversary.warm_up(
+                    steps,
+                    None if report is None else lambda s, v: report("warm-up", s, steps, v),
+                )
+        if pool is None and config.uses_distilled:
+            pool = self.distill(config.distillation.images, report)
+        if pool is not None:
+            pool = pool.to(self.device, self.dtype)
+        self.source = ImageSource(
+            config, pool if config.uses_distilled else None, self.adversary, self.rng
+        )
+
+    def distill(self, count: int, report: Report | None = None) -> Tensor:
+        """Distilled images, the same on every rank, (count, C, H, W)."""
+        config = self.config
+        return distill_images(
+            self.memory,
+            count,
+            self.format,
+            options=config.distillation.options(config.source, min(128, max(2, count))),
+            rng=self.shared_rng,
+            device=self.device,
+            progress=None if report is None else lambda s, n, v: report("distil", s, n, v),
+        )
+
+    def generated(self, count: int) -> Tensor:
+        """New images of the generator, (count, C, H, W)."""
+        assert self.adversary is not None
+        batches = -(-count // self.config.batch_size)
+        parts = [self.adversary.sample() for _ in range(batches)]
+        return torch.cat(parts)[:count].to(self.dtype)
+
+    def examples(self, count: int) -> Tensor | None:
+        """Some of the images, on the CPU in float32: (n, C, H, W) with n at most ``count``."""
+        if self.adversary is not None:
+            return self.adversary.sample()[:count].float().cpu()
+        pool = None if self.source is None else self.source.pool
+        return None if pool is None else pool[:count].float().cpu()
+
+    def batch(self, step: int) -> Tensor:
+        """A batch for one student step, in the layout that trains fastest.
+
+        Raises:
+            ValueError: if nothing was prepared.
+        """
+        if self.source is None:
+            raise ValueError("ZeroShotLoader: call prepare() first, or iterate over the loader.")
+        images = self.source.draw(step).to(self.dtype)
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides which images come next."""
+        assert self.source is not None
+        return {
+            "rng": self.rng.get_state(),
+            "shared_rng": self.shared_rng.get_state(),
+            "source": self.source.state_dict(),
+            "adversary": None if self.adversary is None else self.adversary.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo `state_dict`, after `prepare`."""
+        assert self.source is not None
+        self.source.load_state_dict(state["source"])
+        if self.adversary is not None:
+            self.adversary.load_state_dict(state["adversary"])
+        self.rng.set_state(state["rng"].cpu())
+        self.shared_rng.set_state(state["shared_rng"].cpu())
 
 
 def copies(pool: Tensor, times: int, rng: torch.Generator) -> Tensor:

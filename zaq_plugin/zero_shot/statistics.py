@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from zaq_plugin.graph import attribute_at
+
 # Mean and standard deviation of natural images' red, green and blue, pixels in 0..1.
 NATURAL_MEAN = (0.485, 0.456, 0.406)
 NATURAL_STD = (0.229, 0.224, 0.225)
@@ -235,9 +237,7 @@ def insert_probes(model: nn.Module) -> int:
 
 
 def _attribute(model: nn.Module, path: str) -> Tensor:
-    value: object = model
-    for part in path.split("."):
-        value = getattr(value, part)
+    value = attribute_at(model, path)
     if not isinstance(value, Tensor):
         raise TypeError(f"{path} of the graph is no tensor but {type(value).__name__}.")
     return value

@@ -8,11 +8,11 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from integer_inference import IntegerModel
 from onnx import helper
+from requantization import Sum, multiplier, requantize
 
 from zaq_onnx.contents import load, unpack_model
-from zaq_onnx.integer import IntegerModel
-from zaq_onnx.requantization import Sum, multiplier, requantize
 from zaq_onnx.runtimes import feeds_of, kernels, optimized, ort_session
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from split_arithmetic import SplitWeight, accumulate, split_codes
 
-from zaq_onnx.split import SplitWeight, accumulate, split_codes
 from zaq_plugin.pwlq import PWLQSpec, quantize
 
 SEEDS = st.integers(0, 2**32 - 1)
