@@ -6,8 +6,11 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from zaq_plugin.observers import MinMaxObserver, TopKMedianObserver
-from zaq_plugin.ptq.range_observers import LeastSquaresObserver
+from zaq_plugin.ptq.range_observers import LeastCubesObserver, LeastSquaresObserver
 from zaq_plugin.strategies.stage import Stage, Work
+
+FEW = 4
+"""Bits at which levels are few, see `ActivationsByWidth`."""
 
 
 class ObservedActivations(Stage):
@@ -45,3 +48,26 @@ class LeastSquaresActivations(ObservedActivations):
 
     name = "mse-activations"
     observer = LeastSquaresObserver
+
+
+class LeastCubesActivations(ObservedActivations):
+    """The clip of least cubed error of each batch."""
+
+    name = "cube-activations"
+    observer = LeastCubesObserver
+
+
+class ActivationsByWidth(ObservedActivations):
+    """Medians of extremes (PWLQ, section 4); at `FEW` bits and fewer the clip of least cubed error.
+
+    Where a step is coarse a clip below the extremes pays. Least squares clip too much on some
+    networks and medians too little on others; benchmarks/results/field_choice.md has both.
+    """
+
+    name = "activations-by-width"
+
+    def prepare(self, work: Work) -> None:
+        """Choose the observer."""
+        bits = work.request.activation_bits
+        few = bits is not None and bits <= FEW
+        work.observer = LeastCubesObserver if few else TopKMedianObserver

@@ -5,7 +5,7 @@ in the paper, clip and breakpoint are chosen together, each side has its own, an
 corrected from activations.
 """
 
-from zaq_plugin.strategies.activations import TopKActivations
+from zaq_plugin.strategies.activations import ActivationsByWidth
 from zaq_plugin.strategies.correction import CorrectBias
 from zaq_plugin.strategies.images import Distilled
 from zaq_plugin.strategies.stage import Strategy
@@ -17,7 +17,7 @@ PWLQ = Strategy(
     paper="Fang et al., ECCV 2020",
     data="synthetic",
     trains=False,
-    stages=(Distilled(), LeastSquaresWeights(), TopKActivations(), CorrectBias()),
+    stages=(Distilled(), LeastSquaresWeights(), ActivationsByWidth(), CorrectBias()),
     takes_images=True,
     levels="pwlq",
 )

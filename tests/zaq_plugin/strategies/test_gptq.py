@@ -21,6 +21,20 @@ def made_by(student: nn.Module, name: str) -> Tensor:
     return weight.detach().flatten(1).double()
 
 
+@pytest.mark.parametrize(
+    ("bits", "part"), [(3, "cube-activations"), (4, "cube-activations"), (5, "top-k"), (8, "top-k")]
+)
+@pytest.mark.parametrize("name", ["pwlq", "gptq"])
+def test_few_levels_are_clipped_by_least_cubes(
+    model: nn.Module, request_of: Make, real: Tensor, name: str, bits: int, part: str
+) -> None:
+    request = request_of(4, bits, images=real)
+    mine, wanted = (apply(n, model, request).model for n in (name, f"{name}+{part}"))
+    assert torch.equal(mine(real), wanted(real))
+    other = {"top-k": "cube-activations", "cube-activations": "top-k"}[part]
+    assert not torch.equal(mine(real), apply(f"{name}+{other}", model, request).model(real))
+
+
 @pytest.mark.parametrize("levels", ["uniform", "pwlq"])
 def test_gptq_rounds_the_float_weights_for_the_inputs_that_the_student_has(
     levels: str, model: nn.Module, request_of: Make, real: Tensor
