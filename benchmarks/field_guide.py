@@ -91,7 +91,9 @@ FREE = (
     Line("**`pwlq+mse-activations`**", "pwlq+mse-activations", "pwlq"),
     Line("`gptq` (uniform levels)", "gptq"),
     Line("**`pwlq+gptq`**", "pwlq+gptq", "pwlq"),
-    Line("**`pwlq+gptq+mse-activations`**", "pwlq+gptq+mse-activations", "pwlq"),
+    Line("`pwlq+gptq+top-k`", "pwlq+gptq+top-k", "pwlq"),
+    Line("`pwlq+gptq+cube-activations`", "pwlq+gptq+cube-activations", "pwlq"),
+    Line("`pwlq+gptq+mse-activations`", "pwlq+gptq+mse-activations", "pwlq"),
     Line("`deepinversion`", "deepinversion"),
     Line("`gdfq`", "gdfq"),
     Line("`adaround`", "adaround"),
@@ -127,7 +129,7 @@ REAL = (
     _real("**`zaq`**, PWLQ weights", "zaq", "pwlq", "2,000 images"),
     *PEERS,
 )
-FAITHFUL = ("pwlq", "gptq", "pwlq+gptq", "pwlq+gptq+mse-activations", "brecq", "qdrop", "zaq")
+FAITHFUL = ("pwlq", "gptq", "pwlq+gptq", "brecq", "qdrop", "zaq")
 """Strategies whose agreement the guide shows, beside the tools' best recipes."""
 
 
