@@ -1,8 +1,8 @@
 """PWLQ: piecewise linear weights with bias correction, calibrated or data-free; ours.
 
 Fang et al., Post-Training Piecewise Linear Quantization (ECCV 2020, arXiv 2002.00104). Other than
-in the paper, clip and breakpoint are chosen together, each side has its own, and the bias is
-corrected from activations.
+in the paper, clip and breakpoint are chosen together, each side has its own, the bias is corrected
+from activations, and activations of few bits are clipped (`ActivationsByWidth`).
 """
 
 from zaq_plugin.strategies.activations import ActivationsByWidth
