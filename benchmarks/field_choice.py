@@ -34,7 +34,7 @@ from zaq_plugin.strategies import apply
 
 OUT = Path(__file__).parent / "results" / "field_choice.jsonl"
 CLASSIFIERS = ("cifar10", "imagenet", *LITE)
-HELD_BACK = {"cifar10": 256, "imagenet": 128, "lite0": 64, "lite1": 64, "lite2": 64}
+HELD_BACK = {"cifar10": 256, "imagenet": 128, "lite0": 32, "lite1": 32, "lite2": 32}
 """So many synthetic images judge."""
 HELD_BACK_SEED = 1000
 INTRODUCTION = """Written by `python benchmarks/field_choice.py --data DIR`, which says in its first

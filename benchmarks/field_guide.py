@@ -1,4 +1,4 @@
-"""The tables of docs/which_method.md and of the README, from the rows of the field benchmark.
+"""The tables of the guide, of the README and of the field's findings, from the field's rows.
 
     python benchmarks/field_guide.py
 
@@ -22,11 +22,24 @@ from benchmarks.rows import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "docs" / "which_method.md", ROOT / "README.md")
+PAGES = (
+    ROOT / "docs" / "which_method.md",
+    ROOT / "README.md",
+    RESULTS / "field_findings.md",
+)
+ROWS = ("field.jsonl", "field_lite.jsonl")
 WALL = ("zaq", "zaq-paper")
 """Methods whose rows come from the zero-shot benchmark, with wall time."""
 DENSE = ("coco", "camvid", "imagenet")
 SHORT = {"coco": "COCO", "camvid": "CamVid", "imagenet": "ImageNet"}
+NETWORKS = (
+    ("ResNet-20", "cifar10", ("4/8", "4/4", "3/3")),
+    ("MobileNetV1-0.25", "imagenet", ("8/8", "4/8")),
+    ("EfficientNet-Lite0", "lite0", ("8/8", "5/8", "4/8", "4/4")),
+    ("ESPNet", "camvid", ("4/8",)),
+    ("FastestDet", "coco", ("4/8",)),
+)
+"""The columns of the table that compares networks."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +91,9 @@ FREE = (
     Line("**`pwlq+mse-activations`**", "pwlq+mse-activations", "pwlq"),
     Line("`gptq` (uniform levels)", "gptq"),
     Line("**`pwlq+gptq`**", "pwlq+gptq", "pwlq"),
+    Line("`pwlq+gptq+top-k`", "pwlq+gptq+top-k", "pwlq"),
+    Line("`pwlq+gptq+cube-activations`", "pwlq+gptq+cube-activations", "pwlq"),
+    Line("`pwlq+gptq+mse-activations`", "pwlq+gptq+mse-activations", "pwlq"),
     Line("`deepinversion`", "deepinversion"),
     Line("`gdfq`", "gdfq"),
     Line("`adaround`", "adaround"),
@@ -228,12 +244,46 @@ def tools(rows: Sequence[Row]) -> list[str]:
     return text
 
 
+def networks(rows: Sequence[Row]) -> list[str]:
+    """Agreement with the float model without data, on every network, of what one may choose."""
+    columns = [(model, bits) for _, model, widths in NETWORKS for bits in widths]
+    heads = [
+        f"{title} {bits}" if bits == widths[0] else bits
+        for title, _, widths in NETWORKS
+        for bits in widths
+    ]
+    text = [_line("method", *heads), "|---|" + "---:|" * len(columns)]
+    peers = [Line(line.title, line.method) for line in PEERS]
+    for line in (*FREE, *peers):
+        cells = [cell(line.rows(rows, *column), "agreement") for column in columns]
+        if (_chosen(line) or line.method == "rq") and any(cells):
+            text.append(_line(line.title, *cells))
+    return text
+
+
+def lite0(rows: Sequence[Row]) -> list[str]:
+    """EfficientNet-Lite0: agreement and top-1 of everything that was measured, without data."""
+    columns = BITS["lite0"]
+    text = [_line("method", *columns, "seeds", "seconds")]
+    text.append("|---|" + "---:|" * (len(columns) + 2))
+    peers = [Line(line.title, line.method) for line in PEERS]
+    for line in (*FREE, *peers):
+        of = [line.rows(rows, "lite0", bits) for bits in columns]
+        every = [row for part in of for row in part]
+        if every:
+            cells = [f"{cell(p, 'agreement')} / {cell(p)}" if p else "" for p in of]
+            text.append(_line(line.title, *cells, seeds_of(every), seconds_of(line, every)))
+    return text
+
+
 TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
     "cifar10": cifar10,
     "cifar10 agreement": agreement,
     "dense": dense,
     "dense agreement": dense_agreement,
     "tools": tools,
+    "networks": networks,
+    "lite0": lite0,
 }
 
 
@@ -258,10 +308,16 @@ def filled(text: str, rows: Sequence[Row]) -> str:
     return re.sub(marks, table, text, flags=re.DOTALL)
 
 
+def guide_rows() -> list[Row]:
+    """The rows that the tables are made of."""
+    rows = [row for name in ROWS for row in read_rows(RESULTS / name)]
+    every = rows_with(rows, RESULTS / "zero_shot.jsonl")
+    return [row for row in every if "error" not in row]
+
+
 def main() -> None:
     """Write the pages."""
-    every = rows_with(read_rows(RESULTS / "field.jsonl"), RESULTS / "zero_shot.jsonl")
-    rows = [row for row in every if "error" not in row]
+    rows = guide_rows()
     for page in PAGES:
         page.write_text(filled(page.read_text(), rows))
 

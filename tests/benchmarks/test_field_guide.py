@@ -14,6 +14,9 @@ from benchmarks.field_guide import (
     dense,
     dense_agreement,
     filled,
+    guide_rows,
+    lite0,
+    networks,
     seeds_of,
 )
 from benchmarks.field_jobs import job
@@ -77,6 +80,23 @@ def test_dense_tables_have_all_scores_and_the_agreement_of_a_few() -> None:
     assert agreements[2].endswith("|  |  | 90.00 |  |  | 90.00 |  |  | 90.00 |")
 
 
+def test_networks_are_compared_by_agreement_and_lite0_shows_top_1_too() -> None:
+    rows = [row(80.0), row(81.0, "torchao/best", agreement=50.0, data="synthetic")]
+    rows += [row(70.0, "rq+bias-correction")]
+    lite = [r | {"job": r["job"] | {"model": "lite0"}, "agreement": 60.0} for r in rows]
+    text = networks([*rows, *lite])
+    assert text[0].startswith("| method | ResNet-20 4/8 | 4/4 | 3/3 | MobileNetV1-0.25 8/8 | 4/8 |")
+    assert text[2:] == [
+        "| `rq` (min-max) | 90.00 |  |  |  |  |  |  | 60.00 |  |  |  |",
+        "| torchao PT2E, histograms | 50.00 |  |  |  |  |  |  | 60.00 |  |  |  |",
+    ]
+    assert lite0(lite)[2:] == [
+        "| `rq` (min-max) |  |  |  | 60.00 / 80.00 |  | 1 | 2 |",
+        "| `rq+bias-correction` |  |  |  | 60.00 / 70.00 |  | 1 | 2 |",
+        "| torchao PT2E, histograms |  |  |  | 60.00 / 81.00 |  | 1 | 2 |",
+    ]
+
+
 def test_an_unknown_table_is_an_error_and_the_rest_of_a_page_stays() -> None:
     with pytest.raises(ValueError, match="no table 'cifar'; known are cifar10"):
         filled("<!-- table: field, cifar -->\n<!-- end of table -->", [])
@@ -88,8 +108,10 @@ def test_an_unknown_table_is_an_error_and_the_rest_of_a_page_stays() -> None:
 
 
 def test_the_committed_pages_say_what_the_committed_rows_say() -> None:
-    every = rows_with(read_rows(RESULTS / "field.jsonl"), RESULTS / "zero_shot.jsonl")
+    every = [r for n in ("field", "field_lite") for r in read_rows(RESULTS / f"{n}.jsonl")]
+    every = rows_with(every, RESULTS / "zero_shot.jsonl")
     rows = [r for r in every if "error" not in r]
+    assert rows == guide_rows()
     named = set()
     for page in PAGES:
         text = page.read_text(encoding="utf-8")

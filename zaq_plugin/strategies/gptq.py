@@ -9,7 +9,7 @@ et al., 2023, arXiv 2309.01885), and the bias is corrected from activations.
 from __future__ import annotations
 
 from zaq_plugin.ptq.compensate import compensate_rounding
-from zaq_plugin.strategies.activations import TopKActivations
+from zaq_plugin.strategies.activations import ActivationsByWidth
 from zaq_plugin.strategies.correction import CorrectBias
 from zaq_plugin.strategies.dfq import CorrectBiasByMoments
 from zaq_plugin.strategies.images import Distilled
@@ -57,6 +57,6 @@ GPTQ = Strategy(
     paper="Frantar et al., ICLR 2023",
     data="synthetic",
     trains=False,
-    stages=(Distilled(), LeastSquaresWeights(), TopKActivations(), FeedbackRounding()),
+    stages=(Distilled(), LeastSquaresWeights(), ActivationsByWidth(), FeedbackRounding()),
     takes_images=True,
 )

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from zaq_plugin.strategies.aciq import ACIQ, AllocatedWeights, AnalyticActivations
 from zaq_plugin.strategies.activations import (
+    LeastCubesActivations,
     LeastSquaresActivations,
     MinMaxActivations,
     TopKActivations,
@@ -65,6 +66,7 @@ _PARTS = (
     _part(MinMaxActivations(), "activation ranges: smallest and largest value"),
     _part(TopKActivations(), "activation ranges: medians of extremes", "Fang et al., ECCV 2020"),
     _part(LeastSquaresActivations(), "activation ranges of least squared error"),
+    _part(LeastCubesActivations(), "activation ranges of least cubed error"),
     _part(AnalyticActivations(), "ACIQ's analytic clip", "Banner et al., NeurIPS 2019"),
     _part(BatchNormRanges(), "activation ranges by BatchNorm", "Nagel et al., ICCV 2019"),
     _part(Real(), "calibrate with the real images of the request"),

@@ -21,8 +21,10 @@ from zaq_nncf.activation_quantizers import (
     AsymmetricActivationQuantizer,
     SymmetricActivationQuantizer,
 )
+from zaq_nncf.calibration import as_dataset
 from zaq_nncf.weight_quantizer import PWLQWeightQuantizer
 from zaq_plugin import PWLQSpec, UniformSpec, ZeroShotConfig, ZeroShotLoader, quantize
+from zaq_plugin.image_counts import CALIBRATION_IMAGES, TRAINING_IMAGES
 from zaq_plugin.ptq import fold_batch_norm
 
 FAST = PWLQSpec(bits=4, policy="gaussian")
@@ -123,6 +125,16 @@ def test_without_data_images_come_from_the_model(net: nn.Module, images: Tensor)
 
     assert torch.equal(make(0), make(0))
     assert not torch.equal(make(0), make(1))
+
+
+@pytest.mark.parametrize(("trains", "count"), [(False, 32), (True, 300)])
+def test_as_many_images_are_made_as_elsewhere(net: nn.Module, trains: bool, count: int) -> None:
+    assert (CALIBRATION_IMAGES, TRAINING_IMAGES) == (32, 384)  # 300 is NNCF's own subset_size
+    config = ZeroShotConfig(distill_steps=0)
+    made, _ = as_dataset(
+        None, net, 300, image_shape=(3, 12, 12), mean=None, std=None, config=config, trains=trains
+    )
+    assert sum(len(batch) for batch in made.get_inference_data()) == count
 
 
 def test_a_model_that_says_its_own_image_shape(net: nn.Module, images: Tensor) -> None:

@@ -5,16 +5,20 @@ import torch
 
 from zaq_plugin.fake_quantize import ActivationFakeQuantize
 from zaq_plugin.ptq.analytic import analytic_range
-from zaq_plugin.ptq.range_observers import AnalyticObserver, LeastSquaresObserver
+from zaq_plugin.ptq.range_observers import (
+    AnalyticObserver,
+    LeastCubesObserver,
+    LeastSquaresObserver,
+)
 
 
-def error_at(x: torch.Tensor, low: float, high: float, bits: int) -> float:
-    """Squared error on an affine grid, in float64."""
+def error_at(x: torch.Tensor, low: float, high: float, bits: int, power: int = 2) -> float:
+    """Squared or other error on an affine grid, in float64."""
     step = (high - low) / (2**bits - 1)
     zero = round(-low / step)
     x = x.double()
     code = (torch.round(x / step) + zero).clamp(0, 2**bits - 1)
-    return float(((code - zero) * step - x).square().mean())
+    return float(((code - zero) * step - x).abs().pow(power).mean())
 
 
 @pytest.mark.parametrize("bits", [3, 4])
@@ -32,6 +36,22 @@ def test_least_squares_is_as_good_as_an_exhaustive_search(bits: int, one_sided: 
     best = min(error_at(x, low, high, bits) for low in lows for high in highs)
     assert error <= 1.1 * best
     assert error < 0.75 * error_at(x, float(x.min()), float(x.max()), bits)
+
+
+@pytest.mark.parametrize("one_sided", [False, True])
+def test_least_cubes_are_an_exhaustive_search_s_and_clip_less_than_squares(one_sided: bool) -> None:
+    x = torch.randn(8, 1500, generator=torch.Generator().manual_seed(0)) ** 3 + 0.3
+    x = x.relu() if one_sided else x
+    squares, cubes = LeastSquaresObserver(bits=4), LeastCubesObserver(bits=4)
+    quantizer = ActivationFakeQuantize(LeastCubesObserver, 4)
+    for watcher in (squares, cubes, quantizer):
+        watcher(x)
+    error = float((quantizer(x) - x).double().abs().pow(3).mean())
+    lows = [0.0] if one_sided else [float(x.min()) * k / 25 for k in range(1, 26)]
+    highs = [float(x.max()) * k / 25 for k in range(1, 26)]
+    assert error <= 1.1 * min(error_at(x, low, high, 4, 3) for low in lows for high in highs)
+    assert float(squares.max_val) < 0.9 * float(cubes.max_val)
+    assert float(cubes.max_val) < float(x.max())
 
 
 def test_batches_are_averaged() -> None:
