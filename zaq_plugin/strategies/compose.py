@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -103,10 +104,12 @@ def apply(
         request: Bits, levels, images.
 
     Raises:
+        TypeError: If the model is no module, such as a path.
         ValueError: If the strategy is unknown, needs what the request or the model does not have
             (real images, BatchNorm, layers to equalise), or does not exist at these levels or bits.
     """
     start = time.perf_counter()
+    _check_model(strategy, model)
     chosen, model = _resolved(compose(strategy), request), unwrapped(model)
     work = _begin(chosen, model, request)
     for stage in chosen.stages:
@@ -137,6 +140,28 @@ def apply(
         host=work.host.name,
         fixed_batch=work.fixed_batch,
     )
+
+
+def _check_model(strategy: object, model: object) -> None:
+    """Refuse what is no model, a path above all.
+
+    Raises:
+        TypeError: with the way out.
+    """
+    if isinstance(strategy, nn.Module):
+        raise TypeError(
+            f"apply(strategy, model, request) takes the strategy first; got a "
+            f"{type(strategy).__name__}, a model."
+        )
+    if isinstance(model, nn.Module):
+        return
+    way_out = (
+        "make the model and load its weights first (model.load_state_dict), or let zaq-quantize "
+        "run --model NAME --checkpoint FILE do both"
+        if isinstance(model, str | os.PathLike)
+        else "pass the float model itself"
+    )
+    raise TypeError(f"apply expects an nn.Module as its model, got {model!r:.60}; {way_out}.")
 
 
 def _prepared(work: Work) -> nn.Module:

@@ -99,8 +99,13 @@ class Request:
                     f"Request: {name} must be one of {', '.join(map(repr, choices))}; "
                     f"got {getattr(self, name)!r}."
                 )
-        example = self.example_inputs
+        example: Any = self.example_inputs
         listed = isinstance(example, tuple | list) and len(example) > 0
+        if isinstance(example, Tensor):
+            raise ValueError(
+                "Request: example_inputs must be a tuple that starts with a batch of images; got "
+                f"Tensor of shape {tuple(example.shape)}: write (images,), with the comma."
+            )
         if not listed or not isinstance(example[0], Tensor):
             raise ValueError(
                 "Request: example_inputs must be a tuple that starts with a batch of images; got "
@@ -128,7 +133,10 @@ class Request:
         if images is None:
             return
         if not isinstance(images, Tensor):
-            raise TypeError(f"Request: {name} must be a tensor; got {type(images).__name__}.")
+            kind = type(images).__name__
+            ways = {"list": "torch.cat(images)", "ndarray": "torch.from_numpy(images)"}
+            way_out = f": {ways[kind]} is one" if kind in ways else ""
+            raise TypeError(f"Request: {name} must be a tensor; got {kind}{way_out}.")
         if images.dim() != 4 or images.shape[1:] != self.example_inputs[0].shape[1:]:
             raise ValueError(
                 f"Request: {name} must be (n, {', '.join(map(str, self.image_shape))}) like the "

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from zaq_plugin.ptq.wrappers import unwrapped
 from zaq_plugin.student import twin
 from zaq_plugin.student.fake_quantizers import check_calibrated, fake_quantizers
+from zaq_plugin.student.inputs import taking
 from zaq_plugin.student.modes import freeze_batch_norm, frozen, to_evaluation
 from zaq_plugin.zero_shot.adversary import Adversary
 from zaq_plugin.zero_shot.config import ZeroShotConfig
@@ -95,6 +96,7 @@ class ZeroShotLoader:
         self.shared_rng = torch.Generator().manual_seed(self.config.seed)
         self.rng = torch.Generator().manual_seed(self.config.seed * 7919 + 1 + self.rank)
         self.step = 0
+        self._shape_fits = False
         self.losses: dict[str, float] = {}
         self.source: ImageSource | None = None
         self.adversary: Adversary | None = None
@@ -123,6 +125,7 @@ class ZeroShotLoader:
         """
         if self.source is not None:
             return
+        self._check_shape()
         config = self.config
         if config.uses_generator:
             self.adversary = Adversary(
@@ -153,6 +156,7 @@ class ZeroShotLoader:
         self, count: int, report: Callable[[str, int, int, float], None] | None = None
     ) -> Tensor:
         """Distilled images, the same on every rank, (count, C, H, W)."""
+        self._check_shape()
         config = self.config
         return distill_images(
             self.memory,
@@ -163,6 +167,19 @@ class ZeroShotLoader:
             device=self.device,
             progress=None if report is None else lambda s, n, v: report("distil", s, n, v),
         )
+
+    @torch.no_grad()
+    def _check_shape(self) -> None:
+        """Try the teacher on two images, once."""
+        if self._shape_fits:
+            return
+        images = torch.zeros(2, *self.images.shape, device=self.device, dtype=self.dtype)
+        try:
+            with taking(self.teacher, ((images,), {})):
+                self.teacher(images)
+        except ValueError as error:
+            raise ValueError(f"image_shape={tuple(self.images.shape)}: {error}") from error
+        self._shape_fits = True
 
     def _ready(self) -> ImageSource:
         if self.source is None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from layers import quantized_layers
@@ -156,8 +157,23 @@ def test_requests_that_make_no_sense(changes: Any, words: str, request_of: Make)
         request_of(**changes)
     with pytest.raises(TypeError, match="weight_bits must be an int from 2 to 8; got 4.0"):
         request_of(weight_bits=4.0)
+    with pytest.raises(TypeError, match=r"got list: torch\.cat\(images\) is one"):
+        request_of(images=[torch.zeros(2, 3, 17, 17)])
+    with pytest.raises(TypeError, match=r"got ndarray: torch\.from_numpy\(images\) is one"):
+        request_of(images=np.zeros((2, 3, 17, 17)))
+    with pytest.raises(ValueError, match=r"Tensor of shape \(2, 3, 17, 17\): write \(images,\)"):
+        request_of(example_inputs=torch.zeros(2, 3, 17, 17))
     with pytest.raises(TypeError, match="images must be a tensor; got list"):
         request_of(images=[1])
+
+
+def test_what_is_no_model_is_told(model: nn.Module, request_of: Make) -> None:
+    with pytest.raises(TypeError, match="expects an nn.Module as its model, got 'model.pt'; make"):
+        apply("pwlq", "model.pt", request_of())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="got 7; pass the float model itself"):
+        apply("pwlq", 7, request_of())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="takes the strategy first; got a Net, a model"):
+        apply(model, "pwlq", request_of())  # type: ignore[arg-type]
 
 
 def test_pwlq_levels_where_they_do_not_exist(model: nn.Module, request_of: Make) -> None:
