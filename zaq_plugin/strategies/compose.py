@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -136,6 +137,7 @@ def apply(
         data=work.data,
         levels=work.levels,
         images=work.images_made if work.data == "synthetic" else None,
+        image_count=0 if work.images_made is None else len(work.images_made),
         stages=work.stages,
         host=work.host.name,
         fixed_batch=work.fixed_batch,
@@ -265,6 +267,12 @@ def _begin(chosen: Strategy, model: nn.Module, request: Request) -> Work:
     _check_images(chosen, request)
     if levels != request.levels and chosen.levels != levels:
         work.notes.append("uniform levels: PWLQ needs at least 3 stored bits")
+        warnings.warn(
+            f"{chosen.name}: PWLQ needs at least 3 stored bits (2 MAC bits and one for the "
+            f"region), and weight_bits={request.weight_bits} are stored bits: weights get uniform levels. "
+            "Ask for weight_bits=3 for PWLQ; levels='uniform' says that uniform ones are meant.",
+            stacklevel=4,
+        )
     work.folded = fold_batch_norm(model, request.example_inputs)
     return work
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zaq_plugin.ptq.plan import Depthwise
 from zaq_plugin.pwlq.names import FORMATS, family
-from zaq_plugin.report import LayerRecord
+from zaq_plugin.report import Audit, LayerRecord
 from zaq_plugin.student.assign import Override
 from zaq_plugin.student.walk import MEMORY
 from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs
@@ -163,7 +163,7 @@ class Request:
         return max(1, round(count * self.effort))
 
 
-@dataclass
+@dataclass(repr=False)
 class Applied:
     """What a strategy did.
 
@@ -181,6 +181,7 @@ class Applied:
             ``zero-shot``.
         host: Where the student was prepared.
         fixed_batch: The only batch size that it takes, where the host could not do better.
+        image_count: How many images it was calibrated on.
     """
 
     model: nn.Module
@@ -194,6 +195,28 @@ class Applied:
     stages: Mapping[str, float] = field(default_factory=dict)
     host: str = "simulated"
     fixed_batch: int | None = None
+    image_count: int = 0
+
+    def __repr__(self) -> str:
+        """What was done, in a few lines; `layers` has each layer, ``model`` the student."""
+        audit = Audit(self.layers)
+        inputs = dict.fromkeys(r.activation or "float" for r in audit.quantized)
+        images = f"{self.image_count} {'synthetic' if self.data == 'synthetic' else 'given'}"
+        lines = [
+            f"{self.strategy}, {self.host}: {len(audit.quantized)} of {len(audit)} layers of "
+            f"{type(self.model).__name__} quantized",
+            f"  weights      {self.levels}, {_bits(audit.mac_bits)} MAC / "
+            f"{_bits(audit.stored_bits)} stored bits",
+            f"  activations  {', '.join(inputs) or 'float'}",
+            f"  images       {'none' if self.data == 'none' else images}",
+            f"  seconds      {self.seconds:.1f}",
+            *(f"  note         {note}" for note in self.notes),
+        ]
+        return "\n".join(lines)
+
+
+def _bits(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
 def _check_bits(name: str, bits: object) -> None:

@@ -42,27 +42,16 @@ def taking(model: nn.Module, call: Call) -> Iterator[None]:
     except _KINDS as error:
         if not _is_mismatch(error):
             raise
-        raise ValueError(refusal(model, call, error)) from error
+        given = [x for x in (*call[0], *call[1].values()) if isinstance(x, Tensor)]
+        shown = ", ".join(f"{tuple(x.shape)} of {_name(x.dtype)}" for x in given) or "no tensor"
+        raise ValueError(
+            f"{type(model).__name__} does not take the batch that it was given, {shown}. "
+            f"{_advice(model, given)} torch said: {in_short(error)}"
+        ) from error
 
 
-def refusal(model: nn.Module, call: Call, error: BaseException) -> str:
-    """The sentence.
-
-    Args:
-        model: What refused.
-        call: What it was given.
-        error: What it said.
-    """
-    given = [x for x in (*call[0], *call[1].values()) if isinstance(x, Tensor)]
-    shown = ", ".join(f"{tuple(x.shape)} of {_name(x.dtype)}" for x in given) or "no tensor"
+def _advice(model: nn.Module, given: list[Tensor]) -> str:
     weights = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-    return (
-        f"{type(model).__name__} does not take the batch that it was given, {shown}. "
-        f"{_advice(model, given, weights)} torch said: {in_short(error)}"
-    )
-
-
-def _advice(model: nn.Module, given: list[Tensor], weights: torch.dtype | None) -> str:
     for x in given:
         if weights is not None and x.dtype != weights and x.is_floating_point():
             return f"Its weights are {_name(weights)}: pass images.to({weights})."
