@@ -7,11 +7,12 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from zaq_plugin.pwlq.base import Format
@@ -183,7 +184,9 @@ def save_quantized(path: str | os.PathLike[str], tensors: Mapping[str, PWLQTenso
             "center_fraction": q.center_fraction,
         }
     # One key: safetensors writes several in an order that changes from run to run.
-    save_file(arrays, path, {_FORMAT: json.dumps(entries)})
+    part = Path(f"{os.fspath(path)}.part")  # safetensors' own file is for its owner alone
+    part.write_bytes(save(arrays, {_FORMAT: json.dumps(entries)}))
+    os.replace(part, path)
 
 
 def load_quantized(path: str | os.PathLike[str]) -> dict[str, PWLQTensor]:

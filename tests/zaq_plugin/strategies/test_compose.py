@@ -200,7 +200,7 @@ def test_what_was_applied_is_printed_in_a_few_lines(
     count = len(list(quantized_layers(applied.model)))
     assert first == f"pwlq+gptq, simulated: {count} of {count} layers of Net quantized"
     assert weights == "  weights      pwlq, 3 MAC / 4 stored bits"
-    assert activations == "  activations  uniform 8 bits per tensor"
+    assert activations == "  activations  uniform 8b MAC/8b stored per tensor"
     assert images == "  images       12 given"
     assert seconds.startswith("  seconds      ")
     assert notes == [f"  note         {note}" for note in applied.notes]
