@@ -184,9 +184,9 @@ def save_quantized(path: str | os.PathLike[str], tensors: Mapping[str, PWLQTenso
             "center_fraction": q.center_fraction,
         }
     # One key: safetensors writes several in an order that changes from run to run.
-    part = Path(f"{os.fspath(path)}.part")  # safetensors' own file is for its owner alone
-    part.write_bytes(save(arrays, {_FORMAT: json.dumps(entries)}))
-    os.replace(part, path)
+    beside = Path(f"{os.fspath(path)}.part")  # safetensors' own file is for its owner alone
+    beside.write_bytes(save(arrays, {_FORMAT: json.dumps(entries)}))
+    os.replace(beside, path)
 
 
 def load_quantized(path: str | os.PathLike[str]) -> dict[str, PWLQTensor]:

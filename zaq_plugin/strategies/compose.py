@@ -270,7 +270,8 @@ def _begin(chosen: Strategy, model: nn.Module, request: Request) -> Work:
         warnings.warn(
             f"{chosen.name}: PWLQ needs at least 3 stored bits (2 MAC bits and one for the "
             f"region), and weight_bits={request.weight_bits} are stored bits: weights get uniform "
-            "levels. Ask for weight_bits=3 for PWLQ; levels='uniform' says that uniform ones are meant.",
+            "levels. Ask for weight_bits=3 for PWLQ; levels='uniform' says that uniform ones are "
+            "meant.",
             stacklevel=4,
         )
     work.folded = fold_batch_norm(model, request.example_inputs)

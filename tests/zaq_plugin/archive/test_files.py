@@ -53,7 +53,7 @@ def test_a_file_that_holds_something_else_is_not_overwritten(file: Path) -> None
     packed, data = archive.pack(file).path, file.read_bytes()
     assert archive.unpack(packed) == len(data)  # it is the same file
     file.write_bytes(b"mine")
-    with pytest.raises(FileExistsError, match=r"net.bin is there already, and is not what .* holds"):
+    with pytest.raises(FileExistsError, match=r"net.bin is there already, and is not what"):
         archive.unpack(packed)
     assert file.read_bytes() == b"mine"
     archive.unpack(packed, overwrite=True)
