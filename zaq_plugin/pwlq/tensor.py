@@ -27,7 +27,7 @@ _BEFORE = "zaq_plugin.pwlq/2"
 """Files in which the codes of an empty side lie idle, see `lone_sides`; they are read as well."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PWLQTensor:
     """A quantized tensor.
 
@@ -56,6 +56,13 @@ class PWLQTensor:
     sqnr_db: float
     center_fraction: float
     edges: Tensor | None = None
+
+    def __repr__(self) -> str:
+        """Shape, format, error and size; the codes and levels are attributes."""
+        return (
+            f"PWLQTensor({'x'.join(map(str, self.shape))}, {self.spec.label}, "
+            f"{self.sqnr_db:.1f} dB, {self.stored_bytes:,} bytes)"
+        )
 
     @classmethod
     def measured(
