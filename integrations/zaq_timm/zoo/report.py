@@ -100,11 +100,14 @@ def terminal_table(rows: Sequence[dict[str, Any]]) -> Table:
         table.add_column(Text(head), justify="left" if index < 3 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in _cells(row, eval_rows)))
+    made = _images(rows, "agreement_images")
+    where = f"agreement on {_images(rows, 'eval_images')}, divergence on {made}" if eval_rows else (
+        f"agreement and divergence on {made}"
+    )
     table.caption = (
         "MAC bits: width of the multiplier; stored bits: width of one code on disk. Size counts "
-        "codes, levels and what stays float. Agreement and divergence: from the float model, on "
-        + _images(rows, "eval_images" if eval_rows else "agreement_images")
-        + " that nothing was tuned on."
+        f"codes, levels and what stays float. From the float model: {where}, that nothing was "
+        "tuned on."
     )
     table.caption_justify = "left"
     return table

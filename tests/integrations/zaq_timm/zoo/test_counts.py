@@ -35,11 +35,12 @@ def test_on_the_line_of_a_model() -> None:
 
 def test_below_the_table() -> None:
     caption = str(terminal_table([ROW]).caption)
-    assert "on 32 synthetic images (one is 3.1 points) that nothing was tuned on." in caption
+    words = "agreement and divergence on 32 synthetic images (one is 3.1 points), that nothing was"
+    assert words in caption
     caption = str(terminal_table([ROW, ROW | {"agreement_images": 16}]).caption)
-    assert "on 16 to 32 synthetic images that" in caption
+    assert "on 16 to 32 synthetic images, that" in caption
     caption = str(terminal_table([ROW | EVAL]).caption)
-    assert "on 400 images (one is 0.25 points) that" in caption
+    assert "agreement on 400 images (one is 0.25 points), divergence on 32 synth" in caption
 
 
 def test_on_the_line_of_a_file() -> None:
