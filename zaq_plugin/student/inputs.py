@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from zaq_plugin.errors import in_short
 from zaq_plugin.student.batches import Call
 
 _MISMATCH = re.compile(
-    r"input type .* should be the same|expected scalar type|same dtype|not implemented for '"
+    r"input type .* should be the same|expected scalar type|to have dtype|same dtype"
+    r"|not implemented for '"
     r"|but got \d+ channels|cannot be multiplied|same reduction dim|must match|size mismatch"
     r"|expected \d(\.\.\d)?-?d|expected .* dimension|but got input of size|expected input"
     r"|normalized_shape|kernel size can't be greater|is invalid for input of size"
@@ -51,7 +53,8 @@ def taking(model: nn.Module, call: Call) -> Iterator[None]:
 
 
 def _advice(model: nn.Module, given: list[Tensor]) -> str:
-    weights = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    tensors = chain(model.parameters(), model.buffers())
+    weights = next((x.dtype for x in tensors if x.is_floating_point()), None)
     for x in given:
         if weights is not None and x.dtype != weights and x.is_floating_point():
             return f"Its weights are {_name(weights)}: pass images.to({weights})."
