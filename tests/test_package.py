@@ -415,3 +415,14 @@ def test_an_installed_wheel_runs_the_demo(tmp_path: Path) -> None:
     assert call(command, "--version") == f"zaq-quantize {zaq_plugin.__version__}\n"
     assert "PWLQ" in call(command, "demo")
     assert (tmp_path / "zaq-demo" / "report.html").is_file()
+
+
+def test_the_packages_index_shows_the_papers() -> None:
+    """And no address that nobody has set: CONTRIBUTING says where the repository's belongs."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    lines = parser["metadata"]["project_urls"].strip().splitlines()
+    urls = {line.split(" = ")[1] for line in lines}
+    assert urls == {"https://arxiv.org/abs/2002.00104", "https://arxiv.org/abs/2103.15263"}
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert "`project_urls` of `setup.cfg`" in text

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from zaq_plugin import PWLQTensor
+from zaq_plugin.pwlq.names import FORMATS
 from zaq_timm.cli import build_parser
 
 ROOT = Path(__file__).parents[1]
@@ -56,11 +57,35 @@ def test_files_it_points_to_are_there() -> None:
         assert (ROOT / target).is_file(), target
 
 
-def test_the_code_runs() -> None:
-    (code,) = blocks("python")
+@pytest.mark.slow
+def test_the_code_runs_and_prints_what_it_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One block after the other, as somebody pastes them."""
+    monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    exec(compile(code, "README.md", "exec"), names)
+    for code in blocks("python"):
+        exec(compile(code, "README.md", "exec"), names)
+    text = capsys.readouterr().out
+    assert "PWLQ 4b MAC/5b stored" in text
+    assert "pwlq+gptq, simulated: 10 of 10 layers of DigitsResNet quantized" in text
+    (top1,) = re.findall(r"top-1: tensor\((0\.\d+)\)", text)
+    assert float(top1) > 0.95
+    assert "digits.onnx: OK. 10 int8 layers" in text
+    assert max(map(len, text.splitlines())) < 250
     quantized = names["quantized"]
     assert isinstance(quantized, PWLQTensor)
     assert (quantized.mac_bits, quantized.stored_bits) == (4, 5)
     assert names["student"](names["images"]).shape == (256, 10)  # type: ignore[operator]
+    assert names["converted"](names["images"]).shape == (256, 10)  # type: ignore[operator]
+
+
+def test_every_format_of_weights_is_named_here_and_in_the_guide() -> None:
+    """The first and the last name of each family, as the package reads them."""
+    guide = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    for line in FORMATS.values():
+        for stem, name in line.names.items():
+            if stem in ("pot", "codebook"):
+                for bits in (name.low, name.high):
+                    assert f"{stem}{bits}`" in README
+                    assert f"{stem}{bits}`" in guide

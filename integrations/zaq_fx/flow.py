@@ -29,6 +29,7 @@ from zaq_fx.qconfig import (
 )
 from zaq_fx.student import FXStudent
 from zaq_fx.surgery import FUNCTIONAL, copies_of, prepare_model, remarks_of
+from zaq_plugin.observers import RangeObserver
 from zaq_plugin.ptq.wrappers import unwrapped
 from zaq_plugin.pwlq import QuantSpec
 from zaq_plugin.student.assign import Override
@@ -99,6 +100,19 @@ def prepare(
     return prepared
 
 
+def _require_ranges(prepared: nn.Module) -> None:
+    """Refuse to convert what was not calibrated."""
+    watched = {n: m for n, m in prepared.named_modules() if isinstance(m, RangeObserver)}
+    empty = [name for name, observer in watched.items() if int(observer.num_batches) == 0]
+    if empty:
+        first = empty[0].removesuffix(".activation_post_process")
+        raise ValueError(
+            f"convert: the model has seen no data: {len(empty)} of {len(watched)} activations have "
+            f"no range to quantize with (the first is {first!r}). Run calibration batches through "
+            "the prepared model before converting it: zaq_fx.calibrate(prepared, batches)."
+        )
+
+
 def _is_tracing(error: Exception) -> bool:
     return type(error).__name__ == "TraceError" or "Proxy" in str(error)
 
@@ -131,6 +145,7 @@ def convert(
             converted model computes something else.
     """
     original, call = prepared, inputs_at_hand(prepared) if check else None
+    _require_ranges(prepared)
     prepared = copy.deepcopy(prepared).eval()
     planned = audit(prepared)
     ranges = narrow_ranges(prepared)

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from zaq_fx.layers import layers_of, root_of
 from zaq_plugin.layers import LAYERS
 from zaq_plugin.student.batches import Call, as_call, fresh, inputs_of
+from zaq_plugin.student.inputs import taking
 from zaq_plugin.student.modes import evaluating
 
 Shapes = dict[str, tuple[int, ...]]
@@ -24,7 +25,7 @@ Shapes = dict[str, tuple[int, ...]]
 def single_samples(model: nn.Module, call: Call) -> Shapes:
     """Layers whose input has no batch axis, and its shape, found by one run in evaluation mode."""
     shapes: Shapes = {}
-    with evaluating(model), _watching(model, shapes):
+    with evaluating(model), _watching(model, shapes), taking(model, call):
         args, kwargs = fresh(call)
         model(*args, **kwargs)
     return shapes

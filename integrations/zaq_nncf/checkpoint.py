@@ -8,12 +8,13 @@ from typing import Any
 
 import nncf.torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from zaq_nncf._compat import hooks_of
 from zaq_nncf.parts import note_parts
 from zaq_nncf.preparation import prepare_model
+from zaq_plugin.files import write_whole
 
 ALLOWED_MODULES = ("nncf.*", "zaq_nncf.*")
 """What to pass as ``allowed_modules`` to ``nncf.torch.load_from_config``."""
@@ -50,7 +51,7 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
         names[place] = name
         tensors[name] = value.detach().cpu().contiguous()
     header = {"config": json.loads(config), "same": same}
-    save_file(tensors, path, {_FORMAT: json.dumps(header)})
+    write_whole(path, save(tensors, {_FORMAT: json.dumps(header)}))
 
 
 def load_checkpoint(

@@ -32,8 +32,9 @@ from zaq_plugin.pwlq import QuantSpec
 from zaq_plugin.strategies.compose import compose
 from zaq_plugin.strategies.prepared import Method, quantize_prepared
 from zaq_plugin.student.assign import Classes, module_classes
-from zaq_plugin.student.batches import as_call
+from zaq_plugin.student.batches import Arguments, as_call
 from zaq_plugin.student.hand_over import keep_inputs
+from zaq_plugin.student.inputs import taking
 from zaq_plugin.zero_shot import ImageFormat, ZeroShotConfig, ZeroShotLoader
 
 CORRECTION_IMAGES = 128
@@ -107,6 +108,8 @@ def quantize(
             data and no known image shape, weights that are not finite, or an overflow fix.
         TypeError: a format, calibration or model of an unknown kind.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"quantize expects an nn.Module, got {type(model).__name__}.")
     model = unwrapped(model)
     settings = Settings(spec, overrides, learnable, _classes(model))
     bits = check_bits(activations)
@@ -131,7 +134,8 @@ def quantize(
         subset_size = options["subset_size"] = dataset.get_length()
     prepared = prepare_model(model, example)
     before = {name: value.detach().clone() for name, value in prepared.named_parameters()}
-    with registration.in_this_thread(settings):
+    call = as_call(Arguments(example) if isinstance(example, tuple) else example)
+    with registration.in_this_thread(settings), taking(model, call):
         quantized: nn.Module = nncf.quantize(prepared, dataset, **options)
     placed = _placed(quantized)
     placement = Placement(quantized.eval(), example)

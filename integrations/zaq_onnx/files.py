@@ -63,6 +63,11 @@ def parse(path: Path_) -> ModelProto:
         ValueError: it is empty, truncated, no ONNX model, or a constant does not fit its shape.
     """
     name = os.fspath(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"{name}: there is no such file; zaq_onnx.export(student, (images,), {name!r}) writes "
+            "one."
+        )
     data = Path(path).read_bytes()
     model = ModelProto()
     try:

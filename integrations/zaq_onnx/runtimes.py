@@ -67,11 +67,15 @@ def ort_session(
         raise ValueError(f"ONNX Runtime refuses the model: {text}") from error
 
 
+_KINDS = {"float": "float32", "double": "float64", "float16": "float16", "int64": "int64"}
+"""numpy's names of what ONNX Runtime calls a tensor of."""
+
+
 def feeds_of(session: Any, inputs: Sequence[Any] | Mapping[str, Any]) -> dict[str, Array]:
     """Inputs by name.
 
     Raises:
-        ValueError: their number or their names are wrong.
+        ValueError: their number, names, kinds or shapes are wrong.
     """
     names = [i.name for i in session.get_inputs()]
     if isinstance(inputs, Mapping):
@@ -79,12 +83,33 @@ def feeds_of(session: Any, inputs: Sequence[Any] | Mapping[str, Any]) -> dict[st
             raise ValueError(
                 f"the model takes inputs called {', '.join(names)}; got {', '.join(inputs)}."
             )
-        return {name: as_array(inputs[name]) for name in names}
+        return _checked(session, {name: as_array(inputs[name]) for name in names})
     if len(names) != len(inputs):
         raise ValueError(
             f"the model takes {len(names)} inputs ({', '.join(names)}); got {len(inputs)}."
         )
-    return {name: as_array(x) for name, x in zip(names, inputs, strict=True)}
+    return _checked(session, {name: as_array(x) for name, x in zip(names, inputs, strict=True)})
+
+
+def _checked(session: Any, arrays: dict[str, Array]) -> dict[str, Array]:
+    """Refuse what the session would refuse, in our own words."""
+    for wanted in session.get_inputs():
+        array = arrays[wanted.name]
+        kind = _KINDS.get(wanted.type.removeprefix("tensor(").removesuffix(")"))
+        fits = len(array.shape) == len(wanted.shape) and all(
+            not isinstance(size, int) or size == own
+            for size, own in zip(wanted.shape, array.shape, strict=True)
+        )
+        if not fits or (kind is not None and array.dtype != kind):
+            sizes = ", ".join(map(str, wanted.shape))
+            advice = "" if fits else "; pass samples of that shape"
+            if kind is not None and array.dtype != kind:
+                advice += f"; pass {kind} values, normalised as in training"
+            raise ValueError(
+                f"the model's input {wanted.name!r} is {kind or wanted.type} of shape ({sizes}); "
+                f"got {array.dtype} of shape {array.shape}{advice}."
+            )
+    return arrays
 
 
 def as_array(x: Any) -> Array:

@@ -6,6 +6,7 @@ Models are recognised by what they are made of; no host is imported.
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from zaq_onnx._compat import QUANTIZED_LIBRARY
 from zaq_onnx.lowered_fx import from_fx, is_converted_fx
 from zaq_onnx.simulated import from_simulated, is_simulated
 from zaq_plugin._host_module import HostModule
+from zaq_plugin.student.batches import fresh
+from zaq_plugin.student.inputs import taking
 
 assert QUANTIZED_LIBRARY is not None
 
@@ -74,6 +77,17 @@ def _all(model: fx.GraphModule) -> list[fx.Node]:
     return list(model.graph.nodes)
 
 
+def _try_inputs(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Say whether the inputs are what export failed by: a plain run tells it more plainly.
+
+    Raises:
+        ValueError: the model does not take them.
+    """
+    call = fresh((inputs, {}))
+    with suppress(RuntimeError, AssertionError, TypeError, IndexError), taking(model, call):
+        model(*call[0])
+
+
 def program_of(model: nn.Module, inputs: tuple[Any, ...], dynamic_shapes: Any) -> ExportedProgram:
     """Export an `exportable` model; fake-quantize operators become quantize and dequantize.
 
@@ -85,6 +99,7 @@ def program_of(model: nn.Module, inputs: tuple[Any, ...], dynamic_shapes: Any) -
         try:
             program = torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes)
         except Exception as error:
+            _try_inputs(model, inputs)
             raise ValueError(
                 f"torch.export cannot take this {type(model).__name__}: {error}"
             ) from error

@@ -248,8 +248,8 @@ def _try(
         try:
             measure(adapter, verdict.path, inputs, trial, outcome)
             time_float(ADAPTERS[name](trial.node_modules), inputs, trial, outcome)
-        except ValueError as error:
-            outcome.message = str(error)
+        except (ValueError, RuntimeError) as error:
+            outcome.message = " ".join(str(error).split())[:400]
     report = RuntimeReport(
         name,
         outcome.load_seconds,

@@ -21,8 +21,8 @@ examples
   zaq-quantize unpack model.pte.zaq              writes model.pte"""
 
 UNPACK = """\
-Writes the file that `zaq-quantize pack` has packed, bit for bit. If the archive is damaged, nothing
-is written."""
+Writes the file that `zaq-quantize pack` has packed, bit for bit. If the archive is damaged, or the
+file is there and holds something else, nothing is written."""
 
 
 def add_archiving(commands: Any, formatter: Any) -> None:
@@ -47,6 +47,9 @@ def add_archiving(commands: Any, formatter: Any) -> None:
     )
     unpack.add_argument("file", type=existing, metavar="FILE", help="what pack has written")
     unpack.add_argument("out", type=Path, nargs="?", metavar="OUT", help="default: without .zaq")
+    unpack.add_argument(
+        "--force", action="store_true", help="replace OUT if it is there and holds something else"
+    )
     unpack.set_defaults(run=unpack_command)
 
 
@@ -64,12 +67,12 @@ def pack_command(args: argparse.Namespace) -> int:
 
 def unpack_command(args: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
-    from zaq_plugin import archive
+    from zaq_plugin.archive.files import restore
 
     try:
-        count = archive.unpack(args.file, args.out)
+        path = restore(args.file, args.out, overwrite=args.force)
     except (OSError, ValueError) as error:
         print(f"zaq-quantize unpack: error: {error}", file=sys.stderr)
         return 1
-    print(f"{args.out or str(args.file).removesuffix('.zaq')}: {count / 1000:,.1f} kB, as packed")
+    print(f"{path}: {path.stat().st_size / 1000:,.1f} kB, as packed")
     return 0

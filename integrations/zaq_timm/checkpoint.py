@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from zaq_plugin.files import write_whole
 from zaq_plugin.ptq import fold_batch_norm, simulate
 from zaq_plugin.pwlq import PWLQTensor, UniformSpec, load_quantized, save_quantized
 from zaq_timm.digits import IMAGE_SHAPE
@@ -52,7 +53,8 @@ def save_checkpoint(
     """
     weights, rest = Path(folder) / WEIGHTS_FILE, Path(folder) / REST_FILE
     save_quantized(weights, tensors)
-    save_file(_rest(model), rest, {"format": _FORMAT, "activations": json.dumps(activations)})
+    metadata = {"format": _FORMAT, "activations": json.dumps(activations)}
+    write_whole(rest, save(_rest(model), metadata))
     return [weights, rest]
 
 

@@ -36,8 +36,12 @@ How to read the table
 The folder --out receives
   report.html            the table with plots, one self-contained page
   manifest.json          everything the run did, for programs
+  digits.onnx            the W4A8 PWLQ network, converted; ONNX Runtime and OpenVINO run it
   quantized.safetensors  codes, clips and breakpoints of the W4A8 PWLQ network
-  rest.safetensors       its biases, and the steps of its activations"""
+  rest.safetensors       its biases, and the steps of its activations
+  model.pte, .tflite     with --export; and each as an archive for downloads (.zaq)
+A file is larger than the table's size, which counts weights alone: it also holds the network's
+graph or its tensors' names, which for so small a network are more than the weights."""
 
 DEMO_EXAMPLES = """\
 examples
@@ -227,8 +231,15 @@ def demo_command(args: argparse.Namespace) -> int:
         console.print(f"Note: {note}", highlight=False, soft_wrap=True, markup=False)
     console.print(f"\n{run.shipped}", highlight=False, soft_wrap=True)
     console.print("\nWritten", highlight=False)
-    for name in files:
-        console.print(f"  {name}", highlight=False, soft_wrap=True)
+    width = max(map(len, files))
+    for path in run.files:
+        size = f"{path.stat().st_size / 1000:8,.1f} kB"
+        console.print(f"  {path!s:<{width}} {size}", highlight=False, soft_wrap=True, markup=False)
+    console.print(
+        "\nA file is larger than the table's size, which counts weights alone: it also holds the "
+        "graph, or tensors' names.",
+        highlight=False,
+    )
     return 0
 
 

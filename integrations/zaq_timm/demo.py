@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from zaq_plugin.pwlq import PWLQSpec, QuantSpec
 from zaq_plugin.report import Figure, Manifest, ResultRow, write_page
 from zaq_timm.checkpoint import save_checkpoint
 from zaq_timm.converted import CONVERTED
-from zaq_timm.demo_devices import tool_of, write_device_file
+from zaq_timm.demo_devices import file_columns, tool_of, write_device_file
 from zaq_timm.deployment import Shipped, ship
 from zaq_timm.digits import DigitsSplit, load_digits_split
 from zaq_timm.doctor.kernels import warning
@@ -72,6 +73,7 @@ class DemoRun:
         kept: the quantized model that the run hands back.
         converted: the same, converted to int8 by the host.
         shipped: the ONNX file.
+        measured: what was measured on the files for devices.
         exports: kinds of files for devices, keys of `zaq_timm.zoo.settings.DEVICE_HOSTS`.
     """
 
@@ -90,6 +92,7 @@ class DemoRun:
     kept: Quantized = field(init=False)
     converted: nn.Module = field(init=False)
     shipped: Shipped = field(init=False)
+    measured: list[dict[str, Any]] = field(default_factory=list)
     exports: tuple[str, ...] = ()
 
 
@@ -250,6 +253,7 @@ def write_for_devices(run: DemoRun) -> None:
             )
             facts.update(figures)
         run.files += written
+        run.measured.append({"file": written[0].name} | figures)
         run.notes.append(text)
 
 
@@ -268,7 +272,9 @@ def write_report(run: DemoRun) -> None:
         activations=KEPT[2],
     )
     title = "Digits, quantized"
-    run.files.append(write_page(run.out / PAGE, run.manifest, figures, title, lead=lead))
+    tables = {"Files": file_columns(run.shipped, run.measured)}
+    page = write_page(run.out / PAGE, run.manifest, figures, title, lead=lead, tables=tables)
+    run.files.append(page)
     run.files.append(run.manifest.save(run.out / MANIFEST))
 
 

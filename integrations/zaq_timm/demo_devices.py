@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from zaq_plugin import PWLQSpec, archive
+from zaq_plugin.report.columns import Column, kilobytes, number
+from zaq_timm.deployment import Shipped
 from zaq_timm.zoo.settings import DEVICE_HOSTS
+
+SIZES = {"kB": "bytes", "kB zipped": "zipped bytes", "kB by zaq-quantize pack": "packed bytes"}
+"""Of a file, as the page heads them."""
 
 
 def tool_of(kind: str) -> Any:
@@ -61,6 +67,7 @@ def write_device_file(
         "zipped bytes": packed.zipped_bytes,
         "packed bytes": packed.bytes,
         "integer layers": report.integer_layers,
+        "runtime": report.runtime,
         "top-1": right,
     }
     sizes = [f"{n / 1000:.1f} kB" for n in (packed.file_bytes, packed.zipped_bytes, packed.bytes)]
@@ -70,3 +77,34 @@ def write_device_file(
         f"{right:.2f} %"
     )
     return [path, Path(packed.path)], facts, text
+
+
+def file_columns(shipped: Shipped, measured: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """What the page says of the files that runtimes take: sizes, and top-1 as they run.
+
+    Args:
+        shipped: The ONNX file.
+        measured: What `write_device_file` has measured, and the name of the ``file``.
+    """
+    onnx = {
+        "file": shipped.path.name,
+        "bytes": shipped.bytes,
+        "integer layers": shipped.integer_layers,
+        "runtime": " and ".join(shipped.runtimes),
+    }
+    rows = [onnx, *measured]
+    columns = [_texts("File", [str(row["file"]) for row in rows])]
+    for title, key in SIZES.items():
+        sizes = [row.get(key) for row in rows]
+        if any(sizes):
+            columns.append(Column(title, title, kilobytes(sizes), list(sizes)))
+    for title, key, places in (("int8 layers", "integer layers", 0), ("Top-1 (%)", "top-1", 2)):
+        values = [row.get(key) for row in rows]
+        if any(value is not None for value in values):
+            cells = [number(value, places) for value in values]
+            columns.append(Column(title, title, cells, list(values)))
+    return [*columns, _texts("Runtime", [str(row["runtime"]) for row in rows])]
+
+
+def _texts(title: str, cells: list[str]) -> Column:
+    return Column(title, title, cells, list(cells), numeric=False)

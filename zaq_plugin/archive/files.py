@@ -81,32 +81,69 @@ def pack(source: Path_, target: Path_ | None = None) -> Packed:
     return Packed(os.fspath(path), len(archive), len(data), zipped, coded, integers)
 
 
-def unpack(source: Path_, target: Path_ | None = None, *, largest: int = LARGEST) -> int:
+def unpack(
+    source: Path_,
+    target: Path_ | None = None,
+    *,
+    largest: int = LARGEST,
+    overwrite: bool = False,
+) -> int:
     """Write the file that an archive holds, bit for bit; nothing is written if that fails.
 
     Args:
         source: The archive.
-        target: The file to write; None takes the archive's name without `SUFFIX`.
+        target: The file to write; None takes the archive's name without `SUFFIX`, with the suffix
+            of the file's kind if it has none then.
         largest: Bytes that the file may have: archives from elsewhere may be made to fill a disk.
+        overwrite: Whether a file that is there, and holds something else, is replaced.
 
     Returns:
         Bytes of the file.
 
     Raises:
         FileNotFoundError: No such archive.
+        FileExistsError: The file to write is there, and holds something else.
         ValueError: It is no archive, truncated, damaged, of another version, or holds too much.
     """
+    return restore(source, target, largest=largest, overwrite=overwrite).stat().st_size
+
+
+def restore(
+    source: Path_,
+    target: Path_ | None = None,
+    *,
+    largest: int = LARGEST,
+    overwrite: bool = False,
+) -> Path:
+    """As `unpack`; returns the path of the file."""
     name = os.fspath(source)
     if target is None and not name.endswith(SUFFIX):
         raise ValueError(f"{name}: it does not end in {SUFFIX}; name the file to write.")
-    path = _target(source, name.removesuffix(SUFFIX) if target is None else target)
     data = Path(source).read_bytes()
     try:
         content = file_of(data, largest)
     except ValueError as error:
         raise ValueError(f"{name}: {error}.") from error
+    if target is None:
+        target = name.removesuffix(SUFFIX)
+        target += "" if Path(target).suffix else kind_of(content)
+    path = _target(source, target)
+    if path.exists() and not overwrite and path.read_bytes() != content:
+        raise FileExistsError(
+            f"{path} is there already, and is not what {name} holds; name another file to write, "
+            "or replace it with --force (overwrite=True)."
+        )
     write_whole(path, content)
-    return len(content)
+    return path
+
+
+def kind_of(content: bytes) -> str:
+    """The suffix of a file for devices, by how it begins; empty if that says nothing."""
+    if content[4:8] == b"TFL3":
+        return ".tflite"
+    if content[4:6] == b"ET":  # the version follows
+        return ".pte"
+    return ".onnx" if content[:1] == b"\x08" else ""  # the first field of a ModelProto
 
 
 def _target(source: Path_, target: Path_) -> Path:

@@ -19,6 +19,7 @@ from zaq_plugin.student.fake_quantizers import (
     output_quantizers,
 )
 from zaq_plugin.student.hand_over import keep_inputs
+from zaq_plugin.student.inputs import taking
 
 
 def calibrate(
@@ -79,7 +80,8 @@ def set_ranges(view: Student, calls: Iterable[Call]) -> None:
                     _check_input_layer(view.model, call)
                     for slot in activations:
                         slot.module.enable_observer()
-                view.run(fresh(call))
+                with taking(view.model, call):
+                    view.run(fresh(call))
                 for module in weights:
                     module.disable_observer()  # a weight does not change from batch to batch
     finally:

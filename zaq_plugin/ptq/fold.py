@@ -79,8 +79,8 @@ def fold_batch_norm(
     model = unwrapped(model)  # type: ignore[assignment]
     if model.training and not isinstance(model, fx.GraphModule):  # a graph says it node by node
         raise ValueError(
-            f"{type(model).__name__} is in training mode, where BatchNorm uses batch statistics; "
-            "call .eval() before folding"
+            f"{type(model).__name__} is in training mode{_meaning(model)}; call .eval() before it "
+            "is folded and quantized"
         )
     if not inplace:
         model = copied(model)
@@ -92,3 +92,13 @@ def fold_batch_norm(
         folded, reasons = fold_pairs(model, find_pairs(model, example_inputs))
     model.zaq_folding = Folding(tuple(folded), reasons, tuple(baked))  # type: ignore[assignment]
     return model
+
+
+def _meaning(model: nn.Module) -> str:
+    """What training mode changes in a model."""
+    modules = list(model.modules())
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in modules):
+        return ", where BatchNorm uses batch statistics"
+    if any(isinstance(m, nn.modules.dropout._DropoutNd) for m in modules):
+        return ", where dropout is random"
+    return ""

@@ -20,6 +20,7 @@ from zaq_plugin.student.assign import (
     Overrides,
     check_value,
 )
+from zaq_plugin.student.inputs import taking
 from zaq_plugin.student.layer import own_class
 
 Depthwise = Literal["int8", "as-told"]
@@ -208,7 +209,7 @@ def trace_order(
     ]
     training = model.training
     try:
-        with torch.no_grad():
+        with torch.no_grad(), taking(model, (args, dict(kwargs))):
             model.eval()(*args, **kwargs)
     finally:
         model.train(training)

@@ -7,11 +7,12 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from zaq_plugin.pwlq.base import Format
@@ -26,7 +27,7 @@ _BEFORE = "zaq_plugin.pwlq/2"
 """Files in which the codes of an empty side lie idle, see `lone_sides`; they are read as well."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PWLQTensor:
     """A quantized tensor.
 
@@ -55,6 +56,13 @@ class PWLQTensor:
     sqnr_db: float
     center_fraction: float
     edges: Tensor | None = None
+
+    def __repr__(self) -> str:
+        """Shape, format, error and size; the codes and levels are attributes."""
+        return (
+            f"PWLQTensor({'x'.join(map(str, self.shape))}, {self.spec.label}, "
+            f"{self.sqnr_db:.1f} dB, {self.stored_bytes:,} bytes)"
+        )
 
     @classmethod
     def measured(
@@ -183,7 +191,9 @@ def save_quantized(path: str | os.PathLike[str], tensors: Mapping[str, PWLQTenso
             "center_fraction": q.center_fraction,
         }
     # One key: safetensors writes several in an order that changes from run to run.
-    save_file(arrays, path, {_FORMAT: json.dumps(entries)})
+    beside = Path(f"{os.fspath(path)}.part")  # safetensors' own file is for its owner alone
+    beside.write_bytes(save(arrays, {_FORMAT: json.dumps(entries)}))
+    os.replace(beside, path)
 
 
 def load_quantized(path: str | os.PathLike[str]) -> dict[str, PWLQTensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ def render_page(
     lead: str = "",
     headline: Sequence[Headline] | None = None,
     row: int | None = None,
+    tables: Mapping[str, Sequence[col.Column]] | None = None,
 ) -> str:
     """The page as HTML text.
 
@@ -35,6 +36,7 @@ def render_page(
         lead: a sentence under the title; by default the audit's summary.
         headline: the numbers at the top; by default `headlines`.
         row: which of the results is marked and told at the top; by default `featured_row`.
+        tables: further tables by the name of their section, behind the results.
 
     Raises:
         ValueError: `row` is no row of the results.
@@ -48,6 +50,8 @@ def render_page(
     sections: list[tuple[str, str]] = []
     if manifest.results:
         sections.append(("Results", _results(manifest.results, place, why)))
+    for name, columns in (tables or {}).items():
+        sections.append((name, table(columns, caption=name)))
     for name in dict.fromkeys(f.section for f in figures):
         bodies = [f.to_html(i) for i, f in enumerate(figures) if f.section == name]
         sections.append((name, f'<div class="figures">{"".join(bodies)}</div>'))
@@ -101,9 +105,12 @@ def write_page(
     lead: str = "",
     headline: Sequence[Headline] | None = None,
     row: int | None = None,
+    tables: Mapping[str, Sequence[col.Column]] | None = None,
 ) -> Path:
     """Writes `render_page`'s HTML to `path`, atomically; arguments as there."""
-    text = render_page(manifest, figures, title, lead=lead, headline=headline, row=row)
+    text = render_page(
+        manifest, figures, title, lead=lead, headline=headline, row=row, tables=tables
+    )
     return write_whole(path, text)
 
 

@@ -140,7 +140,10 @@ def _chart(done: Sequence[ModelEntry]) -> str:
     if not dots:
         return ""
     rings = any(d.base is not None for d in dots)
-    caption = "A dot leads to its model's page." + (
+    caption = (
+        f"Each dot is a model: its {what}, over the size of its quantized weights. A dot leads to "
+        "its model's page."
+    ) + (
         " Rings: the float model on the same images." if rings else ""
     )
     title = f"{what[0].upper()}{what[1:]} against size"

@@ -82,13 +82,10 @@ def _cards(row: Mapping[str, Any]) -> str:
         note = f"float {row['float_top1']:.2f} %, {row['eval_images']} images"
         cards.append(("Top-1", f"{row['top1']:.2f} %", note))
         cards.append(("Agreement", f"{row['eval_agreement']:.2f} %", "on the same images"))
-    cards.append(
-        (
-            "Agreement, synthetic",
-            f"{row['agreement']:.1f} %",
-            f"divergence {row['divergence']:.2g} nats" if row.get("divergence") is not None else "",
-        )
-    )
+    notes = [f"of {row['agreement_images']} images"] if row.get("agreement_images") else []
+    if row.get("divergence") is not None:
+        notes.append(f"divergence {row['divergence']:.2g} nats")
+    cards.append(("Agreement, synthetic", f"{row['agreement']:.1f} %", ", ".join(notes)))
     return (
         '<dl class="cards">'
         + "".join(

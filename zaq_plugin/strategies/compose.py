@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -103,10 +105,12 @@ def apply(
         request: Bits, levels, images.
 
     Raises:
+        TypeError: If the model is no module, such as a path.
         ValueError: If the strategy is unknown, needs what the request or the model does not have
             (real images, BatchNorm, layers to equalise), or does not exist at these levels or bits.
     """
     start = time.perf_counter()
+    _check_model(strategy, model)
     chosen, model = _resolved(compose(strategy), request), unwrapped(model)
     work = _begin(chosen, model, request)
     for stage in chosen.stages:
@@ -133,10 +137,33 @@ def apply(
         data=work.data,
         levels=work.levels,
         images=work.images_made if work.data == "synthetic" else None,
+        image_count=0 if work.images_made is None else len(work.images_made),
         stages=work.stages,
         host=work.host.name,
         fixed_batch=work.fixed_batch,
     )
+
+
+def _check_model(strategy: object, model: object) -> None:
+    """Refuse what is no model, a path above all.
+
+    Raises:
+        TypeError: with the way out.
+    """
+    if isinstance(strategy, nn.Module):
+        raise TypeError(
+            f"apply(strategy, model, request) takes the strategy first; got a "
+            f"{type(strategy).__name__}, a model."
+        )
+    if isinstance(model, nn.Module):
+        return
+    way_out = (
+        "make the model and load its weights first (model.load_state_dict), or let zaq-quantize "
+        "run --model NAME --checkpoint FILE do both"
+        if isinstance(model, str | os.PathLike)
+        else "pass the float model itself"
+    )
+    raise TypeError(f"apply expects an nn.Module as its model, got {model!r:.60}; {way_out}.")
 
 
 def _prepared(work: Work) -> nn.Module:
@@ -240,6 +267,13 @@ def _begin(chosen: Strategy, model: nn.Module, request: Request) -> Work:
     _check_images(chosen, request)
     if levels != request.levels and chosen.levels != levels:
         work.notes.append("uniform levels: PWLQ needs at least 3 stored bits")
+        warnings.warn(
+            f"{chosen.name}: PWLQ needs at least 3 stored bits (2 MAC bits and one for the "
+            f"region), and weight_bits={request.weight_bits} are stored bits: weights get uniform "
+            "levels. Ask for weight_bits=3 for PWLQ; levels='uniform' says that uniform ones are "
+            "meant.",
+            stacklevel=4,
+        )
     work.folded = fold_batch_norm(model, request.example_inputs)
     return work
 

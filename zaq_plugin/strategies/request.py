@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zaq_plugin.image_counts import CALIBRATION_IMAGES, TRAINING_IMAGES
 from zaq_plugin.ptq.plan import Depthwise
 from zaq_plugin.pwlq.names import FORMATS, family
-from zaq_plugin.report import LayerRecord
+from zaq_plugin.report import Audit, LayerRecord
 from zaq_plugin.student.assign import Override
 from zaq_plugin.student.walk import MEMORY
 from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs
@@ -101,8 +101,13 @@ class Request:
                     f"Request: {name} must be one of {', '.join(map(repr, choices))}; "
                     f"got {getattr(self, name)!r}."
                 )
-        example = self.example_inputs
+        example: Any = self.example_inputs
         listed = isinstance(example, tuple | list) and len(example) > 0
+        if isinstance(example, Tensor):
+            raise ValueError(
+                "Request: example_inputs must be a tuple that starts with a batch of images; got "
+                f"Tensor of shape {tuple(example.shape)}: write (images,), with the comma."
+            )
         if not listed or not isinstance(example[0], Tensor):
             raise ValueError(
                 "Request: example_inputs must be a tuple that starts with a batch of images; got "
@@ -130,7 +135,10 @@ class Request:
         if images is None:
             return
         if not isinstance(images, Tensor):
-            raise TypeError(f"Request: {name} must be a tensor; got {type(images).__name__}.")
+            kind = type(images).__name__
+            ways = {"list": "torch.cat(images)", "ndarray": "torch.from_numpy(images)"}
+            way_out = f": {ways[kind]} is one" if kind in ways else ""
+            raise TypeError(f"Request: {name} must be a tensor; got {kind}{way_out}.")
         if images.dim() != 4 or images.shape[1:] != self.example_inputs[0].shape[1:]:
             raise ValueError(
                 f"Request: {name} must be (n, {', '.join(map(str, self.image_shape))}) like the "
@@ -163,7 +171,7 @@ class Request:
         return max(1, round(count * self.effort))
 
 
-@dataclass
+@dataclass(repr=False)
 class Applied:
     """What a strategy did.
 
@@ -181,6 +189,7 @@ class Applied:
             ``zero-shot``.
         host: Where the student was prepared.
         fixed_batch: The only batch size that it takes, where the host could not do better.
+        image_count: How many images it was calibrated on.
     """
 
     model: nn.Module
@@ -194,6 +203,28 @@ class Applied:
     stages: Mapping[str, float] = field(default_factory=dict)
     host: str = "simulated"
     fixed_batch: int | None = None
+    image_count: int = 0
+
+    def __repr__(self) -> str:
+        """What was done, in a few lines; `layers` has each layer, ``model`` the student."""
+        audit = Audit(self.layers)
+        inputs = dict.fromkeys(r.activation or "float" for r in audit.quantized)
+        images = f"{self.image_count} {'synthetic' if self.data == 'synthetic' else 'given'}"
+        lines = [
+            f"{self.strategy}, {self.host}: {len(audit.quantized)} of {len(audit)} layers of "
+            f"{type(self.model).__name__} quantized",
+            f"  weights      {self.levels}, {_bits(audit.mac_bits)} MAC / "
+            f"{_bits(audit.stored_bits)} stored bits",
+            f"  activations  {', '.join(inputs) or 'float'}",
+            f"  images       {'none' if self.data == 'none' else images}",
+            f"  seconds      {self.seconds:.1f}",
+            *(f"  note         {note}" for note in self.notes),
+        ]
+        return "\n".join(lines)
+
+
+def _bits(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
 def _check_bits(name: str, bits: object) -> None:

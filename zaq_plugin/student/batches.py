@@ -38,9 +38,14 @@ def as_call(batch: object, inputs: int = 1) -> Call:
         return tuple(batch[:inputs]), {}
     if isinstance(batch, Tensor):
         return (batch,), {}
+    way_out = {
+        "ndarray": ": torch.from_numpy(array) is a tensor, and floats are float64 in numpy",
+        "str": ": load the images that it names first",
+    }
     raise TypeError(
         "a batch must be a tensor, a tuple or list that starts with the model's input, or a "
         f"mapping of keyword arguments; got {type(batch).__name__}"
+        + way_out.get(type(batch).__name__, "")
     )
 
 

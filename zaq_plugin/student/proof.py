@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from zaq_plugin.student.batches import Call, fresh
+from zaq_plugin.student.inputs import taking
 from zaq_plugin.student.modes import evaluating
 from zaq_plugin.student.recording import Passes, tensors
 from zaq_plugin.student.view import student_of
@@ -45,7 +46,7 @@ def require_float_function(
     teacher = student_of(prepared).twin()
     view = student_of(teacher)
     call = as_one_call(example_inputs)
-    with view.evaluating(), evaluating(float_model):
+    with view.evaluating(), evaluating(float_model), taking(float_model, call):
         ratio = sqnr(run(float_model, call), view.run(fresh(call)))
         if ratio >= least_db or math.isnan(ratio):
             return ratio

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from zaq_plugin.student.batches import Call, as_calls, fresh, inputs_of, merged, samples
 from zaq_plugin.student.fake_quantizers import quantizing
+from zaq_plugin.student.inputs import taking
 from zaq_plugin.student.layer import QuantLayer
 from zaq_plugin.student.live import LiveBytes
 from zaq_plugin.student.passes import Passes, run_up_to
@@ -109,7 +110,7 @@ class _Census:
             peak = max(peak, live.now(), x.numel() * x.element_size())
             self.batched &= _counts_samples(layer, x, call)
 
-        with LiveBytes() as live:
+        with LiveBytes() as live, taking(student.model, call):
             student.run(call, look)
         self.bytes = max(1, peak // max(1, samples(call)))
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from zaq_plugin.ptq.wrappers import unwrapped
 from zaq_plugin.student import twin
 from zaq_plugin.student.fake_quantizers import check_calibrated, fake_quantizers
+from zaq_plugin.student.inputs import taking
 from zaq_plugin.student.modes import freeze_batch_norm, frozen, to_evaluation
 from zaq_plugin.zero_shot.adversary import Adversary
 from zaq_plugin.zero_shot.config import ZeroShotConfig
@@ -98,6 +99,7 @@ class ZeroShotLoader:
             rank=_rank() if rank is None else rank,
         )
         self.step = 0
+        self._shape_fits = False
         self.losses: dict[str, float] = {}
         self.taps: TapPair | None = None
 
@@ -132,12 +134,27 @@ class ZeroShotLoader:
             warm_up: False leaves the generator as it is, for a state to be loaded.
         """
         if self.source is None:
+            self._check_shape()
             self.synthetic.prepare(pool, report, warm_up=warm_up)
             self._place_taps()
 
     def distill(self, count: int, report: Report | None = None) -> Tensor:
         """Distilled images, the same on every rank, (count, C, H, W)."""
+        self._check_shape()
         return self.synthetic.distill(count, report)
+
+    @torch.no_grad()
+    def _check_shape(self) -> None:
+        """Try the teacher on two images, once."""
+        if self._shape_fits:
+            return
+        images = torch.zeros(2, *self.images.shape, device=self.device, dtype=self.dtype)
+        try:
+            with taking(self.teacher, ((images,), {})):
+                self.teacher(images)
+        except ValueError as error:
+            raise ValueError(f"image_shape={tuple(self.images.shape)}: {error}") from error
+        self._shape_fits = True
 
     def _place_taps(self) -> None:
         config = self.config

@@ -108,10 +108,10 @@ def lines(findings: dict[str, Any]) -> list[str]:
         sign = _SIGNS["ok" if state == "ready" else "note"]
         page.append(f"  {sign}  {name:<12} {state}")
     page += ["", "packages"]
-    for p in findings["packages"]:
+    for p, narrower in _once_each(findings["packages"]):
         bad = p["status"] != OK and (p["installed"] or not p["extras"])
         sign = _SIGNS["ok" if p["status"] == OK else "problem" if bad else "note"]
-        accepted = p["accepted"] or "any"
+        accepted = (p["accepted"] or "any") + narrower
         shown = p["installed"] or p["status"]
         page.append(
             f"  {sign}  {p['name']:<12} {shown:<12} accepted {accepted:<16}" + _after(p["command"])
@@ -120,6 +120,21 @@ def lines(findings: dict[str, Any]) -> list[str]:
         if findings[title]:
             page += ["", title, *(f"  {text}" for text in findings[title])]
     return [line.rstrip() for line in page]
+
+
+def _once_each(packages: list[dict[str, Any]]) -> list[tuple[dict[str, Any], str]]:
+    """Packages, each once, with what extras narrow its range to; one that does not fit stays."""
+    rows = []
+    fits = [p for p in packages if p["status"] == OK]
+    for package in packages:
+        same = [p for p in fits if p["name"] == package["name"] and p is not package]
+        if package in fits and package["extras"] and any(not p["extras"] for p in same):
+            continue
+        narrower = "" if package["extras"] else "".join(
+            f"; {p['accepted']} for {', '.join(p['extras'])}" for p in same if p["extras"]
+        )
+        rows.append((package, narrower))
+    return rows
 
 
 def _yes(value: bool | None) -> str:

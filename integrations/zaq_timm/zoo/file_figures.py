@@ -46,14 +46,18 @@ def answers(job: Job, model: Model) -> dict[str, Any]:
     """How a file agrees with the float model: on held-back synthetic images, and on ``eval``."""
     floats = outputs(job.loaded.model, job.images.test, job.settings.batch)
     gap = distance(floats, outputs(model, job.images.test, job.settings.batch))
-    figures: dict[str, Any] = {"agreement": gap.agreement}
+    figures: dict[str, Any] = {"agreement": gap.agreement, "agreement_images": gap.images}
     if job.settings.eval:
         classes = floats[0].shape[1] if floats[0].dim() == 2 else None
         settings = job.settings
         images = read_set(settings.eval, classes, settings.eval_images, settings.seed)
         batches = images.batches(job.loaded.inputs, settings.batch)
         seen = accuracy(job.loaded.model, model, batches)
-        figures |= {"top1": seen.top1, "eval_agreement": seen.agreement}
+        figures |= {
+            "top1": seen.top1,
+            "eval_agreement": seen.agreement,
+            "eval_images": seen.images,
+        }
     return figures
 
 
@@ -101,7 +105,13 @@ def lines(rows: list[dict[str, Any]]) -> Iterator[str]:
                 text += f" ({named})" if named else ""
             if file.get("agreement") is not None:
                 text += f"; the file agrees with the float model on {file['agreement']:.1f} %"
-                text += " of synthetic images"
+                text += f" of {_count(file, 'agreement_images')}synthetic images"
             if file.get("eval_agreement") is not None:
-                text += f", {file['eval_agreement']:.1f} % of yours (top-1 {file['top1']:.2f} %)"
+                of = f"your {_count(file, 'eval_images')}images"
+                text += f", {file['eval_agreement']:.1f} % of {of}"
+                text += f" (top-1 {file['top1']:.2f} %)"
             yield text
+
+
+def _count(file: Mapping[str, Any], name: str) -> str:
+    return f"{file[name]} " if file.get(name) else ""

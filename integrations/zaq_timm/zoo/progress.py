@@ -117,7 +117,10 @@ def row_line(row: dict[str, Any]) -> str:
     if row.get("mac_bits"):
         parts.append(f"{row['mac_bits']:.3g} MAC / {row['stored_bits']:.3g} stored bits")
     if row.get("top1") is not None:
-        parts.append(f"top-1 {row['top1']:.2f} % (float {row['float_top1']:.2f} %)")
+        of = f" of {row['eval_images']} images" if row.get("eval_images") else ""
+        parts.append(f"top-1 {row['top1']:.2f} %{of} (float {row['float_top1']:.2f} %)")
     elif row.get("agreement") is not None:
-        parts.append(f"agreement {row['agreement']:.1f} %")
+        count = row.get("agreement_images")
+        of = f" of {count} synthetic images" if count else ""
+        parts.append(f"agreement {row['agreement']:.1f} %{of}")
     return f"{row['key']}: done{': ' if parts else ''}{', '.join(parts)}{took}"

@@ -100,14 +100,28 @@ def terminal_table(rows: Sequence[dict[str, Any]]) -> Table:
         table.add_column(Text(head), justify="left" if index < 3 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in _cells(row, eval_rows)))
+    made = _images(rows, "agreement_images")
+    where = f"agreement on {_images(rows, 'eval_images')}, divergence on {made}" if eval_rows else (
+        f"agreement and divergence on {made}"
+    )
     table.caption = (
         "MAC bits: width of the multiplier; stored bits: width of one code on disk. Size counts "
-        "codes, levels and what stays float. Agreement and divergence: from the float model, on "
-        + ("the images" if eval_rows else "synthetic images")
-        + " that nothing was tuned on."
+        f"codes, levels and what stays float. From the float model: {where}, that nothing was "
+        "tuned on."
     )
     table.caption_justify = "left"
     return table
+
+
+def _images(rows: Sequence[dict[str, Any]], name: str) -> str:
+    """How many images shares are of, in words; one of so many is the least that they can differ."""
+    counts = sorted({row[name] for row in rows if row.get(name)})
+    kind = "images" if name == "eval_images" else "synthetic images"
+    if not counts:
+        return kind
+    if len(counts) > 1:
+        return f"{counts[0]} to {counts[-1]} {kind}"
+    return f"{counts[0]} {kind} (one is {100 / counts[0]:.2g} points)"
 
 
 def _cells(row: dict[str, Any], eval_rows: bool) -> list[str]:

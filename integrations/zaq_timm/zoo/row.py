@@ -65,6 +65,7 @@ def measure(job: Job, host: str, converted: Converted) -> dict[str, Any]:
         "sqnr_db": _finite(_weight_sqnr(layers)),
         "divergence": _finite(gap.divergence),
         "agreement": gap.agreement,
+        "agreement_images": gap.images,
         "output_sqnr_db": _finite(gap.sqnr_db),
         **on_images,
         **_training_facts(job.finetuned),

@@ -1,6 +1,7 @@
 """Calibration freezes ranges; bias correction removes exactly the mean error."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -121,8 +122,11 @@ def test_what_is_refused(make_net, images):
     other(images)
     with pytest.raises(ValueError, match="nothing to correct.*pwlq_qconfig_mapping"):
         zaq_fx.correct_bias(other, [images])
-    with pytest.raises(ValueError, match="has seen no data.*Run calibration batches"):
+    with pytest.raises(ValueError, match="has seen no data.*Run calibration batches") as caught:
         zaq_fx.convert(prepared)
+    text = str(caught.value)
+    assert re.search(r"(\d+) of \1 activations have no range to quantize with \(the first", text)
+    assert text.endswith("zaq_fx.calibrate(prepared, batches).")
 
 
 def test_seven_bits_are_exact_on_every_processor(make_net, images):

@@ -53,6 +53,8 @@ def test_a_file_in_this_process(
 ) -> None:
     path = tmp_path / "model.safetensors"
     zaq_nncf.save_checkpoint(mixed, path)
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
     again = zaq_nncf.load_checkpoint(net, path)
     assert torch.equal(again(images), mixed(images))
     teacher, other = zaq_nncf.twin(again), zaq_nncf.twin(mixed)

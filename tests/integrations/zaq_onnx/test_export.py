@@ -224,3 +224,20 @@ def test_openvino_runs_packed_files_like_int8_files(pt2e_case: Any) -> None:
     first, second = (run_openvino(model, (pt2e_case.images,))[0] for model in both)
     np.testing.assert_array_equal(first, second)
     assert openvino_kernels(both[0]) == openvino_kernels(both[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda x: (x * 50).to(torch.uint8), "(8, 3, 14, 14) of uint8. Its weights are float32: "),
+        (lambda x: x[:, :1], "(8, 1, 14, 14) of float32. Pass batches of the shape that it was"),
+    ],
+)
+def test_example_inputs_that_the_model_does_not_take_are_told(
+    make: Any, tmp_path: Path, change: Any, text: str
+) -> None:
+    student, (_, images) = make["simulated"](), make["network"]()
+    with pytest.raises(ValueError, match="does not take the batch that it was given") as caught:
+        zaq_onnx.export(student, (change(images),), tmp_path / "x.onnx")
+    assert text in str(caught.value)
+    assert not (tmp_path / "x.onnx").exists()

@@ -167,6 +167,20 @@ def test_float_layers_are_counted_and_remarked(make: Any, tmp_path: Path) -> Non
     assert any(name.startswith("FusedConv") for name in float_operations(inside))
 
 
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda x: x.double(), "; got float64 of shape (8, 3, 14, 14); pass float32 values, norm"),
+        (lambda x: x[:, :1], "; got float32 of shape (8, 1, 14, 14); pass samples of that shape."),
+        (lambda x: x[0], "; got float32 of shape (3, 14, 14); pass samples of that shape."),
+    ],
+)
+def test_inputs_that_a_file_does_not_take_are_told(pt2e_case: Any, change: Any, text: str) -> None:
+    with pytest.raises(ValueError, match=r"input '\w+' is float32 of shape \(") as caught:
+        zaq_onnx.verify(pt2e_case.plain, None, change(pt2e_case.images))
+    assert ", 3, 14, 14)" + text in str(caught.value)
+
+
 class Residual(nn.Module):
     """The first convolution's output is read by a layer and by a sum."""
 
@@ -230,7 +244,7 @@ def test_arguments_are_checked(pt2e_case: Any) -> None:
         zaq_onnx.verify(pt2e_case.packed, runtimes=("tensorrt",))
     with pytest.raises(ValueError, match="a model needs inputs"):
         zaq_onnx.verify(pt2e_case.packed, pt2e_case.model)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.onnx: there is no such file; zaq_onnx"):
         zaq_onnx.verify("nowhere.onnx")
 
 

@@ -31,6 +31,25 @@ def test_there_and_back(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = file.with_name("other")
     assert cli.main(["unpack", f"{file}.zaq", str(other)]) == 0
     assert other.read_bytes() == data
+    other.write_bytes(b"mine")
+    assert cli.main(["unpack", f"{file}.zaq", str(other)]) == 1
+    text = capsys.readouterr().err
+    assert f"{other} is there already, and is not what {file}.zaq holds" in text
+    assert "or replace it with --force" in text
+    assert other.read_bytes() == b"mine"
+    assert cli.main(["unpack", f"{file}.zaq", str(other), "--force"]) == 0
+    assert other.read_bytes() == data
+
+
+def test_a_name_without_a_suffix_gets_the_files(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, small = file.read_bytes(), file.with_name("small.zaq")
+    assert cli.main(["pack", str(file), str(small)]) == 0
+    capsys.readouterr()
+    assert cli.main(["unpack", str(small)]) == 0
+    assert capsys.readouterr().out.startswith(f"{small.with_suffix(file.suffix)}: ")
+    assert small.with_suffix(file.suffix).read_bytes() == data
 
 
 @pytest.mark.parametrize("verb", ["pack", "unpack"])

@@ -30,7 +30,9 @@ def test_a_loaded_network_gives_the_same_logits(
 ) -> None:
     result = quantized(spec, activations)
     files = save_checkpoint(tmp_path, result.model, result.tensors, activations)
-    assert all(path.exists() for path in files)
+    (tmp_path / "plain").touch()
+    assert {path.stat().st_mode for path in files} == {(tmp_path / "plain").stat().st_mode}
+    assert {path.name for path in tmp_path.iterdir()} == {"plain", *(path.name for path in files)}
     images = load_digits_split().test_images[:50]
     loaded = load_checkpoint(tmp_path)
     assert torch.equal(loaded(images), result.model(images))

@@ -1,6 +1,7 @@
 """The command as a user meets it: its words, its exit codes, its output."""
 
 import json
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -140,6 +141,9 @@ def test_help_explains_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["demo", "--help"])
     text = capsys.readouterr().out
+    for word in ("digits.onnx", "report.html", "manifest.json", "rest.safetensors", "model.pte"):
+        assert word in text
+    assert "A file is larger than the table's size, which counts weights alone" in text
     for word in ("MAC bits", "stored bits", "SQNR", "agreement", "--json", "examples", "held-out"):
         assert word in text
     assert max(map(len, text.splitlines())) <= 100
@@ -189,3 +193,6 @@ def test_the_demo_as_a_program(tmp_path: Path) -> None:
     ).stdout
     for word in ("FP32", "PWLQ", "uniform", "SQNR", "Agree", "zaq-demo/report.html"):
         assert word in plain
+    onnx = (tmp_path / "zaq-demo" / "digits.onnx").stat().st_size
+    assert re.search(rf"zaq-demo/digits.onnx +{onnx / 1000:.1f} kB\n", plain)
+    assert "A file is larger than the table's size" in plain

@@ -12,6 +12,7 @@ from zaq_plugin.report import Manifest
 from zaq_timm.checkpoint import load_checkpoint
 from zaq_timm.converted import CONVERTED
 from zaq_timm.demo import CONVERTED_WIDTHS, KEPT, STEPS, DemoRun, run_demo
+from zaq_timm.demo_devices import file_columns
 from zaq_timm.digits import load_digits_split
 from zaq_timm.formats import FORMATS, WIDTHS, compared
 from zaq_timm.separable import separable_model
@@ -180,6 +181,23 @@ def test_the_page_is_self_contained_and_has_its_pictures(run: DemoRun) -> None:
     assert 'href="http' not in page
     for text in ("Accuracy over stored bits", "Error over the breakpoint", "PWLQ", "98.66"):
         assert text in page
+
+
+def test_the_page_tells_the_file_that_runtimes_take(run: DemoRun) -> None:
+    page = (run.out / "report.html").read_text(encoding="utf-8")
+    assert "digits.onnx" in page
+    columns = {c.title: c.cells for c in file_columns(run.shipped, [])}
+    size = (run.out / "digits.onnx").stat().st_size
+    assert columns["kB"] == [f"{size / 1000:.1f}"]
+    assert columns["int8 layers"] == [str(LAYERS)]
+    assert "Top-1 (%)" not in columns
+    pte = {"file": "model.pte", "bytes": 3000, "zipped bytes": 2000, "packed bytes": 1500,
+           "integer layers": 30, "runtime": "ExecuTorch", "top-1": 98.5}  # fmt: skip
+    columns = {c.title: c.cells for c in file_columns(run.shipped, [pte])}
+    assert [cells[1] for cells in columns.values()] == [
+        "model.pte", "3.0", "2.0", "1.5", "30", "98.50", "ExecuTorch",
+    ]  # fmt: skip
+    assert columns["Top-1 (%)"][0] == "–"
 
 
 def test_a_seed_fixes_the_run(run: DemoRun, tmp_path: Path) -> None:

@@ -49,6 +49,36 @@ def test_there_and_back(file: Path) -> None:
     assert sorted(p.name for p in file.parent.iterdir()) == ["net.bin", "net.bin.zaq", "other"]
 
 
+def test_a_file_that_holds_something_else_is_not_overwritten(file: Path) -> None:
+    packed, data = archive.pack(file).path, file.read_bytes()
+    assert archive.unpack(packed) == len(data)  # it is the same file
+    file.write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match=r"net.bin is there already, and is not what"):
+        archive.unpack(packed)
+    assert file.read_bytes() == b"mine"
+    archive.unpack(packed, overwrite=True)
+    assert file.read_bytes() == data
+
+
+@pytest.mark.parametrize(
+    ("begin", "ending"),
+    [
+        (b"\x1c\0\0\0TFL3", ".tflite"),
+        (b"\x30\0\0\0ET12", ".pte"),
+        (b"\x08\x09\x12\x07", ".onnx"),
+        (b"anything", ""),
+    ],
+)
+def test_a_name_without_a_suffix_gets_that_of_the_files_kind(
+    file: Path, begin: bytes, ending: str
+) -> None:
+    data = begin + file.read_bytes()
+    file.write_bytes(data)
+    packed = archive.pack(file, file.with_name("small.zaq"))
+    archive.unpack(packed.path)
+    assert file.with_name(f"small{ending}").read_bytes() == data
+
+
 def test_the_same_file_gives_the_same_archive(file: Path) -> None:
     first = Path(archive.pack(file).path).read_bytes()
     assert Path(archive.pack(file, file.with_name("again")).path).read_bytes() == first

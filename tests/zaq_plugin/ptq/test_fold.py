@@ -335,6 +335,16 @@ def test_inplace_changes_the_model_itself() -> None:
 
 def test_errors_say_what_to_do() -> None:
     model = Pair(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    for other, meaning in (
+        (nn.Sequential(nn.Linear(2, 2), nn.Dropout()), ", where dropout is random"),
+        (nn.Sequential(nn.Linear(2, 2), nn.ReLU()), ""),
+        (nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)), ", where BatchNorm uses batch stat"),
+    ):
+        with pytest.raises(ValueError) as caught:  # noqa: PT011
+            fold_batch_norm(other)
+        assert str(caught.value).startswith(f"Sequential is in training mode{meaning}")
+        assert str(caught.value).endswith("; call .eval() before it is folded and quantized")
+        assert ("BatchNorm" in str(caught.value)) == ("BatchNorm" in meaning)
     with pytest.raises(ValueError, match=r"Pair is in training mode.*\.eval\(\)"):
         fold_batch_norm(model)
     program = torch.export.export(model.eval(), (torch.randn(1, 3, 8, 8),))

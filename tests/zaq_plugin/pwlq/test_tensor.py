@@ -183,3 +183,10 @@ def test_mean_and_spread_correction(spec):
     assert on_grid.codebook.dtype == q.codebook.dtype
     zero = quantize(torch.zeros(2, 5), spec)
     assert torch.equal(correct_mean_std(zero, torch.zeros(2, 5)).dequantize(), torch.zeros(2, 5))
+
+
+def test_it_is_printed_in_one_line() -> None:
+    q = quantize(torch.randn(8, 3, 3, 3), PWLQSpec(bits=4))
+    assert repr(q) == (
+        f"PWLQTensor(8x3x3x3, {q.spec.label}, {q.sqnr_db:.1f} dB, {q.stored_bytes} bytes)"
+    )

@@ -23,6 +23,7 @@ from zaq_plugin.report import (
     render_page,
     write_page,
 )
+from zaq_plugin.report.columns import Column
 from zaq_plugin.report.headline import featured_row
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -260,6 +261,14 @@ def test_the_model_handed_over_is_featured_if_its_widths_are_among_the_rows():
 def test_an_empty_manifest_gives_a_page():
     page = Page(render_page(Manifest()))
     assert "Nothing was recorded." in page.shown()
+
+
+def test_further_tables_have_sections_of_their_own():
+    columns = [Column("File", "File", ["a<b.onnx"], ["a<b.onnx"], numeric=False)]
+    page = render_page(Manifest(), tables={"Files": columns})
+    assert "<h2>Files</h2>" in page
+    assert "a&lt;b.onnx" in page
+    assert ">Files</a>" in page
 
 
 def test_write_page_writes_what_render_page_says(tmp_path):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from layers import quantized_layers
@@ -156,19 +157,57 @@ def test_requests_that_make_no_sense(changes: Any, words: str, request_of: Make)
         request_of(**changes)
     with pytest.raises(TypeError, match="weight_bits must be an int from 2 to 8; got 4.0"):
         request_of(weight_bits=4.0)
+    with pytest.raises(TypeError, match=r"got list: torch\.cat\(images\) is one"):
+        request_of(images=[torch.zeros(2, 3, 17, 17)])
+    with pytest.raises(TypeError, match=r"got ndarray: torch\.from_numpy\(images\) is one"):
+        request_of(images=np.zeros((2, 3, 17, 17)))
+    with pytest.raises(ValueError, match=r"Tensor of shape \(2, 3, 17, 17\): write \(images,\)"):
+        request_of(example_inputs=torch.zeros(2, 3, 17, 17))
     with pytest.raises(TypeError, match="images must be a tensor; got list"):
         request_of(images=[1])
+
+
+def test_what_is_no_model_is_told(model: nn.Module, request_of: Make) -> None:
+    with pytest.raises(TypeError, match="expects an nn.Module as its model, got 'model.pt'; make"):
+        apply("pwlq", "model.pt", request_of())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="got 7; pass the float model itself"):
+        apply("pwlq", 7, request_of())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="takes the strategy first; got a Net, a model"):
+        apply(model, "pwlq", request_of())  # type: ignore[arg-type]
 
 
 def test_pwlq_levels_where_they_do_not_exist(model: nn.Module, request_of: Make) -> None:
     with pytest.raises(ValueError, match="levels='pwlq' needs at least 3 stored bits"):
         apply("rq", model, request_of(weight_bits=2, levels="pwlq"))
-    applied = apply("pwlq", model, request_of(weight_bits=2))
+    words = r"pwlq: PWLQ needs at least 3 stored bits .* weights get uniform levels. Ask for w"
+    with pytest.warns(UserWarning, match=words) as caught:
+        applied = apply("pwlq", model, request_of(weight_bits=2))
+    assert caught[0].filename == __file__
     assert applied.levels == "uniform"
     assert applied.notes == ["uniform levels: PWLQ needs at least 3 stored bits"]
+    assert "\n  weights      uniform, 2 MAC / 2 stored bits\n" in str(applied)
+    assert "\n  note         uniform levels: PWLQ needs at least 3 stored bits" in str(applied)
     eight = apply("pwlq", model, request_of(weight_bits=8))
     assert {r.mac_bits for r in eight.layers} == {8}
     assert "weights at 8 stored bits are uniform" in eight.notes[0]
+
+
+def test_what_was_applied_is_printed_in_a_few_lines(
+    model: nn.Module, request_of: Make, real: Tensor, recwarn: pytest.WarningsRecorder
+) -> None:
+    applied = apply("pwlq+gptq", model, request_of(images=real))
+    first, weights, activations, images, seconds, *notes = str(applied).splitlines()
+    count = len(list(quantized_layers(applied.model)))
+    assert first == f"pwlq+gptq, simulated: {count} of {count} layers of Net quantized"
+    assert weights == "  weights      pwlq, 3 MAC / 4 stored bits"
+    assert activations == "  activations  uniform 8b MAC/8b stored per tensor"
+    assert images == "  images       12 given"
+    assert seconds.startswith("  seconds      ")
+    assert notes == [f"  note         {note}" for note in applied.notes]
+    assert repr(applied) == str(applied)
+    made = str(apply("pwlq", model, request_of(synthetic_count=6)))
+    assert "  images       6 synthetic\n" in made
+    assert not [w for w in recwarn if "stored bits" in str(w.message)]
 
 
 @pytest.mark.parametrize("name", ["aciq+adaround", "lbq+zaq", "aciq+gdfq"])

@@ -171,6 +171,19 @@ def test_an_activation_that_no_batch_reached_is_warned_of(student: nn.Module) ->
         next(iter(ZeroShotLoader(student, SHAPE, GENERATOR)))
 
 
+@pytest.mark.parametrize("config", [GENERATOR, DISTILLED], ids=lambda c: c.images)
+def test_images_that_the_teacher_does_not_take_are_told(
+    config: ZeroShotConfig, student: nn.Module
+) -> None:
+    loader = ZeroShotLoader(student, (1, 8, 8), config)
+    expected = r"image_shape=\(1, 8, 8\): TinyResNet does not take .* \(2, 1, 8, 8\) of float32"
+    with pytest.raises(ValueError, match=expected) as caught:
+        next(iter(loader))
+    assert "the shape that it was trained on, for images (n, 3, " in str(caught.value)
+    with pytest.raises(ValueError, match=expected):
+        loader.distill(2)
+
+
 def test_a_student_that_is_switched_off_is_refused(student: nn.Module) -> None:
     set_switches(student, quantize=False)
     with pytest.raises(ValueError, match=r"all \d+ fake-quantizers .* are switched off"):

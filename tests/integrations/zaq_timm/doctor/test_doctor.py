@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from processor import KERNELS_ARE_EXACT
 from zaq_fx import saturation
 from zaq_timm import cli
 from zaq_timm.doctor import kernels
-from zaq_timm.doctor.findings import examine, lines
+from zaq_timm.doctor.findings import _once_each, examine, lines
 from zaq_timm.doctor.kernels import EXACT, SATURATES, UNKNOWN, measure, warning
 from zaq_timm.doctor.machine import memory, processor
 from zaq_timm.doctor.packages import MISSING, OK, TOO_NEW, TOO_OLD, packages
@@ -85,6 +86,16 @@ def test_an_extra_narrows_what_is_always_needed_for_its_own_users_only() -> None
         ("torch", True, (), ">=2.0", OK),
         ("torch", False, ("old",), "<1.0", TOO_NEW),
     ]
+
+
+def test_a_package_is_listed_once_with_what_extras_narrow_its_range_to() -> None:
+    def shown(*requirements: str) -> list[str]:
+        rows = [asdict(p) | {"command": p.command} for p in packages(requirements)]
+        return [f"{p['accepted']}{narrower}" for p, narrower in _once_each(rows)]
+
+    fits = ["torch>=2.0", 'torch<99; extra == "a"', 'numpy>=1; extra == "a"']
+    assert shown(*fits) == [">=2.0; <99 for a", ">=1"]
+    assert shown("torch>=2.0", 'torch<1.0; extra == "old"') == [">=2.0", "<1.0"]  # which to mend
 
 
 def test_every_host_and_runtime_of_setup_cfg_is_looked_at() -> None:
