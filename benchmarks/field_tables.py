@@ -25,8 +25,8 @@ tells) count in the scores and not in the seconds: many of them ran side by side
 OLDER = """ PWLQ's rows are
 older than `overflow="pairs"`, which takes about 0.1 dB up to 4 MAC bits, and
 `gptq`'s than its passes of today (0.3 points at 4/4); at 4 bits of activations and fewer both are
-older than clips that are chosen by outputs ([field_choice.md](field_choice.md)). On ImageNet's
-MobileNet `gptq` left five of 28 layers alone, which it no longer does."""
+older than clips of least cubed error ([field_choice.md](field_choice.md)). On ImageNet's MobileNet
+`gptq` left five of 28 layers alone, which it no longer does."""
 ERRORS = {"cifar10": 0.5, "imagenet": 2.5, "lite0": 1.7, "lite1": 1.7, "lite2": 1.7}
 """One standard error of a score, in points."""
 AGREEMENT = """How many decisions (classes, pixels' classes) are the float model's; of a detector,
