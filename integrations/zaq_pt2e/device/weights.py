@@ -60,13 +60,15 @@ def missing(
 
     Args:
         weights: The model's.
-        there: (codes, scales) of the file's weights.
+        there: (codes, scales) of the file's weights. Dimensions of one do not count: a tool writes
+            convolutions of one dimension as such of two.
         order: By number of dimensions, the orders that the tool may have given them.
     """
+    there = [(codes.squeeze(), scales) for codes, scales in there]
     lines = []
     for weight in weights:
         orders = order.get(weight.codes.ndim) or [tuple(range(weight.codes.ndim))]
-        forms = [np.ascontiguousarray(weight.codes.transpose(o)) for o in orders]
+        forms = [np.ascontiguousarray(weight.codes.transpose(o)).squeeze() for o in orders]
         same = [(c, s) for c, s in there for f in forms if c.shape == f.shape and (c == f).all()]
         if any(np.array_equal(s, weight.scales) for _, s in same):
             continue

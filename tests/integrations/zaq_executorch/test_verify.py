@@ -101,3 +101,26 @@ def test_what_is_no_graph_is_refused(net: nn.Module, exported: Any, images: Tens
         zaq_executorch.verify(exported.path, net, images)
     with pytest.raises(FileNotFoundError):
         zaq_executorch.verify("nowhere.pte", exported.model, images)
+
+
+class OneDimensional(nn.Module):
+    """Convolutions over rows: XNNPACK has them as such over images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 12, 3)
+        self.single, self.wide = nn.Conv1d(3, 1, 1), nn.Conv1d(4, 6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.stack(self.first(x).chunk(3, 1), 1).flatten(2)
+        return self.wide(self.single(x).reshape(x.shape[0], 4, -1))
+
+
+def test_weights_of_one_dimensional_convolutions_are_found(tmp_path: Path) -> None:
+    import zaq_executorch
+
+    torch.manual_seed(0)
+    model, images = OneDimensional().eval(), torch.randn(8, 3, 12, 12)
+    path = tmp_path / "net.pte"
+    made = zaq_executorch.export(model, (images[:1],), path, calibration=[images], method="pwlq")
+    assert zaq_executorch.verify(path, made.model, images).require().weights == 3
