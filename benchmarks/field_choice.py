@@ -104,7 +104,8 @@ class Bench:
                 self.tested = subject.outputs(subject.model)
             outputs = subject.outputs(applied.model)
             agreement = subject.agreement(self.tested, outputs)
-            row["test"] = {"agreement": agreement, "score": subject.score(outputs)}
+            score = subject.score(outputs)
+            row["test"] = {"agreement": round(agreement, 3), "score": round(score, 3)}
         return row
 
 
