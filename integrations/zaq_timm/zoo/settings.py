@@ -9,8 +9,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from zaq_plugin.image_counts import CALIBRATION_IMAGES
 from zaq_timm.zoo.format_names import check_format
+from zaq_timm.zoo.light import core_file
 from zaq_timm.zoo.quantities import (
     input_shape,
     parse_budget,
@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # torch is loaded when it is needed, not to read a command li
     from zaq_plugin.strategies import Strategy
 
 PRESETS = ("fast", "default", "paper")
+CALIBRATION_IMAGES: int = core_file("image_counts").CALIBRATION_IMAGES
 HOSTS = ("auto", *sorted({point.name for point in entry_points(group="zaq.hosts")}))
 EXPORTS = ("onnx", "pte", "tflite", "pt2")
 DEVICE_HOSTS = {"pte": "executorch", "tflite": "litert"}

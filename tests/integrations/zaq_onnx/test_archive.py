@@ -20,6 +20,7 @@ KINDS = ["int8", "portable", "uint4"]
 def there_and_back(path: Path) -> archive.Packed:
     data, packed = path.read_bytes(), archive.pack(path)
     back = path.with_name("back.onnx")
+    back.unlink(missing_ok=True)
     assert archive.unpack(packed.path, back) == len(data)
     assert back.read_bytes() == data
     return packed
