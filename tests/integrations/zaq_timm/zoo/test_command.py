@@ -118,7 +118,8 @@ def test_a_function_may_be_named_by_its_file(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "beside_mynet.py").write_text("from torch import nn\nlast = nn.Linear(4, 2)\n")
-    code = "from torch import nn\nfrom beside_mynet import last\ndef make(): return nn.Sequential(last)\n"
+    code = "from torch import nn\nfrom beside_mynet import last\n"
+    code += "def make(): return nn.Sequential(last)\n"
     (tmp_path / "mynet.py").write_text(code)
     path = str(tmp_path / "mynet.py")
     assert cli.main(["run", f"{path}:make", "--dry-run", "--out", str(tmp_path / "zoo")]) == 0
