@@ -52,6 +52,16 @@ def test_int8_in_and_outputs(
     torch.testing.assert_close(floats, second((images[:2],))[0], rtol=0, atol=1e-6)
 
 
+@torch.no_grad()
+def noise_of(path: str, model: nn.Module, images: Tensor) -> float:
+    """What a file adds to the float model's outputs, in dB of them."""
+    from zaq_litert.running import runner
+
+    run, expected = runner(path), model(images)
+    answers = torch.cat([run((image[None],))[0] for image in images])
+    return float(10 * torch.log10((answers - expected).square().sum() / expected.square().sum()))
+
+
 class Constants(nn.Module):
     """What transformers do with constants: a token, an embedding, a layer's scale."""
 
@@ -70,7 +80,6 @@ class Constants(nn.Module):
 
 def test_int8_constants_of_sums_and_products(tmp_path: Path) -> None:
     import zaq_litert
-    from zaq_litert.running import runner
 
     torch.manual_seed(0)
     model, images = Constants().eval(), torch.randn(8, 3, 12, 12)
@@ -79,12 +88,7 @@ def test_int8_constants_of_sums_and_products(tmp_path: Path) -> None:
     )
     checked = zaq_litert.verify(made.path, made.model, images).require()
     assert checked.weights == 2
-    run = runner(made.path)
-    with torch.no_grad():
-        expected = model(images)
-    answers = torch.cat([run((image[None],))[0] for image in images])
-    noise = (answers - expected).square().sum() / expected.square().sum()
-    assert 10 * torch.log10(noise) < -22  # four MAC bits
+    assert noise_of(made.path, model, images) < -22  # four MAC bits
 
 
 @pytest.mark.slow
@@ -138,7 +142,7 @@ class Gated(nn.Module):
 @pytest.mark.parametrize("gate", ["sigmoid", "softmax", "tanh"])
 def test_gates_are_on_the_grids_that_the_kernels_prescribe(gate: str, tmp_path: Path) -> None:
     import zaq_litert
-    from zaq_litert.running import interpreter_of, runner
+    from zaq_litert.running import interpreter_of
 
     torch.manual_seed(0)
     model, images = Gated(gate).eval(), torch.randn(8, 3, 12, 12)
@@ -148,12 +152,7 @@ def test_gates_are_on_the_grids_that_the_kernels_prescribe(gate: str, tmp_path: 
     assert zaq_litert.verify(made.path, made.model, images).require().weights == 3
     grids = {place["quantization"] for place in interpreter_of(made.path).get_tensor_details()}
     assert {"tanh": (1 / 128, 0)}.get(gate, (1 / 256, -128)) in grids  # LiteRT's specification
-    run = runner(made.path)
-    with torch.no_grad():
-        expected = model(images)
-    answers = torch.cat([run((image[None],))[0] for image in images])
-    noise = (answers - expected).square().sum() / expected.square().sum()
-    assert 10 * torch.log10(noise) < -20  # four MAC bits
+    assert noise_of(made.path, model, images) < -20  # four MAC bits
 
 
 class SplitGate(nn.Module):
@@ -202,7 +201,6 @@ def test_grids_follow_values_through_shapes_and_joins(
 ) -> None:
     """Each was refused by the converter or by the kernels."""
     import zaq_litert
-    from zaq_litert.running import runner
 
     torch.manual_seed(0)
     model, images = network().eval(), torch.randn(8, 3, 12, 12)
@@ -211,9 +209,4 @@ def test_grids_follow_values_through_shapes_and_joins(
     )
     layers = sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules())
     assert zaq_litert.verify(made.path, made.model, images).require().weights == layers
-    run = runner(made.path)
-    with torch.no_grad():
-        expected = model(images)
-    answers = torch.cat([run((image[None],))[0] for image in images])
-    noise = (answers - expected).square().sum() / expected.square().sum()
-    assert 10 * torch.log10(noise) < -20  # four MAC bits
+    assert noise_of(made.path, model, images) < -20  # four MAC bits
