@@ -7,9 +7,9 @@ import copy
 import torch
 from torch.fx import GraphModule, Node
 
-from zaq_pt2e.device.moves import MOVES
+from zaq_pt2e.device.grids import MOVES, put_on, round_behind
 from zaq_pt2e.device.signed import DEQUANTIZE, QUANTIZE, int8_layers
-from zaq_pt2e.graph import argument, constant_value, set_argument
+from zaq_pt2e.graph import argument, constant_value
 from zaq_pt2e.outputs import last_of
 
 FINEST = 256
@@ -29,7 +29,7 @@ def with_kernel_grids(graph: GraphModule) -> GraphModule:
         _raise_step(model, layer.node)
     for node in list(model.graph.nodes):
         if node.target in MOVES:
-            _round_behind(model, node)
+            _move_then_round(node)
     model.recompile()
     return model
 
@@ -47,12 +47,10 @@ def _raise_step(model: GraphModule, layer: Node) -> None:
             continue
         bottom = (_LOW - int(argument(codes, 2))) * float(argument(codes, 1))
         zero = min(max(round(_LOW - bottom / least), _LOW), _HIGH)
-        for node in (codes, *[u for u in codes.users if u.target in DEQUANTIZE]):
-            set_argument(node, 1, least)
-            set_argument(node, 2, zero)
+        put_on(codes, least, zero)
 
 
-def _round_behind(model: GraphModule, move: Node) -> None:
+def _move_then_round(move: Node) -> None:
     source = move.args[0]
     if not isinstance(source, Node) or source.target not in DEQUANTIZE:
         return
@@ -60,10 +58,6 @@ def _round_behind(model: GraphModule, move: Node) -> None:
     others = [u for u in move.users if u.target in QUANTIZE and u.args[1:3] != grid[:2]]
     if not others or argument(source, 5) is not torch.int8:
         return
-    with model.graph.inserting_after(move):
-        codes = model.graph.call_function(QUANTIZE[0], (move, *grid))
-    with model.graph.inserting_after(codes):
-        values = model.graph.call_function(DEQUANTIZE[0], (codes, *grid))
-    values.meta["val"] = move.meta.get("val")
+    values = round_behind(move, grid)
     for user in others:
         user.replace_input_with(move, values)

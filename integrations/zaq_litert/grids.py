@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch.fx import GraphModule, Node
 
-from zaq_pt2e.device.moves import MOVES
-from zaq_pt2e.device.signed import DEQUANTIZE, QUANTIZE
-from zaq_pt2e.graph import argument, set_argument
+from zaq_pt2e.device.grids import MOVES, put_on, round_behind
+from zaq_pt2e.device.signed import QUANTIZE
+from zaq_pt2e.graph import argument
 
 _aten = torch.ops.aten
 PRESCRIBED = {
@@ -24,7 +24,6 @@ PRESCRIBED = {
     _aten._log_softmax.default: (16 / 256, 127),
 }
 """Scale and zero point of an int8 output, by operator: a file with others does not load."""
-
 
 _SHAPES = {_aten.flatten.using_ints, _aten.reshape.default, _aten.view.default}
 _PRODUCTS = {_aten.matmul.default, _aten.bmm.default}
@@ -41,7 +40,7 @@ def with_kernel_grids(graph: GraphModule) -> GraphModule:
     for node in list(model.graph.nodes):
         if node.target in PRESCRIBED:
             for codes in _grids_behind(node):
-                _put_on(codes, PRESCRIBED[node.target])
+                put_on(codes, *PRESCRIBED[node.target])
         elif node.target in _PRODUCTS:
             _quantize_before_shape(node)
     model.recompile()
@@ -56,30 +55,13 @@ def _grids_behind(node: Node) -> Iterator[Node]:
             yield user
 
 
-def _put_on(codes: Node, grid: tuple[float, int]) -> None:
-    readers = [user for user in codes.users if user.target in DEQUANTIZE]
-    for place, value in enumerate(grid, start=1):
-        for changed in (codes, *readers):
-            set_argument(changed, place, value)
-
-
 def _quantize_before_shape(product: Node) -> None:
     """``quantize(view(x))`` as ``view(dequantize(quantize(x)))``, quantized as before behind it."""
     shape = next(iter(product.users))
     if len(product.users) != 1 or shape.target not in _SHAPES or not shape.users:
         return
-    codes = next(iter(shape.users))
-    if codes.target not in QUANTIZE or not isinstance(codes.args[0], Node):
+    targets = {user.target for user in shape.users}
+    grids = {user.args[1:] for user in shape.users}
+    if len(grids) != 1 or not targets <= set(QUANTIZE):
         return
-    grid = (codes.target, codes.args[1:])
-    if any((user.target, user.args[1:]) != grid for user in shape.users):
-        return
-    values = next((user for user in codes.users if user.target in DEQUANTIZE), None)
-    if values is None:
-        return
-    graph = product.graph
-    with graph.inserting_before(shape):
-        inner = graph.call_function(QUANTIZE[0], (product, *codes.args[1:]))
-        outer = graph.call_function(DEQUANTIZE[0], (inner, *values.args[1:]))
-    outer.meta["val"] = product.meta.get("val")
-    shape.replace_input_with(product, outer)
+    shape.replace_input_with(product, round_behind(product, grids.pop()))

@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from zaq_plugin.fake_quantize import ActivationFakeQuantize
 from zaq_plugin.observers import TopKMedianObserver
 from zaq_plugin.student.batches import as_calls
+from zaq_pt2e.device.grids import round_behind
 from zaq_pt2e.device.signed import DEQUANTIZE, QUANTIZE, int8_layers
 from zaq_pt2e.graph import argument
 from zaq_pt2e.outputs import last_of
@@ -63,11 +64,7 @@ def complete(converted: GraphModule, batches: Iterable[Any] | None, who: str) ->
     for end, observer in observers.items():
         scale, zero = (x.item() for x in observer.calculate_qparams())
         grid = (scale, int(zero), 0, 255, torch.uint8)
-        with converted.graph.inserting_after(end):
-            codes = converted.graph.call_function(QUANTIZE[0], (end, *grid))
-        with converted.graph.inserting_after(codes):
-            values = converted.graph.call_function(DEQUANTIZE[0], (codes, *grid))
-        values.meta["val"] = end.meta.get("val")
+        values = round_behind(end, grid)
         _read(end, values)
     converted.recompile()
     return len(ends)

@@ -1,0 +1,58 @@
+"""Grids in an int8 graph: what moves values on one, and how one is put or changed."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch.fx import Node
+
+from zaq_pt2e.device.signed import DEQUANTIZE, QUANTIZE
+from zaq_pt2e.graph import set_argument
+
+_aten = torch.ops.aten
+MOVES = {
+    operator.getitem,
+    _aten.alias.default,
+    _aten.chunk.default,
+    _aten.clone.default,
+    _aten.contiguous.default,
+    _aten.dropout.default,
+    _aten.expand.default,
+    _aten.flatten.using_ints,
+    _aten.permute.default,
+    _aten.reshape.default,
+    _aten.select.int,
+    _aten.slice.Tensor,
+    _aten.split.Tensor,
+    _aten.split_with_sizes.default,
+    _aten.squeeze.dim,
+    _aten.transpose.int,
+    _aten.unflatten.int,
+    _aten.unsqueeze.default,
+    _aten.view.default,
+}
+"""What reads a value, and what gives the same values in another order or shape, or some of them."""
+
+
+def round_behind(node: Node, grid: tuple[object, ...]) -> Node:
+    """The node's values on a grid, quantized and dequantized; nobody reads them yet.
+
+    Args:
+        node: Of an activation.
+        grid: Arguments of quantize_per_tensor behind the first.
+    """
+    graph = node.graph
+    with graph.inserting_after(node):
+        codes = graph.call_function(QUANTIZE[0], (node, *grid))  # type: ignore[arg-type]
+    with graph.inserting_after(codes):
+        values = graph.call_function(DEQUANTIZE[0], (codes, *grid))  # type: ignore[arg-type]
+    values.meta["val"] = node.meta.get("val")
+    return values
+
+
+def put_on(codes: Node, scale: float, zero: int) -> None:
+    """Give a quantize node, and all that dequantize it, another step and zero point."""
+    for node in (codes, *[user for user in codes.users if user.target in DEQUANTIZE]):
+        set_argument(node, 1, scale)
+        set_argument(node, 2, zero)
