@@ -56,6 +56,7 @@ def halve_first_in_gelu(graph: Graph) -> None:
         (x,) = [name for name in product.input if name != half.output[0]]
         product.input[:] = [half.output[0], half.input[1 - place]]
         half.input[:] = [x, half.input[place]]
+    graph.sort()  # the other factor may come later than the half
 
 
 def _is_half(value: Array | None) -> bool:
