@@ -19,6 +19,7 @@ from zaq_plugin._lsq import lsq
 from zaq_plugin.observers import TopKMedianObserver
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, fake_quantize, solve_edges
 from zaq_plugin.pwlq.levels import tops_of, with_tops, without_tops
+from zaq_plugin.pwlq.ranges import spread_sample
 from zaq_plugin.weight_observer import PWLQPerChannelObserver, qparams_of
 
 __all__ = [
@@ -323,7 +324,7 @@ class PWLQActivationFakeQuantize(FakeQuantizeModule):
         x = x.detach().float()
         self.activation_post_process(x)
         low, high = self.activation_post_process.batch_range(x)
-        sample = x.flatten()[:: max(1, x.numel() // SAMPLE)].clamp(low, high)
+        sample = spread_sample(x, SAMPLE).clamp(low, high)
         if not bool(self.signed[0]) and float(low) < 0:
             self.signed[0] = 1
             if self.spec.symmetry == "asymmetric":

@@ -55,6 +55,7 @@ from zaq_plugin.layers import is_depthwise
 from zaq_plugin.ptq import calibrate, correct_bias
 from zaq_plugin.pwlq import QuantSpec, UniformSpec
 from zaq_plugin.report import Audit
+from zaq_plugin.strategies.stage import OUTPUT_MARGIN
 from zaq_plugin.student.host import Assignment, find_host
 
 UNIFORM = ("uniform min-max, symmetric", "uniform clipped, symmetric")
@@ -140,7 +141,9 @@ def through_host(name: str, bed: Bed, case: Case) -> tuple[nn.Module, Audit]:
     prepared = host.prepare(
         bed.model, (bed.example,), Assignment(case.spec, bits, bed.overrides(bits))
     )
-    calibrate(prepared.model, bed.calibration())
+    made = bed.bench.task.train is None
+    margin = OUTPUT_MARGIN if made else 1.0  # as strategies have it
+    calibrate(prepared.model, bed.calibration(), output_margin=margin)
     correct_bias(prepared.model, bed.calibration())
     converted = host.convert(prepared.model)
     return converted, host.audit(converted)

@@ -10,9 +10,10 @@ from torch import Tensor
 from zaq_plugin._range_observer import RangeObserver
 from zaq_plugin.ptq.analytic import analytic_range
 from zaq_plugin.pwlq import minmax_range, uniform_qparams
+from zaq_plugin.pwlq.ranges import spread_sample
 
 SAMPLE = 1 << 15
-"""Values of a batch that are looked at: every n-th one."""
+"""Values of a batch that are looked at."""
 
 
 class AnalyticObserver(RangeObserver):
@@ -39,7 +40,7 @@ class LeastSquaresObserver(RangeObserver):
     def batch_range(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Clips by a search over shares of the batch's range."""
         low, high = minmax_range(x)
-        flat = x.flatten()[:: max(1, x.numel() // SAMPLE)]
+        flat = spread_sample(x, SAMPLE)
         shares = torch.linspace(0.2, 1.0, self.steps, device=x.device)
         both = self._best(flat, low * shares, high * shares)
         low, high = low * shares[both], high * shares[both]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -50,6 +52,23 @@ def topk_median_range(x: Tensor, k: int = TOP_K) -> tuple[Tensor, Tensor]:
     low = _median(torch.topk(flat, k, largest=False).values)
     high = _median(torch.topk(flat, k).values)
     return low.to(x.dtype), high.to(x.dtype)
+
+
+def spread_sample(x: Tensor, count: int) -> Tensor:
+    """About ``count`` values of x, (n,), from all over every one of its axes.
+
+    Every n-th value with n a divisor of the width would be one column of every image: its border,
+    if padding makes that special. So n shares no factor with the number of values.
+
+    Args:
+        x: any shape; all of its values where they are ``count`` or fewer.
+        count: how many; never more than twice as many, nor so few that the half is missing.
+    """
+    total = x.numel()
+    step = max(1, total // count)
+    while math.gcd(step, total) > 1:
+        step += 1
+    return x.flatten()[::step]
 
 
 def _median(values: Tensor) -> Tensor:

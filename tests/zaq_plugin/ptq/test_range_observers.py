@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from zaq_plugin.fake_quantize import ActivationFakeQuantize
+from zaq_plugin.ptq import range_observers
 from zaq_plugin.ptq.analytic import analytic_range
 from zaq_plugin.ptq.range_observers import (
     AnalyticObserver,
@@ -52,6 +53,21 @@ def test_least_cubes_are_an_exhaustive_search_s_and_clip_less_than_squares(one_s
     assert error <= 1.1 * min(error_at(x, low, high, 4, 3) for low in lows for high in highs)
     assert float(squares.max_val) < 0.9 * float(cubes.max_val)
     assert float(cubes.max_val) < float(x.max())
+
+
+@pytest.mark.parametrize("observer", [LeastSquaresObserver, LeastCubesObserver])
+@pytest.mark.parametrize("shape", [(40, 60, 14, 14), (64, 16, 32, 32)], ids=str)
+def test_borders_are_not_taken_for_the_whole(
+    observer: type, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Maps whose first column is small: the clip is the one of all values."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(2)).relu()
+    x[..., 0] *= 0.05
+    seen, oracle = observer(bits=4), observer(bits=4)
+    seen(x)
+    monkeypatch.setattr(range_observers, "SAMPLE", x.numel())
+    oracle(x)
+    assert float(seen.max_val) == pytest.approx(float(oracle.max_val), rel=0.1)
 
 
 def test_batches_are_averaged() -> None:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zaq_plugin.pwlq import minmax_range, percentile_range, topk_median_range, uniform_qparams
+from zaq_plugin.pwlq.ranges import spread_sample
 
 VALUES = st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=60)
 
@@ -31,6 +32,18 @@ def test_percentile():
     assert float(high) == pytest.approx(np.percentile(x.numpy(), 99), rel=1e-5)
     assert float(low) == pytest.approx(np.percentile(x.numpy(), 1), rel=1e-5)
     assert percentile_range(x, 100) == minmax_range(x)
+
+
+@pytest.mark.parametrize("shape", [(64, 16, 32, 32), (9, 7, 14, 14), (7, 3, 3), (50,)], ids=str)
+def test_a_sample_is_spread_over_every_axis(shape):
+    count = 1500
+    for axis, size in enumerate(shape):
+        places = torch.arange(size).view([-1 if i == axis else 1 for i in range(len(shape))])
+        sample = spread_sample(places.expand(shape), count)
+        number = places.expand(shape).numel()
+        assert min(number, count) / 2 <= len(sample) <= min(number, 2 * count)
+        share = torch.bincount(sample, minlength=size) / len(sample) * size
+        assert 0.6 < float(share.min()) <= float(share.max()) < 1.5
 
 
 def test_errors():
