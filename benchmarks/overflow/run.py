@@ -6,7 +6,7 @@
 Weights of 2 to 8 MAC bits, eight-bit activations, each with ``overflow="pairs"`` (the default) and
 ``overflow="allowed"``: signal to noise of all weights together, and agreement with the float model,
 simulated and as converted models run. ``avx2`` is a processor without VNNI, emulated: oneDNN (in
-torch and in OpenVINO) and FBGEMM are told by ONEDNN_MAX_CPU_ISA and FBGEMM_ENABLE_INSTRUCTIONS, ONNX
+torch and in OpenVINO) and FBGEMM are told by ONEDNN_MAX_CPU_ISA, FBGEMM_ENABLE_INSTRUCTIONS; ONNX
 Runtime, which takes no such word, runs in valgrind, whose processor has AVX2 at most. A product of
 two large weights with two activations of 255 shows whether kernels saturate; every row says so.
 Each row becomes a JSON line the moment it is there; a second run goes on where the first one ended.
