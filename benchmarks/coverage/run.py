@@ -46,6 +46,9 @@ from zaq_timm.zoo.measure import distance, outputs, padded
 from zaq_timm.zoo.pool import Task
 from zaq_timm.zoo.runner import run
 
+NEEDS = """Needs timm, torchvision and what the ways name; no data. Takes one to two minutes a
+model: three hours for all families by zaq; --family and --largest ask for fewer."""
+
 SIZES = (64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512, 768, 1024)
 IMAGES, BATCH = 8, 4
 SECONDS, MEMORY = 1800.0, 12 * 10**9
@@ -328,7 +331,7 @@ def _cell(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return "not run"
     if row["status"] != DONE:
-        reason = str(row["reason"]).replace("|", "\\|").replace("<", "\\<")
+        reason = str(row["reason"]).replace("<", "\\<")
         return f"**{row['status']}**: {reason[:160]}"
     mark = " !" if row["quantized"] < row["layers"] else ""
     return f"{row['quantized']} of {row['layers']}{mark}"
@@ -336,7 +339,7 @@ def _cell(row: Mapping[str, Any] | None) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Does what is missing, then writes table and lines."""
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, NEEDS)
     parser.add_argument("--ways", choices=list(WAYS), nargs="+", default=list(WAYS))
     parser.add_argument("--family", nargs="+", help="only these")
     parser.add_argument("--largest", type=float, help="only models of so many million parameters")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import zaq_onnx
-from benchmarks.data import accuracy, logits_of
+from benchmarks.data.tasks import accuracy, logits_of
 from benchmarks.deploy.networks import BITS, RUNTIMES, Facts, Network, Runtime
 from zaq_onnx.runtimes import ort_session
 

@@ -53,6 +53,9 @@ from zaq_onnx.inspection import float_layers, integer_layers
 from zaq_onnx.runtimes import optimized
 from zaq_onnx.saturation import saturates
 
+NEEDS = """Needs onnxruntime and openvino; --data DIR for the real networks. Takes some minutes a
+network."""
+
 
 class _Reader(CalibrationDataReader):
     def __init__(self, name: str, batches: list[Tensor]) -> None:
@@ -174,7 +177,7 @@ def _compare(
 
 def main() -> None:
     """Prepares what is not prepared yet."""
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, NEEDS)
     parser.add_argument("--work", type=Path, required=True, help="folder for the files")
     parser.add_argument("--data", type=Path, help="folder of real models and images")
     parser.add_argument("--models", nargs="*", help="networks; all by default")

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.ao.quantization import get_default_qconfig_mapping, quantize_fx
 
-from benchmarks.data import foreign_images, load_task
-from benchmarks.field_tasks import Subject, load_subject
+from benchmarks.data.subjects import Subject, load_subject
+from benchmarks.data.tasks import foreign_images, load_task
 from zaq_plugin.layers import is_depthwise
 from zaq_plugin.ptq import calibrate, correct_bias, fold_batch_norm
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec

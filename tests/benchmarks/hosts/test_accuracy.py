@@ -13,8 +13,8 @@ from torch import nn
 
 import benchmarks.accuracy.run
 import benchmarks.hosts.accuracy as hosts
-from benchmarks import data as loaders
 from benchmarks.accuracy import tables as accuracy_tables
+from benchmarks.data import tasks as loaders
 from benchmarks.processor import processor
 
 PWLQ = "PWLQ joint, asymmetric"

@@ -7,14 +7,24 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.field_jobs import BITS, LITE, PEERS, is_peer
-from benchmarks.field_pages import Grid, Page
-from benchmarks.field_rows import BOTH, Line, Row, line_of, mean_seconds, rows_with
-from benchmarks.field_tasks import TITLES, VALIDATION
+from benchmarks.data.subjects import TITLES, VALIDATION
+from benchmarks.field.jobs import (
+    BITS,
+    BOTH,
+    LITE,
+    PEERS,
+    Line,
+    Row,
+    is_peer,
+    line_of,
+    mean_seconds,
+    rows_with,
+)
+from benchmarks.tables import Grid, Page, mean_and_deviation
 from zaq_plugin.report.protocol import protocol_text
 from zaq_plugin.strategies import STRATEGIES
 
-INTRODUCTION = """Written by `python benchmarks/field.py --data DIR`. All layers are quantized
+INTRODUCTION = """Written by `python -m benchmarks.field --data DIR`. All layers are quantized
 unless a row says otherwise, weights per output channel, activations per tensor, the network's own
 input at 8 bits, residual additions in float; peers place their quantizers themselves. Every column
 is a pair of **stored** weight bits and activation bits: PWLQ multiplies one bit narrower than it
@@ -68,12 +78,6 @@ def _base(method: str) -> str:
     return method.split("+")[0]
 
 
-def mean_and_deviation(values: Sequence[float], places: int = 2) -> str:
-    """``87.1 ± 0.2``, or the only value."""
-    text = f"{statistics.fmean(values):.{places}f}"
-    return f"{text} ± {statistics.stdev(values):.{places}f}" if len(values) > 1 else text
-
-
 def seconds_text(rows: Sequence[Row]) -> str:
     """Mean of the seconds that count; nothing if none do."""
     mean = mean_seconds(rows)
@@ -122,7 +126,7 @@ def summary(rows: Iterable[Row], columns: Sequence[str], by: str, value: str = "
         shown = []
         for column in columns:
             values = cells[line].get(column)
-            cell = "" if not values else mean_and_deviation(values)
+            cell = mean_and_deviation(values or [])
             first = values and statistics.fmean(values) >= best[column] - 1e-9
             shown.append(f"**{cell}**" if first else cell)
         text.append([method_name(line), *shown, seconds_text(counted[line])])
@@ -154,14 +158,14 @@ def everything(rows: Sequence[Row]) -> tuple[Grid, list[str]]:
                 "" if size is None else f"{size / 1000:,.1f}",
                 mean_and_deviation(scores),
                 f"{statistics.fmean(scores) - one['fp32']:+.2f}",
-                mean_and_deviation(agreement) if agreement else "",
+                mean_and_deviation(agreement),
                 ", ".join(str(r["job"]["seed"]) for r in sorted(part, key=_seed)),
                 seconds_text(part),
             ]
         )
     heads = ["method", "data", "weight bits, MAC / stored", "activation bits, MAC / stored"]
     heads += ["size, kB", rows[0]["metric"] + ", %", "vs FP32", "agreement, %", "seeds", "seconds"]
-    return Grid(heads, text, (0, 1)), [f"[{mark}] {said}." for said, mark in marks.items()]
+    return Grid(heads, text, "llr"), [f"[{mark}] {said}." for said, mark in marks.items()]
 
 
 def _seed(row: Row) -> int:
@@ -205,7 +209,7 @@ def failures(rows: Iterable[Row]) -> Grid:
         [method_name((method, "uniform", "")), TITLES[model], ", ".join(sorted(bits)), reason]
         for (model, method, reason), bits in sorted(groups.items())
     ]
-    return Grid(["method", "model", "bits", "why not"], text, (0, 1, 2, 3))
+    return Grid(["method", "model", "bits", "why not"], text, "l")
 
 
 def page(rows: Sequence[Row]) -> Page:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks.field_tasks import SYNTHETIC, VALIDATION, Subject, clock
+from benchmarks.data.subjects import SYNTHETIC, VALIDATION, Subject, clock
 from zaq_plugin.strategies import Request, synthetic_images
 from zaq_plugin.strategies.compose import compose
 

@@ -6,12 +6,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.field import main
-from benchmarks.field_jobs import grid, job, missing, parse, sources
-from benchmarks.field_pages import Grid, Page
-from benchmarks.field_peers import pythons
-from benchmarks.field_rows import rows_with, taken_over
-from benchmarks.field_tables import failed, page, seconds_text, summary, write_tables
+from benchmarks.field.jobs import grid, job, missing, parse, rows_with, sources, taken_over
+from benchmarks.field.run import main
+from benchmarks.field.tables import failed, page, seconds_text, summary, write_tables
+from benchmarks.peers.driver import pythons
 from benchmarks.rows import append_row, read_rows
 
 LEVELS = ("pwlq", "uniform")
@@ -155,12 +153,6 @@ def test_compositions_of_ours_are_named_by_their_levels() -> None:
     rows = [row(1.0, method=m, levels=v) for m in ("pwlq+gptq", "gptq") for v in LEVELS]
     names = {r[0] for r in summary(rows, ["W4A8"], "stored_bits").rows}
     assert names == {"pwlq+gptq", "pwlq+gptq, uniform levels", "gptq", "gptq, PWLQ levels"}
-
-
-def test_html_is_escaped() -> None:
-    html = Page("a < b", [Grid(["x"], [["**<1>**"]])]).html()
-    assert "a &lt; b" in html
-    assert "<strong>&lt;1&gt;</strong>" in html
 
 
 def test_rows_of_the_zero_shot_benchmark_are_taken_over(tmp_path: Path) -> None:

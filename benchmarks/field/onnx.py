@@ -1,8 +1,8 @@
 """What the field's methods make, as the file that ships: simulated student against ONNX Runtime.
 
-    python benchmarks/field_onnx.py --data DIR
+    python -m benchmarks.field.onnx --data DIR
 
-Each student of `benchmarks/field.py` (same images, same seed) is exported with the options of
+Each student of `benchmarks.field` (same images, same seed) is exported with the options of
 ``zaq-quantize run --strategy NAME --export onnx``: int8 weights packed to their stored bits, 8-bit
 ranges for what the student leaves in float between layers, weights on which kernels of processors
 without VNNI cannot saturate. ONNX Runtime then answers on all images. (The command also keeps
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,17 +21,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.field import Measure
-from benchmarks.field_images import request_for, shared_images
-from benchmarks.field_jobs import LITE, MODELS, job, key
-from benchmarks.field_pages import Grid, Page
-from benchmarks.field_tables import line_of, method_name
-from benchmarks.field_tasks import BATCH, EFFORT, TITLES, Subject, load_subject
-from benchmarks.rows import append_row, read_rows
+from benchmarks.data.images import request_for, shared_images
+from benchmarks.data.subjects import BATCH, EFFORT, TITLES, Subject, load_subject
+from benchmarks.field.jobs import LITE, MODELS, job, key
+from benchmarks.field.run import Measure
+from benchmarks.field.tables import line_of, method_name
+from benchmarks.rows import RESULTS, append_row, command_line, read_rows
+from benchmarks.tables import Grid, Page
 from zaq_plugin.strategies import apply
 
-OUT = Path(__file__).parent / "results" / "field_onnx.jsonl"
+NEEDS = """Needs --data DIR and onnxruntime. Takes one to ten minutes a network."""
+
+OUT = RESULTS / "field_onnx.jsonl"
 AS_COMMITTED = {"cifar10": 1.0, "imagenet": 1.0, "camvid": 0.25, "coco": 1.0}
 """What `field.py` was given as ``--effort`` for the committed rows, times `EFFORT`."""
 
@@ -113,7 +113,7 @@ def page(rows: list[dict[str, Any]]) -> Page:
         ]
         for row in rows
     ]
-    document.parts.append(Grid(heads, text, (0, 1, 8)))
+    document.parts.append(Grid(heads, text, "llrrrrrrl"))
     return document
 
 
@@ -123,9 +123,7 @@ def _pair(figures: dict[str, float]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run what is missing, then write the table beside the rows."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__, NEEDS)
     parser.add_argument("--data", type=Path, required=True, help="folder of models and images")
     usual = [model for model in MODELS if model not in LITE]
     parser.add_argument("--model", nargs="+", choices=MODELS, default=usual)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.field_guide import (
+from benchmarks.field.guide import (
     PAGES,
     RESULTS,
     TABLES,
@@ -19,8 +19,7 @@ from benchmarks.field_guide import (
     networks,
     seeds_of,
 )
-from benchmarks.field_jobs import job
-from benchmarks.field_rows import rows_with
+from benchmarks.field.jobs import job, rows_with
 from benchmarks.rows import read_rows
 
 
@@ -115,6 +114,6 @@ def test_the_committed_pages_say_what_the_committed_rows_say() -> None:
     named = set()
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        assert filled(text, rows) == text, f"{page.name}: run benchmarks/field_guide.py"
+        assert filled(text, rows) == text, f"{page.name}: run python -m benchmarks.field.guide"
         named |= {name for name in TABLES if f"<!-- table: field, {name} -->" in text}
     assert named == set(TABLES)

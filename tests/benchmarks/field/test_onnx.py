@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.field_onnx import main
+from benchmarks.field.onnx import main
 from benchmarks.rows import read_rows
 
 pytest.importorskip("zaq_onnx", reason="the files are ONNX")

@@ -1,8 +1,8 @@
 """A small zoo with real weights and real images, and what a run of it costs.
 
-    zaq-quantize run --model benchmarks.zoo:mobilenet_v1_025 --eval DIR/imagenet/images \\
+    zaq-quantize run --model benchmarks.data.tasks:mobilenet_v1_025 --eval DIR/imagenet/images \\
         --checkpoint DIR/imagenet/mobilenet_v1_025.safetensors
-    python benchmarks/zoo.py [--work DIR] [--jobs 1 2]
+    python -m benchmarks.zoo [--work DIR] [--jobs 1 2]
 
 The first line measures ImageNet's MobileNetV1 at width 0.25 on its images; nothing but its weights
 goes in. The second measures throughput and memory: the same models with random weights and small
@@ -11,17 +11,15 @@ images, with one worker and with two.
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import nn
+from benchmarks.rows import command_line
+from benchmarks.tables import table
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-RESULTS = ROOT / "benchmarks" / "results"
+NEEDS = """Needs timm; no data. Takes half a minute a model for each number of workers."""
+
 MODELS = (
     "resnet18",
     "mobilenetv2_100",
@@ -32,24 +30,6 @@ MODELS = (
     "ghostnet_100",
     "mobilenetv3_small_100",
 )
-
-
-def mobilenet_v1_025() -> nn.Module:
-    """MobileNetV1 at width 0.25 (TensorFlow's padding), which timm's names do not reach."""
-    from timm.models.efficientnet import _gen_mobilenet_v1
-
-    model: nn.Module = _gen_mobilenet_v1(
-        "mobilenetv1_100", 0.25, pretrained=False, pad_type="same", bn_eps=1e-3
-    )
-    half = (0.5, 0.5, 0.5)
-    model.pretrained_cfg = {  # type: ignore[assignment]
-        "input_size": (3, 224, 224),
-        "mean": half,
-        "std": half,
-        "crop_pct": 1.0,
-        "interpolation": "bicubic",
-    }
-    return model
 
 
 def measure(models: tuple[str, ...], work: Path, jobs: int) -> tuple[float, float, list[int]]:
@@ -77,23 +57,22 @@ def measure(models: tuple[str, ...], work: Path, jobs: int) -> tuple[float, floa
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures, and prints a Markdown table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__, NEEDS)
     parser.add_argument("--work", type=Path, default=Path("zaq-zoo"), help="scratch folder")
     parser.add_argument("--jobs", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     args = parser.parse_args(argv)
     models = tuple(args.models)
     print(f"{len(models)} models, 64 x 64 pixels: {', '.join(models)}\n")
-    print("| workers | seconds | models an hour | processor seconds a model | peak memory, MB |")
-    print("|---:|---:|---:|---:|---:|")
+    heads = ["workers", "seconds", "models an hour", "processor seconds a model"]
+    lines = []
     for jobs in args.jobs:
         seconds, busy, peaks = measure(models, args.work / f"jobs-{jobs}", jobs)
         hour = 3600 * len(models) / seconds
         memory = f"{sum(peaks) / len(peaks) / 1e6:.0f}, largest {max(peaks) / 1e6:.0f}"
         each = busy / len(models)
-        print(f"| {jobs} | {seconds:.0f} | {hour:.0f} | {each:.0f} | {memory} |", flush=True)
+        lines.append([str(jobs), f"{seconds:.0f}", f"{hour:.0f}", f"{each:.0f}", memory])
+    print("\n".join(table([*heads, "peak memory, MB"], lines, "r")))
     return 0
 
 

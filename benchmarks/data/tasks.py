@@ -108,15 +108,30 @@ def load_cifar10(data: Path) -> Task:
     )
 
 
+def mobilenet_v1_025() -> nn.Module:
+    """MobileNetV1 at width 0.25 (TensorFlow's padding), which timm's names do not reach."""
+    from timm.models.efficientnet import _gen_mobilenet_v1
+
+    model: nn.Module = _gen_mobilenet_v1(
+        "mobilenetv1_100", 0.25, pretrained=False, pad_type="same", bn_eps=1e-3
+    )
+    half = (0.5, 0.5, 0.5)
+    model.pretrained_cfg = {  # type: ignore[assignment]
+        "input_size": (3, 224, 224),
+        "mean": half,
+        "std": half,
+        "crop_pct": 1.0,
+        "interpolation": "bicubic",
+    }
+    return model
+
+
 def load_imagenet(data: Path) -> Task:
     """ImageNet MobileNetV1 0.25 with 400 images, one a class; 59.0 % in float."""
     from PIL import Image
-    from timm.models.efficientnet import _gen_mobilenet_v1
 
     folder = data / "imagenet"
-    model = _gen_mobilenet_v1(
-        "mobilenetv1_100", 0.25, pretrained=False, pad_type="same", bn_eps=1e-3
-    )
+    model = mobilenet_v1_025()
     model.load_state_dict(load_file(require(folder / "mobilenet_v1_025.safetensors")))
     paths = sorted(require(folder / "images").glob("*/*.jpg"))
     if not paths:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from benchmarks.data import CIFAR_MEAN, CIFAR_STD, Task, accuracy, load_task
-from benchmarks.data_dense import LOADERS as DENSE
-from benchmarks.data_dense import DenseTask
-from benchmarks.data_lite import HALF, SHAPES, ImageFiles, imagenet_files, load_lite, load_lite_task
-from benchmarks.graph_modules import to_modules
+from benchmarks.data.dense import LOADERS as DENSE
+from benchmarks.data.dense import DenseTask
+from benchmarks.data.graph_modules import to_modules
+from benchmarks.data.lite import HALF, SHAPES, ImageFiles, imagenet_files, load_lite, load_lite_task
+from benchmarks.data.tasks import CIFAR_MEAN, CIFAR_STD, Task, accuracy, load_task
 
 TITLES = {
     "cifar10": "CIFAR-10 ResNet-20",

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from benchmarks import field_choice
-from benchmarks.field_choice import judged, main, page
-from benchmarks.field_jobs import job
+from benchmarks.field import choice as field_choice
+from benchmarks.field.choice import judged, main, page
+from benchmarks.field.jobs import job
 from benchmarks.rows import read_rows
 
 
