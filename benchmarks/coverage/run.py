@@ -129,7 +129,7 @@ def _exported_layers(model: nn.Module, images: Tensor) -> int:
 
 def by_device(name: str, model: nn.Module, images: Tensor) -> Made:
     """A file for a device, one image at a time."""
-    tool, running = import_module(f"zaq_{name}"), import_module(f"zaq_{name}.running")
+    tool, running = import_module(f"zaq_{name}"), import_module(f"zaq_{name}.reading")
     with tempfile.TemporaryDirectory() as folder:
         path, batches = Path(folder) / "model", list(images[:BATCH].split(1))
         exported = tool.export(model, (images[:1],), path, calibration=batches, method="pwlq")

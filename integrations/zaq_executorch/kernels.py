@@ -1,8 +1,9 @@
-"""Grids as XNNPACK's int8 kernels want them."""
+"""An int8 graph as XNNPACK's kernels want it: grids, and means over whole images."""
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
@@ -11,6 +12,8 @@ from zaq_pt2e.device.grids import MOVES, put_on, round_behind
 from zaq_pt2e.device.signed import DEQUANTIZE, QUANTIZE, int8_layers
 from zaq_pt2e.graph import argument, constant_value
 from zaq_pt2e.outputs import last_of
+
+# ---- Grids ---------------------------------------------------------------------------------------
 
 FINEST = 256
 """A layer's output has a step of at least this part of the step of its sums, or does not load."""
@@ -61,3 +64,35 @@ def _move_then_round(move: Node) -> None:
     values = round_behind(move, grid)
     for user in others:
         user.replace_input_with(move, values)
+
+
+# ---- Means over whole images ---------------------------------------------------------------------
+
+_IMAGE = ([2, 3], [-1, -2])
+_ATEN = torch.ops.aten
+
+
+def means_outside(graph: GraphModule) -> GraphModule:
+    """A copy that computes the same, without global average pools."""
+    graph_copy = copy.deepcopy(graph)
+    for node in list(graph_copy.graph.nodes):
+        if not _is_pool(node):
+            continue
+        with graph_copy.graph.inserting_before(node):
+            value = graph_copy.graph.call_function(_ATEN.mean.dim, (node.args[0], [2, 3]))
+            for _ in range(2):
+                value = graph_copy.graph.call_function(_ATEN.unsqueeze.default, (value, -1))
+        node.replace_all_uses_with(value)
+        graph_copy.graph.erase_node(node)
+    graph_copy.recompile()
+    return graph_copy
+
+
+def _is_pool(node: Node) -> bool:
+    if node.target is _ATEN.adaptive_avg_pool2d.default:
+        size: Any = node.args[1]
+        return size in (1, [1, 1], (1, 1), [1])
+    if node.target is not _ATEN.mean.dim or len(node.args) < 3 or not node.args[2]:
+        return False
+    axes: Any = node.args[1]
+    return sorted(axes) in [sorted(two) for two in _IMAGE]
