@@ -50,8 +50,7 @@ from benchmarks.deploy.networks import (
 from benchmarks.rows import command_line
 from zaq_onnx.graph import Graph
 from zaq_onnx.inspection import float_layers, integer_layers
-from zaq_onnx.runtimes import optimized
-from zaq_onnx.saturation import saturates
+from zaq_onnx.runtimes import optimized, saturates
 
 NEEDS = """Needs onnxruntime and openvino; --data DIR for the real networks. Takes some minutes a
 network."""

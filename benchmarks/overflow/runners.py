@@ -152,7 +152,7 @@ np.save(sys.argv[3], np.concatenate(parts))
 def exported(bed: Bed, job: dict[str, Any], folder: str) -> tuple[Path, Path, dict[str, Any]]:
     """The simulated student's file, a file that shows saturation, the weights' figures."""
     import zaq_onnx
-    from zaq_onnx.saturation import probe_model
+    from zaq_onnx.runtimes import probe_model
 
     student = bed.prepared("simulated", spec_of(job["bits"], job["overflow"]))
     path, probe = Path(folder) / "model.onnx", Path(folder) / "probe.onnx"

@@ -20,8 +20,7 @@ from zaq_fx.audit import audit, plan
 from zaq_fx.backend import pwlq_backend_config
 from zaq_fx.calls import share_weight_quantizers
 from zaq_fx.checking import require_conversion
-from zaq_fx.joining import lower_concatenations
-from zaq_fx.kept import unwrap
+from zaq_fx.kept import lower_concatenations, unwrap
 from zaq_fx.qconfig import (
     Activations,
     pwlq_qat_qconfig_mapping,

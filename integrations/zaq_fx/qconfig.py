@@ -14,7 +14,7 @@ from torch.ao.quantization import (
     get_default_qat_qconfig_mapping,
 )
 
-from zaq_fx.notes import note_host
+from zaq_fx._compat import note_host
 from zaq_fx.surgery import classes_before, copies_of
 from zaq_plugin.fake_quantize import (
     ActivationFakeQuantize,

@@ -9,8 +9,8 @@
   become modules, see `zaq_fx.functional`.
 * A layer called several times becomes a layer a call, see `zaq_fx.calls`.
 * Identities between a layer and its activation go, so that the host fuses the two.
-* Parameters of layers that functions read become the model's own, see `zaq_fx.parameters`.
-* A layer that is given one sample gets a batch axis, see `zaq_fx.samples`.
+* Parameters of layers that functions read become the model's own, see `zaq_fx.functional`.
+* A layer that is given one sample gets a batch axis, see `zaq_fx.calls`.
 * Padding becomes numbers, transposed convolutions take their BatchNorm, see
   `zaq_fx.convolutions`.
 """
@@ -22,12 +22,16 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from zaq_fx.calls import split_calls
+from zaq_fx.calls import add_batch_axes, single_samples, split_calls
 from zaq_fx.convolutions import fold_transposed, pad_in_numbers
-from zaq_fx.functional import FUNCTIONAL, functional_to_modules, has_functional_candidates
+from zaq_fx.functional import (
+    FUNCTIONAL,
+    REMARK,
+    functional_to_modules,
+    has_functional_candidates,
+    separate_parameters,
+)
 from zaq_fx.operators import give_affine, keep_layers_float, keep_operators_float
-from zaq_fx.parameters import REMARK, separate_parameters
-from zaq_fx.samples import add_batch_axes, single_samples
 from zaq_fx.tracing import trace
 from zaq_fx.writes import without_writes
 from zaq_plugin.layers import LAYERS

@@ -23,8 +23,16 @@ from zaq_onnx._compat import (
     LINEAR,
     RELU,
 )
-from zaq_onnx.grids import ActivationGrid, Applied, Grid, Weighted, product_grid, sum_grid
-from zaq_onnx.lowered_layers import arguments, weighted
+from zaq_onnx.grids import (
+    ActivationGrid,
+    Applied,
+    Grid,
+    Weighted,
+    arguments,
+    product_grid,
+    sum_grid,
+    weighted,
+)
 from zaq_plugin.graph import attribute_at
 
 _quantized = torch.ops.quantized

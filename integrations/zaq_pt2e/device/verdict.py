@@ -19,6 +19,11 @@ from zaq_pt2e.device.signed import QUANTIZE, to_int8
 from zaq_pt2e.device.weights import DeviceFile, int8_weights, missing
 
 # ---- How far outputs may be apart ----------------------------------------------------------------
+#
+# Kernels round at other places than torch does, by a unit in the last place: now and then a value
+# falls on the other side of a half, in whatever layer. A deep network makes more of it. So the
+# inputs are moved by one step, and then every value between layers by half a step, before it is
+# rounded.
 
 Run = Callable[[tuple[Tensor, ...]], list[Tensor]]
 """Runs a batch: all outputs."""
