@@ -103,7 +103,7 @@ def fx(run: Run, qat: bool = False) -> list[Made]:
     prepared = zaq_fx.prepare(
         run.model, example, SPECS[run.recipe.spec], 7, input_bits=7, other_bits=7, qat=qat
     )
-    twin = zaq_fx.calibrate(prepared)
+    twin = zaq_fx.twin(prepared)
     run.stage, run.calibrated = "calibrate", True
     zaq_fx.calibrate(prepared, run.given())
     run.stage = "convert"

@@ -29,7 +29,7 @@ def prepared(model: nn.Module, images: Tensor, **options: Any) -> Any:
 @torch.no_grad()
 def float_check(model: nn.Module, images: Tensor, **options: Any) -> float:
     """SQNR in dB of the prepared model, with nothing quantized, against the float model."""
-    twin = zaq_fx.calibrate(prepared(model, images, **options))
+    twin = zaq_fx.twin(prepared(model, images, **options))
     return sqnr(model(images.clone()), twin(images.clone()))
 
 
