@@ -16,7 +16,15 @@ from executorch.runtime import Runtime
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zaq_executorch._compat import DYNAMIC, INT8, delegates, parse_program, reset_threads
+from zaq_executorch._compat import (
+    DYNAMIC,
+    INT8,
+    KernelCall,
+    TensorValue,
+    delegates,
+    parse_program,
+    reset_threads,
+)
 from zaq_plugin.archive.readers import Weight
 from zaq_pt2e.device.verdict import Run
 from zaq_pt2e.device.weights import DeviceFile
@@ -61,16 +69,15 @@ def read(path: str | os.PathLike[str]) -> PteFile:
         names = [f"{o.name}.{o.overload}" if o.overload else o.name for o in plan.operators]
         for chain in plan.chains:
             for step in chain.instructions:
-                index = getattr(step.instr_args, "op_index", None)
-                if index is not None:
-                    file.outside[names[index]] += 1
+                if isinstance(step.instr_args, KernelCall):
+                    file.outside[names[step.instr_args.op_index]] += 1
     file.float_layers += sum(n for name, n in file.outside.items() if is_layer(name))
     plan = program.execution_plan[0]
     for index in plan.inputs[:1]:
         tensor = plan.values[index].val
-        sizes = getattr(tensor, "sizes", None)
-        file.batch = int(sizes[0]) if sizes else 1
-        file.dynamic = int(getattr(tensor, "shape_dynamism", 0)) == DYNAMIC
+        if isinstance(tensor, TensorValue):
+            file.batch = int(tensor.sizes[0]) if tensor.sizes else 1
+            file.dynamic = int(tensor.shape_dynamism) == DYNAMIC
     return file
 
 

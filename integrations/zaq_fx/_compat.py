@@ -47,7 +47,7 @@ def qconfigs_of(prepared: GraphModule) -> dict[str, Any]:
     Raises:
         ValueError: the model was not prepared.
     """
-    attributes = getattr(prepared, "meta", {}).get(_ATTRS)
+    attributes = prepared.meta.get(_ATTRS) if isinstance(prepared, GraphModule) else None
     if attributes is None:
         raise ValueError(
             f"expected a model from prepare_fx or prepare_qat_fx; got {type(prepared).__name__} "
@@ -62,7 +62,7 @@ def is_prepared(model: nn.Module) -> bool:
     PT2E leaves the same attribute on its graphs, which hold operators of aten where these hold
     modules and functions.
     """
-    if not isinstance(model, GraphModule) or _ATTRS not in getattr(model, "meta", {}):
+    if not isinstance(model, GraphModule) or _ATTRS not in model.meta:
         return False
     return not any(isinstance(node.target, OpOverload) for node in model.graph.nodes)
 

@@ -15,7 +15,7 @@ from zaq_fx.layers import WEIGHTED, layers_of, root_of
 from zaq_fx.tracing import free_name
 from zaq_plugin.layers import LAYERS
 from zaq_plugin.student.batches import Call, as_call, fresh, inputs_of
-from zaq_plugin.student.fake_quantizers import carried_quantizer
+from zaq_plugin.student.fake_quantizers import carried_quantizer, is_weight_quantizer
 from zaq_plugin.student.inputs import taking
 from zaq_plugin.student.modes import evaluating
 
@@ -92,7 +92,7 @@ def share_weight_quantizers(prepared: nn.Module, copies: Mapping[str, str]) -> l
         quantizers: list[Any] = [carried_quantizer(m) for m in pair]
         if any(q is None or hasattr(m, "bn") for m, q in zip(pair, quantizers, strict=True)):
             continue
-        specs = [getattr(q, "spec", None) for q in quantizers]
+        specs = [q.spec if is_weight_quantizer(q) else None for q in quantizers]
         weights: list[Any] = [m.weight for m in pair]  # type: ignore[union-attr]
         if specs[0] != specs[1] or not isinstance(weights[0], torch.Tensor):
             continue

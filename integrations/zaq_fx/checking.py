@@ -144,9 +144,10 @@ def _tell(converted: fx.GraphModule, name: str) -> None:
 
 def _may_saturate(module: Any) -> bool:
     """Whether two products of a layer may exceed 16 bits, with activations up to 255."""
-    if not callable(getattr(module, "weight", None)):
+    layer: Any = module
+    if not isinstance(module, tuple(_FUNCTIONS)):
         return False
-    weight: Tensor = module.weight()
+    weight: Tensor = layer.weight()
     if not weight.is_quantized:
         return False
     per_tensor = weight.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric)

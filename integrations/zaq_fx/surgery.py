@@ -17,6 +17,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,12 +39,25 @@ from zaq_fx.writes import without_writes
 from zaq_plugin.layers import LAYERS
 from zaq_plugin.ptq.bake import bake_parametrizations, copied
 from zaq_plugin.ptq.wrappers import unwrapped
-from zaq_plugin.student.assign import module_classes
+from zaq_plugin.student.assign import Classes, module_classes
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_COPIES = "zaq_copies"
-_REMARKS = "zaq_remarks"
-_CLASSES = "zaq_classes"
+_MADE = "zaq_made"
+
+
+@dataclass(frozen=True)
+class Made:
+    """What `prepare_model` did to a model.
+
+    Attributes:
+        classes: The classes that modules had before; see `module_classes`.
+        copies: Layers that were added for further calls: name -> the layer they copy.
+        remarks: What the audit says of layers that were changed: name -> remark.
+    """
+
+    classes: Mapping[str, Classes] = field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)
+    remarks: dict[str, str] = field(default_factory=dict)
 
 
 def prepare_model(
@@ -82,9 +97,7 @@ def prepare_model(
     remarks |= dict.fromkeys(baked, "its computed weight (weight norm, pruning, ...) is a constant")
     for copy_name, original in copies.items():
         remarks[copy_name] = f"the same weight as '{original}', which is called more than once"
-    object.__setattr__(model, _CLASSES, classes)
-    object.__setattr__(model, _COPIES, copies)
-    object.__setattr__(model, _REMARKS, remarks)
+    object.__setattr__(model, _MADE, Made(classes, copies, remarks))
     return model
 
 
@@ -140,22 +153,10 @@ def drop_identities(traced: fx.GraphModule) -> int:
     return count
 
 
-def copies_of(ready: nn.Module) -> dict[str, str]:
-    """Layers that `prepare_model` added for further calls: name -> the layer they copy."""
-    copies: dict[str, str] = getattr(ready, _COPIES, {})
-    return copies
-
-
-def classes_before(ready: nn.Module) -> dict[str, tuple[type, ...]]:
-    """The classes that modules had before `prepare_model`; see `module_classes`."""
-    classes: dict[str, tuple[type, ...]] = getattr(ready, _CLASSES, {})
-    return classes
-
-
-def remarks_of(ready: nn.Module) -> dict[str, str]:
-    """What the audit says of layers that `prepare_model` changed: name -> remark."""
-    remarks: dict[str, str] = getattr(ready, _REMARKS, {})
-    return remarks
+def made_of(ready: nn.Module) -> Made:
+    """What `prepare_model` did to a model; nothing, if it did not see it."""
+    made: Made = getattr(ready, _MADE, Made())
+    return made
 
 
 def check_float32(model: nn.Module) -> None:
@@ -186,7 +187,8 @@ def unwrap_norm_activations(model: nn.Module) -> list[str]:
         base = next((b for b in _BATCH_NORMS if isinstance(module, b)), None)
         if base is None or type(module) is base or not name:
             continue
-        if not isinstance(getattr(module, "act", None), nn.Module):
+        children = dict(module._modules)
+        if children.get("act") is None:
             continue
         norm = base.__new__(base)
         norm.__dict__ = dict(module.__dict__)
@@ -196,8 +198,8 @@ def unwrap_norm_activations(model: nn.Module) -> list[str]:
         parts = nn.Sequential()
         parts.add_module("norm", norm)
         for part in ("drop", "act"):
-            extra = getattr(module, part, None)
-            if isinstance(extra, nn.Module) and not isinstance(extra, nn.Identity):
+            extra = children.get(part)
+            if extra is not None and not isinstance(extra, nn.Identity):
                 parts.add_module(part, extra)
         parts.train(module.training)
         model.set_submodule(name, parts)
@@ -208,10 +210,8 @@ def unwrap_norm_activations(model: nn.Module) -> list[str]:
 __all__ = [
     "FUNCTIONAL",
     "check_float32",
-    "classes_before",
-    "copies_of",
     "functional_to_modules",
+    "made_of",
     "prepare_model",
-    "remarks_of",
     "unwrap_norm_activations",
 ]

@@ -32,7 +32,15 @@ _lock = threading.RLock()
 _originals: dict[str, Any] = {}
 _users = 0
 _registered: list[Settings] = []  # one at most, for the whole process
-_local = threading.local()  # the settings of `zaq_nncf.quantize`, for its own thread
+
+
+class _Local(threading.local):
+    """The settings of `zaq_nncf.quantize`, for its own thread."""
+
+    settings: Settings | None = None
+
+
+_local = _Local()
 
 
 class Registration:
@@ -107,7 +115,7 @@ def _set(settings: list[Settings]) -> None:
 @contextmanager
 def in_this_thread(settings: Settings) -> Iterator[None]:
     """Place our quantizers in this thread's calls of ``nncf.quantize`` only."""
-    before = getattr(_local, "settings", None)
+    before = _local.settings
     _local.settings = settings
     _use(1)
     try:
@@ -133,8 +141,7 @@ def _use(change: int) -> None:
 
 
 def _settings() -> Settings | None:
-    mine: Settings | None = getattr(_local, "settings", None)
-    return mine or (_registered[0] if _registered else None)
+    return _local.settings or (_registered[0] if _registered else None)
 
 
 def _placing(original: Any) -> Callable[..., Any]:

@@ -215,9 +215,9 @@ def _named(module: nn.Module) -> str:
 
 def _options(module: Any) -> dict[str, object]:
     names = ["stride", "padding", "dilation", "groups"]
-    if getattr(module, "transposed", False):
+    if module.transposed:
         names.append("output_padding")
-    if getattr(module, "padding_mode", "zeros") != "zeros":
+    if module.padding_mode != "zeros":
         raise ValueError(f"padding_mode {module.padding_mode!r} cannot be exported; use 'zeros'.")
     return {name: getattr(module, name) for name in names}
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 
 from zaq_onnx._compat import (
     ACTIVATIONS,
@@ -124,8 +125,8 @@ class _Rewriter:
             self._replace(node, node.args[0], grid, signed=signed)
         elif target is torch.dequantize:
             self._leave_grid(node)
-        elif target is _quantized.clamp or getattr(target, "overloadpacket", None) is (
-            _quantized.clamp
+        elif target is _quantized.clamp or (
+            isinstance(target, OpOverload) and target.overloadpacket is _quantized.clamp
         ):
             self._clamp(node)
         elif target in _BINARY and len(node.args) == 2:

@@ -124,6 +124,11 @@ _PER_CHANNEL = (
     torch.fake_quantize_per_channel_affine,
     _aten.fake_quantize_per_channel_affine.default,
 )
+_PAIRS = {
+    False: (_ops.quantize_per_tensor.default, _ops.dequantize_per_tensor.default),
+    True: (_ops.quantize_per_tensor.tensor, _ops.dequantize_per_tensor.tensor),
+}
+"""Operators by whether a grid's numbers are tensors."""
 QUANTIZE = (
     _ops.quantize_per_tensor.default,
     _ops.quantize_per_tensor.tensor,
@@ -231,9 +236,8 @@ def _per_tensor(
         bounds = [(q - zero_point) * scale for q in (quant_min, quant_max)]
         x = torch.clamp(x, bounds[0], bounds[1])  # type: ignore[arg-type]
     grid = (scale, zero_point, low, high, dtype)
-    form = "tensor" if isinstance(scale, Tensor) else "default"
-    codes = getattr(_ops.quantize_per_tensor, form)(x, *grid)
-    values: Tensor = getattr(_ops.dequantize_per_tensor, form)(codes, *grid)
+    quantize, dequantize = _PAIRS[isinstance(scale, Tensor)]
+    values: Tensor = dequantize(quantize(x, *grid), *grid)
     return values
 
 
