@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from zaq_nncf._compat import BaseQuantizer, HookStorage, hooks_of
 from zaq_nncf.activation_quantizers import ActivationQuantizer
-from zaq_nncf.native_weight import native_weight
 from zaq_nncf.placement import Placement
 from zaq_nncf.settings import layer_name
 from zaq_nncf.static import StaticActivation, StaticWeight
-from zaq_nncf.weight_quantizer import PWLQWeightQuantizer
+from zaq_nncf.weight_quantizer import PWLQWeightQuantizer, native_weight
 from zaq_plugin.layers import LAYERS
 from zaq_plugin.pwlq import QuantSpec, quantize
 from zaq_plugin.report import Audit, LayerRecord

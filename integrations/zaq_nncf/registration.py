@@ -22,10 +22,9 @@ from zaq_nncf._compat import (
 )
 from zaq_nncf.activation_quantizers import uniform_activation
 from zaq_nncf.extension import compile_extension
-from zaq_nncf.native_weight import named
 from zaq_nncf.placement import read_elsewhere
 from zaq_nncf.settings import Override, Settings, layer_name
-from zaq_nncf.weight_quantizer import pwlq_weight
+from zaq_nncf.weight_quantizer import named, pwlq_weight
 from zaq_plugin.pwlq import QuantSpec
 
 _lock = threading.RLock()
