@@ -22,6 +22,7 @@ def test_a_table_for_each_tool_marks_what_is_slower_than_the_aim() -> None:
     page = markdown([row("executorch", 2.04), row("litert", 2.2)])
     lines = [line for line in page.splitlines() if line.startswith("| net |")]
     assert len(lines) == 2
-    assert "## executorch 1.0" in page and "## litert 1.0" in page
+    assert "## executorch 1.0" in page
+    assert "## litert 1.0" in page
     assert "| 1.02 |" in lines[0]
     assert "| 1.10 (!) |" in lines[1]
