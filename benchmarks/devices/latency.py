@@ -89,10 +89,11 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         "",
         "By `python -m benchmarks.devices.latency`. Bits are stored bits of a weight / bits of an",
         "activation; 5 stored bits of PWLQ have 4 MAC bits, and files hold int8 weights. *stock*",
-        "is the tool's own quantizer. Milliseconds are the processor's, of one image and one thread;",
-        "medians, the files taking turns. Random weights. `ours 8/8` has the stock file's",
-        "operators and other numbers, so that what its ratio differs from one is the machine's noise, or",
-        "layers that one of them leaves in float. ONNX Runtime's and OpenVINO's latencies of these",
+        "is the tool's own quantizer. Milliseconds are the processor's, of one image and one",
+        "thread; medians, the files taking turns. Random weights. `ours 8/8` has the stock file's",
+        "operators and other numbers, so that what its ratio differs from one is the machine's",
+        "noise, or layers that one of them leaves in float. ONNX Runtime's and OpenVINO's",
+        "latencies of these",
         f"networks are in [deploy.md](deploy.md). `(!)`: above the aim, {AIM} of stock.",
     ]
     for tool in dict.fromkeys(row["tool"] for row in rows):
