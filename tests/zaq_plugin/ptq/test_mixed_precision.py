@@ -8,7 +8,7 @@ from torch import nn
 
 from zaq_plugin.ptq.mixed_precision import Sensitivities, allocate_widths, kl_sensitivity
 from zaq_plugin.pwlq import UniformSpec, fake_quantize
-from zaq_plugin.zero_shot.outputs import all_outputs
+from zaq_plugin.zero_shot.discrepancy import all_outputs
 
 
 @pytest.mark.parametrize("seed", range(4))

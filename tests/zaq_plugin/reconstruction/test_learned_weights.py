@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec, quantize
+from zaq_plugin.reconstruction.learned_weights import LearnedEdges, LearnedRounding
 from zaq_plugin.student import QuantLayer, reached_layers, twin
 from zaq_plugin.student.fake_quantizers import fake_quantizers, set_switches
-from zaq_plugin.zero_shot.learned_weights import LearnedEdges, LearnedRounding
 
 SPECS: dict[str, QuantSpec] = {
     "uniform": UniformSpec(bits=3),

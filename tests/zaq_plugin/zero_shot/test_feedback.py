@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from zaq_plugin.pwlq import UniformSpec
-from zaq_plugin.zero_shot import ZeroShotConfig, ZeroShotLoader
-from zaq_plugin.zero_shot.training import watch_layers
+from zaq_plugin.zero_shot import ZeroShotConfig
+from zaq_plugin.zero_shot.feedback import Feedback, Pair
 
 SHAPE = (3, 8, 8)
 TAPS = ("stage1", "stage2")
@@ -20,10 +20,10 @@ QUICK = ZeroShotConfig(
 )
 
 
-def loader_of(student: nn.Module, model: nn.Module, **changes: object) -> ZeroShotLoader:
-    loader = ZeroShotLoader(student, SHAPE, QUICK.with_changes(**changes), float_model=model)
-    loader.prepare()
-    return loader
+def feedback_of(student: nn.Module, model: nn.Module, **changes: object) -> Feedback:
+    feedback = Feedback(QUICK.with_changes(**changes), Pair(student, SHAPE, float_model=model))
+    feedback.place_taps()
+    return feedback
 
 
 def distance(mine: Tensor, other: Tensor) -> float:
@@ -58,20 +58,20 @@ def test_distances_and_lambda(
 ) -> None:
     model = tiny()
     student = make_student(model, UniformSpec(bits=2))
-    loader = loader_of(student, model)
+    feedback = feedback_of(student, model)
     images = torch.randn(6, *SHAPE, generator=torch.Generator().manual_seed(1))
-    pairs = zip(features(loader.teacher, images), features(student, images), strict=True)
+    pairs = zip(features(feedback.pair.teacher, images), features(student, images), strict=True)
     apart = [distance(p, q) for p, q in pairs]
     before = {k: v.clone() for k, v in student.state_dict().items()}
 
-    seen = watch_layers(loader, images)
+    seen = feedback.watch(images)
 
     # λ is uniform until the first epoch has ended: D_f is the mean distance.
     assert seen["D_f"] == pytest.approx(sum(apart) / 2, rel=1e-4)
     total = sum(math.exp(d) for d in apart)
     for name, d in zip(TAPS, apart, strict=True):
         assert seen[f"λ {name}"] == pytest.approx(math.exp(d) / total, rel=1e-5)
-    again = watch_layers(loader, images)
+    again = feedback.watch(images)
     expected = sum(d * math.exp(d) / total for d in apart)
     assert again["D_f"] == pytest.approx(expected, rel=1e-4)
     assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
@@ -81,15 +81,15 @@ def test_where_the_loss_owns_lambda_it_is_left_alone(
     tiny: Callable[..., nn.Module], make_student: Callable[..., nn.Module]
 ) -> None:
     model = tiny()
-    loader = loader_of(make_student(model, UniformSpec(bits=2)), model, alpha=0.1)
-    watch_layers(loader, torch.randn(4, *SHAPE))
-    assert loader.layer_weights is not None
-    assert loader.layer_weights.values.tolist() == [0.5, 0.5]
+    feedback = feedback_of(make_student(model, UniformSpec(bits=2)), model, alpha=0.1)
+    feedback.watch(torch.randn(4, *SHAPE))
+    assert feedback.layer_weights is not None
+    assert feedback.layer_weights.values.tolist() == [0.5, 0.5]
 
 
 def test_nothing_tapped(
     tiny: Callable[..., nn.Module], make_student: Callable[..., nn.Module]
 ) -> None:
     model = tiny()
-    loader = loader_of(make_student(model, UniformSpec(bits=2)), model, feature_weight=0.0)
-    assert watch_layers(loader, torch.randn(4, *SHAPE)) == {}
+    feedback = feedback_of(make_student(model, UniformSpec(bits=2)), model, feature_weight=0.0)
+    assert feedback.watch(torch.randn(4, *SHAPE)) == {}

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from zaq_plugin.pwlq import fake_quantize
+from zaq_plugin.reconstruction.learned_weights import EdgeFactors
 from zaq_plugin.student.fake_quantizers import Slot, is_uniform
-from zaq_plugin.zero_shot.learned_weights import EdgeFactors
 
 
 def drop_mask(like: Tensor, share: float, rng: torch.Generator | None) -> Tensor:

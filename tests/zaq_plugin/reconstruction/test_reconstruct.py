@@ -11,9 +11,9 @@ from torch.nn.utils import parametrize
 
 from zaq_plugin.fake_quantize import PWLQPerChannelFakeQuantize
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
+from zaq_plugin.reconstruction.reconstruct import ReconstructOptions, reconstruct
 from zaq_plugin.student import reached_layers, twin
 from zaq_plugin.student.fake_quantizers import set_switches
-from zaq_plugin.zero_shot.reconstruction import ReconstructOptions, reconstruct
 
 QUICK = ReconstructOptions(iterations=60, batch_size=16)
 

@@ -15,8 +15,8 @@ from functools import partial
 import torch
 from torch import Tensor, fx, nn
 
+from zaq_plugin.reconstruction.graph_blocks import Block, Call, graph_blocks, layer_blocks
 from zaq_plugin.student import QuantLayer, Student, reached_layers, student_of
-from zaq_plugin.zero_shot.graph_blocks import Block, Call, graph_blocks, layer_blocks
 
 LARGEST_BLOCK = 8
 """Modules with more quantized weights than this are cut further where they can be."""

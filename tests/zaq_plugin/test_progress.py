@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from zaq_plugin.zero_shot.result import RunProgress
+from zaq_plugin.progress import RunProgress
 
 
 def test_progress_is_one_line_per_stage_when_not_on_a_terminal() -> None:

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from zaq_plugin.student import QuantLayer, reached_layers
-from zaq_plugin.student.fake_quantizers import Slot, activation_slots, grid_of, set_switches
-from zaq_plugin.zero_shot.blocks import LARGEST_BLOCK, find_blocks
-from zaq_plugin.zero_shot.graph_blocks import Block
-from zaq_plugin.zero_shot.learned_activations import (
+from zaq_plugin.reconstruction.blocks import LARGEST_BLOCK, find_blocks
+from zaq_plugin.reconstruction.graph_blocks import Block
+from zaq_plugin.reconstruction.learned_activations import (
     LearnedActivation,
     drop_mask,
     learned_activation,
 )
-from zaq_plugin.zero_shot.learned_weights import LearnedRounding
+from zaq_plugin.reconstruction.learned_weights import LearnedRounding
+from zaq_plugin.student import QuantLayer, reached_layers
+from zaq_plugin.student.fake_quantizers import Slot, activation_slots, grid_of, set_switches
 
 
 @dataclass(frozen=True)
