@@ -19,11 +19,11 @@ from zaq_plugin.pwlq.base import (
     Overflow,
     Symmetry,
 )
-from zaq_plugin.pwlq.density import density_edges
 from zaq_plugin.pwlq.json_spec import check_choice, check_int
 from zaq_plugin.pwlq.levels import PiecewiseLinear, piecewise_grid
 from zaq_plugin.pwlq.search import search_edges
 from zaq_plugin.pwlq.straight_through import piece_gradients
+from zaq_plugin.pwlq.theory import density_edges
 from zaq_plugin.pwlq.uniform import UniformSpec
 
 Policy = Literal[

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from zaq_plugin.ptq.compound import compound_layers
 from zaq_plugin.reconstruction import ReconstructOptions, reconstruct
 from zaq_plugin.reconstruction.blocks import LARGEST_BLOCK, uncovered_weights
-from zaq_plugin.strategies.activations import TopKActivations
 from zaq_plugin.strategies.images import Distilled
+from zaq_plugin.strategies.parts import LeastSquaresWeights, TopKActivations
 from zaq_plugin.strategies.stage import Stage, Strategy, Work
-from zaq_plugin.strategies.weights import LeastSquaresWeights
 
 ITERATIONS = 300
 

@@ -7,26 +7,24 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from zaq_plugin.strategies.aciq import ACIQ, AllocatedWeights, AnalyticActivations
-from zaq_plugin.strategies.activations import (
-    LeastCubesActivations,
-    LeastSquaresActivations,
-    MinMaxActivations,
-    TopKActivations,
-)
-from zaq_plugin.strategies.correction import CorrectBias
+from zaq_plugin.strategies.baselines import FT, OMSE, PWLQ, RQ
 from zaq_plugin.strategies.deepinversion import DEEPINVERSION
 from zaq_plugin.strategies.dfq import DFQ, BatchNormRanges, CorrectBiasByMoments, Equalise
-from zaq_plugin.strategies.finetune import FT
 from zaq_plugin.strategies.gdfq import GDFQ
 from zaq_plugin.strategies.gptq import GPTQ
 from zaq_plugin.strategies.images import Distilled, Noise, Real
 from zaq_plugin.strategies.lbq import LBQ, SecondTensor
-from zaq_plugin.strategies.omse import OMSE
-from zaq_plugin.strategies.pwlq import PWLQ
+from zaq_plugin.strategies.parts import (
+    CorrectBias,
+    LeastCubesActivations,
+    LeastSquaresActivations,
+    LeastSquaresWeights,
+    MinMaxActivations,
+    MinMaxWeights,
+    TopKActivations,
+)
 from zaq_plugin.strategies.reconstruction import ADAROUND, BRECQ, QDROP
-from zaq_plugin.strategies.rq import RQ
 from zaq_plugin.strategies.stage import ImageStage, Stage, Strategy
-from zaq_plugin.strategies.weights import LeastSquaresWeights, MinMaxWeights
 from zaq_plugin.strategies.zaq import ZAQ, ZAQ_PAPER
 from zaq_plugin.strategies.zeroq import ZEROQ, ZEROQ_MIXED, ParetoWeights
 

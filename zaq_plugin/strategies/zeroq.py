@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from zaq_plugin.ptq.mixed_precision import allocate_widths, kl_sensitivity
-from zaq_plugin.strategies.activations import MinMaxActivations
 from zaq_plugin.strategies.images import Distilled, batch_of
+from zaq_plugin.strategies.parts import MinMaxActivations, MinMaxWeights
 from zaq_plugin.strategies.stage import Strategy, Work
-from zaq_plugin.strategies.weights import MinMaxWeights
 from zaq_plugin.zero_shot import DistillOptions
 from zaq_plugin.zero_shot.statistics import batch_norms
 

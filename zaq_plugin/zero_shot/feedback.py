@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from zaq_plugin.ptq.wrappers import unwrapped
 from zaq_plugin.student import twin
+from zaq_plugin.student.batches import taking
 from zaq_plugin.student.fake_quantizers import fake_quantizers
-from zaq_plugin.student.inputs import taking
 from zaq_plugin.student.modes import to_evaluation
 from zaq_plugin.zero_shot.config import ZeroShotConfig
 from zaq_plugin.zero_shot.discrepancy import (

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from zaq_plugin.ptq.frontier import STATES, pareto_frontier
-from zaq_plugin.ptq.frontier import best_within as frontier_within
+from zaq_plugin.ptq.mixed_precision import STATES, pareto_frontier
+from zaq_plugin.ptq.mixed_precision import best_within as frontier_within
 from zaq_plugin.pwlq import QuantSpec
 from zaq_timm.zoo.sensitivity import Sensitivity
 
