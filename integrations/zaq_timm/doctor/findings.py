@@ -9,8 +9,15 @@ from platform import platform, python_version
 from typing import Any
 
 from zaq_plugin.student.host import find_host, host_names
-from zaq_timm.doctor.kernels import EXACT, SATURATES, measure_kernels
-from zaq_timm.doctor.machine import Processor, compilers, memory, processor
+from zaq_timm.doctor.machine import (
+    EXACT,
+    SATURATES,
+    Processor,
+    compilers,
+    measure_kernels,
+    memory,
+    processor,
+)
 from zaq_timm.doctor.packages import OK, packages
 
 LITTLE_MEMORY = 4 * 10**9

@@ -223,14 +223,14 @@ def _finish(results: Any, keys: list[str], settings: Settings) -> int:
                     soft_wrap=True,
                     markup=False,
                 )
-        for note in _notes(rows):
+        for note in notes_of(rows):
             console.print(f"Note: {note}", highlight=False, soft_wrap=True, markup=False)
         for path in written:
             console.print(f"  {path}", highlight=False, soft_wrap=True)
     return 0 if all(row["status"] == DONE for row in rows) else 3
 
 
-def _notes(rows: list[dict[str, Any]]) -> list[str]:
+def notes_of(rows: list[dict[str, Any]]) -> list[str]:
     """What the table's reader must know: of the models, and of this machine."""
     by_text: dict[str, list[str]] = {}
     for row in rows:
@@ -238,7 +238,7 @@ def _notes(rows: list[dict[str, Any]]) -> list[str]:
             by_text.setdefault(text, []).append(row["key"])
     notes = [f"{_named(keys)}: {text}" for text, keys in by_text.items()]
     if any(row.get("host") == "fx" for row in rows):  # the others compute exactly
-        from zaq_timm.doctor.kernels import warning
+        from zaq_timm.doctor.machine import warning
 
         note = warning("torch")
         notes += [] if note is None else [f"rows of host fx: {note}"]

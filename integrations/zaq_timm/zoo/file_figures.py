@@ -77,13 +77,14 @@ def zipped_bytes(path: Path) -> int:
     return len(zlib.compress(path.read_bytes(), 9))
 
 
-def archive_bytes(path: Path) -> int | None:
-    """Of what ``zaq-quantize pack`` makes of a file; None of a kind that it does not take."""
+def sizes(path: Path) -> dict[str, int | None]:
+    """A file's size zipped, and of what ``zaq-quantize pack`` makes of it: None if nothing."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            return archive.pack(path, Path(folder, "model.zaq")).bytes
-        except ValueError:
-            return None
+            packed = archive.pack(path, Path(folder, "model.zaq"))
+        except ValueError:  # of a kind that cannot be packed
+            return {"zipped_bytes": zipped_bytes(path), "archive_bytes": None}
+    return {"zipped_bytes": packed.zipped_bytes, "archive_bytes": packed.bytes}
 
 
 def lines(rows: list[dict[str, Any]]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from zaq_timm.zoo.format_names import format_in_words
+from zaq_timm.zoo.light import format_in_words
 from zaq_timm.zoo.normalisation import in_words
 from zaq_timm.zoo.places import check_places
 from zaq_timm.zoo.pool import Task

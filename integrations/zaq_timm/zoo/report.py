@@ -11,8 +11,8 @@ from zaq_plugin.report.columns import bit_pair, bits, number
 from zaq_plugin.report.zoo import ModelEntry, render_zoo_page
 from zaq_timm.zoo.details import DETAILS, PICTURES
 from zaq_timm.zoo.errors import DONE
-from zaq_timm.zoo.files import write_whole
 from zaq_timm.zoo.job import MANIFEST
+from zaq_timm.zoo.light import write_whole
 from zaq_timm.zoo.results import MODELS, Results
 
 if TYPE_CHECKING:

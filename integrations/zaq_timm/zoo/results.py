@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from zaq_timm.zoo.errors import DONE, FAILED, KILLED, STATUSES, RunError
-from zaq_timm.zoo.files import cannot_write, write_json, write_whole
+from zaq_timm.zoo.light import cannot_write, write_json, write_whole
 from zaq_timm.zoo.worker import ROW
 
 SETTINGS, LINES, MODELS, LOCK = "settings.json", "results.jsonl", "models", ".lock"

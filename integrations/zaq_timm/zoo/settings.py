@@ -9,8 +9,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from zaq_timm.zoo.format_names import check_format
-from zaq_timm.zoo.light import core_file
+from zaq_timm.zoo.light import check_format, core_file
 from zaq_timm.zoo.quantities import (
     input_shape,
     parse_budget,

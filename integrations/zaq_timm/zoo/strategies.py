@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from zaq_plugin.image_counts import TRAINING_IMAGES
+from zaq_plugin.pwlq import QuantSpec
 from zaq_plugin.report import Audit
 from zaq_plugin.strategies import Request, Strategy, apply
 from zaq_plugin.student.host import find_host
@@ -34,7 +36,9 @@ def images_wanted(settings: Settings) -> int:
     return settings.calibration_images
 
 
-def convert_by_strategy(job: Job) -> tuple[str, Converted]:
+def convert_by_strategy(
+    job: Job, overrides: Mapping[str, QuantSpec]
+) -> tuple[str, Converted]:
     """What a strategy makes of the model, with the audit of its layers.
 
     Raises:
@@ -45,7 +49,7 @@ def convert_by_strategy(job: Job) -> tuple[str, Converted]:
     reasons: list[str] = []
     for name in hosts_for(settings):
         try:
-            converted = _in_host(job, strategy, name)
+            converted = _in_host(job, strategy, name, overrides)
         except (ValueError, ImportError) as error:
             reasons.append(f"{name}: {error}" if name != SIMULATED else str(error))
             continue
@@ -54,7 +58,9 @@ def convert_by_strategy(job: Job) -> tuple[str, Converted]:
     raise LeftOut(f"strategy {settings.strategy}: {'; '.join(reasons)}")
 
 
-def _in_host(job: Job, strategy: Strategy, name: str) -> Converted:
+def _in_host(
+    job: Job, strategy: Strategy, name: str, overrides: Mapping[str, QuantSpec]
+) -> Converted:
     settings, inputs, images = job.settings, job.loaded.inputs, job.images.calibration
     shared = images if strategy.recipe == SHARED_RECIPE else None
     own: dict[str, Any] = {} if shared is None else {"synthetic": shared}
@@ -71,7 +77,7 @@ def _in_host(job: Job, strategy: Strategy, name: str) -> Converted:
         synthetic_count=TRAINING_IMAGES if strategy.trains else max(2, settings.calibration_images),
         host=name,
         int8=settings.export != "none",
-        overrides=dict(job.overrides) if settings.budget else {},
+        overrides=dict(overrides) if settings.budget else {},
         **own,
     )
     applied = apply(strategy, job.loaded.model, request)

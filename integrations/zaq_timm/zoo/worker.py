@@ -32,7 +32,7 @@ from zaq_timm.zoo.errors import (
     LeftOut,
     is_out_of_memory,
 )
-from zaq_timm.zoo.files import write_json
+from zaq_timm.zoo.light import write_json
 from zaq_timm.zoo.limits import limit_data, peak_memory
 
 ROW = "row.json"

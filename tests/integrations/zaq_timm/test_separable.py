@@ -5,8 +5,7 @@ from importlib.resources import files
 import torch
 from torch import nn
 
-from zaq_timm.digits import load_digits_split
-from zaq_timm.separable import BLOCKS, STEM, DigitsSeparableNet, separable_model
+from zaq_timm.digits import BLOCKS, STEM, DigitsSeparableNet, load_digits_split, separable_model
 
 
 @torch.no_grad()

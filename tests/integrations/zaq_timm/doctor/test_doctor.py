@@ -13,10 +13,9 @@ from processor import KERNELS_ARE_EXACT
 
 from zaq_fx import saturation
 from zaq_timm import cli
-from zaq_timm.doctor import kernels
+from zaq_timm.doctor import machine
 from zaq_timm.doctor.findings import _once_each, examine, lines
-from zaq_timm.doctor.kernels import EXACT, SATURATES, UNKNOWN, measure, warning
-from zaq_timm.doctor.machine import memory, processor
+from zaq_timm.doctor.machine import EXACT, SATURATES, UNKNOWN, measure, memory, processor, warning
 from zaq_timm.doctor.packages import MISSING, OK, TOO_NEW, TOO_OLD, packages
 
 CPUINFO = "model name\t: Some Chip\nflags\t\t: fpu avx2 {}\n"
@@ -126,13 +125,13 @@ def test_the_probe_sees_kernels_that_add_in_16_bits(monkeypatch: pytest.MonkeyPa
 def test_warnings_name_the_safe_setting_and_say_nothing_where_kernels_are_exact(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(kernels, "_probe", lambda runtime: lambda: True)
+    monkeypatch.setattr(machine, "probe", lambda runtime: lambda: True)
     text = warning("torch")
     assert text is not None
     assert "saturate on this processor" in text
     assert "activations=7, input_bits=7" in text
     assert "reduce_range=True" in str(warning("onnxruntime"))
-    monkeypatch.setattr(kernels, "_probe", lambda runtime: lambda: False)
+    monkeypatch.setattr(machine, "probe", lambda runtime: lambda: False)
     assert warning("torch") is None
 
 
@@ -179,9 +178,9 @@ def test_without_torch_the_command_says_so(
 def test_a_run_warns_only_where_a_row_has_run_on_kernels_that_saturate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from zaq_timm.zoo.command import _notes
+    from zaq_timm.zoo.command import notes_of
 
-    monkeypatch.setattr(kernels, "_probe", lambda runtime: lambda: True)
-    assert _notes([{"host": "pt2e"}, {}]) == []
-    (note,) = _notes([{"host": "pt2e"}, {"host": "fx"}])
+    monkeypatch.setattr(machine, "probe", lambda runtime: lambda: True)
+    assert notes_of([{"host": "pt2e"}, {}]) == []
+    (note,) = notes_of([{"host": "pt2e"}, {"host": "fx"}])
     assert note.startswith("rows of host fx: int8 kernels of torch saturate")
