@@ -300,8 +300,8 @@ def run_demo(
     """Runs all stages; see `DemoRun` for arguments and result.
 
     Raises:
-        ImportError: scikit-learn, which holds the images, or matplotlib is missing; or what writes
-            a file that is asked for.
+        ImportError: scikit-learn, which holds the images, is missing; or what writes a file that
+            is asked for.
         OSError: the folder cannot be made or written to.
     """
     for kind in exports:

@@ -60,9 +60,6 @@ def demo_figures(
         model: the float model, BatchNorm folded.
         tensors: its weights in the format of the checkpoint, one breakpoint.
         rows: the results.
-
-    Raises:
-        ImportError: matplotlib is missing; the text says how to install it.
     """
     from zaq_plugin.report import plots
 

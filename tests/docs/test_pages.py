@@ -189,7 +189,7 @@ def test_figures_of_the_concepts_are_those_that_the_script_draws() -> None:
 
 
 def words_of(svg: str) -> list[str]:
-    """The texts in a picture: matplotlib's versions differ in the rest."""
+    """The texts in a picture."""
     return re.findall(r">([^<>]+)</text>", svg)
 
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from zaq_plugin.report.columns import bit_pair, bits, number
-from zaq_plugin.report.zoo import ModelEntry, render_zoo_page
 from zaq_timm.zoo.details import DETAILS, PICTURES
 from zaq_timm.zoo.errors import DONE
 from zaq_timm.zoo.job import MANIFEST
 from zaq_timm.zoo.light import write_whole
+from zaq_timm.zoo.page import ModelEntry, render_zoo_page
 from zaq_timm.zoo.results import MODELS, Results
 
 if TYPE_CHECKING:
@@ -101,8 +101,10 @@ def terminal_table(rows: Sequence[dict[str, Any]]) -> Table:
     for row in rows:
         table.add_row(*(Text(cell) for cell in _cells(row, eval_rows)))
     made = _images(rows, "agreement_images")
-    where = f"agreement on {_images(rows, 'eval_images')}, divergence on {made}" if eval_rows else (
-        f"agreement and divergence on {made}"
+    where = (
+        f"agreement on {_images(rows, 'eval_images')}, divergence on {made}"
+        if eval_rows
+        else (f"agreement and divergence on {made}")
     )
     table.caption = (
         "MAC bits: width of the multiplier; stored bits: width of one code on disk. Size counts "

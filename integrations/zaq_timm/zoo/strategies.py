@@ -36,9 +36,7 @@ def images_wanted(settings: Settings) -> int:
     return settings.calibration_images
 
 
-def convert_by_strategy(
-    job: Job, overrides: Mapping[str, QuantSpec]
-) -> tuple[str, Converted]:
+def convert_by_strategy(job: Job, overrides: Mapping[str, QuantSpec]) -> tuple[str, Converted]:
     """What a strategy makes of the model, with the audit of its layers.
 
     Raises:

@@ -8,7 +8,7 @@ import html
 import math
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ def document(
     *,
     nav: str = "",
     footer: str = "",
-    styles: Sequence[str] = ("page.css",),
+    style: str = "",
 ) -> str:
     """A whole page, whose policy lets nothing in from outside.
 
@@ -50,10 +50,10 @@ def document(
         body: HTML of the page.
         nav: HTML of the links at its top.
         footer: HTML at its end.
-        styles: files of this folder.
+        style: CSS behind the report's own.
     """
     here = Path(__file__).parent
-    style = "".join((here / name).read_text(encoding="utf-8") for name in styles)
+    style = (here / "page.css").read_text(encoding="utf-8") + style
     script = (here / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
@@ -127,32 +127,53 @@ class Figure:
             if re.search(r"@import|url\(\s*['\"]?(?!#|['\"]?data:image/)", text):
                 raise ValueError(f"Figure '{self.title}': the SVG's style refers outside.")
 
-    def to_html(self, index: int) -> str:
-        """The figure as HTML; `index` keeps the ids of two SVGs on one page apart."""
+    def to_html(self, index: object, kind: str = "") -> str:
+        """The figure as HTML.
+
+        Args:
+            index: keeps the ids of two SVGs on one page apart.
+            kind: a CSS class.
+        """
         picture = (
             f'<img alt="{esc(self.title)}" src="{esc(self.body)}">'
             if self.body.startswith("data:")
             else _inline_svg(self.body, f"f{index}-")
         )
         caption = f"<figcaption>{esc(self.caption)}</figcaption>" if self.caption else ""
-        return f"<figure><h3>{esc(self.title)}</h3>{picture}{caption}</figure>"
+        style = f' class="{esc(kind)}"' if kind else ""
+        return f"<figure{style}><h3>{esc(self.title)}</h3>{picture}{caption}</figure>"
 
 
 def _inline_svg(svg: str, prefix: str) -> str:
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg)
-    used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', svg))
+    own = set(re.findall(r'\sid="([^"]+)"', svg))
+    used = own & set(re.findall(r'(?:url\(#|href="#)([^")]+)', svg))
 
     def name(match: re.Match[str]) -> str:
         return f' id="{prefix}{match[1]}"' if match[1] in used else ""
 
     svg = re.sub(r'\s+id="([^"]+)"', name, svg)
     svg = re.sub(r"url\(#", f"url(#{prefix}", svg)
-    svg = re.sub(r'(xlink:)?href="#', f'href="#{prefix}', svg)
+
+    def lead(match: re.Match[str]) -> str:  # links to elsewhere in the page stay
+        return f'href="#{prefix if match[1] in own else ""}{match[1]}"'
+
+    svg = re.sub(r'(?:xlink:)?href="#([^"]+)"', lead, svg)
     svg = re.sub(
         "|".join(_THEME), lambda variable: f"var({_THEME[variable[0]]},{variable[0]})", svg
     )
     return svg.replace("<svg ", '<svg preserveAspectRatio="xMidYMid meet" ', 1)
+
+
+def cards(told: Iterable[tuple[str, str, str]]) -> str:
+    """Numbers to be seen first: what each is, the value, and a note below; nothing for none."""
+    items = "".join(
+        f'<div class="card"><dt>{esc(title)}</dt><dd class="value">{esc(value)}</dd>'
+        f'<dd class="note">{esc(note)}</dd></div>'
+        for title, value, note in told
+    )
+    return f'<dl class="cards">{items}</dl>' if items else ""
 
 
 def table(

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import html.parser
-import importlib.util
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+import page_browser
 import pytest
 import torch
 
 from zaq_plugin.report.images import png_bytes
-from zaq_plugin.report.zoo import ModelEntry, render_zoo_page
+from zaq_timm.zoo.page import ModelEntry, files_table, render_zoo_page
 
-HERE = Path(__file__).parent
-_spec = importlib.util.spec_from_file_location("zaq_test_browser", HERE / "browser.py")
-assert _spec is not None
-assert _spec.loader is not None
-browser_module: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(browser_module)
-
-PROGRAM = browser_module.find_browser()
+PROGRAM = page_browser.find_browser()
 needs_browser = pytest.mark.skipif(
     PROGRAM is None,
-    reason=f"no browser is installed: none of {', '.join(browser_module.NAMES)} is on the path",
+    reason=f"no browser is installed: none of {', '.join(page_browser.NAMES)} is on the path",
 )
 
 
@@ -195,7 +187,7 @@ def test_a_zoo_of_nothing_is_a_page(page: str) -> None:
 def browser(page: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("browser")
     (folder / "report.html").write_text(page, encoding="utf-8")
-    with browser_module.Browser(PROGRAM, folder / "profile") as session:
+    with page_browser.Browser(PROGRAM, folder / "profile") as session:
         session.address = (folder / "report.html").as_uri()
         yield session
 
@@ -294,3 +286,39 @@ def test_print_shows_the_view_in_black_on_white_within_the_paper(browser: Any) -
     finally:
         browser.call("Emulation.setEmulatedMedia", media="")
         browser.call("Emulation.clearDeviceMetricsOverride")
+
+
+def heads(page: str) -> list[str]:
+    return [re.sub("<[^>]*>", "", head) for head in re.findall(r"<th\b.*?</th>", page, re.DOTALL)]
+
+
+def test_without_files_there_is_no_table() -> None:
+    assert files_table([{"key": "net"}, {"key": "other", "files": []}]) == ""
+
+
+def test_files_of_several_kinds_side_by_side() -> None:
+    onnx = {"file": "model.onnx", "bytes": 54_000, "zipped_bytes": 50_000, "agreement": 96.9}
+    pte = {
+        **onnx,
+        "file": "model.pte",
+        "bytes": 88_000,
+        "archive_bytes": 41_000,
+        "float_bytes": 320_000,
+        "float_zipped_bytes": 300_000,
+        "stock_bytes": 89_000,
+        "stock_zipped_bytes": 80_000,
+        "ms": 0.25,
+        "float_ms": 0.9,
+        "stock_ms": 0.26,
+    }
+    page = files_table([{"key": "net", "files": [onnx, pte]}])
+    titles = heads(page)
+    sizes = ("kB", "kB zipped", "kB packed", "Float kB", "Stock int8 kB zipped")
+    for text in (*sizes, "Latency (ms)"):
+        assert any(text in head for head in titles), text
+    assert not any("Top-1" in head for head in titles)
+    assert "model.onnx" in page
+    assert "model.pte" in page
+    assert "0.26" in page
+    assert "41.0" in page
+    assert not any("Float kB packed" in head for head in titles)

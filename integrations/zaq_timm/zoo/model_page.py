@@ -8,18 +8,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zaq_plugin.report import columns as col
-from zaq_plugin.report._html import esc, pairs
-from zaq_plugin.report.page import _audit
+from zaq_plugin.report.markup import Figure, cards, esc, pairs
+from zaq_plugin.report.page import audit_html
+from zaq_plugin.report.plots import split_curve
 from zaq_plugin.report.records import Audit
-from zaq_plugin.report.training import split_curve
-from zaq_plugin.report.zoo_figures import (
+from zaq_timm.zoo.errors import DONE
+from zaq_timm.zoo.figures import (
     frontier_line,
     level_stems,
     sensitivity_bars,
     step_lines,
 )
 
-DONE = "done"
+PICTURES = "Images nobody took"
 
 
 def model_section(
@@ -33,7 +34,7 @@ def model_section(
     """A model's page as a section, shown when the address names it.
 
     Args:
-        row, details, manifest, pictures: see `zaq_plugin.report.zoo.ModelEntry`.
+        row, details, manifest, pictures: see `zaq_timm.zoo.page.ModelEntry`.
         before, after: keys of its neighbours.
     """
     key = str(row["key"])
@@ -48,10 +49,14 @@ def model_section(
         parts.append(f'<p><span class="why">{esc(why)}</span></p>')
     figures = _figures(details, pictures, row)
     if figures:
-        parts.append(f'<h3 class="part">Pictures</h3><div class="figures">{"".join(figures)}</div>')
+        drawn = "".join(
+            one.to_html(f"{key}-{i}-", "pictures" if one.title == PICTURES else "")
+            for i, one in enumerate(figures)
+        )
+        parts.append(f'<h3 class="part">Pictures</h3><div class="figures">{drawn}</div>')
     if details.get("layers"):
         audit = Audit.from_dict({"records": details["layers"]})
-        parts.append(f'<h3 class="part">Layers</h3>{_audit(audit, "Layers of " + key)}')
+        parts.append(f'<h3 class="part">Layers</h3>{audit_html(audit, "Layers of " + key)}')
     parts.append(_facts(row, manifest))
     return f'<section class="model" id="m-{esc(key)}">{"".join(parts)}</section>'
 
@@ -66,7 +71,7 @@ def _summary(row: Mapping[str, Any]) -> str:
 
 
 def _cards(row: Mapping[str, Any]) -> str:
-    cards = [
+    told = [
         (
             "Weight bits, MAC / stored",
             col.bit_pair(row["mac_bits"], row["stored_bits"]),
@@ -80,37 +85,22 @@ def _cards(row: Mapping[str, Any]) -> str:
     ]
     if row.get("top1") is not None:
         note = f"float {row['float_top1']:.2f} %, {row['eval_images']} images"
-        cards.append(("Top-1", f"{row['top1']:.2f} %", note))
-        cards.append(("Agreement", f"{row['eval_agreement']:.2f} %", "on the same images"))
+        told.append(("Top-1", f"{row['top1']:.2f} %", note))
+        told.append(("Agreement", f"{row['eval_agreement']:.2f} %", "on the same images"))
     notes = [f"of {row['agreement_images']} images"] if row.get("agreement_images") else []
     if row.get("divergence") is not None:
         notes.append(f"divergence {row['divergence']:.2g} nats")
-    cards.append(("Agreement, synthetic", f"{row['agreement']:.1f} %", ", ".join(notes)))
-    return (
-        '<dl class="cards">'
-        + "".join(
-            f'<div class="card"><dt>{esc(a)}</dt><dd class="value">{esc(b)}</dd>'
-            f'<dd class="note">{esc(c)}</dd></div>'
-            for a, b, c in cards
-        )
-        + "</dl>"
-    )
+    told.append(("Agreement, synthetic", f"{row['agreement']:.1f} %", ", ".join(notes)))
+    return cards(told)
 
 
-def figure(title: str, body: str, caption: str = "", kind: str = "") -> str:
-    """A picture made by this package, with its words."""
-    words = f"<figcaption>{esc(caption)}</figcaption>" if caption else ""
-    style = f' class="{esc(kind)}"' if kind else ""
-    return f"<figure{style}><h3>{esc(title)}</h3>{body}{words}</figure>"
-
-
-def _figures(details: Mapping[str, Any], pictures: bytes, row: Mapping[str, Any]) -> list[str]:
+def _figures(details: Mapping[str, Any], pictures: bytes, row: Mapping[str, Any]) -> list[Figure]:
     figures = []
     sensitivities: Sequence[Mapping[str, Any]] = details.get("sensitivities") or []
     if sensitivities:
         bars = sensitivity_bars([(s["layer"], s["divergence"]) for s in sensitivities])
         figures.append(
-            figure(
+            Figure(
                 "Which layers mind",
                 bars,
                 "Divergence from the float model, in nats, when that layer alone is quantized at "
@@ -120,7 +110,7 @@ def _figures(details: Mapping[str, Any], pictures: bytes, row: Mapping[str, Any]
     if details.get("frontier"):
         points = [(p["stored_bits"], p["divergence"], p["chosen"]) for p in details["frontier"]]
         figures.append(
-            figure(
+            Figure(
                 "Widths by budget",
                 frontier_line(points),
                 "The least summed divergence at each mean of stored bits; the dot is what the "
@@ -128,7 +118,7 @@ def _figures(details: Mapping[str, Any], pictures: bytes, row: Mapping[str, Any]
             )
         )
     figures += [
-        figure(
+        Figure(
             f"{one['layer']}, channel {one['channel']}",
             level_stems(one["levels"], one["counts"], one["spec"]),
             f"{one['spec']}: its levels (marks), and how many weights sit on each (bars).",
@@ -137,22 +127,19 @@ def _figures(details: Mapping[str, Any], pictures: bytes, row: Mapping[str, Any]
     ]
     figures += _training(details.get("curve") or [])
     if pictures:
-        data = base64.b64encode(pictures).decode()
-        picture = f'<img alt="synthetic images" src="data:image/png;base64,{data}">'
+        picture = f"data:image/png;base64,{base64.b64encode(pictures).decode()}"
         what = str(row.get("calibration", "synthetic images"))
-        figures.append(
-            figure("Images nobody took", picture, f"{what[:1].upper()}{what[1:]}.", "pictures")
-        )
+        figures.append(Figure(PICTURES, picture, f"{what[:1].upper()}{what[1:]}."))
     return figures
 
 
-def _training(curve: Sequence[Mapping[str, float]]) -> list[str]:
+def _training(curve: Sequence[Mapping[str, float]]) -> list[Figure]:
     """Divergence and λ over the steps of zero-shot fine-tuning."""
     steps, terms, layers = split_curve(curve)
     figures = []
     if "divergence" in terms:
         figures.append(
-            figure(
+            Figure(
                 "Zero-shot fine-tuning",
                 step_lines(steps, {"divergence": terms["divergence"]}, "divergence (nats)"),
                 "From the float model, on synthetic images that nothing trains on; the best state "
@@ -161,7 +148,7 @@ def _training(curve: Sequence[Mapping[str, float]]) -> list[str]:
         )
     if layers:
         figures.append(
-            figure(
+            Figure(
                 "Where student and teacher differ",
                 step_lines(steps, layers, "λ"),
                 "Weight λ by layer: the largest where the two networks' channel relation maps are "

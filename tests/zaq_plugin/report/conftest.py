@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 SVG = "{http://www.w3.org/2000/svg}"
-XLINK = "{http://www.w3.org/1999/xlink}href"
 
 
 class Plot:
@@ -29,9 +28,9 @@ class Plot:
         for group in self.axes.iter(f"{SVG}g"):
             if re.fullmatch(rf"{letter}tick_\d+", group.get("id") or ""):
                 texts = ["".join(t.itertext()).strip() for t in group.iter(f"{SVG}text")]
-                places = [u.get(letter) for u in group.iter(f"{SVG}use")]
-                if texts and texts[0] and places:
-                    pixels.append(float(places[0]))
+                place = re.match(r"M (\S+) (\S+)", next(group.iter(f"{SVG}path")).get("d") or "")
+                if texts and texts[0] and place:
+                    pixels.append(float(place["xy".index(letter) + 1]))
                     values.append(float(texts[0].replace("−", "-")))
         assert len(values) >= 2, f"fewer than two labelled ticks along {letter}"
         slope, offset = np.polyfit(pixels, values, 1)
@@ -45,7 +44,7 @@ class Plot:
         if path:
             numbers = re.findall(r"[ML] (\S+) (\S+)", path)
         else:
-            numbers = [(u.get("x"), u.get("y")) for u in group.iter(f"{SVG}use")]
+            numbers = [(str(u.get("x")), str(u.get("y"))) for u in group.iter(f"{SVG}use")]
         points = np.array(numbers, dtype=float)
         return np.stack([self._scale("x")(points[:, 0]), self._scale("y")(points[:, 1])], 1)
 

@@ -9,13 +9,14 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from zaq_plugin.report import columns as col
-from zaq_plugin.report._html import document, esc, table
-from zaq_plugin.report.zoo_figures import Dot, size_scatter
-from zaq_plugin.report.zoo_files import files_table
-from zaq_plugin.report.zoo_model import DONE, figure, model_section
+from zaq_plugin.report.markup import Figure, cards, document, esc, table
+from zaq_timm.zoo.errors import DONE
+from zaq_timm.zoo.figures import Dot, size_scatter
+from zaq_timm.zoo.model_page import model_section
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def render_zoo_page(
         f'<section id="overview">{overview}</section>{pages}',
         nav='<a href="#overview">All models</a>',
         footer="Written by zaq-quantize. Everything on this page comes from the run's results.",
-        styles=("page.css", "zoo.css"),
+        style=(Path(__file__).parent / "zoo.css").read_text(encoding="utf-8"),
     )
 
 
@@ -87,33 +88,23 @@ def _lead(entries: Sequence[ModelEntry], done: Sequence[ModelEntry]) -> str:
 
 
 def _cards(entries: Sequence[ModelEntry], done: Sequence[ModelEntry]) -> str:
-    cards = [
-        ("Models done", f"{len(done)} of {len(entries)}", "the others are listed with reasons")
-    ]
+    told = [("Models done", f"{len(done)} of {len(entries)}", "the others are listed with reasons")]
     if len(done) == len(entries):
-        cards = [("Models done", f"{len(done)} of {len(entries)}", "none left out")]
+        told = [("Models done", f"{len(done)} of {len(entries)}", "none left out")]
     if done:
         small = sum(e.row["size_bytes"] for e in done)
         whole = sum(e.row["float_bytes"] for e in done)
         note = f"{whole / small:.1f} × smaller than float, levels and float rests counted"
-        cards.append(("Size together", col.size(small), note))
+        told.append(("Size together", col.size(small), note))
         label = _value(done)[1]
         values = [v for e in done if (v := _value([e])[2][0]) is not None]
         if values:
             median = f"{statistics.median(values):.2f} %"
-            cards.append((f"Median {label}", median, f"over {len(values)} models"))
+            told.append((f"Median {label}", median, f"over {len(values)} models"))
         layers = sum(e.row["layers"] for e in done)
         graded = sum(e.row["quantized"] for e in done)
-        cards.append(("Layers quantized", f"{graded:,} of {layers:,}", "in the models done"))
-    return (
-        '<dl class="cards">'
-        + "".join(
-            f'<div class="card"><dt>{esc(a)}</dt><dd class="value">{esc(b)}</dd>'
-            f'<dd class="note">{esc(c)}</dd></div>'
-            for a, b, c in cards
-        )
-        + "</dl>"
-    )
+        told.append(("Layers quantized", f"{graded:,} of {layers:,}", "in the models done"))
+    return cards(told)
 
 
 def _value(done: Sequence[ModelEntry]) -> tuple[str, str, list[float | None]]:
@@ -143,11 +134,10 @@ def _chart(done: Sequence[ModelEntry]) -> str:
     caption = (
         f"Each dot is a model: its {what}, over the size of its quantized weights. A dot leads to "
         "its model's page."
-    ) + (
-        " Rings: the float model on the same images." if rings else ""
-    )
+    ) + (" Rings: the float model on the same images." if rings else "")
     title = f"{what[0].upper()}{what[1:]} against size"
-    return f'<div class="wide">{figure(title, size_scatter(dots, what), caption, "wide")}</div>'
+    drawn = Figure(title, size_scatter(dots, what), caption).to_html("all", "wide")
+    return f'<div class="wide">{drawn}</div>'
 
 
 def _table(entries: Sequence[ModelEntry]) -> str:
@@ -239,3 +229,52 @@ def _notes(done: Sequence[ModelEntry]) -> str:
 
 def _word(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+_ANSWERS = (
+    ("Agreement, synthetic (%)", "agreement", 1),
+    ("Agreement (%)", "eval_agreement", 2),
+    ("Top-1 (%)", "top1", 2),
+)
+_PEERS = (("", ""), ("float_", "Float "), ("stock_", "Stock int8 "))
+
+
+def files_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table, one line a file; nothing if no row tells of files.
+
+    Args:
+        rows: Results with ``key`` and ``files``: ``file``, ``bytes``, ``zipped_bytes``,
+            ``archive_bytes`` (of ``zaq-quantize pack``), ``ms``, what the same tool's float file
+            and stock int8 have (``float_bytes``, ``stock_ms``, ...), and how the file agrees with
+            the float model; what is missing is left out.
+    """
+    files = [{"model": row["key"], **file} for row in rows for file in row.get("files", ())]
+    if not files:
+        return ""
+    columns = [_file_texts("Model", "model", files), _file_texts("File", "file", files)]
+    for prefix, word in _PEERS:
+        for name, kind in (("kB", ""), ("kB zipped", "zipped_"), ("kB packed", "archive_")):
+            sizes: list[int | None] = [file.get(f"{prefix}{kind}bytes") for file in files]
+            if any(sizes):
+                title = f"{word}{name}".strip()
+                columns.append(col.Column(title, title, col.kilobytes(sizes), list(sizes)))
+        columns += _file_numbers(
+            f"{word}latency (ms)".strip().capitalize(), f"{prefix}ms", 2, files
+        )
+    for title, key, places in _ANSWERS:
+        columns += _file_numbers(title, key, places, files)
+    return "<h2>Files</h2>" + table(columns, caption="Exported files", kind="results")
+
+
+def _file_texts(title: str, key: str, files: Sequence[Mapping[str, Any]]) -> col.Column:
+    values = [str(file[key]) for file in files]
+    return col.Column(title, title, values, list(values), numeric=False)
+
+
+def _file_numbers(
+    title: str, key: str, places: int, files: Sequence[Mapping[str, Any]]
+) -> list[col.Column]:
+    values: list[float | None] = [file.get(key) for file in files]
+    if all(value is None for value in values):
+        return []
+    return [col.Column(title, title, [col.number(v, places) for v in values], list(values))]

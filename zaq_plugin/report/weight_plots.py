@@ -21,16 +21,16 @@ from zaq_plugin.pwlq.theory import (
     optimal_breakpoint,
     uniform_expected_error,
 )
-from zaq_plugin.report.plots._figure import (
+from zaq_plugin.report.charts import (
     BLUE,
+    DASHES,
     GREEN,
     INK,
     MUTED,
     VERMILION,
-    figure,
-    plain,
-    style,
-    to_svg,
+    Chart,
+    Entry,
+    Scale,
 )
 
 
@@ -76,19 +76,27 @@ def weight_histogram(
         edges = solve_edges(w, q.spec, q.axis)
     levels = q.codebook[channel].float() * q.scale[channel].float()
     title = f"{name}, channel {channel}" if name and q.axis is not None else name
-    with style():
-        return _draw_histogram(rows[channel], levels, edges[:, channel], q, title)
+    return _draw_histogram(rows[channel], levels, edges[:, channel], q, title)
 
 
 def _draw_histogram(row: Tensor, levels: Tensor, edges: Tensor, q: PWLQTensor, title: str) -> str:
-    fig = figure()
-    top, strip = fig.subplots(2, 1, sharex=True, height_ratios=[7, 1])
+    spec = q.spec
+    words = f"Histogram of {row.numel()} weights with the {len(torch.unique(levels))} levels of "
+    words += f"{spec.label}; {title}" if title else spec.label
+    chart = Chart(words, 320, title=f"{title}: {spec.label}" if title else spec.label)
     bins = max(12, min(80, int(2 * row.numel() ** 0.5)))
-    top.hist(row.numpy(), bins=bins, color=MUTED, alpha=0.55, gid="weights")
-    top.set_ylabel("weights")
-    plain(top)
+    counts, ends = (x.tolist() for x in torch.histogram(row.cpu().double(), bins))
+    seen = [*ends, *levels.tolist(), *edges.flatten().tolist()]
+    seen += [] if spec.symmetry == "one-sided" else (-edges[-1]).tolist()
+    x = Scale.over(seen, 0.03)
+    top = chart.panel(x, Scale(0, 1.05 * max(counts)), top=50, bottom=94)
+    strip = chart.panel(x, Scale(0, 1), top=238)
+    top.axes(y="weights", xs=[])
+    top.bars(ends, counts, MUTED)
+    strip.axes("weight", ys=[])
+    strip.words(strip.left - 8, (strip.top + strip.bottom) / 2 + 4, "levels", "end")
     sides = [(1.0, edges[0])]
-    if q.spec.symmetry != "one-sided":
+    if spec.symmetry != "one-sided":
         sides.append((-1.0, edges[-1]))
     center = torch.ones_like(levels, dtype=torch.bool)
     for sign, marks in sides:
@@ -97,38 +105,15 @@ def _draw_histogram(row: Tensor, levels: Tensor, edges: Tensor, q: PWLQTensor, t
         for index, mark in enumerate(marks.tolist()):
             last = index == len(marks) - 1
             label = "m" if last else ("p" if len(marks) == 2 else f"p{'₁₂₃'[index]}")
-            line: dict[str, Any] = {
-                "color": INK if last else VERMILION,
-                "linewidth": 1.1,
-                "linestyle": (0, (1, 1.5)) if last else (0, (4, 2)),
-            }
-            for axes in (top, strip):
-                axes.axvline(sign * mark, **line)
-            top.annotate(
-                label if sign > 0 else f"−{label}",
-                (sign * mark, 1.0),
-                xycoords=("data", "axes fraction"),
-                xytext=(0, 2),
-                textcoords="offset points",
-                ha="center",
-                color=line["color"],
-                fontsize=9,
-            )
-    for mask, color, gid in ((center, BLUE, "levels-center"), (~center, VERMILION, "levels-tail")):
+            color, dash = (INK, DASHES[2]) if last else (VERMILION, DASHES[1])
+            for panel in (top, strip):
+                panel.upright(sign * mark, color, dash)
+            said = label if sign > 0 else f"−{label}"
+            top.words(top.at_x(sign * mark), top.top - 4, said, "middle", color)
+    for mask, color, name in ((center, BLUE, "levels-center"), (~center, VERMILION, "levels-tail")):
         if mask.any():
-            strip.vlines(levels[mask].numpy(), 0, 1, color=color, linewidth=1.6, gid=gid)
-    strip.set_ylim(0, 1)
-    strip.set_yticks([])
-    strip.set_ylabel("levels", rotation=0, ha="right", va="center")
-    strip.spines["left"].set_visible(False)
-    strip.set_xlabel("weight")
-    spec = q.spec
-    top.set_title(f"{title}: {spec.label}" if title else spec.label, pad=16)
-    text = (
-        f"Histogram of {row.numel()} weights with the {len(torch.unique(levels))} levels of "
-        f"{spec.label}"
-    )
-    return to_svg(fig, f"{text}; {title}" if title else text)
+            strip.stems(levels[mask].tolist(), color, name)
+    return chart.svg()
 
 
 @dataclass(frozen=True)
@@ -241,38 +226,28 @@ def error_over_breakpoint(
         SVG text.
     """
     curve = error_curve(source, spec, axis=axis, clip=clip)
-    with style():
-        fig = figure()
-        axes = fig.subplots()
-        label = f"PWLQ, {spec.mac_bits} MAC / {spec.stored_bits} stored bits"
-        axes.plot(curve.fractions, _decibel(curve.errors), color=BLUE, label=label, gid="error")
-        for index, (text, (x, y)) in enumerate(curve.marks.items()):
-            look: dict[str, Any] = {"marker": "o", "markersize": 6}
-            if index:
-                look = {"marker": "D", "markersize": 10, "fillstyle": "none"}
-            axes.plot(
-                [x],
-                [_decibel(y)],
-                color=VERMILION,
-                linestyle="none",
-                label=f"{text}: {x:.3f}",
-                gid=f"mark-{index}",
-                zorder=4,
-                **look,
-            )
-        dashes = [(0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2))]
-        colors = [GREEN, MUTED, INK] if len(curve.lines) > 2 else [MUTED, INK]
-        for (text, y), dash, color in zip(curve.lines.items(), dashes, colors, strict=False):
-            axes.axhline(_decibel(y), color=color, linestyle=dash, linewidth=1.4, label=text)
-        axes.set_xlim(0, 1)
-        axes.set_xlabel("breakpoint over clip, p/m")
-        axes.set_ylabel("squared error / signal (dB)")
-        plain(axes)
-        what = source.capitalize() if isinstance(source, str) else name or "weights"
-        clip_note = f", m = {clip:g} σ" if isinstance(source, str) else ""
-        axes.set_title(f"{what}{clip_note}")
-        fig.legend(loc="outside lower center", ncols=2)
-        return to_svg(fig, f"Squared error over p/m of {what}, {label}")
+    label = f"PWLQ, {spec.mac_bits} MAC / {spec.stored_bits} stored bits"
+    what = source.capitalize() if isinstance(source, str) else name or "weights"
+    clip_note = f", m = {clip:g} σ" if isinstance(source, str) else ""
+    chart = Chart(f"Squared error over p/m of {what}, {label}", title=f"{what}{clip_note}")
+    errors, marks = _decibel(curve.errors).tolist(), list(curve.marks.items())
+    levels = {text: float(_decibel(y)) for text, y in curve.lines.items()}
+    heights = [*errors, *levels.values(), *(float(_decibel(y)) for _, (_, y) in marks)]
+    panel = chart.panel(Scale(0, 1), Scale.over(heights))
+    panel.axes("breakpoint over clip, p/m", "squared error / signal (dB)")
+    panel.line(curve.fractions.tolist(), errors, BLUE, name="error")
+    entries = [Entry(label, BLUE)]
+    for index, (text, (x, y)) in enumerate(marks):
+        shape = "diamond" if index else "disc"
+        panel.mark(x, float(_decibel(y)), VERMILION, shape, hollow=index > 0, name=f"mark-{index}")
+        told = f"{text}: {x:.3f}"
+        entries.append(Entry(told, VERMILION, marker=shape, hollow=index > 0, line=False))
+    colors = [GREEN, MUTED, INK] if len(levels) > 2 else [MUTED, INK]
+    for (text, y), dash, color in zip(levels.items(), DASHES[1:], colors, strict=False):
+        panel.across(y, color, dash)
+        entries.append(Entry(text, color, dash))
+    chart.legend(entries)
+    return chart.svg()
 
 
 def _decibel(ratio: Any) -> Any:
