@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from zaq_plugin.errors import did_you_mean
 from zaq_plugin.strategies.aciq import ACIQ, AllocatedWeights, AnalyticActivations
 from zaq_plugin.strategies.baselines import FT, OMSE, PWLQ, RQ
 from zaq_plugin.strategies.deepinversion import DEEPINVERSION
@@ -91,9 +91,8 @@ def find(name: str) -> Strategy:
     strategies = {**STRATEGIES, **PARTS}
     if name in strategies:
         return strategies[name]
-    near = difflib.get_close_matches(name, strategies, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(
-        f"no strategy {name!r}.{hint} Known are {', '.join(STRATEGIES)}; a composition such as "
-        f"'omse+bias-correction' may add {', '.join(PARTS)}."
+        f"no strategy {name!r}.{did_you_mean(name, strategies)} Known are "
+        f"{', '.join(STRATEGIES)}; a composition such as 'omse+bias-correction' may add "
+        f"{', '.join(PARTS)}."
     )

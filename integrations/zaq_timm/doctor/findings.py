@@ -137,8 +137,12 @@ def _once_each(packages: list[dict[str, Any]]) -> list[tuple[dict[str, Any], str
         same = [p for p in fits if p["name"] == package["name"] and p is not package]
         if package in fits and package["extras"] and any(not p["extras"] for p in same):
             continue
-        narrower = "" if package["extras"] else "".join(
-            f"; {p['accepted']} for {', '.join(p['extras'])}" for p in same if p["extras"]
+        narrower = (
+            ""
+            if package["extras"]
+            else "".join(
+                f"; {p['accepted']} for {', '.join(p['extras'])}" for p in same if p["extras"]
+            )
         )
         rows.append((package, narrower))
     return rows

@@ -1,9 +1,10 @@
-"""What a run needs of the core before torch is loaded: whole files, names of formats."""
+"""What a run needs of the core before torch is loaded: whole files, words, names."""
 
 from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterable
 from importlib import util
 from pathlib import Path
 from types import ModuleType
@@ -86,3 +87,8 @@ def weight_spec(text: str) -> QuantSpec:
     from zaq_plugin.pwlq import spec_from_name
 
     return spec_from_name(text)
+
+
+def did_you_mean(word: str, known: Iterable[str], *form: str, most: int = 1) -> str:
+    """`zaq_plugin.errors.did_you_mean`, for which torch is not loaded."""
+    return str(core_file("errors").did_you_mean(word, known, *form, most=most))

@@ -5,7 +5,6 @@ timm's names are read from its sources: importing timm, and torch with it, takes
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 import sys
@@ -17,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from zaq_timm.zoo.light import did_you_mean
 from zaq_timm.zoo.settings import Settings
 
 _REGISTERED = re.compile(r"^@register_model\b.*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
@@ -144,8 +144,7 @@ def _expand(text: str, settings: Settings, wild: bool = True) -> list[str]:
     timm = import_timm()  # for a tag, a deprecated name, or a list of what was meant
     base, _, tag = text.partition(".")
     if not timm.is_model(base):
-        near = difflib.get_close_matches(base, timm.list_models(), n=3)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        hint = did_you_mean(base, timm.list_models(), " Did you mean {}?", most=3)
         raise ValueError(
             f"timm has no model {text!r}.{hint} Names, wildcards ('{text[:6]}*') and "
             "package.module:function are understood."
@@ -188,8 +187,7 @@ def check_module(name: str) -> None:
         return
     if top in sys.modules or find_spec(top) is not None:
         return
-    near = difflib.get_close_matches(top, [path.stem for path in here.glob("*.py")], n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(top, [path.stem for path in here.glob("*.py")])
     raise ValueError(
         f"{name!r}: there is no module {top!r} in {here}, and none is installed.{hint}"
     )

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from zaq_timm.progress import progress
+from zaq_timm.zoo.progress import progress
 
 
 def show(terminal: bool, steps: list[str]) -> str:
