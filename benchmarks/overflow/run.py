@@ -172,7 +172,7 @@ np.save(sys.argv[3], np.concatenate(parts))
 def on_onnx(bed: Bed, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The simulated student's file on ONNX Runtime; with VNNI, or in valgrind."""
     import zaq_onnx
-    from zaq_onnx.saturation import _model
+    from zaq_onnx.saturation import probe_model
 
     emulated = job["processor"] == "avx2"
     if emulated and shutil.which("valgrind") is None:
@@ -182,7 +182,7 @@ def on_onnx(bed: Bed, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         path, probe = Path(folder) / "model.onnx", Path(folder) / "probe.onnx"
         zaq_onnx.export(student, (bed.images[:2],), path, pack=False, calibration=bed.calibration)
-        probe.write_bytes(_model().SerializeToString())
+        probe.write_bytes(probe_model().SerializeToString())
 
         def ask(file: Path, x: Tensor) -> Tensor:
             source, out = Path(folder) / "x.npy", Path(folder) / "y.npy"

@@ -32,13 +32,13 @@ def saturates(runtime: str) -> bool:
     """
     x = np.full((1, _CHANNELS, _SIDE, _SIDE), 255, np.float32)
     if runtime == "onnxruntime":
-        output = run_ort(ort_session(_model()), (x,))[0]
+        output = run_ort(ort_session(probe_model()), (x,))[0]
     else:
-        output = run_openvino(openvino_compiled(_model()), (x,))[0]
+        output = run_openvino(openvino_compiled(probe_model()), (x,))[0]
     return bool(np.abs(output - 255).max() > 2)
 
 
-def _model() -> ModelProto:
+def probe_model() -> ModelProto:
     """A convolution whose every output is 255, on a grid of whole numbers."""
     total = np.float32(127 * _CHANNELS)
     values: dict[str, Array] = {

@@ -18,8 +18,8 @@ from typing import Any
 from zaq_plugin.archive.coding import expand, squeeze
 
 SIGNATURE, VERSION = b"\x89ZAQ\r\n\x1a\n", 1
-_FIRST = struct.Struct("<8sBI")
-_HEAD = struct.Struct("<Q32sII")
+FIRST = struct.Struct("<8sBI")
+HEAD = struct.Struct("<Q32sII")
 RATIO = 1000
 """A file is at most so many times as large as its archive: more is made by nobody but to harm."""
 
@@ -48,11 +48,11 @@ class Writer:
         text = json.dumps(record, separators=(",", ":")).encode()
         description = squeeze(text)
         body = (
-            _HEAD.pack(size, digest, len(description), len(text))
+            HEAD.pack(size, digest, len(description), len(text))
             + description
             + b"".join(self.parts)
         )
-        return _FIRST.pack(SIGNATURE, VERSION, zlib.crc32(body)) + body
+        return FIRST.pack(SIGNATURE, VERSION, zlib.crc32(body)) + body
 
 
 class Archive:
@@ -72,22 +72,22 @@ class Archive:
     """
 
     def __init__(self, data: bytes, largest: int) -> None:
-        if len(data) < _FIRST.size + _HEAD.size or data[:8] != SIGNATURE:
+        if len(data) < FIRST.size + HEAD.size or data[:8] != SIGNATURE:
             raise ValueError("this is no archive of zaq-quantize pack, or it is truncated")
-        _, version, crc = _FIRST.unpack_from(data)
+        _, version, crc = FIRST.unpack_from(data)
         if version != VERSION:
             raise ValueError(
                 f"it is of version {version}, and this zaq_plugin reads {VERSION}; install another"
             )
-        if zlib.crc32(memoryview(data)[_FIRST.size :]) != crc:
+        if zlib.crc32(memoryview(data)[FIRST.size :]) != crc:
             raise ValueError("it is truncated or damaged: its checksum differs")
-        self.size, self.digest, packed, text = _HEAD.unpack_from(data, _FIRST.size)
+        self.size, self.digest, packed, text = HEAD.unpack_from(data, FIRST.size)
         if self.size > min(largest, RATIO * len(data)) or text > RATIO * len(data):
             raise ValueError(
                 f"it says that it holds a file of {self.size:,} bytes, which is too much for an "
                 f"archive of {len(data):,} (at most {RATIO} times that, and {largest:,})"
             )
-        self._data, self._place = data, _FIRST.size + _HEAD.size
+        self._data, self._place = data, FIRST.size + HEAD.size
         self.record = self._description(self.take([packed, text], expand, text))
 
     def _description(self, text: bytes) -> Record:

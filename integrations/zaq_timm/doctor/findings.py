@@ -115,7 +115,7 @@ def lines(findings: dict[str, Any]) -> list[str]:
         sign = _SIGNS["ok" if state == "ready" else "note"]
         page.append(f"  {sign}  {name:<12} {state}")
     page += ["", "packages"]
-    for p, narrower in _once_each(findings["packages"]):
+    for p, narrower in once_each(findings["packages"]):
         bad = p["status"] != OK and (p["installed"] or not p["extras"])
         sign = _SIGNS["ok" if p["status"] == OK else "problem" if bad else "note"]
         accepted = (p["accepted"] or "any") + narrower
@@ -129,7 +129,7 @@ def lines(findings: dict[str, Any]) -> list[str]:
     return [line.rstrip() for line in page]
 
 
-def _once_each(packages: list[dict[str, Any]]) -> list[tuple[dict[str, Any], str]]:
+def once_each(packages: list[dict[str, Any]]) -> list[tuple[dict[str, Any], str]]:
     """Packages, each once, with what extras narrow its range to; one that does not fit stays."""
     rows = []
     fits = [p for p in packages if p["status"] == OK]

@@ -57,7 +57,7 @@ def load(reference: Reference, settings: Settings) -> Loaded:
     torch.manual_seed(settings.seed)
     weights = "random"
     if reference.is_function:
-        model, weights = _call(reference.name), "the function's own"
+        model, weights = made_by(reference.name), "the function's own"
     else:
         model, weights = _create(reference, settings)
     if reference.checkpoint:
@@ -120,7 +120,12 @@ def _is_offline(error: BaseException) -> bool:
     return False
 
 
-def _call(name: str) -> nn.Module:
+def made_by(name: str) -> nn.Module:
+    """What a function of the user's returns: ``package.module:function``, ``file.py:function``.
+
+    Raises:
+        LeftOut: there is none, it fails, or what it returns is no module.
+    """
     place, function = name.rsplit(":", 1)
     try:
         module = _file(Path(place)) if place.endswith(".py") else _package(place)

@@ -17,7 +17,7 @@ from pwlq_integers import pwlq
 from zaq_plugin import archive
 from zaq_plugin.archive import Codes, Plane, Weight
 from zaq_plugin.archive.coding import deflate, expand, squeeze
-from zaq_plugin.archive.layout import _FIRST, _HEAD, SIGNATURE, VERSION, Archive
+from zaq_plugin.archive.layout import FIRST, HEAD, SIGNATURE, VERSION, Archive
 from zaq_plugin.archive.reading import file_of
 from zaq_plugin.archive.writing import archive_of
 
@@ -36,20 +36,20 @@ def good() -> tuple[bytes, bytes]:
 
 
 DATA, PACKED = good()
-HEAD = _FIRST.size + _HEAD.size
+BEGIN = FIRST.size + HEAD.size
 
 
 def rebuilt(
     record: Any = None, size: int | None = None, parts: bytes | None = None, text: bytes = b""
 ) -> bytes:
     """The good archive with something else in it, its checksum right."""
-    first, digest, packed_size, _ = _HEAD.unpack_from(PACKED, _FIRST.size)
+    first, digest, packed_size, _ = HEAD.unpack_from(PACKED, FIRST.size)
     own = json.dumps(RECORD if record is None else record).encode()
     described = squeeze(text or own)
     sizes = len(described), len(text or own)
-    head = _HEAD.pack(first if size is None else size, digest, *sizes)
-    body = head + described + (PACKED[HEAD + packed_size :] if parts is None else parts)
-    return _FIRST.pack(SIGNATURE, VERSION, zlib.crc32(body)) + body
+    head = HEAD.pack(first if size is None else size, digest, *sizes)
+    body = head + described + (PACKED[BEGIN + packed_size :] if parts is None else parts)
+    return FIRST.pack(SIGNATURE, VERSION, zlib.crc32(body)) + body
 
 
 RECORD = Archive(PACKED, LARGEST).record
@@ -102,11 +102,11 @@ def test_any_cut_is_seen(end: int) -> None:
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.integers(HEAD, len(PACKED) - 1), st.integers(1, 255))
+@given(st.integers(BEGIN, len(PACKED) - 1), st.integers(1, 255))
 def test_whoever_mends_the_checksum_gets_no_other_file(place: int, change: int) -> None:
     damaged = bytearray(PACKED)
     damaged[place] ^= change
-    damaged[9:13] = zlib.crc32(damaged[_FIRST.size :]).to_bytes(4, "little")
+    damaged[9:13] = zlib.crc32(damaged[FIRST.size :]).to_bytes(4, "little")
     with contextlib.suppress(ValueError):
         assert file_of(bytes(damaged), LARGEST) == DATA
 

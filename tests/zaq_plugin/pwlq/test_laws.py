@@ -145,7 +145,7 @@ def test_chunk_and_thread_count_do_not_matter(monkeypatch):
         torch.set_num_threads(2)
         monkeypatch.setattr(kernels, "BLOCK", 777)
         monkeypatch.setattr(theory, "BLOCK", 777)
-        monkeypatch.setattr(search, "_BLOCK_ELEMENTS", 30000)
+        monkeypatch.setattr(search, "BLOCK_ELEMENTS", 30000)
         for spec, reference in zip(specs_, before, strict=True):
             q = quantize(w, spec)
             assert torch.equal(q.codes, reference.codes)
