@@ -299,6 +299,48 @@ def mirrors(test: Path, module: str) -> bool:
     return parts[:-1] == folder and f"{parts[-1]}_".startswith(f"test_{leaf}_")
 
 
+MIRRORED = (CORE, INTEGRATIONS / ZOO)
+TOPICS = {
+    "zaq_plugin": {"public_names": "the package's face"},
+    "zaq_plugin/ptq": {
+        "inputs_stay": "of every function of the part",
+        "masks": "minus infinity, whoever meets it",
+    },
+    "zaq_plugin/pwlq": {"formats": "what every format must do", "laws": "what holds of any spec"},
+    "zaq_plugin/strategies": {
+        "cuda": "all methods on a GPU",
+        "formulas": "each method against its paper",
+        "output_margin": "ranges of outputs, whoever sets them",
+        "shared_layers": "layers called twice, in several methods",
+    },
+    "zaq_plugin/zero_shot": {
+        "cuda": "training on a GPU",
+        "distributed": "training on two ranks",
+        "frameworks": "the loader in others' trainers",
+        "never_worse": "the promise of the whole run",
+        "resume": "the promise of the whole run",
+    },
+    "integrations/zaq_timm": {"weight_standardisation": "timm's own layers, in the core"},
+    "integrations/zaq_timm/zoo": {"kill": "runs that end in the middle"},
+}
+"""Tests of no single module, by folder, and what they are of."""
+
+
+def test_tests_stand_at_their_sources_places() -> None:
+    homeless = {
+        (folder.relative_to(ROOT).as_posix(), path.stem.removeprefix("test_"))
+        for top in MIRRORED
+        for folder in [top, *(p.parent for p in top.rglob("__init__.py"))]
+        for path in (ROOT / "tests" / folder.relative_to(ROOT)).glob("test_*.py")
+        if not any(mirrors(path.relative_to(ROOT), module_name(s)) for s in folder.glob("*.py"))
+    }
+    assert homeless == {(folder, name) for folder, names in TOPICS.items() for name in names}
+    folders = {p.parent.relative_to(ROOT) for top in MIRRORED for p in top.rglob("__init__.py")}
+    there = {p.parent.relative_to(ROOT / "tests") for p in (ROOT / "tests").rglob("test_*.py")}
+    own = [name for name in there if name.parts[:1] == ("zaq_plugin",) or ZOO in name.parts]
+    assert set(own) <= folders
+
+
 BY_OTHERS = {
     ("tests/test_package.py", "zaq_plugin._LATER"): "the face's table, which this file holds apart",
     ("tests/zaq_plugin/test_public_names.py", "zaq_plugin._LATER"): "the face is an __init__.py",
