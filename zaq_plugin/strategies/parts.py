@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from zaq_plugin.observers import MinMaxObserver, TopKMedianObserver
 from zaq_plugin.ptq import correct_bias
-from zaq_plugin.ptq.range_observers import LeastCubesObserver, LeastSquaresObserver
+from zaq_plugin.ptq.analytic import LeastCubesObserver, LeastSquaresObserver
 from zaq_plugin.pwlq import QuantSpec
 from zaq_plugin.pwlq.registry import format_named
 from zaq_plugin.strategies.stage import Stage, Work

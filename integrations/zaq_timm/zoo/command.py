@@ -172,9 +172,8 @@ def read_arguments(args: argparse.Namespace) -> Settings:
 
 def run_command(args: argparse.Namespace) -> int:
     """Runs the zoo; returns the exit code: 0 if every model is done, 3 if some are not."""
-    from zaq_timm.zoo.plan import Plan
     from zaq_timm.zoo.results import Results, refuse_changes
-    from zaq_timm.zoo.runner import run_settings
+    from zaq_timm.zoo.runner import Plan, run_settings
 
     try:
         settings = read_arguments(args)
@@ -203,7 +202,7 @@ def run_command(args: argparse.Namespace) -> int:
 
 
 def _finish(results: Any, keys: list[str], settings: Settings) -> int:
-    from zaq_timm.zoo.file_figures import lines
+    from zaq_timm.zoo.exporting import lines
     from zaq_timm.zoo.report import terminal_table, write_report
 
     rows = [results.rows[key] for key in keys]

@@ -15,23 +15,29 @@ from zaq_plugin.report import Manifest
 from zaq_plugin.zero_shot import FinetuneResult, ZeroShotConfig, zero_shot_finetune
 from zaq_timm.zoo import details
 from zaq_timm.zoo.errors import FAILED, LeftOut, is_out_of_memory
-from zaq_timm.zoo.exporting import export_model
-from zaq_timm.zoo.file_figures import (
+from zaq_timm.zoo.exporting import (
     answers,
+    export_model,
     latencies,
     one_by_one,
     onnx_runner,
     sizes,
 )
-from zaq_timm.zoo.hosts import Converted, Correct, Request, convert
+from zaq_timm.zoo.hosts import (
+    Converted,
+    Correct,
+    Request,
+    convert,
+    convert_by_strategy,
+    images_wanted,
+)
+from zaq_timm.zoo.images import make_images
 from zaq_timm.zoo.measure import measure
 from zaq_timm.zoo.model_job import Job, Report
 from zaq_timm.zoo.models import load
 from zaq_timm.zoo.ranks import averaged_gradients, rank_and_size
 from zaq_timm.zoo.references import Reference
 from zaq_timm.zoo.settings import Settings
-from zaq_timm.zoo.strategies import convert_by_strategy, images_wanted
-from zaq_timm.zoo.synthetic import make_images
 from zaq_timm.zoo.widths import choose_widths
 
 MANIFEST = "manifest.json"

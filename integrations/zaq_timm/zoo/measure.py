@@ -14,8 +14,8 @@ from zaq_plugin.ptq import fold_batch_norm
 from zaq_plugin.ptq.output_distance import agreements, divergences
 from zaq_plugin.report import Audit
 from zaq_plugin.zero_shot import FinetuneResult, all_outputs
-from zaq_timm.zoo.evaluation_images import read_set
 from zaq_timm.zoo.hosts import Converted
+from zaq_timm.zoo.images import read_set
 from zaq_timm.zoo.model_job import Job
 
 Model = Callable[[Tensor], object]

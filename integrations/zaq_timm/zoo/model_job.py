@@ -8,10 +8,10 @@ from pathlib import Path
 
 from zaq_plugin.pwlq import QuantSpec
 from zaq_plugin.report import Manifest
+from zaq_timm.zoo.images import Synthetic
 from zaq_timm.zoo.light import weight_spec
 from zaq_timm.zoo.models import Loaded
 from zaq_timm.zoo.settings import Settings
-from zaq_timm.zoo.synthetic import Synthetic
 
 Report = Callable[[str, int, int], None]
 """Told stage, step and steps."""

@@ -16,8 +16,16 @@ from pwlq_integers import pwlq
 
 from zaq_plugin import archive
 from zaq_plugin.archive import Codes, Plane, Weight
-from zaq_plugin.archive.coding import deflate, expand, squeeze
-from zaq_plugin.archive.layout import FIRST, HEAD, SIGNATURE, VERSION, Archive
+from zaq_plugin.archive.layout import (
+    FIRST,
+    HEAD,
+    SIGNATURE,
+    VERSION,
+    Archive,
+    deflate,
+    expand,
+    squeeze,
+)
 from zaq_plugin.archive.reading import file_of
 from zaq_plugin.archive.writing import archive_of
 

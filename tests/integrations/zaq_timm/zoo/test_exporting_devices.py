@@ -10,7 +10,7 @@ import pytest
 from zoo_jobs import do
 
 from zaq_plugin import archive
-from zaq_timm.zoo.file_figures import lines
+from zaq_timm.zoo.exporting import lines
 from zaq_timm.zoo.settings import Settings
 
 pytest.importorskip("timm", reason="transforms are timm's")

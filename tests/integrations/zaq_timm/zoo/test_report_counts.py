@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zaq_timm.zoo.file_figures import lines
+from zaq_timm.zoo.exporting import lines
 from zaq_timm.zoo.progress import row_line
 from zaq_timm.zoo.report import terminal_table
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from zaq_plugin.fake_quantize import ActivationFakeQuantize
-from zaq_plugin.ptq.analytic import analytic_range
-from zaq_plugin.ptq.range_observers import (
+from zaq_plugin.ptq.analytic import (
     AnalyticObserver,
     LeastCubesObserver,
     LeastSquaresObserver,
+    analytic_range,
 )
 
 

@@ -13,10 +13,10 @@ from zoo_jobs import SMALL, do
 from zaq_plugin.strategies import Request, apply
 from zaq_timm.cli import main
 from zaq_timm.zoo.errors import LeftOut
+from zaq_timm.zoo.images import make_images
 from zaq_timm.zoo.models import load
 from zaq_timm.zoo.references import Reference
 from zaq_timm.zoo.settings import Settings
-from zaq_timm.zoo.synthetic import make_images
 
 pytest.importorskip("timm", reason="transforms are timm's")
 
