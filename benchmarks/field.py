@@ -51,7 +51,7 @@ from zaq_plugin.strategies import Applied, apply
 from zaq_plugin.strategies.compose import compose
 
 RESULTS = Path(__file__).parent / "results"
-_MEASURES: dict[str, Measure] = {}
+MEASURES: dict[str, Measure] = {}
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,11 @@ class Measure:
 
 def measure_of(name: str, args: argparse.Namespace) -> Measure:
     """The measure of a model, made once in each process."""
-    if name not in _MEASURES:
+    if name not in MEASURES:
         subject = load_subject(name, args.data, args.imagenet).to(torch.device(args.device))
         expected = subject.outputs(subject.model, args.limit)
-        _MEASURES[name] = Measure(subject, expected, subject.score(expected))
-    return _MEASURES[name]
+        MEASURES[name] = Measure(subject, expected, subject.score(expected))
+    return MEASURES[name]
 
 
 def run_strategy(job: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:

@@ -15,8 +15,7 @@ from torch import Tensor, fx, nn
 
 from zaq_fx.layers import layers_of, root_of
 from zaq_plugin.layers import LAYERS
-from zaq_plugin.student.batches import Call, as_call, fresh, inputs_of
-from zaq_plugin.student.inputs import taking
+from zaq_plugin.student.batches import Call, as_call, fresh, inputs_of, taking
 from zaq_plugin.student.modes import evaluating
 
 Shapes = dict[str, tuple[int, ...]]

@@ -16,7 +16,7 @@ from zaq_nncf._compat import (
 from zaq_nncf.quantizing import freeze_own_ranges, nncf_spec, plain_spec, symmetric_quantize
 from zaq_plugin.fake_quantize import PWLQPerChannelFakeQuantize
 from zaq_plugin.pwlq import QuantSpec
-from zaq_plugin.pwlq.spec import spec_from_json
+from zaq_plugin.pwlq.registry import spec_from_json
 
 INT8 = (-128, 127)
 

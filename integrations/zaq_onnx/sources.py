@@ -18,8 +18,7 @@ from zaq_onnx._compat import QUANTIZED_LIBRARY
 from zaq_onnx.lowered_fx import from_fx, is_converted_fx
 from zaq_onnx.simulated import from_simulated, is_simulated
 from zaq_plugin._host_module import HostModule
-from zaq_plugin.student.batches import fresh
-from zaq_plugin.student.inputs import taking
+from zaq_plugin.student.batches import fresh, taking
 
 assert QUANTIZED_LIBRARY is not None
 

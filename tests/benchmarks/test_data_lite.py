@@ -171,7 +171,7 @@ def test_a_run_on_imagenets_folder_has_rows_of_its_own(
     packages: Path, imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(SYNTHETIC, "lite0-val", 2)
-    monkeypatch.setattr(field, "_MEASURES", {})
+    monkeypatch.setattr(field, "MEASURES", {})
     out = tmp_path / "rows.jsonl"
     arguments = ["--imagenet", str(imagenet), "--model", "lite0", "--method", "rq", "--bits", "8/8"]
     arguments += ["--limit", "3", "--cache", str(tmp_path / "cache"), "--out", str(out)]

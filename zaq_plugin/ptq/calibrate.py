@@ -11,7 +11,7 @@ from zaq_plugin.layers import LAYERS
 from zaq_plugin.ptq.auditing import audit
 from zaq_plugin.ptq.plan import trace_order
 from zaq_plugin.student import Student, student_of
-from zaq_plugin.student.batches import Call, as_calls, fresh, inputs_of
+from zaq_plugin.student.batches import Call, as_calls, fresh, inputs_of, taking
 from zaq_plugin.student.fake_quantizers import (
     fake_quantizers,
     input_quantizer,
@@ -19,12 +19,9 @@ from zaq_plugin.student.fake_quantizers import (
     output_quantizers,
 )
 from zaq_plugin.student.hand_over import keep_inputs
-from zaq_plugin.student.inputs import taking
 
 
-def calibrate(
-    student: nn.Module, batches: Iterable[Any], *, output_margin: float = 1.0
-) -> None:
+def calibrate(student: nn.Module, batches: Iterable[Any], *, output_margin: float = 1.0) -> None:
     """Set the ranges of all activation fake-quantizers from data, and freeze them.
 
     The data flow is the float model's, as long as nothing has moved the student's float weights:

@@ -20,7 +20,7 @@ from zaq_plugin.student.assign import (
     Overrides,
     check_value,
 )
-from zaq_plugin.student.inputs import taking
+from zaq_plugin.student.batches import taking
 from zaq_plugin.student.layer import own_class
 
 Depthwise = Literal["int8", "as-told"]

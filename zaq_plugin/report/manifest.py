@@ -28,7 +28,6 @@ _PACKAGES = (
     "numpy",
     "safetensors",
     "rich",
-    "matplotlib",
     "timm",
     "torchao",
     "nncf",

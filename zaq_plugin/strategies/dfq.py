@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zaq_plugin.ptq.bias_by_moments import correct_bias_by_moments
+from zaq_plugin.ptq.bias import correct_bias_by_moments
 from zaq_plugin.ptq.channel_moments import Moments, input_moments
 from zaq_plugin.ptq.equalise import absorb_bias, equalise
-from zaq_plugin.ptq.remembered import Normal, Remembered, remembered_statistics, rescaled
+from zaq_plugin.ptq.fold import Normal, Remembered, remembered_statistics, rescaled
 from zaq_plugin.strategies.images import Distilled, statistics_of
+from zaq_plugin.strategies.parts import MinMaxWeights
 from zaq_plugin.strategies.stage import Stage, Strategy, Work
-from zaq_plugin.strategies.weights import MinMaxWeights
 from zaq_plugin.student import student_of
 from zaq_plugin.student.fake_quantizers import input_quantizer
 

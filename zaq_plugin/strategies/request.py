@@ -15,8 +15,8 @@ from zaq_plugin.pwlq.names import FORMATS, family
 from zaq_plugin.report import Audit, LayerRecord
 from zaq_plugin.student.assign import Override
 from zaq_plugin.student.walk import MEMORY
-from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs
-from zaq_plugin.zero_shot.statistics import ImageFormat
+from zaq_plugin.zero_shot.discrepancy import OutputAdapter, all_outputs
+from zaq_plugin.zero_shot.images import ImageFormat
 
 Granularity = Literal["channel", "tensor"]
 

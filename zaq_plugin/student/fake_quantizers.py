@@ -142,10 +142,13 @@ def set_switches(
 
 def has_range(module: Any) -> bool:
     """Whether a fake-quantizer knows its grid: it holds a weight, or has seen an activation."""
-    if is_weight_quantizer(module):
-        return True
-    count = getattr(module.activation_post_process, "num_batches", None)
-    return isinstance(count, Tensor) and int(count) > 0
+    return is_weight_quantizer(module) or bool(_batches_seen(module))
+
+
+def _batches_seen(module: Any) -> int | None:
+    """How many an activation's fake-quantizer has seen; None of one that does not count."""
+    count = getattr(getattr(module, "activation_post_process", None), "num_batches", None)
+    return None if count is None else int(count)
 
 
 def check_calibrated(model: nn.Module, who: str, way_out: str) -> None:
@@ -192,8 +195,8 @@ def _knows_or_learns_range(module: Any) -> bool:
     observing, quantizing = bool(module.observer_enabled[0]), bool(module.fake_quant_enabled[0])
     if observing and quantizing:
         return True
-    count = getattr(getattr(module, "activation_post_process", None), "num_batches", None)
-    return quantizing if count is None else int(count) > 0
+    seen = _batches_seen(module)
+    return quantizing if seen is None else seen > 0
 
 
 @contextmanager

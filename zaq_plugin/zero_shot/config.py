@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from zaq_plugin.errors import did_you_mean
+from zaq_plugin.pwlq.json_spec import json_object
 from zaq_plugin.zero_shot.config_parts import (
     FLAT,
     PARTS,
@@ -128,7 +129,8 @@ class ZeroShotConfig:
         if name in FLAT:
             part, own = FLAT[name]
             return getattr(getattr(self, part), own)
-        raise AttributeError(f"ZeroShotConfig has no setting {name!r}.{_hint(name)}")
+        hint = did_you_mean(name, [*_OWN, *FLAT])
+        raise AttributeError(f"ZeroShotConfig has no setting {name!r}.{hint}")
 
     @property
     def uses_generator(self) -> bool:
@@ -171,15 +173,7 @@ class ZeroShotConfig:
         Raises:
             ValueError: if the text is no JSON object or holds an unknown setting.
         """
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"ZeroShotConfig.from_json: not valid JSON ({error}).") from error
-        if not isinstance(values, dict):
-            raise ValueError(
-                f"ZeroShotConfig.from_json: expected a JSON object, got {type(values).__name__}."
-            )
-        return cls.from_dict(values)
+        return cls.from_dict(json_object(text, "ZeroShotConfig.from_json"))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ZeroShotConfig:
@@ -209,16 +203,11 @@ def _as_part(name: str, value: Any) -> Part:
     return value
 
 
-def _hint(name: str) -> str:
-    near = difflib.get_close_matches(name, [*_OWN, *FLAT], n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
-
-
 def _refuse_unknown(values: Mapping[str, Any]) -> None:
     names = [*_OWN, *FLAT]
     unknown = sorted(set(values) - set(names))
     if unknown:
         raise ValueError(
-            f"ZeroShotConfig has no setting {', '.join(map(repr, unknown))}.{_hint(unknown[0])} "
-            f"Known are {', '.join(names)}."
+            f"ZeroShotConfig has no setting {', '.join(map(repr, unknown))}."
+            f"{did_you_mean(unknown[0], names)} Known are {', '.join(names)}."
         )

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from zaq_plugin.reconstruction.reconstruct import ReconstructOptions
 from zaq_plugin.zero_shot.distill import DistillOptions
-from zaq_plugin.zero_shot.reconstruction import ReconstructOptions
 
 
 def setting(

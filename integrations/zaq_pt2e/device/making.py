@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import fields
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from zaq_plugin.errors import did_you_mean
 from zaq_plugin.strategies import Request, Strategy, apply
 from zaq_plugin.strategies.stage import Stage
 from zaq_plugin.student.host import find_host
@@ -57,8 +57,7 @@ def _check_options(options: dict[str, Any], host: str) -> None:
     names = sorted({field.name for field in fields(Request)} - FIXED)
     for name in options:
         if name not in names:
-            near = get_close_matches(name, [*names, "stored_bits"], 1)
-            hint = f" Did you mean {near[0]}?" if near else ""
+            hint = did_you_mean(name, [*names, "stored_bits"], " Did you mean {}?")
             raise TypeError(
                 f"{host}: there is no option {name!r}.{hint} Known are {', '.join(names)}. Files "
                 "for devices have activations of 8 bits, always."

@@ -3,14 +3,12 @@ a settings file."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from zaq_timm.zoo.format_names import check_format
-from zaq_timm.zoo.light import core_file
+from zaq_timm.zoo.light import check_format, core_file, did_you_mean
 from zaq_timm.zoo.quantities import (
     input_shape,
     parse_budget,
@@ -310,8 +308,7 @@ def check_names(values: Mapping[str, Any]) -> None:
     names = [f.name for f in fields(Settings)]
     for name in values:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, names)
             raise ValueError(f"no setting {name!r}.{hint} Known are {', '.join(names)}.")
 
 
