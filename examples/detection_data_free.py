@@ -6,7 +6,7 @@ Run it with:
 
 The weights are random and the input is small: this shows the way, not an accuracy. The network
 (backbone and head, two outputs) is quantized; anchors and non-maximum suppression stay as they are.
-`benchmarks/field.py` measures a real detector.
+`benchmarks.field` measures a real detector.
 """
 
 import copy

@@ -5,7 +5,7 @@ Run it with:
     python examples/segmentation_data_free.py
 
 The weights are random and the input is small: this shows the way, not an accuracy. With weights of
-your own the steps are the same. `benchmarks/field.py` measures a real segmenter.
+your own the steps are the same. `benchmarks.field` measures a real segmenter.
 """
 
 import torch

@@ -107,8 +107,8 @@ class TopKMedianObserver(RangeObserver):
         self.register_buffer("pooled", pooled, persistent=False)  # values, samples
 
     def options(self) -> dict[str, Any]:
-        """How many values count, at most."""
-        return {"k": self.k, "share": self.share}
+        """How many values count, and of how many samples."""
+        return {"k": self.k, "share": self.share, "samples": self.samples}
 
     def batch_range(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Medians of the k smallest and the k largest values."""

@@ -28,18 +28,20 @@ from benchmarks.accuracy.tables import (
     METHODS,
     Cell,
     Measured,
-    append_line,
     markdown,
     read_lines,
     to_rows,
 )
-from benchmarks.data import LOADERS, Task, accuracy, distil, load_task, logits_of
-from benchmarks.rows import RESULTS, command_line
+from benchmarks.data.tasks import LOADERS, Task, accuracy, distil, load_task, logits_of
+from benchmarks.rows import RESULTS, append_record, command_line
 from zaq_plugin.layers import is_depthwise
 from zaq_plugin.observers import MinMaxObserver, TopKMedianObserver
 from zaq_plugin.ptq import calibrate, correct_bias, fold_batch_norm, quantized_tensors, simulate
 from zaq_plugin.pwlq import UniformSpec
 from zaq_plugin.report.tables import results_table
+
+NEEDS = """Needs --data DIR with cifar10/ or imagenet/ in it. Takes about half a minute a
+configuration: half an hour for CIFAR-10, more than an hour for ImageNet."""
 
 BATCH = {"cifar10": 250, "imagenet": 50}
 HELD_OUT = {"cifar10": 500, "imagenet": 64}
@@ -171,7 +173,7 @@ def _width(text: str) -> tuple[int, int]:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, NEEDS)
     parser.add_argument("--data", type=Path, required=True, help="folder of models and images")
     parser.add_argument("--model", choices=[*LOADERS, "all"], default="cifar10")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="calibration draws")
@@ -231,7 +233,7 @@ def run(
             if variant in done:
                 continue
             done[variant] = measured
-            append_line(lines, variant, measured)
+            append_record(lines, variant, measured)
             log(
                 f"W{cell.weight_bits}A{cell.activation_bits} {cell.method}"
                 f"{' + bias' if variant.corrected else ''}: {measured.top1:.2f} %, "

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
-from benchmarks.rows import append_row, read_rows
+from benchmarks.rows import read_records
 from benchmarks.tables import table
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
 from zaq_plugin.report import ResultRow
@@ -81,28 +80,9 @@ class Measured:
     float_bytes: int
 
 
-K = TypeVar("K")
-V = TypeVar("V")
-
-
 def read_lines(path: Path) -> dict[Cell, Measured]:
-    """Results of earlier runs; a line that a stopped run left half-written is dropped."""
-    return read_pairs(path, Cell, Measured)
-
-
-def read_pairs(path: Path, key: type[K], value: type[V]) -> dict[K, V]:
-    """What `append_line` wrote: dataclasses by dataclasses; half-written lines are dropped."""
-    done: dict[K, V] = {}
-    names = [f.name for f in fields(key)]  # type: ignore[arg-type]
-    for entry in read_rows(path):
-        cell_key = key(**{n: entry.pop(n) for n in names if n in entry})
-        done[cell_key] = value(**entry)
-    return done
-
-
-def append_line(path: Path, key: object, value: object) -> None:
-    """Add a result: a dataclass and what it gave."""
-    append_row(path, {**asdict(key), **asdict(value)})  # type: ignore[call-overload]
+    """Results of earlier runs."""
+    return read_records(path, Cell, Measured)
 
 
 def to_rows(done: dict[Cell, Measured], task: str, images: int) -> list[ResultRow]:

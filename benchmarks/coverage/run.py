@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.coverage.heads import HEADS, make_head
+from benchmarks.coverage.networks import HEADS, make, parameters, smallest_models
 from benchmarks.rows import RESULTS, command_line, read_rows
 from benchmarks.tables import table
 from zaq_plugin.errors import in_short
@@ -46,87 +46,14 @@ from zaq_timm.zoo.pool import Task
 from zaq_timm.zoo.runner import run
 from zaq_timm.zoo.worker import Limits
 
-SIZES = (64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512, 768, 1024)
-IMAGES, BATCH = 8, 4
+NEEDS = """Needs timm, torchvision and what the ways name; no data. Takes one to two minutes a
+model: three hours for all families by zaq; --family and --largest ask for fewer."""
+
+BATCH = 4
 SECONDS, MEMORY = 1800.0, 12 * 10**9
 FAMILIES = "families.json"
 FIRST = "2.15.0+cu132"
 """Torch of the rows that do not say."""
-
-
-def smallest_models() -> dict[str, str]:
-    """Every module that timm registers, to its model of fewest parameters, test models left out."""
-    import timm
-    from timm.models import list_modules
-
-    smallest = {}
-    warnings.simplefilter("ignore")
-    for module in sorted(list_modules()):
-        sizes = {}
-        for name in timm.list_models(module=module):
-            if name.startswith("test_"):
-                continue
-            with torch.device("meta"):
-                try:
-                    model = timm.create_model(name)
-                except RuntimeError:
-                    continue  # a name that timm itself cannot make
-            sizes[name] = sum(p.numel() for p in model.parameters())
-        if sizes:
-            smallest[module] = min(sizes, key=lambda n: (sizes[n], n))
-    return smallest
-
-
-def parameters(name: str) -> int:
-    """Of a model."""
-    import timm
-
-    with torch.device("meta"):
-        model = HEADS[name][0]() if name in HEADS else timm.create_model(name)
-    return sum(p.numel() for p in model.parameters())
-
-
-def make(name: str) -> tuple[nn.Module, Tensor]:
-    """A model and images of the smallest size that it takes, (IMAGES, C, H, W).
-
-    Raises:
-        LeftOut: it takes no images of its own size either.
-    """
-    if name in HEADS:
-        head, inputs = make_head(name, IMAGES)
-        _perturb(head)
-        return head, inputs
-    import timm
-
-    torch.manual_seed(0)
-    cfg = timm.get_pretrained_cfg(name)
-    config = timm.create_model(name).pretrained_cfg if cfg is None else cfg.to_dict()
-    channels, height, _ = config.get("input_size", (3, 224, 224))
-    sizes = [s for s in SIZES if s < height] + [height]
-    last = ""
-    for size in sizes:
-        try:
-            options = {"img_size": size} if config.get("fixed_input_size") else {}
-            torch.manual_seed(0)
-            model = timm.create_model(name, **options).eval().requires_grad_(False)
-            images = torch.randn(IMAGES, channels, size, size)
-            with torch.no_grad():
-                model(images[:2])
-        except Exception as error:  # too small, in each model's own words
-            last = " ".join(str(error).split())[:200]
-            continue
-        _perturb(model)
-        return model, images
-    raise LeftOut(f"the float model takes no images of {sizes[-1]} pixels ({last})")
-
-
-def _perturb(model: nn.Module) -> None:
-    """Statistics and gammas away from 0 and 1, where folding would have nothing to do."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
-            nn.init.normal_(module.running_mean, 0, 0.1)  # type: ignore[arg-type]
-            nn.init.uniform_(module.running_var, 0.5, 2)  # type: ignore[arg-type]
-            nn.init.uniform_(module.weight, 0.5, 1.5)
 
 
 Made = tuple[Callable[[Tensor], object], int, int, list[str]]
@@ -202,7 +129,7 @@ def _exported_layers(model: nn.Module, images: Tensor) -> int:
 
 def by_device(name: str, model: nn.Module, images: Tensor) -> Made:
     """A file for a device, one image at a time."""
-    tool, running = import_module(f"zaq_{name}"), import_module(f"zaq_{name}.running")
+    tool, running = import_module(f"zaq_{name}"), import_module(f"zaq_{name}.reading")
     with tempfile.TemporaryDirectory() as folder:
         path, batches = Path(folder) / "model", list(images[:BATCH].split(1))
         exported = tool.export(model, (images[:1],), path, calibration=batches, method="pwlq")
@@ -328,7 +255,7 @@ def _cell(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return "not run"
     if row["status"] != DONE:
-        reason = str(row["reason"]).replace("|", "\\|").replace("<", "\\<")
+        reason = str(row["reason"]).replace("<", "\\<")
         return f"**{row['status']}**: {reason[:160]}"
     mark = " !" if row["quantized"] < row["layers"] else ""
     return f"{row['quantized']} of {row['layers']}{mark}"
@@ -336,7 +263,7 @@ def _cell(row: Mapping[str, Any] | None) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Does what is missing, then writes table and lines."""
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, NEEDS)
     parser.add_argument("--ways", choices=list(WAYS), nargs="+", default=list(WAYS))
     parser.add_argument("--family", nargs="+", help="only these")
     parser.add_argument("--largest", type=float, help="only models of so many million parameters")

@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from benchmarks.data import load_task
+from benchmarks.data.tasks import load_task
 from zaq_onnx.runtimes import openvino_compiled, ort_session, run_openvino, run_ort
 from zaq_plugin import PWLQSpec
 from zaq_plugin.ptq import calibrate, correct_bias

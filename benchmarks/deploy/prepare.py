@@ -15,7 +15,8 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import zaq_onnx
-from benchmarks.deploy.accuracy import accuracies
+from benchmarks.data.tasks import accuracy, logits_of
 from benchmarks.deploy.networks import (
     BITS,
     DATA,
@@ -50,8 +51,65 @@ from benchmarks.deploy.networks import (
 from benchmarks.rows import command_line
 from zaq_onnx.graph import Graph
 from zaq_onnx.inspection import float_layers, integer_layers
-from zaq_onnx.runtimes import optimized
-from zaq_onnx.saturation import saturates
+from zaq_onnx.runtimes import optimized, ort_session, saturates
+
+# ---- Accuracy ------------------------------------------------------------------------------------
+
+
+def accuracies(
+    net: Network,
+    converted: dict[int, nn.Module],
+    files: dict[str, Path],
+    folder: Path,
+    threads: int,
+) -> Facts:
+    """Top-1 of everything, also of files whose weights have their whole range."""
+    assert net.images is not None
+    assert net.labels is not None
+    facts: Facts = {
+        "images": len(net.labels),
+        "fp32_accuracy": accuracy(logits_of(net.model, net.images, 50), net.labels),
+        "converted_accuracy": {s: _top1(converted[s], net) for s in BITS},
+    }
+    whole = {s: folder / f"whole{s}.onnx" for s in BITS}
+    for stored, path in whole.items():
+        example = (net.batches[0],)
+        zaq_onnx.export(converted[stored], example, path, pack=False, calibration=net.batches)
+    operators = partial(ort_session, optimize=False, threads=threads)
+    facts["operators_accuracy"] = {
+        s: _top1(partial(_first, RUNTIMES[0], operators(files[f"int8_{s}"])), net) for s in BITS
+    }
+    for runtime in RUNTIMES:
+        shown = {f"{runtime.name}_accuracy": {s: files[f"packed{s}"] for s in BITS}}
+        shown[f"{runtime.name}_whole_accuracy"] = whole
+        shown[f"{runtime.name}_stock_accuracy"] = {0: files["stock"]} if "stock" in files else {}
+        for key, paths in shown.items():
+            facts[key] = {}
+            for stored, path in paths.items():
+                try:
+                    model = runtime.load(path, threads=threads)
+                    facts[key][stored] = _top1(partial(_first, runtime, model), net)
+                except (RuntimeError, ValueError):
+                    continue
+    return facts
+
+
+def _first(runtime: Runtime, model: Any, images: Tensor) -> Any:
+    return runtime.run(model, (images,))[0]
+
+
+@torch.no_grad()
+def _top1(run: Callable[[Tensor], Any], net: Network) -> float:
+    assert net.images is not None
+    assert net.labels is not None
+    parts = [torch.from_numpy(np.asarray(run(part))) for part in net.images.split(50)]
+    return accuracy(torch.cat(parts), net.labels)
+
+
+# ---- Files, and comparing them -------------------------------------------------------------------
+
+NEEDS = """Needs onnxruntime and openvino; --data DIR for the real networks. Takes some minutes a
+network."""
 
 
 class _Reader(CalibrationDataReader):
@@ -174,7 +232,7 @@ def _compare(
 
 def main() -> None:
     """Prepares what is not prepared yet."""
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, NEEDS)
     parser.add_argument("--work", type=Path, required=True, help="folder for the files")
     parser.add_argument("--data", type=Path, help="folder of real models and images")
     parser.add_argument("--models", nargs="*", help="networks; all by default")

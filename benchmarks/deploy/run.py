@@ -33,6 +33,9 @@ from benchmarks.deploy.networks import BITS, DATA, RUNTIMES, TIMM, Facts, facts_
 from benchmarks.deploy.tables import tables
 from benchmarks.rows import append_row, command_line, read_rows
 
+NEEDS = """Needs what benchmarks.deploy.prepare made, and a quiet machine. Takes about a minute a
+network."""
+
 
 class Times(NamedTuple):
     """Medians in seconds: of the processor, all threads together, and on the clock."""
@@ -131,7 +134,7 @@ def _note(row: Facts, key: str, times: Mapping[str, Times]) -> None:
 
 def main() -> None:
     """Measures what is not measured yet, and writes the table after each network."""
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, NEEDS)
     parser.add_argument(
         "--work", type=Path, required=True, help="what benchmarks.deploy.prepare made"
     )

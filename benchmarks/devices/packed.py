@@ -1,9 +1,9 @@
 """Files for devices, their zip archives, and `zaq-quantize pack`'s archives side by side.
 
-    python benchmarks/devices/packed.py --tool executorch --task imagenet --data DATA --work FOLDER
-    python benchmarks/devices/packed.py --table
+    python -m benchmarks.devices.packed --tool executorch --task imagenet --data DATA --work FOLDER
+    python -m benchmarks.devices.packed --table
 
-Files are made as `benchmarks/devices/run.py` makes them, and taken from its folder if they are
+Files are made as `benchmarks.devices` makes them, and taken from its folder if they are
 there; ONNX files by torchao PT2E, with int8 weights and with dense codes, beside uniform 8-bit
 weights of the same method (GPTQ). Each row is appended to ``benchmarks/results/packed.jsonl`` at
 once; one that is there is not made again. The entropy is that of all PWLQ codes of a file, ranked
@@ -12,12 +12,10 @@ around zero, as one distribution: what any coder of single codes must take.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -27,17 +25,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
-from benchmarks.data import LOADERS, distil, foreign_images, load_task  # noqa: E402
-from benchmarks.devices import run, tools  # noqa: E402
-from benchmarks.processor import processor  # noqa: E402
-from benchmarks.rows import append_row, read_rows  # noqa: E402
-from zaq_plugin import archive  # noqa: E402
-from zaq_plugin.archive import Codes  # noqa: E402
-from zaq_plugin.archive.curves import LEAST  # noqa: E402
+from benchmarks.data.tasks import LOADERS, distil, foreign_images, load_task
+from benchmarks.devices import run, tools
+from benchmarks.processor import processor
+from benchmarks.rows import RESULTS, append_row, command_line, read_rows
+from benchmarks.tables import table
+from zaq_plugin import archive
+from zaq_plugin.archive import Codes
+from zaq_plugin.archive.curves import LEAST
 
-OUT = ROOT / "benchmarks" / "results" / "packed.jsonl"
+NEEDS = """Needs --data DIR and the tool. Takes a minute or two a network and tool, more where files
+are made."""
+
+OUT = RESULTS / "packed.jsonl"
 KINDS: dict[str, tuple[str, ...]] = {"executorch": ("stock 8/8", "ours 5/8", "ours 4/8")}
 KINDS["litert"] = KINDS["executorch"]
 KINDS["onnx"] = ("ours 8/8", "ours 5/8", "ours 4/8", "ours 5/8 dense", "ours 4/8 dense")
@@ -47,7 +47,7 @@ Row = dict[str, Any]
 
 LEAD = """# Archives of files for devices
 
-Made by `benchmarks/devices/packed.py`. Bits are stored bits of a weight / bits of an activation; a
+Made by `benchmarks.devices.packed`. Bits are stored bits of a weight / bits of an activation; a
 PWLQ weight of 5 stored bits has 4 MAC bits, one of 4 has 3. The first row of each part holds
 uniform 8-bit weights; *of it* is a share of that file, zipped (deflate). *dense* files hold codes
 in place of int8 weights, which ONNX's own operators unfold. *Entropy* is that of the PWLQ codes
@@ -129,30 +129,30 @@ def measure(tool: str, task_name: str, data: Path, work: Path, kinds: set[str]) 
         print(json.dumps(row), flush=True)
 
 
-def table(rows: list[Row]) -> str:
+def page(rows: list[Row]) -> str:
     """The page."""
     parts = [LEAD]
     for tool, task in dict.fromkeys((row["tool"], row["task"]) for row in rows):
         own = [row for row in rows if (row["tool"], row["task"]) == (tool, task)]
         own.sort(key=lambda row: KINDS[tool].index(row["kind"]))
         base = own[0]["zipped"]
-        parts.append(
-            f"\n## {task}, {SUFFIX[tool]}\n\n| file | kB | zipped | packed | zipped, of it | "
-            "packed, of it | entropy of codes | unpack, ms | bit for bit |\n"
-            "|---|---|---|---|---|---|---|---|---|\n"
-        )
+        lines = []
         for row in own:
             kilo = [f"{row[k] / 1000:,.1f}" for k in ("bytes", "zipped", "packed")]
             shares = [f"{row[k] / base:.3f}" for k in ("zipped", "packed")]
             entropy = f"{row['entropy'] / 1000:,.1f}" if "entropy" in row else "–"
             end = [entropy, f"{row['unpack_ms']:.0f}", "yes" if row["same"] else "**no**"]
-            parts.append(f"| {' | '.join([row['kind'], *kilo, *shares, *end])} |\n")
+            lines.append([row["kind"], *kilo, *shares, *end])
+        heads = ["file", "kB", "zipped", "packed", "zipped, of it", "packed, of it"]
+        heads += ["entropy of codes", "unpack, ms", "bit for bit"]
+        title = f"\n## {task}, {SUFFIX[tool]}\n"
+        parts.append("\n".join([title, *table(heads, lines, "l"), ""]))
     return "".join(parts)
 
 
 def main() -> None:
-    """See the file's first lines."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure what is missing of a network in a tool, or write the page."""
+    parser = command_line(__doc__, NEEDS)
     parser.add_argument("--table", action="store_true", help="write the page of the rows")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--tool", choices=[*tools.TOOLS, "onnx"])
@@ -161,7 +161,7 @@ def main() -> None:
     args = parser.parse_args()
     rows = read_rows(OUT)
     if args.table:
-        OUT.with_suffix(".md").write_text(table(rows))
+        OUT.with_suffix(".md").write_text(page(rows))
         return
     if None in (args.data, args.tool, args.task, args.work):
         parser.error("--data, --tool, --task and --work are needed")

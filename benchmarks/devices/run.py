@@ -7,18 +7,16 @@ files. Latencies are medians, one thread, one image at a time, the files taking 
 at 8 stored bits and the stock file differ in nothing but numbers, so that their ratio tells how
 quiet the machine was.
 
-    python benchmarks/devices/run.py --tool executorch --task cifar10 --data DATA --work FOLDER
+    python -m benchmarks.devices --tool executorch --task cifar10 --data DATA --work FOLDER
 
 Each row is appended to ``benchmarks/results/devices.jsonl`` at once; one that is there is not made
-again. `benchmarks/devices/tables.py` makes the page.
+again. ``--tables`` writes the page of the rows.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-import sys
 import time
 import zlib
 from collections.abc import Callable
@@ -26,13 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
-from benchmarks.devices import tools  # noqa: E402
-from benchmarks.field_tasks import (  # noqa: E402
+from benchmarks.data.images import shared_images
+from benchmarks.data.subjects import (
     BATCH,
     EFFORT,
     SYNTHETIC,
@@ -40,10 +35,15 @@ from benchmarks.field_tasks import (  # noqa: E402
     Subject,
     load_subject,
 )
-from zaq_plugin.strategies import Request, synthetic_images  # noqa: E402
-from zaq_plugin.strategies.compose import compose  # noqa: E402
+from benchmarks.devices import tools
+from benchmarks.devices.tables import tables
+from benchmarks.field.jobs import job
+from benchmarks.rows import RESULTS, append_row, command_line, read_rows
 
-OUT = ROOT / "benchmarks" / "results" / "devices.jsonl"
+NEEDS = """Needs executorch or litert-torch, and --data DIR. Takes one to ten minutes a network and
+tool."""
+
+OUT = RESULTS / "devices.jsonl"
 CALIBRATION, REPEATS, IMAGES = 32, 100, 1000
 KINDS = ("stock 8/8", "ours 5/8", "ours 4/8", "float", "ours 8/8")
 """Stored bits of weights, bits of activations."""
@@ -86,7 +86,7 @@ def measure(
     """The rows of a network in a tool that are not there yet; latencies last, of all files."""
     subject = load_subject(name, data)
     images = subject.images[:IMAGES]
-    calibration = made_images(subject, work / f"{name}_images.safetensors")
+    calibration = made_images(subject, work)
     with torch.no_grad():
         reference = torch.cat([subject.model(x) for x in images.split(BATCH[name])])
     runs = {}
@@ -120,45 +120,40 @@ def measure(
     write({**common, "kind": LATENCY, "ms": medians(runs, images[:1].contiguous())})
 
 
-def made_images(subject: Subject, path: Path) -> Tensor:
+def made_images(subject: Subject, cache: Path) -> Tensor:
     """The images that `zaq_executorch.quantize` and its like make where they get none; kept."""
-    if not path.exists():
-        request = Request(
-            4,
-            8,
-            example_inputs=(subject.images[:1],),
-            mean=tuple(subject.mean),
-            std=tuple(subject.std),
-            synthetic_count=min(CALIBRATION, SYNTHETIC[subject.name]),
-            effort=EFFORT[subject.name],
-        )
-        images = synthetic_images(compose("pwlq"), subject.model, request)
-        assert images is not None
-        save_file({"images": images.contiguous()}, path)
-    return load_file(path)["images"]
+    of = job(subject.name, "pwlq", "4/8", effort=EFFORT[subject.name])
+    count = min(CALIBRATION, SYNTHETIC[subject.name])
+    images, _ = shared_images(of, subject, cache, count=count)
+    assert images is not None
+    return images
 
 
 def main() -> None:
-    """See the file's first lines."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--tool", choices=sorted(tools.TOOLS), required=True)
-    parser.add_argument("--task", choices=sorted(TITLES), required=True)
-    parser.add_argument("--work", type=Path, required=True, help="where the files are kept")
+    """Measure what is missing of a network in a tool, or write the page."""
+    parser = command_line(__doc__, NEEDS)
+    parser.add_argument("--data", type=Path, help="folder of models and images")
+    parser.add_argument("--tool", choices=sorted(tools.TOOLS))
+    parser.add_argument("--task", choices=sorted(TITLES))
+    parser.add_argument("--work", type=Path, help="where the files are kept")
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--tables", action="store_true", help="write the page of the rows and stop")
     args = parser.parse_args()
+    if args.tables:
+        args.out.with_suffix(".md").write_text(tables(read_rows(args.out)))
+        return
+    if None in (args.data, args.tool, args.task, args.work):
+        parser.error("--data, --tool, --task and --work are needed")
     torch.set_num_threads(1)
     args.work.mkdir(parents=True, exist_ok=True)
-    lines = args.out.read_text().splitlines() if args.out.exists() else []
-    rows = [r for r in map(json.loads, lines) if (r["tool"], r["task"]) == (args.tool, args.task)]
-    by_kind = {row["kind"]: row for row in rows}
+    same = [r for r in read_rows(args.out) if (r["tool"], r["task"]) == (args.tool, args.task)]
+    by_kind = {row["kind"]: row for row in same}
     if LATENCY in by_kind:
         print("these rows are there")
         return
 
     def write(row: Row) -> None:
-        with args.out.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_row(args.out, row)
         print(json.dumps(row), flush=True)
 
     measure(args.tool, args.task, args.data, args.work, by_kind, write)

@@ -1,18 +1,11 @@
-"""The page of `benchmarks/devices/run.py`'s rows.
-
-python benchmarks/devices/tables.py benchmarks/results/devices.jsonl
-"""
+"""The page of the rows of `benchmarks.devices`."""
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
-from benchmarks.field_tasks import TITLES  # noqa: E402
+from benchmarks.data.subjects import TITLES
+from benchmarks.tables import table
 
 Row = dict[str, Any]
 
@@ -21,7 +14,7 @@ LIMIT = 1.02
 """What we aim at: our latency as a share of the tool's own int8."""
 LEAD = """# Files for devices
 
-Made by `benchmarks/devices/run.py`. Bits are stored bits of a weight / bits of an activation; a
+Made by `benchmarks.devices`. Bits are stored bits of a weight / bits of an activation; a
 PWLQ weight of 5 stored bits has 4 MAC bits, one of 4 has 3; every file holds int8 weights, which is
 what the kernels multiply by. *stock* is the tool's own quantizer, W8A8. All calibrate on the same
 images, made without data; ours gives the outputs' grid twice the range that made images have there,
@@ -45,38 +38,26 @@ def tables(rows: list[Row]) -> str:
         parts.append(
             f"\n## {TITLES[task]} in {first['versions']}\n\n{first['images']} images, float "
             f"{first['metric']} {first['float_score']:.1f} %\n\n"
-            f"| file | kB | zipped | of stock, zipped | {first['metric']} % | agreement % | ms | "
-            "of stock | verified |\n|---|---|---|---|---|---|---|---|---|\n"
         )
+        heads = ["file", "kB", "zipped", "of stock, zipped", f"{first['metric']} %", "agreement %"]
+        heads += ["ms", "of stock", "verified"]
         stock = next((row for row in own if row["kind"].startswith("stock")), None)
-        parts += [_line(row, stock, times) for row in own]
+        lines = table(heads, [_cells(row, stock, times) for row in own], "l")
+        parts.append("\n".join(lines) + "\n")
     return "".join(parts)
 
 
-def _line(row: Row, stock: Row | None, times: dict[str, float]) -> str:
+def _cells(row: Row, stock: Row | None, times: dict[str, float]) -> list[str]:
     ms = times.get(row["kind"])
     base = times.get(stock["kind"]) if stock else None
     share = None if ms is None or not base else ms / base
     late = " (!)" if share is not None and share > LIMIT and row["kind"].startswith("ours") else ""
     zipped = row["zipped"] / stock["zipped"] if stock else None
     verified = {None: "–", True: "yes", False: "**no**"}[row["verified"]]
-    return (
-        f"| {row['kind']} | {row['bytes'] / 1000:,.0f} | {row['zipped'] / 1000:,.0f} | "
-        f"{_number(zipped)} | {row['score']:.1f} | {row['agreement']:.1f} | {_number(ms)} | "
-        f"{_number(share)}{late} | {verified} |\n"
-    )
+    cells = [row["kind"], f"{row['bytes'] / 1000:,.0f}", f"{row['zipped'] / 1000:,.0f}"]
+    cells += [_number(zipped), f"{row['score']:.1f}", f"{row['agreement']:.1f}", _number(ms)]
+    return [*cells, _number(share) + late, verified]
 
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
-
-
-def main() -> None:
-    """Writes the page beside the rows."""
-    path = Path(sys.argv[1])
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    path.with_suffix(".md").write_text(tables(rows))
-
-
-if __name__ == "__main__":
-    main()

@@ -35,21 +35,21 @@ class Tool:
 
     def run(self, path: Path) -> Run:
         """What runs an image through a file, in one thread."""
-        running = self._part(".running")
+        running = self._part(".reading")
         running.one_thread()
         run = running.runner(path)
         return lambda x: run((x,))[0]
 
     def write_float(self, model: nn.Module, example: tuple[Any, ...], path: Path) -> Run:
         """Float weights."""
-        self._part(".peers").write_float(model, example, path)
+        self._part(".lowering").write_float(model, example, path)
         return self.run(path)
 
     def write_stock(
         self, model: nn.Module, example: tuple[Any, ...], batches: list[Tensor], path: Path
     ) -> Run:
         """The tool's own quantizer, as its documentation has it."""
-        self._part(".peers").write_stock(model, example, batches, path)
+        self._part(".lowering").write_stock(model, example, batches, path)
         return self.run(path)
 
     def write_ours(

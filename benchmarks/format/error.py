@@ -21,7 +21,7 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from benchmarks.data import load_task
+from benchmarks.data.tasks import load_task
 from benchmarks.rows import command_line
 from benchmarks.tables import table
 from zaq_plugin.ptq import fold_batch_norm
@@ -29,6 +29,8 @@ from zaq_plugin.ptq.plan import stored_size
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec, quantize, sqnr_db
 from zaq_plugin.pwlq.codebook import CodebookSpec
 from zaq_plugin.pwlq.power_of_two import PowerOfTwoSpec
+
+NEEDS = """Needs nothing; --data DIR adds real networks. Takes some minutes."""
 
 LLOYD_ROUNDS = 60
 FEWEST = 64
@@ -177,7 +179,7 @@ def size_row(name: str, spec: QuantSpec, sets: dict[str, list[Tensor]]) -> list[
 
 def main() -> None:
     """Print the tables, and write them where asked."""
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, NEEDS)
     parser.add_argument("--data", type=Path, help="folder with real networks; see its README")
     parser.add_argument("--bits", type=int, nargs="+", choices=range(3, 8), default=[3, 4, 5])
     parser.add_argument("--out", type=Path)

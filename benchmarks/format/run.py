@@ -26,6 +26,8 @@ from benchmarks.rows import command_line
 from benchmarks.tables import table
 from zaq_plugin.pwlq import PWLQSpec, UniformSpec, fake_quantize, quantize, solve_edges
 
+NEEDS = """Needs timm, and Linux for the memory peaks. Takes some minutes."""
+
 POLICIES = [
     ("closed form (gaussian)", PWLQSpec(policy="gaussian")),
     ("closed form (gaussian), float grid", PWLQSpec(policy="gaussian", grid="float")),
@@ -160,7 +162,7 @@ def resident(field: str) -> int:
 
 def main() -> None:
     """Print the tables, and write them where asked."""
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, NEEDS)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--peak", help=argparse.SUPPRESS)

@@ -1,6 +1,6 @@
 """Accuracy of converted int8 models on real images: PWLQ and uniform grids inside the hosts.
 
-    python benchmarks/hosts/accuracy.py --data DIR [--model cifar10 imagenet] [--host fx pt2e nncf]
+    python -m benchmarks.hosts.accuracy --data DIR [--model cifar10 imagenet] [--host fx pt2e nncf]
                                         [--out benchmarks/results/accuracy_hosts.jsonl]
 
 Nothing is simulated: FX models run on the modules of ``convert_fx``, PT2E models on Inductor's int8
@@ -11,7 +11,6 @@ first one ended. A table of all lines is written beside them, as Markdown.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import sys
 import time
@@ -31,13 +30,11 @@ from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
     get_default_x86_inductor_quantization_config,
 )
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import zaq_fx
 import zaq_pt2e
 from benchmarks.accuracy.run import Bench
-from benchmarks.accuracy.tables import append_line, read_pairs
-from benchmarks.data import LOADERS, accuracy, load_task, logits_of
-from benchmarks.field_tasks import load_subject, traceable
+from benchmarks.data.subjects import load_subject, traceable
+from benchmarks.data.tasks import LOADERS, accuracy, load_task, logits_of
 from benchmarks.hosts.accuracy_tables import (
     CALIBRATION_BATCH,
     DATA_FREE,
@@ -50,13 +47,16 @@ from benchmarks.hosts.accuracy_tables import (
     markdown,
 )
 from benchmarks.processor import processor
-from benchmarks.rows import RESULTS
+from benchmarks.rows import RESULTS, append_record, command_line, read_records
 from zaq_plugin.layers import is_depthwise
 from zaq_plugin.ptq import calibrate, correct_bias
 from zaq_plugin.pwlq import QuantSpec, UniformSpec
 from zaq_plugin.report import Audit
 from zaq_plugin.strategies.stage import OUTPUT_MARGIN
 from zaq_plugin.student.host import Assignment, find_host
+
+NEEDS = """Needs --data DIR, torchao, and for nncf also nncf and openvino. Takes about half a minute
+a configuration in fx and pt2e, two minutes in nncf: two hours for all."""
 
 UNIFORM = ("uniform min-max, symmetric", "uniform clipped, symmetric")
 PWLQ = "PWLQ joint, asymmetric"  # PWLQSpec()
@@ -174,9 +174,7 @@ def convert_pt2e_model(bed: Bed, case: Case) -> Converted:
     if case.spec is None:
         shapes = ({0: torch.export.Dim.DYNAMIC},)
         # The X86 quantizer finds layers in strict exports only.
-        program = torch.export.export(
-            bed.model, (bed.example,), dynamic_shapes=shapes, strict=True
-        )
+        program = torch.export.export(bed.model, (bed.example,), dynamic_shapes=shapes, strict=True)
         quantizer: Any = X86InductorQuantizer()
         quantizer.set_global(get_default_x86_inductor_quantization_config())
         prepared = prepare_pt2e(program.module(), quantizer)
@@ -201,7 +199,7 @@ def convert_nncf(bed: Bed, case: Case) -> Converted:
     stripped, records = nncf_host.quantized(bed.model, case, bed.calibration(), wide)
     shape = (bed.batch, *bed.example.shape[1:])
     running = nncf_host.OnOpenVINO(stripped, torch.zeros(shape))
-    return Converted(running, records or nncf_host.plain_audit(stripped), running.int8_kernels())
+    return Converted(running, records, running.int8_kernels())
 
 
 CONVERT: dict[str, Callable[[Bed, Case], Converted]] = {
@@ -235,9 +233,7 @@ def measure(bed: Bed, case: Case) -> Outcome:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what is missing, then write the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__, NEEDS)
     parser.add_argument("--data", type=Path, required=True, help="folder of models and images")
     parser.add_argument("--model", choices=list(LOADERS), nargs="+", default=list(LOADERS))
     parser.add_argument("--host", choices=list(HOSTS), nargs="+", default=list(HOSTS))
@@ -253,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def log(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    done = read_pairs(args.out, Case, Outcome)
+    done = read_records(args.out, Case, Outcome)
     for task in args.model:
         bench = Bench(load_task(task, args.data), args.limit, log, held_out=0)
         log(f"{task}: FP32 {bench.top1:.2f} % (expected {bench.task.published} %)")
@@ -265,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if case in done or args.only not in case.method:
                 continue
             outcome = done[case] = measure(beds[case.host], case)
-            append_line(args.out, case, outcome)
+            append_record(args.out, case, outcome)
             result = outcome.reason or f"{outcome.top1:.2f} %, agreement {outcome.agreement:.1f} %"
             name = f"{case.host} W{case.weight_bits}A{case.activation_bits} {case.method}"
             log(f"{name}: {result}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import zaq_nncf
-from benchmarks.hosts.accuracy_tables import NNCF_BIAS, STOCK, ZERO_SHOT, Case
+from benchmarks.hosts.accuracy_tables import NNCF_BIAS, ZERO_SHOT, Case
 from zaq_plugin.pwlq import QuantSpec
 from zaq_plugin.report import Audit
 from zaq_plugin.zero_shot import ZeroShotConfig, zero_shot_finetune
@@ -58,13 +58,14 @@ def quantized(
     case: Case,
     calibration: list[Tensor],
     overrides: dict[str, QuantSpec],
-) -> tuple[nn.Module, Audit | None]:
-    """The model quantized and stripped, and its audit (None for plain NNCF)."""
+) -> tuple[nn.Module, Audit]:
+    """The model quantized and stripped, and its audit."""
     count = sum(map(len, calibration))
     if case.spec is None:
         dataset = nncf.Dataset(_WithBatchSize(calibration))
         plain = nncf.quantize(model, dataset, subset_size=count)
-        return zaq_nncf.strip(plain), None
+        stripped = zaq_nncf.strip(plain)
+        return stripped, zaq_nncf.audit(stripped)
     shape = (3, calibration[0].shape[2], calibration[0].shape[3])
     student = zaq_nncf.quantize(
         model,
@@ -88,11 +89,3 @@ class _WithBatchSize(list[Any]):
     def __init__(self, batches: list[Tensor]) -> None:
         super().__init__(batches)
         self.batch_size = len(batches[0])
-
-
-def plain_audit(stripped: nn.Module) -> Audit:
-    """What plain NNCF quantized."""
-    return zaq_nncf.audit(stripped)
-
-
-__all__ = ["STOCK", "OnOpenVINO", "plain_audit", "quantized"]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.accuracy.tables import CALIBRATION, METHODS, SOURCE, TITLES
+from benchmarks.tables import table
 from zaq_plugin.pwlq import QuantSpec
 
 STOCK = "the host's default"
@@ -107,7 +108,7 @@ def markdown(done: dict[Case, Outcome]) -> str:
     text = [
         "# Accuracy of converted int8 models",
         "",
-        "Written by `python benchmarks/hosts/accuracy.py --data DIR`. PWLQ stores one bit more than"
+        "Written by `python -m benchmarks.hosts.accuracy --data DIR`. PWLQ stores one bit more than"
         "\nits MAC bits: compare at equal stored bits, or at equal MAC bits where the multiplier"
         "\ncounts. A top-1 difference below about one standard error of the evaluation (0.5 points"
         "\nfor 5,000 images, 2.5 for 400) means nothing by itself.",
@@ -117,17 +118,16 @@ def markdown(done: dict[Case, Outcome]) -> str:
         part = {c: o for c, o in done.items() if (c.task, c.images) == (task, images)}
         floating = next(iter(part.values())).float_top1
         text += ["", f"## {TITLES[task]}, {images} images, FP32 {floating:.2f} %", ""]
-        text += table(part)
+        text += results(part)
         text += ["", protocol(task, images), *remarks(part)]
     return "\n".join(text) + "\n"
 
 
-def table(part: dict[Case, Outcome]) -> list[str]:
+def results(part: dict[Case, Outcome]) -> list[str]:
     """The lines of one task's table, wide activations and many stored bits first."""
     head = ["method", "host", "weights: MAC / stored bits", "activations: bits", "top-1 (%)"]
     head += ["agreement with FP32 (%)", "quantized / left out", "int8 kernels", "processor"]
-    lines = ["| " + " | ".join(head) + " |"]
-    lines += ["| :--- | :--- |" + " ---: |" * (len(head) - 3) + " :--- |"]
+    lines: list[list[str]] = []
 
     def order(case: Case) -> tuple[object, ...]:
         mine = case.method != STOCK
@@ -144,10 +144,9 @@ def table(part: dict[Case, Outcome]) -> list[str]:
             cells += [f"{outcome.top1:.2f}", f"{outcome.agreement:.2f}"]
             cells += [f"{outcome.quantized} / {len(outcome.left_out)}", str(outcome.int8_kernels)]
             cells.append(case.processor)
-        line = "| " + " | ".join(cells) + " |"
-        if line not in lines:  # a host refuses a model at every width for one reason
-            lines.append(line)
-    return lines
+        if cells not in lines:  # a host refuses a model at every width for one reason
+            lines.append(cells)
+    return table(head, lines, "ll" + "r" * (len(head) - 3) + "l")
 
 
 def remarks(part: dict[Case, Outcome]) -> list[str]:

@@ -1,6 +1,6 @@
 """Published methods in every host, data-free: what converted models do, beside the simulated ones.
 
-    python benchmarks/hosts/methods.py --data DIR [--model cifar10 imagenet]
+    python -m benchmarks.hosts.methods --data DIR [--model cifar10 imagenet]
         [--method pwlq pwlq+gptq brecq zaq] [--host simulated fx pt2e nncf onnx] [--effort 0.25]
 
 Every host gets the same synthetic images, and the same formats: PWLQ weights per output channel,
@@ -26,12 +26,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks.field_images import request_for, shared_images
-from benchmarks.field_tasks import BATCH, TITLES, Subject, load_subject, traceable
-from benchmarks.rows import RESULTS, append_row, read_rows
+from benchmarks.data.images import request_for, shared_images
+from benchmarks.data.subjects import BATCH, TITLES, Subject, load_subject, traceable
+from benchmarks.rows import RESULTS, append_row, command_line, read_rows
+from benchmarks.tables import table
 from zaq_plugin.strategies import apply
 from zaq_plugin.student.host import find_host
+
+NEEDS = """Needs --data DIR and the hosts. Takes ten seconds to a minute a cell: half an hour for
+all."""
 
 METHODS = ("pwlq", "pwlq+gptq", "brecq", "zaq")
 HOSTS = ("simulated", "fx", "pt2e", "nncf", "onnx")
@@ -122,7 +125,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         "# Published methods in every host",
         "",
-        "`python benchmarks/hosts/methods.py --data DIR`. Data-free: all hosts and methods",
+        "`python -m benchmarks.hosts.methods --data DIR`. Data-free: all hosts and methods",
         "learn from the same distilled images. W/A are stored bits of weights (PWLQ multiplies in",
         "one less) / bits of activations; 8-bit input; int8 for depthwise layers. Cells: top-1 /",
         "agreement with the float network's decisions, in percent, and processor seconds of the",
@@ -138,8 +141,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     for model in dict.fromkeys(row["model"] for row in rows):
         own = [row for row in by_key.values() if row["model"] == model]
         lines += ["", f"## {TITLES[model]} ({own[0]['float']:.2f} % in float)", ""]
-        lines += ["| method | effort | W/A | " + " | ".join(HOSTS) + " |"]
-        lines += ["|---|---:|---|" + "---:|" * len(HOSTS)]
+        shown = []
         for method, effort, bits in _lines(own):
             by_host = {
                 row["host"]: row
@@ -147,7 +149,8 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
                 if (row["method"], row["effort"], row["bits"]) == (method, effort, bits)
             }
             cells = [_cell(by_host.get(host), by_host.get("simulated")) for host in HOSTS]
-            lines.append(f"| `{method}` | {effort:g} | {bits} | " + " | ".join(cells) + " |")
+            shown.append([f"`{method}`", f"{effort:g}", bits, *cells])
+        lines += table(["method", "effort", "W/A", *HOSTS], shown, "lrlr")
     errors = [row for row in by_key.values() if row.get("error")]
     if errors:
         lines += ["", "What could not be measured:", ""]
@@ -202,9 +205,7 @@ def _cell(row: dict[str, Any] | None, simulated: dict[str, Any] | None) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what is missing, then write the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__, NEEDS)
     parser.add_argument("--data", type=Path, required=True, help="folder of models and images")
     parser.add_argument("--model", choices=("cifar10", "imagenet"), nargs="+", default=["cifar10"])
     parser.add_argument("--method", nargs="+", default=list(METHODS))

@@ -1,6 +1,6 @@
 """Speed inside the hosts, as ratios within one run: PWLQ against the host's own 8-bit quantizers.
 
-    python benchmarks/hosts/speed.py [--model resnet18] [--size 64] [--batch 8] [--repeats 15]
+    python -m benchmarks.hosts.speed [--model resnet18] [--size 64] [--batch 8] [--repeats 15]
                                [--out benchmarks/results/hosts.md]
 
 Three questions for each host, torch.ao FX and torchao PT2E: what a training step of the prepared
@@ -11,10 +11,8 @@ depend on the weights' values.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -38,11 +36,14 @@ from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
     get_default_x86_inductor_quantization_config,
 )
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import zaq_fx
 import zaq_pt2e
 from benchmarks.processor import processor
+from benchmarks.rows import command_line
+from benchmarks.tables import table
 from zaq_plugin.pwlq import PWLQSpec
+
+NEEDS = """Needs timm, torchao and a quiet machine. Takes some minutes."""
 
 SPEC = PWLQSpec(bits=4)
 STEP_LIMIT, LATENCY_LIMIT = 1.25, 1.05
@@ -222,11 +223,10 @@ def measure(host: FX | PT2E, repeats: int) -> list[Row]:
     return [*rows, after_training]
 
 
-def table(rows: list[Row], settings: str) -> str:
+def markdown(rows: list[Row], settings: str) -> str:
     """The results as Markdown."""
     head = ["", "PWLQ (ms)", "stock int8 (ms)", "PWLQ / stock", "float32 (ms)", "processor"]
-    lines = [f"| {' | '.join(head)} |", "|---|---:|---:|---:|---:|---|"]
-    lines += [f"| {' | '.join([*row.cells(), processor()])} |" for row in rows]
+    lines = table(head, [[*row.cells(), processor()] for row in rows], "lrrrrl")
     notes = (
         f"{SPEC.label} against the host's default 8-bit quantizer. {settings} Medians of "
         "alternating runs; conversions are single runs. Stock conversion after training in PT2E "
@@ -238,7 +238,7 @@ def table(rows: list[Row], settings: str) -> str:
 
 def main() -> None:
     """Measures both hosts and writes the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command_line(__doc__, NEEDS)
     parser.add_argument("--model", default="resnet18", help="a model of timm")
     parser.add_argument("--size", type=int, default=64, help="height and width of the images")
     parser.add_argument("--batch", type=int, default=8)
@@ -258,7 +258,7 @@ def main() -> None:
         f"{options.model}, batch {options.batch} of {options.size} x {options.size} images, "
         f"{options.threads} thread(s), torch {torch.__version__}."
     )
-    text = table(rows, settings)
+    text = markdown(rows, settings)
     print(text)
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,9 @@ from benchmarks.overflow.tables import KEY, markdown
 from benchmarks.processor import processor
 from benchmarks.rows import RESULTS, append_row, command_line, read_rows
 
+NEEDS = """Needs --data DIR, torchao and onnxruntime; --processor avx2 also valgrind. Takes some
+minutes a runner, and an hour in valgrind."""
+
 EMULATED = {"ONEDNN_MAX_CPU_ISA": "AVX2", "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2"}
 """What tells libraries to do without VNNI; they read it when they are loaded."""
 OVERFLOW = ("pairs", "allowed")
@@ -36,7 +39,7 @@ CONVERTED = (3, 4, 6, 8)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what is missing, then write the table."""
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, NEEDS)
     parser.add_argument("--data", type=Path, required=True, help="folder of models and images")
     parser.add_argument("--model", choices=tuple(CALIBRATION), nargs="+", default=[*CALIBRATION])
     parser.add_argument("--processor", choices=("native", "avx2"), default="native")

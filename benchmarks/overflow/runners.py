@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.ao.quantization import get_default_qconfig_mapping, quantize_fx
 
-from benchmarks.data import foreign_images, load_task
-from benchmarks.field_tasks import Subject, load_subject
+from benchmarks.data.subjects import Subject, load_subject
+from benchmarks.data.tasks import foreign_images, load_task
 from zaq_plugin.layers import is_depthwise
 from zaq_plugin.ptq import calibrate, correct_bias, fold_batch_norm
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
@@ -152,7 +152,7 @@ np.save(sys.argv[3], np.concatenate(parts))
 def exported(bed: Bed, job: dict[str, Any], folder: str) -> tuple[Path, Path, dict[str, Any]]:
     """The simulated student's file, a file that shows saturation, the weights' figures."""
     import zaq_onnx
-    from zaq_onnx.saturation import probe_model
+    from zaq_onnx.runtimes import probe_model
 
     student = bed.prepared("simulated", spec_of(job["bits"], job["overflow"]))
     path, probe = Path(folder) / "model.onnx", Path(folder) / "probe.onnx"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.field_tasks import TITLES
+from benchmarks.data.subjects import TITLES
 from benchmarks.tables import table
 
 KEY = ("model", "bits", "overflow", "processor")

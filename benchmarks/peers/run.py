@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.field_tasks import BATCH, load_subject, traceable
+from benchmarks.data.subjects import BATCH, load_subject, traceable
 from benchmarks.peers.base import PROTOCOL, PeerRequest, stored_bytes
 
 

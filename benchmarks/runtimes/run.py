@@ -24,6 +24,9 @@ from torch import Tensor, nn
 from benchmarks.rows import RESULTS, append_row, command_line, read_rows
 from benchmarks.runtimes.tables import FORMS, NETWORKS, markdown, put_between_markers
 
+NEEDS = """Needs timm, and the runtimes that are to be asked; those that are not installed are left
+out. Takes some minutes to make the files, then about ten seconds a row."""
+
 OUT = RESULTS / "runtimes.jsonl"
 PAGE = RESULTS.parents[1] / "docs" / "where_files_run.md"
 TIMM: dict[str, dict[str, int]] = {
@@ -134,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
     """Measure what is missing, then write the tables."""
     import zaq_onnx
 
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, NEEDS)
     parser.add_argument("--files", type=Path, required=True, help="folder for the files")
     parser.add_argument("--node-modules", type=Path, help="where npm put ONNX Runtime's packages")
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 # The benchmarks are this tree's, whatever build is measured.
 sys.modules["benchmarks"] = ModuleType("benchmarks")
 sys.modules["benchmarks"].__path__ = [str(Path(__file__).resolve().parents[1])]
-from benchmarks.data import (  # noqa: E402
+from benchmarks.data.tasks import (  # noqa: E402
     CIFAR_MEAN,
     CIFAR_STD,
     LOADERS,

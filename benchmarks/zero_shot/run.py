@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.data import Task, foreign_images, load_task
+from benchmarks.data.tasks import Task, foreign_images, load_task
 from benchmarks.rows import append_row, command_line
 from benchmarks.zero_shot.jobs import activation_spec, config_of, jobs_of, rows_of, weight_spec
 from benchmarks.zero_shot.tables import ablation, layer_weights, results
@@ -41,6 +41,8 @@ from zaq_plugin.zero_shot import (
     ZeroShotLoader,
     zero_shot_finetune,
 )
+
+NEEDS = """Needs --data DIR. Takes about five minutes a job."""
 
 NORMALISATION = {
     "cifar10": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -253,7 +255,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Run, or print, what the command line asks for."""
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, NEEDS)
     parser.add_argument("--data", default="../shared/data")
     parser.add_argument("--out", type=Path, default=Path("zero_shot.jsonl"))
     parser.add_argument("--task", default="cifar10")

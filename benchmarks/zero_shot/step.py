@@ -20,12 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.data import load_task
+from benchmarks.data.tasks import load_task
 from benchmarks.rows import command_line
 from benchmarks.zero_shot.run import prepare_student
 from zaq_plugin.ptq import calibrate
 from zaq_plugin.zero_shot import ZeroShotConfig, ZeroShotLoader
 from zaq_plugin.zero_shot.generator import Generator
+
+NEEDS = """Needs --data DIR with cifar10/ in it. Takes a minute or two."""
 
 SHAPE = (3, 32, 32)
 
@@ -61,7 +63,7 @@ def timed(steps: int, step: Callable[[], None]) -> float:
 
 def main() -> None:
     """Print one line per source of images."""
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, NEEDS)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=64)

@@ -24,6 +24,7 @@ from executorch.backends.xnnpack import serialization  # noqa: E402
 from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import (  # noqa: E402
     XNNHeader,
 )
+from executorch.exir import schema  # noqa: E402
 from executorch.exir._serialize import _flatbuffer, _program  # noqa: E402
 from executorch.extension.pybindings.portable_lib import (  # noqa: E402
     _unsafe_reset_threadpool,
@@ -34,6 +35,8 @@ importlib.import_module("executorch.backends.xnnpack.partition.xnnpack_partition
 _ROOT.handlers[:] = _HANDLERS
 _ROOT.setLevel(_LEVEL)
 
+KernelCall, TensorValue = schema.KernelCall, schema.Tensor
+"""Instructions of a program that run an operator, and values that are tensors."""
 reset_threads: Any = _unsafe_reset_threadpool
 """Gives the runtime's kernels so many threads, in the whole process."""
 BACKEND = "XnnpackBackend"

@@ -15,16 +15,14 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from zaq_executorch._compat import SMALL_BATCH
-from zaq_executorch.grids import with_kernel_grids
 from zaq_executorch.host import HOST, VERBS
+from zaq_executorch.kernels import means_outside, with_kernel_grids
 from zaq_executorch.lowering import lower
-from zaq_executorch.pooling import means_outside
-from zaq_executorch.reading import read
-from zaq_executorch.running import runner
+from zaq_executorch.reading import read, runner
 from zaq_plugin.report import Audit
 from zaq_pt2e.audit import audit
 from zaq_pt2e.device.making import check_batch, sized
-from zaq_pt2e.device.tolerance import largest, run_graph, tolerance
+from zaq_pt2e.device.verdict import largest, run_graph, tolerance
 
 
 @dataclass(frozen=True)

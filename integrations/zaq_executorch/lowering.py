@@ -1,14 +1,23 @@
-"""An int8 graph in XNNPACK's delegate, and what must not be left outside."""
+"""A graph as the bytes of a `.pte` file: int8, float, or the tool's own stock int8."""
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+    XNNPACKQuantizer,
+    get_symmetric_quantization_config,
+)
 from executorch.exir import to_edge_transform_and_lower
+from torch import nn
 from torch.fx import GraphModule
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from zaq_executorch._compat import quiet
 from zaq_executorch.reading import is_layer
@@ -72,3 +81,41 @@ def _left(outer: GraphModule) -> list[str]:
             shape = tuple(value.shape) if isinstance(value, torch.Tensor) else ()
             operators.append(f"{name} of {where or 'the model'}, output {shape}")
     return operators
+
+
+# ---- What a network's own file is compared with --------------------------------------------------
+
+Path_ = str | os.PathLike[str]
+
+
+def write_float(model: nn.Module, example_inputs: tuple[Any, ...], path: Path_) -> None:
+    """The float model in XNNPACK's delegate.
+
+    Raises:
+        ValueError: ExecuTorch cannot follow it.
+    """
+    graph = torch.export.export(model, example_inputs).module()
+    Path(path).write_bytes(lower(graph, example_inputs, None))
+
+
+def write_stock(
+    model: nn.Module, example_inputs: tuple[Any, ...], batches: Iterable[Any], path: Path_
+) -> None:
+    """Quantized by ``XNNPACKQuantizer``, a scale per channel, as its documentation has it.
+
+    Args:
+        model: A float model, in evaluation mode.
+        example_inputs: One sample; the file takes batches of this size.
+        batches: Calibration batches of the same size.
+        path: The file to write.
+
+    Raises:
+        ValueError: ExecuTorch cannot follow it.
+    """
+    config = get_symmetric_quantization_config(is_per_channel=True)
+    graph = torch.export.export(model, example_inputs).module()
+    prepared = prepare_pt2e(graph, XNNPACKQuantizer().set_global(config))
+    with torch.no_grad():
+        for batch in batches:
+            prepared(*(batch if isinstance(batch, tuple) else (batch,)))
+    Path(path).write_bytes(lower(convert_pt2e(prepared), example_inputs, None))

@@ -1,4 +1,4 @@
-"""What a `.pte` file holds, read from its bytes: operators, weights, batches."""
+"""A `.pte` file: what it holds, read from its bytes, and what it answers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from executorch.runtime import Runtime
 from numpy.typing import NDArray
+from torch import Tensor
 
-from zaq_executorch._compat import DYNAMIC, INT8, delegates, parse_program
-from zaq_plugin.archive.readers import Weight, channel_axis
+from zaq_executorch._compat import (
+    DYNAMIC,
+    INT8,
+    KernelCall,
+    TensorValue,
+    delegates,
+    parse_program,
+    reset_threads,
+)
+from zaq_plugin.archive.readers import Weight
+from zaq_pt2e.device.verdict import Run
+from zaq_pt2e.device.weights import DeviceFile
 
 LAYERS = ("XNNConv2d", "XNNDepthwiseConv2d", "XNNConvTranspose2d", "XNNFullyConnected")
 HEAVY = ("convolution", "conv1d", "conv2d", "conv3d", "linear", "addmm", "aten::mm")
@@ -22,30 +35,18 @@ HEAVY = ("convolution", "conv1d", "conv2d", "conv3d", "linear", "addmm", "aten::
 
 
 @dataclass
-class PteFile:
-    """What was read.
+class PteFile(DeviceFile):
+    """What was read; operators are XNNPACK's, in all delegates.
 
     Attributes:
-        operators: Of XNNPACK, in all delegates.
-        outside: Operators outside them.
-        weights: (int8 codes in XNNPACK's order, scales) of every int8 layer.
-        integer_layers: Layers with int8 weights and an int8 input.
-        float_layers: Other layers, in the delegates or outside.
+        outside: Operators outside them, layers of which count as float ones.
         unwritten: Outputs of delegates that no operator computes.
-        batch: Samples of the first input, the most that it takes.
-        dynamic: Whether it takes fewer.
-        output_step: The largest step of the outputs' grids; 0 if there are none.
+        dynamic: Whether it takes batches smaller than its largest.
     """
 
-    operators: Counter[str] = field(default_factory=Counter)
     outside: Counter[str] = field(default_factory=Counter)
-    weights: list[tuple[NDArray[np.int8], NDArray[np.float32]]] = field(default_factory=list)
-    integer_layers: int = 0
-    float_layers: int = 0
     unwritten: int = 0
-    batch: int = 1
     dynamic: bool = False
-    output_step: float = 0.0
 
 
 def read(path: str | os.PathLike[str]) -> PteFile:
@@ -68,16 +69,15 @@ def read(path: str | os.PathLike[str]) -> PteFile:
         names = [f"{o.name}.{o.overload}" if o.overload else o.name for o in plan.operators]
         for chain in plan.chains:
             for step in chain.instructions:
-                index = getattr(step.instr_args, "op_index", None)
-                if index is not None:
-                    file.outside[names[index]] += 1
+                if isinstance(step.instr_args, KernelCall):
+                    file.outside[names[step.instr_args.op_index]] += 1
     file.float_layers += sum(n for name, n in file.outside.items() if is_layer(name))
     plan = program.execution_plan[0]
     for index in plan.inputs[:1]:
         tensor = plan.values[index].val
-        sizes = getattr(tensor, "sizes", None)
-        file.batch = int(sizes[0]) if sizes else 1
-        file.dynamic = int(getattr(tensor, "shape_dynamism", 0)) == DYNAMIC
+        if isinstance(tensor, TensorValue):
+            file.batch = int(tensor.sizes[0]) if tensor.sizes else 1
+            file.dynamic = int(tensor.shape_dynamism) == DYNAMIC
     return file
 
 
@@ -87,8 +87,7 @@ def weights(path: str | os.PathLike[str]) -> Iterator[Weight]:
     Raises:
         FileNotFoundError, ValueError: see `read`.
     """
-    for codes, scales in read(path).weights:
-        yield Weight(codes, channel_axis(codes.shape, len(scales)))
+    yield from read(path).archived()
 
 
 def is_layer(operator: str) -> bool:
@@ -138,3 +137,37 @@ def _weight(
     if place >= 0:
         return codes, np.frombuffer(constants[place], np.float32, int(grid["num_scales"]))
     return codes, np.atleast_1d(np.asarray(grid["scale"], np.float32))
+
+
+# ---- Running it ----------------------------------------------------------------------------------
+
+
+def runner(path: str | os.PathLike[str]) -> Run:
+    """What runs a batch through a file.
+
+    Raises:
+        ValueError: ExecuTorch cannot load it, or, when it runs, run it.
+    """
+    try:
+        method = Runtime.get().load_program(Path(path)).load_method("forward")
+    except RuntimeError as error:
+        raise ValueError(f"ExecuTorch cannot load it: {_first(error)}") from error
+    assert method is not None
+
+    def run(inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        try:
+            outputs = method.execute([x.contiguous() for x in inputs])
+        except RuntimeError as error:
+            raise ValueError(f"ExecuTorch cannot run it: {_first(error)}") from error
+        return [torch.as_tensor(x).clone() for x in outputs]
+
+    return run
+
+
+def _first(error: RuntimeError) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def one_thread() -> None:
+    """Let XNNPACK compute in one thread from now on, in all files of this process."""
+    reset_threads(1)

@@ -6,6 +6,7 @@ fact, when a new torch changes one.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from typing import Any
 
@@ -46,7 +47,7 @@ def qconfigs_of(prepared: GraphModule) -> dict[str, Any]:
     Raises:
         ValueError: the model was not prepared.
     """
-    attributes = getattr(prepared, "meta", {}).get(_ATTRS)
+    attributes = prepared.meta.get(_ATTRS) if isinstance(prepared, GraphModule) else None
     if attributes is None:
         raise ValueError(
             f"expected a model from prepare_fx or prepare_qat_fx; got {type(prepared).__name__} "
@@ -61,7 +62,7 @@ def is_prepared(model: nn.Module) -> bool:
     PT2E leaves the same attribute on its graphs, which hold operators of aten where these hold
     modules and functions.
     """
-    if not isinstance(model, GraphModule) or _ATTRS not in getattr(model, "meta", {}):
+    if not isinstance(model, GraphModule) or _ATTRS not in model.meta:
         return False
     return not any(isinstance(node.target, OpOverload) for node in model.graph.nodes)
 
@@ -74,3 +75,43 @@ def use_exact_batch_norm(module: nn.Module) -> None:
     in training.
     """
     setattr(module, _SLOW_PATH, True)
+
+
+# ---- One readable note in place of the host's wall of deprecation warnings -----------------------
+
+NOTE = (
+    "torch.ao's FX mode works in this version of torch but will be removed from a later one; "
+    "zaq_pt2e does the same with torchao's PT2E. (Said once; the host's own deprecation warnings "
+    "are hidden. Call zaq_fx.show_host_warnings() first to see them.)"
+)
+
+
+class HostNote(UserWarning):
+    """What a user should know about the host; ignore it by this category."""
+
+
+_state = {"said": False, "hide": True}
+
+
+def show_host_warnings() -> None:
+    """Leave the host's warnings alone, and say nothing ourselves. Call before anything else."""
+    _state["hide"] = False
+
+
+def note_host() -> None:
+    """Say the note once a process and hide the host's warnings."""
+    if not _state["hide"]:
+        return
+    silence_host()
+    if not _state["said"]:
+        _state["said"] = True
+        warnings.warn(NOTE, HostNote, stacklevel=_depth())
+
+
+def _depth() -> int:
+    """How many frames up the caller outside this package is."""
+    package, depth = __name__.rpartition(".")[0], 1
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(package):
+        frame, depth = frame.f_back, depth + 1
+    return depth - 1

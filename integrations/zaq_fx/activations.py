@@ -108,13 +108,13 @@ def _with_bits(watcher: nn.Module, bits: int, whole: bool) -> nn.Module | None:
     kind = MinMaxObserver if whole else type(inner)
     if not whole:
         arguments |= inner.options()
-    on = bool(getattr(watcher, "fake_quant_enabled", [True])[0])
-    if isinstance(watcher, PWLQActivationFakeQuantize):
-        # Simulated anyway: a wide tensor is uniform.
-        replacement: nn.Module = ActivationFakeQuantize(observer=kind, fake_quant=on, **arguments)
-    elif isinstance(watcher, ActivationFakeQuantize):
+    replacement: nn.Module
+    if isinstance(watcher, ActivationFakeQuantize | PWLQActivationFakeQuantize):
+        # PWLQ activations are simulated anyway: a wide tensor is uniform.
+        learnable = isinstance(watcher, ActivationFakeQuantize) and watcher.learnable
+        on = watcher.switches()[1]
         replacement = ActivationFakeQuantize(
-            observer=kind, learnable=watcher.learnable, fake_quant=on, **arguments
+            observer=kind, learnable=learnable, fake_quant=on, **arguments
         )
     else:
         replacement = kind(**arguments)
@@ -128,9 +128,7 @@ def narrow_ranges(prepared: fx.GraphModule) -> dict[tuple[float, int], Range]:
         if isinstance(watcher, PWLQActivationFakeQuantize):
             continue
         integers = integers_of(watcher)
-        if integers is None or integers == _UINT8:
-            continue
-        if getattr(watcher, "dtype", None) != torch.quint8:
+        if integers is None or integers == _UINT8 or watcher.dtype != torch.quint8:
             continue
         low, high = integers
         scale, zero_point = watcher.calculate_qparams()  # type: ignore[operator]

@@ -11,6 +11,7 @@ import torch.ao.nn.quantized as nnq
 from torch import Tensor, fx, nn
 
 from zaq_fx._compat import is_prepared
+from zaq_fx.followers import Follower
 from zaq_fx.kept import KeptFloat
 from zaq_fx.layers import WEIGHTED, Layer, engine, input_watcher, layers_of, root_of
 from zaq_fx.surgery import FUNCTIONAL
@@ -92,7 +93,7 @@ def _planned(prepared: fx.GraphModule, layer: Layer, measure: bool) -> LayerReco
 def _activation_label(watcher: Any) -> str | None:
     if watcher is None:
         return None
-    watcher = getattr(watcher, "leader", watcher)
+    watcher = watcher.leader if isinstance(watcher, Follower) else watcher
     if isinstance(watcher, PWLQActivationFakeQuantize):
         return f"{watcher.spec.label} per tensor, simulated"
     integers = integers_of(watcher)
@@ -196,7 +197,7 @@ def _kernel(module: nn.Module) -> str | None:
         operator = next(name for kind, name in _QUANTIZED.items() if isinstance(module, kind))
         fused = "_relu" if "ReLU" in type(module).__name__ else ""
         return f"int8 {operator}{fused} ({engine()})"
-    if not isinstance(module, WEIGHTED) or not isinstance(getattr(module, "weight", None), Tensor):
+    if not isinstance(module, WEIGHTED) or not isinstance(module.weight, Tensor):
         return None
     return "float on int8 levels (reference)" if hasattr(module, "weight_scale") else ""
 

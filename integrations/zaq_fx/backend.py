@@ -23,9 +23,8 @@ from torch.ao.quantization.backend_config import (
     get_native_backend_config,
 )
 
-from zaq_fx._compat import use_exact_batch_norm
-from zaq_fx.notes import note_host
-from zaq_fx.transposed import TRAINED
+from zaq_fx._compat import note_host, use_exact_batch_norm
+from zaq_fx.convolutions import TRAINED
 from zaq_plugin.fake_quantize import (
     ActivationFakeQuantize,
     PWLQActivationFakeQuantize,

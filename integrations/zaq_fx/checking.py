@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import torch.ao.nn.quantized as nnq
 from torch import Tensor, fx
 from torch.nn import functional
 
+from zaq_fx._compat import silence_host
 from zaq_plugin.pwlq.overflow import LIMIT, worst_pairs
 from zaq_plugin.report import Audit
 from zaq_plugin.student.batches import Call
@@ -25,6 +27,47 @@ from zaq_plugin.student.hand_over import (
     refusal,
     student_side,
 )
+
+# ---- Do int8 kernels add products exactly on this processor? -------------------------------------
+
+_CHANNELS, _SIDE = 64, 4
+
+
+@cache
+def kernels_saturate() -> bool:
+    """Whether the int8 convolution of the engine in use loses what exceeds 16 bits.
+
+    Every activation is 255 and every weight 127: two products are 64,770, more than 16 bits hold.
+    On a grid that makes the true sum 255, every output must be 255.
+
+    Raises:
+        RuntimeError: this build of torch has no int8 kernels.
+    """
+    with warnings.catch_warnings():
+        silence_host()
+        return loses_something()
+
+
+def loses_something() -> bool:
+    """The same, asked anew: another engine may be in use."""
+    x = torch.quantize_per_tensor(
+        torch.full((1, _CHANNELS, _SIDE, _SIDE), 255.0), 1.0, 0, torch.quint8
+    )
+    channels = torch.ones(_CHANNELS, dtype=torch.double)
+    weight = torch.quantize_per_channel(
+        torch.full((_CHANNELS, _CHANNELS, 1, 1), 127.0),
+        channels,
+        torch.zeros(_CHANNELS, dtype=torch.long),
+        0,
+        torch.qint8,
+    )
+    operators = torch.ops.quantized
+    packed = operators.conv2d_prepack(weight, None, [1, 1], [0, 0], [1, 1], 1)
+    output = operators.conv2d.new(x, packed, 127.0 * _CHANNELS, 0)
+    return bool((output.int_repr().int() - 255).abs().max() > 2)
+
+
+# ---- The proof -----------------------------------------------------------------------------------
 
 SATURATES = (
     "torch's int8 kernel for this layer adds two products in 16 bits on this processor, which "
@@ -101,9 +144,10 @@ def _tell(converted: fx.GraphModule, name: str) -> None:
 
 def _may_saturate(module: Any) -> bool:
     """Whether two products of a layer may exceed 16 bits, with activations up to 255."""
-    if not callable(getattr(module, "weight", None)):
+    layer: Any = module
+    if not isinstance(module, tuple(_FUNCTIONS)):
         return False
-    weight: Tensor = module.weight()
+    weight: Tensor = layer.weight()
     if not weight.is_quantized:
         return False
     per_tensor = weight.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric)

@@ -20,15 +20,14 @@ from zaq_fx.audit import audit, plan
 from zaq_fx.backend import pwlq_backend_config
 from zaq_fx.calls import share_weight_quantizers
 from zaq_fx.checking import require_conversion
-from zaq_fx.joining import lower_concatenations
-from zaq_fx.kept import unwrap
+from zaq_fx.kept import lower_concatenations, unwrap
 from zaq_fx.qconfig import (
     Activations,
     pwlq_qat_qconfig_mapping,
     pwlq_qconfig_mapping,
 )
 from zaq_fx.student import FXStudent
-from zaq_fx.surgery import FUNCTIONAL, copies_of, prepare_model, remarks_of
+from zaq_fx.surgery import FUNCTIONAL, made_of, prepare_model
 from zaq_plugin.observers import RangeObserver
 from zaq_plugin.ptq.wrappers import unwrapped
 from zaq_plugin.pwlq import QuantSpec
@@ -90,8 +89,8 @@ def prepare(
             f"torch.fx cannot trace {type(model).__name__} ({error}). FX quantization needs a "
             "traceable model; zaq_pt2e takes models with control flow."
         ) from error
-    share_weight_quantizers(prepared, copies_of(ready))
-    prepared.meta["zaq_remarks"] = remarks_of(ready)
+    share_weight_quantizers(prepared, made_of(ready).copies)
+    prepared.meta["zaq_remarks"] = made_of(ready).remarks
     keep_wide(prepared, input_bits=input_bits, other_bits=other_bits)
     FXStudent(prepared)
     plan(prepared, measure=False).require_any()

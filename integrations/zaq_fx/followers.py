@@ -48,7 +48,7 @@ class Follower(nn.Module):
     @property
     def is_dynamic(self) -> bool:
         """The leader's."""
-        return bool(getattr(self.leader, "is_dynamic", False))
+        return bool(self._told("is_dynamic"))
 
     @property
     def qscheme(self) -> Any:
@@ -58,12 +58,18 @@ class Follower(nn.Module):
     @property
     def quant_min(self) -> int | None:
         """The leader's."""
-        return getattr(self.leader, "quant_min", None)
+        low: int | None = self._told("quant_min")
+        return low
 
     @property
     def quant_max(self) -> int | None:
         """The leader's."""
-        return getattr(self.leader, "quant_max", None)
+        high: int | None = self._told("quant_max")
+        return high
+
+    def _told(self, name: str) -> Any:
+        """What the leader says, if it says it: some of the host's observers do not."""
+        return getattr(self.leader, name, None)
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """The leader's scale and zero point."""
@@ -79,7 +85,8 @@ class Follower(nn.Module):
         if not observing:
             out: Tensor = leader(x)
             return out
-        if not int(getattr(leader.activation_post_process, "num_batches", 1)):
+        observer = range_observer(leader)
+        if observer is not None and not int(observer.num_batches):
             return x  # the leader stands behind, and has no range yet
         leader.disable_observer()
         try:

@@ -198,3 +198,39 @@ def _place(traced: fx.GraphModule, weight: str, node: fx.Node, layer: nn.Module)
 def _called(traced: fx.GraphModule, owner: str) -> bool:
     """Whether a call_module node already uses this name."""
     return any(n.op == "call_module" and n.target == owner for n in traced.graph.nodes)
+
+
+# ---- Parameters of layers that functions read, too -----------------------------------------------
+#
+# The host takes a layer's float parameters away when it folds or converts it; what reads them in
+# the graph would fail there, or read a folded weight.
+
+REMARK = "a function reads its parameters, too: that has the float values"
+
+
+def separate_parameters(traced: fx.GraphModule) -> list[str]:
+    """Let functions read parameters of the model itself, the very same, in place of a layer's.
+
+    Returns:
+        Names of the layers.
+    """
+    called = {str(node.target) for node in traced.graph.nodes if node.op == "call_module"}
+    own: dict[str, str] = {}
+    owners: dict[str, None] = {}
+    for node in traced.graph.nodes:
+        owner = str(node.target).rpartition(".")[0]
+        if node.op != "get_attr" or not called.intersection(_around(owner)):
+            continue
+        target = str(node.target)
+        if target not in own:
+            own[target] = free_name(traced, target.replace(".", "_"))
+            setattr(traced, own[target], attribute_at(traced, target))
+        node.target = own[target]
+        owners[owner] = None
+    return list(owners)
+
+
+def _around(name: str) -> list[str]:
+    """A module's name, and those of the modules around it."""
+    parts = name.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import fx, nn
 
+from zaq_fx._compat import HostNote
 from zaq_fx.audit import audit
 from zaq_fx.flow import convert, prepare
-from zaq_fx.notes import HostNote
 from zaq_plugin.report import Audit
 from zaq_plugin.student.host import Assignment, Prepared, why_not_int8
 

@@ -90,12 +90,12 @@ def _inside_kept(model: nn.Module, name: str) -> bool:
     return isinstance(model.get_submodule(name.rpartition(".")[0]), KeptFloat)
 
 
-def _reason(module: nn.Module) -> str | None:
+def _reason(module: Any) -> str | None:
     """Why a layer stays float; None if the host converts it rightly."""
     kind = type(module)
     if kind in _INSTANCE_NORMS:
         return _RUNNING if module.track_running_stats else _CHANNELS_LAST
-    if kind in _BATCH_NORMS and getattr(module, "running_mean", None) is None:
+    if kind in _BATCH_NORMS and module.running_mean is None:
         return (
             "it normalises by the batch's statistics (track_running_stats=False), which torch.ao "
             "neither folds nor has a kernel for"
@@ -117,7 +117,7 @@ def give_affine(model: nn.Module) -> list[str]:
         if type(module) not in _BATCH_NORMS:
             continue
         mean: Any = module.running_mean
-        if getattr(module, "weight", None) is not None or mean is None:
+        if module.weight is not None or mean is None:
             continue
         module.weight = nn.Parameter(torch.ones_like(mean), requires_grad=False)
         module.bias = nn.Parameter(torch.zeros_like(mean), requires_grad=False)

@@ -14,8 +14,8 @@ from torch.ao.quantization import (
     get_default_qat_qconfig_mapping,
 )
 
-from zaq_fx.notes import note_host
-from zaq_fx.surgery import classes_before, copies_of
+from zaq_fx._compat import note_host
+from zaq_fx.surgery import made_of
 from zaq_plugin.fake_quantize import (
     ActivationFakeQuantize,
     PWLQActivationFakeQuantize,
@@ -263,8 +263,8 @@ def _by_name(
     Raises:
         ValueError: an override that no module matches.
     """
-    classes = {**module_classes(model), **classes_before(model)}
-    copies = copies_of(model)
+    made = made_of(model)
+    classes, copies = {**module_classes(model), **made.classes}, made.copies
     modules = {n: m for n, m in model.named_modules(remove_duplicate=False) if n}
     own_classes = {name: classes_at(copies.get(name, name), classes) for name in modules}
     layers = {n: own_classes[n] for n, m in modules.items() if isinstance(m, LAYERS)}

@@ -18,9 +18,9 @@ import torch.ao.nn.qat as nnqat
 from torch import Tensor, fx, nn
 
 from zaq_fx._compat import is_prepared, is_watcher
+from zaq_fx.convolutions import TRAINED
 from zaq_fx.followers import follow
 from zaq_fx.layers import Layer, layers_of
-from zaq_fx.transposed import TRAINED
 from zaq_plugin._host_module import HostModule
 from zaq_plugin.fake_quantize import PWLQPerChannelFakeQuantize
 from zaq_plugin.layers import out_features
@@ -164,7 +164,7 @@ class BiasMemory(HostModule):
 def _untie_biases(layers: Iterable[QuantLayer], model: nn.Module) -> None:
     """A bias of its own, and a memory of it, for every call of a layer: each sees other inputs.
 
-    What functions read, see `zaq_fx.parameters`, is no call's own either.
+    What functions read, see `zaq_fx.functional`, is no call's own either.
     """
     read = {id(parameter) for parameter in model._parameters.values()}
     biases: set[int] = set(read)

@@ -9,36 +9,55 @@
   become modules, see `zaq_fx.functional`.
 * A layer called several times becomes a layer a call, see `zaq_fx.calls`.
 * Identities between a layer and its activation go, so that the host fuses the two.
-* Parameters of layers that functions read become the model's own, see `zaq_fx.parameters`.
-* A layer that is given one sample gets a batch axis, see `zaq_fx.samples`.
+* Parameters of layers that functions read become the model's own, see `zaq_fx.functional`.
+* A layer that is given one sample gets a batch axis, see `zaq_fx.calls`.
 * Padding becomes numbers, transposed convolutions take their BatchNorm, see
   `zaq_fx.convolutions`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from zaq_fx.calls import split_calls
+from zaq_fx.calls import add_batch_axes, single_samples, split_calls
 from zaq_fx.convolutions import fold_transposed, pad_in_numbers
-from zaq_fx.functional import FUNCTIONAL, functional_to_modules, has_functional_candidates
+from zaq_fx.functional import (
+    FUNCTIONAL,
+    REMARK,
+    functional_to_modules,
+    has_functional_candidates,
+    separate_parameters,
+)
 from zaq_fx.operators import give_affine, keep_layers_float, keep_operators_float
-from zaq_fx.parameters import REMARK, separate_parameters
-from zaq_fx.samples import add_batch_axes, single_samples
 from zaq_fx.tracing import trace
 from zaq_fx.writes import without_writes
 from zaq_plugin.layers import LAYERS
 from zaq_plugin.ptq.bake import bake_parametrizations, copied
 from zaq_plugin.ptq.wrappers import unwrapped
-from zaq_plugin.student.assign import module_classes
+from zaq_plugin.student.assign import Classes, module_classes
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_COPIES = "zaq_copies"
-_REMARKS = "zaq_remarks"
-_CLASSES = "zaq_classes"
+_MADE = "zaq_made"
+
+
+@dataclass(frozen=True)
+class Made:
+    """What `prepare_model` did to a model.
+
+    Attributes:
+        classes: The classes that modules had before; see `module_classes`.
+        copies: Layers that were added for further calls: name -> the layer they copy.
+        remarks: What the audit says of layers that were changed: name -> remark.
+    """
+
+    classes: Mapping[str, Classes] = field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)
+    remarks: dict[str, str] = field(default_factory=dict)
 
 
 def prepare_model(
@@ -78,9 +97,7 @@ def prepare_model(
     remarks |= dict.fromkeys(baked, "its computed weight (weight norm, pruning, ...) is a constant")
     for copy_name, original in copies.items():
         remarks[copy_name] = f"the same weight as '{original}', which is called more than once"
-    object.__setattr__(model, _CLASSES, classes)
-    object.__setattr__(model, _COPIES, copies)
-    object.__setattr__(model, _REMARKS, remarks)
+    object.__setattr__(model, _MADE, Made(classes, copies, remarks))
     return model
 
 
@@ -136,22 +153,10 @@ def drop_identities(traced: fx.GraphModule) -> int:
     return count
 
 
-def copies_of(ready: nn.Module) -> dict[str, str]:
-    """Layers that `prepare_model` added for further calls: name -> the layer they copy."""
-    copies: dict[str, str] = getattr(ready, _COPIES, {})
-    return copies
-
-
-def classes_before(ready: nn.Module) -> dict[str, tuple[type, ...]]:
-    """The classes that modules had before `prepare_model`; see `module_classes`."""
-    classes: dict[str, tuple[type, ...]] = getattr(ready, _CLASSES, {})
-    return classes
-
-
-def remarks_of(ready: nn.Module) -> dict[str, str]:
-    """What the audit says of layers that `prepare_model` changed: name -> remark."""
-    remarks: dict[str, str] = getattr(ready, _REMARKS, {})
-    return remarks
+def made_of(ready: nn.Module) -> Made:
+    """What `prepare_model` did to a model; nothing, if it did not see it."""
+    made: Made = getattr(ready, _MADE, Made())
+    return made
 
 
 def check_float32(model: nn.Module) -> None:
@@ -182,7 +187,8 @@ def unwrap_norm_activations(model: nn.Module) -> list[str]:
         base = next((b for b in _BATCH_NORMS if isinstance(module, b)), None)
         if base is None or type(module) is base or not name:
             continue
-        if not isinstance(getattr(module, "act", None), nn.Module):
+        children = dict(module._modules)
+        if children.get("act") is None:
             continue
         norm = base.__new__(base)
         norm.__dict__ = dict(module.__dict__)
@@ -192,8 +198,8 @@ def unwrap_norm_activations(model: nn.Module) -> list[str]:
         parts = nn.Sequential()
         parts.add_module("norm", norm)
         for part in ("drop", "act"):
-            extra = getattr(module, part, None)
-            if isinstance(extra, nn.Module) and not isinstance(extra, nn.Identity):
+            extra = children.get(part)
+            if extra is not None and not isinstance(extra, nn.Identity):
                 parts.add_module(part, extra)
         parts.train(module.training)
         model.set_submodule(name, parts)
@@ -204,10 +210,8 @@ def unwrap_norm_activations(model: nn.Module) -> list[str]:
 __all__ = [
     "FUNCTIONAL",
     "check_float32",
-    "classes_before",
-    "copies_of",
     "functional_to_modules",
+    "made_of",
     "prepare_model",
-    "remarks_of",
     "unwrap_norm_activations",
 ]

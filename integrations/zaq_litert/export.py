@@ -15,10 +15,8 @@ from torch.fx import GraphModule
 
 from zaq_litert.grids import with_kernel_grids
 from zaq_litert.host import HOST, VERBS
-from zaq_litert.interface import with_float_interface
-from zaq_litert.lowering import lower
-from zaq_litert.reading import read
-from zaq_litert.running import runner
+from zaq_litert.lowering import lower, with_float_interface
+from zaq_litert.reading import read, runner
 from zaq_plugin.report import Audit
 from zaq_pt2e.audit import audit
 from zaq_pt2e.device.making import check_batch, sized

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from zaq_pt2e.device.host import DeviceHost
-from zaq_pt2e.device.verbs import Verbs
+from zaq_pt2e.device.host import DeviceHost, Verbs
 
 
 class LiteRT(DeviceHost):

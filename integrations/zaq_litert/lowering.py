@@ -1,16 +1,22 @@
-"""An int8 graph as the bytes of a `.tflite` file."""
+"""A graph as the bytes of a `.tflite` file: int8, float, or the tool's own stock int8."""
 
 from __future__ import annotations
 
 import copy
+import os
 import warnings
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+import flatbuffers
 import torch
+from ai_edge_litert import schema_py_generated as schema
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from zaq_litert._compat import convert
+from zaq_litert._compat import convert, stock_quantizer
 from zaq_plugin.errors import in_short
 from zaq_pt2e.graph import argument, new_tensor, tensor_at
 
@@ -41,9 +47,7 @@ def lower(graph: nn.Module, example: tuple[Any, ...], *, quantized: bool = True)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # of whatever class its many stages raise
-            raise ValueError(
-                f"litert: the model cannot be converted: {in_short(error)}"
-            ) from error
+            raise ValueError(f"litert: the model cannot be converted: {in_short(error)}") from error
 
 
 @torch.no_grad()
@@ -76,3 +80,92 @@ def _levels(model: GraphModule, node: Node, codes: Tensor) -> Tensor:
     shape = [1] * codes.dim()
     shape[argument(node, 3)] = -1
     return codes.float() * scales.reshape(shape)
+
+
+# ---- Float in- and outputs -----------------------------------------------------------------------
+
+_IDENTIFIER = b"TFL3"
+
+
+def with_float_interface(data: bytes) -> bytes:
+    """The same file with quantize operators in front of it and dequantize operators behind it."""
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
+    graph = model.subgraphs[0]
+    operator = schema.BuiltinOperator
+    moved: dict[int, int] = {}
+    graph.inputs, graph.outputs = [*map(int, graph.inputs)], [*map(int, graph.outputs)]
+    for places, kind in ((graph.inputs, operator.QUANTIZE), (graph.outputs, operator.DEQUANTIZE)):
+        for position, index in enumerate(list(places)):
+            tensor = graph.tensors[index]
+            if tensor.type != schema.TensorType.INT8:
+                continue
+            outer = copy.copy(tensor)
+            outer.type, outer.buffer, outer.quantization = schema.TensorType.FLOAT32, 0, None
+            tensor.name = bytes(tensor.name) + b"_int8"
+            graph.tensors.append(outer)
+            new = len(graph.tensors) - 1
+            moved[index] = new
+            places[position] = new
+            op = schema.OperatorT()
+            op.opcodeIndex = _code(model, kind)
+            entering = kind == operator.QUANTIZE
+            op.inputs, op.outputs = ([new], [index]) if entering else ([index], [new])
+            graph.operators.insert(0 if entering else len(graph.operators), op)
+    for signature in model.signatureDefs or ():
+        for entry in [*signature.inputs, *signature.outputs]:
+            entry.tensorIndex = moved.get(int(entry.tensorIndex), entry.tensorIndex)
+    builder = flatbuffers.Builder(len(data) + 4096)
+    builder.Finish(model.Pack(builder), _IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def _code(model: Any, kind: int) -> int:
+    """The index of a builtin operator among the file's, which gets it if it has it not."""
+    for index, code in enumerate(model.operatorCodes):
+        if code.builtinCode == kind:
+            return index
+    operator_code = schema.OperatorCodeT()
+    operator_code.builtinCode, operator_code.deprecatedBuiltinCode, operator_code.version = (
+        kind,
+        min(kind, 127),
+        1,
+    )
+    model.operatorCodes.append(operator_code)
+    return len(model.operatorCodes) - 1
+
+
+# ---- What a network's own file is compared with --------------------------------------------------
+
+Path_ = str | os.PathLike[str]
+
+
+def write_float(model: nn.Module, example_inputs: tuple[Any, ...], path: Path_) -> None:
+    """The float model.
+
+    Raises:
+        ValueError: LiteRT cannot follow it.
+    """
+    Path(path).write_bytes(lower(model, example_inputs, quantized=False))
+
+
+def write_stock(
+    model: nn.Module, example_inputs: tuple[Any, ...], batches: Iterable[Any], path: Path_
+) -> None:
+    """Quantized by its own ``PT2EQuantizer``, a scale per channel; float in- and outputs.
+
+    Args:
+        model: A float model, in evaluation mode.
+        example_inputs: One sample; the file takes batches of this size.
+        batches: Calibration batches of the same size.
+        path: The file to write.
+
+    Raises:
+        ValueError: LiteRT cannot follow it.
+    """
+    graph = torch.export.export(model, example_inputs).module()
+    prepared = prepare_pt2e(graph, stock_quantizer())
+    with torch.no_grad():
+        for batch in batches:
+            prepared(*(batch if isinstance(batch, tuple) else (batch,)))
+    converted = convert_pt2e(prepared, fold_quantize=False)
+    Path(path).write_bytes(with_float_interface(lower(converted, example_inputs)))

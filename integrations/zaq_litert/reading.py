@@ -1,20 +1,95 @@
-"""What a `.tflite` file holds: operators, weights, grids of its in- and outputs."""
+"""A `.tflite` file: what it holds, and what it answers."""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from numpy.typing import NDArray
+from torch import Tensor
 
 from zaq_litert._compat import operators
-from zaq_litert.running import interpreter_of
-from zaq_plugin.archive.readers import Weight, channel_axis
+from zaq_plugin.archive.readers import Weight
+from zaq_pt2e.device.verdict import Run
+from zaq_pt2e.device.weights import DeviceFile
+
+# ---- Running it ----------------------------------------------------------------------------------
+
+_WITHOUT = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+
+
+def interpreter_of(path: str | os.PathLike[str], *, delegate: bool = True) -> Any:
+    """LiteRT's interpreter of a file, one thread.
+
+    Args:
+        path: The file.
+        delegate: Let XNNPACK run what it can; else the tool's own kernels run all.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    kind = OpResolverType.AUTO if delegate else _WITHOUT
+    try:
+        interpreter = Interpreter(
+            model_path=os.fspath(path), num_threads=1, experimental_op_resolver_type=kind
+        )
+        interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"LiteRT cannot load it: {text}") from error
+    return interpreter
+
+
+def runner(path: str | os.PathLike[str], *, delegate: bool = True) -> Run:
+    """What runs a batch through a file, floats in and out.
+
+    Raises:
+        ValueError: LiteRT cannot load it, or, when it runs, run it.
+    """
+    interpreter = interpreter_of(path, delegate=delegate)
+    places, outputs = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def run(inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        try:
+            for place, x in zip(places, inputs, strict=True):
+                interpreter.set_tensor(place["index"], _to_grid(x.numpy(), place))
+            interpreter.invoke()
+        except (ValueError, RuntimeError) as error:
+            text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"LiteRT cannot run it: {text}") from error
+        return [
+            torch.from_numpy(_from_grid(interpreter.get_tensor(o["index"]), o)) for o in outputs
+        ]
+
+    return run
+
+
+def one_thread() -> None:
+    """Nothing to do: interpreters here have one thread each."""
+
+
+def _to_grid(x: NDArray[Any], place: dict[str, Any]) -> NDArray[Any]:
+    x = np.ascontiguousarray(x)
+    if place["dtype"] is not np.int8:
+        return x
+    scale, zero = place["quantization"]
+    return np.clip(np.rint(x / np.float32(scale)) + zero, -128, 127).astype(np.int8)
+
+
+def _from_grid(y: NDArray[Any], place: dict[str, Any]) -> NDArray[Any]:
+    if place["dtype"] is not np.int8:
+        return y.copy()
+    scale, zero = place["quantization"]
+    return ((y.astype(np.float32) - zero) * np.float32(scale)).astype(np.float32)
+
+
+# ---- What it holds -------------------------------------------------------------------------------
 
 LAYERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "CONV_3D", "TRANSPOSE_CONV", "FULLY_CONNECTED")
 _WEIGHT, _INPUT = {"TRANSPOSE_CONV": 1}, {"TRANSPOSE_CONV": 2}
@@ -22,26 +97,14 @@ _DELEGATE = "DELEGATE"
 
 
 @dataclass
-class TfliteFile:
+class TfliteFile(DeviceFile):
     """What was read.
 
     Attributes:
-        operators: As LiteRT calls them.
-        weights: (int8 codes in its order, scales) of every int8 layer.
-        integer_layers: Layers with int8 weights and an int8 input.
-        float_layers: Other layers.
-        batch: Samples of the first input.
         delegated: Whether XNNPACK takes operators of it.
-        output_step: The largest step of the outputs' grids; 0 if there are none.
     """
 
-    operators: Counter[str] = field(default_factory=Counter)
-    weights: list[tuple[NDArray[np.int8], NDArray[np.float32]]] = field(default_factory=list)
-    integer_layers: int = 0
-    float_layers: int = 0
-    batch: int = 1
     delegated: bool = False
-    output_step: float = 0.0
 
 
 def read(path: str | os.PathLike[str]) -> TfliteFile:
@@ -89,8 +152,7 @@ def weights(path: str | os.PathLike[str]) -> Iterator[Weight]:
     Raises:
         FileNotFoundError, ValueError: see `read`.
     """
-    for codes, scales in read(path).weights:
-        yield Weight(codes, channel_axis(codes.shape, len(scales)))
+    yield from read(path).archived()
 
 
 def _constant(interpreter: Any, tensor: dict[str, Any]) -> NDArray[np.int8]:

@@ -6,17 +6,12 @@ import os
 from typing import Any
 
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
 from zaq_litert.host import HOST
-from zaq_litert.reading import read
-from zaq_litert.running import runner
-from zaq_pt2e.device.making import sized
-from zaq_pt2e.device.signed import to_int8
-from zaq_pt2e.device.verdict import DeviceVerification
-from zaq_pt2e.device.weights import int8_weights, missing
+from zaq_litert.reading import TfliteFile, read, runner
+from zaq_pt2e.device.verdict import DeviceVerification, Orders, Way, verified
 
-ORDERS: dict[int, list[tuple[int, ...]]] = {4: [(0, 2, 3, 1), (1, 2, 3, 0)]}
+ORDERS: Orders = {4: [(0, 2, 3, 1), (1, 2, 3, 0)]}
 """How LiteRT lays out weights: channels last; depthwise ones with their channels last."""
 
 
@@ -27,7 +22,7 @@ def verify(
 
     By LiteRT's interpreter with its XNNPACK delegate, which is its default, and without it. The
     outputs may differ from the model's by one step of their grid, or by what the model itself moves
-    when its values are off by about a step of theirs, see `zaq_pt2e.device.tolerance`.
+    when its values are off by about a step of theirs, see `zaq_pt2e.device.verdict`.
 
     Args:
         path: A file from `export`.
@@ -41,36 +36,22 @@ def verify(
         FileNotFoundError: there is no such file.
         TypeError: a model that is no graph.
     """
-    if not isinstance(model, GraphModule):
-        raise TypeError(
-            "verify: expected the graph that was exported, export(...).model; got "
-            f"{type(model).__name__}."
-        )
-    arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    graph = to_int8(model, HOST.name)
-    verdict = DeviceVerification(os.fspath(path), "LiteRT with and without XNNPACK")
-    try:
-        file = read(path)
-    except ValueError as error:
-        verdict.problems.append(str(error))
-        return verdict
-    verdict.operators, verdict.batch = file.operators, file.batch
-    verdict.integer_layers, verdict.float_layers = file.integer_layers, file.float_layers
-    if not file.integer_layers:
-        verdict.problems.append("no layer runs in integers: nothing in this file is quantized.")
+    return verified(
+        path,
+        model,
+        inputs,
+        who=HOST.name,
+        runtime="LiteRT with and without XNNPACK",
+        read=read,
+        orders=ORDERS,
+        tell=_tell,
+        ways=lambda file: [
+            Way(file.batch, "with XNNPACK", lambda: runner(path)),
+            Way(file.batch, "without XNNPACK", lambda: runner(path, delegate=False)),
+        ],
+    )
+
+
+def _tell(verdict: DeviceVerification, file: TfliteFile) -> None:
     if not file.delegated:
         verdict.remarks.append("XNNPACK takes nothing of it.")
-    weights = int8_weights(graph)
-    lacking = missing(weights, file.weights, ORDERS)
-    verdict.problems += lacking
-    verdict.weights = len(weights) - len(lacking)
-    verdict.tolerance = file.output_step
-    for delegate in (True, False):
-        how = f"{'with' if delegate else 'without'} XNNPACK"
-        try:
-            run = runner(path, delegate=delegate)
-            size = file.batch
-            verdict.compare(graph, run, sized(arguments, max(size, len(arguments[0]))), size, how)
-        except ValueError as error:
-            verdict.problems.append(f"{how}: {error}")
-    return verdict

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import nncf
+from nncf.common.graph.layer_attributes import ConstantLayerAttributes
 from nncf.common.quantization.structs import QuantizationScheme
 from nncf.quantization.algorithms.min_max.torch_backend import PTMinMaxAlgoBackend
 from nncf.torch.extensions import EXTENSION_LOAD_TIMEOUT_ENV_VAR
@@ -47,6 +48,7 @@ __all__ = [
     "TIMEOUT_VARIABLE",
     "AsymmetricQuantizer",
     "BaseQuantizer",
+    "ConstantLayerAttributes",
     "DisableTorchFunction",
     "FunctionHookMode",
     "HookStorage",

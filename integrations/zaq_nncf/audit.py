@@ -9,13 +9,12 @@ from torch import Tensor, nn
 
 from zaq_nncf._compat import BaseQuantizer, HookStorage, hooks_of
 from zaq_nncf.activation_quantizers import ActivationQuantizer
-from zaq_nncf.native_weight import native_weight
 from zaq_nncf.placement import Placement
 from zaq_nncf.settings import layer_name
 from zaq_nncf.static import StaticActivation, StaticWeight
-from zaq_nncf.weight_quantizer import PWLQWeightQuantizer
+from zaq_nncf.weight_quantizer import PWLQWeightQuantizer, native_weight
 from zaq_plugin.layers import LAYERS
-from zaq_plugin.pwlq import quantize
+from zaq_plugin.pwlq import QuantSpec, quantize
 from zaq_plugin.report import Audit, LayerRecord
 from zaq_plugin.report.records import uniform_label, weight_facts
 
@@ -55,7 +54,7 @@ def audit(model: nn.Module, example_input: Any = None) -> Audit:
         for name, module in model.named_modules()
         if isinstance(module, LAYERS)
     }
-    notes = getattr(model, NOTES, {})
+    notes = _notes_of(model)
     weights = [name for name in (*quantizers, *notes.get("computed", ())) if name in parameters]
     names = list(dict.fromkeys([*owners, *weights]))
     records = Audit()
@@ -97,6 +96,17 @@ def weight_quantizers(
                 yield name, module
 
 
+def _notes_of(model: nn.Module) -> dict[str, Any]:
+    """What `zaq_nncf.quantize` noted of a model that it made."""
+    notes: dict[str, Any] = getattr(model, NOTES, {})
+    return notes
+
+
+def _spec_of(quantizer: nn.Module) -> QuantSpec | None:
+    """The format of a quantizer of ours."""
+    return quantizer.spec if isinstance(quantizer, PWLQWeightQuantizer | StaticWeight) else None
+
+
 def _by_parameter(
     modules: Iterable[tuple[str, nn.Module]], parameters: Mapping[str, Tensor]
 ) -> dict[str, nn.Module]:
@@ -104,7 +114,7 @@ def _by_parameter(
     chosen: dict[str, nn.Module] = {}
     for name, module in modules:
         before = chosen.get(name)
-        if name in parameters and (before is None or getattr(before, "spec", None) is None):
+        if name in parameters and (before is None or _spec_of(before) is None):
             chosen[name] = module
     return chosen
 
@@ -156,7 +166,7 @@ def _why_not(notes: Mapping[str, Any], names: Iterable[str]) -> str:
 
 def _remark(model: nn.Module, name: str) -> str | None:
     """What a reader should know of a weight that was quantized."""
-    if layer_name(name) in getattr(model, NOTES, {}).get("baked", ()):
+    if layer_name(name) in _notes_of(model).get("baked", ()):
         return "its weight was computed at every call; what it computed is quantized"
     return None
 
@@ -165,7 +175,7 @@ def _shared(name: str, kind: str, quantizer: nn.Module | None, reason: str) -> L
     if quantizer is None:
         return LayerRecord(layer_name(name), kind, 0, False, reason)
     facts = native_facts() if isinstance(quantizer, BaseQuantizer) else {}
-    spec = getattr(quantizer, "spec", None)
+    spec = _spec_of(quantizer)
     if spec is not None:
         facts = weight_facts(spec)
     return LayerRecord(layer_name(name), kind, 0, True, reason, stored_bytes=0, **facts)

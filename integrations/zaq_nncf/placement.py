@@ -9,6 +9,7 @@ from torch import nn
 from zaq_nncf._compat import (
     HOOKS,
     BaseQuantizer,
+    ConstantLayerAttributes,
     build_nncf_graph,
     constant_at,
     decode_hook_name,
@@ -198,7 +199,8 @@ class Placement:
             }
             bias = edges.get(port)
             for weight_port in node.metatype.weight_port_ids:
-                hook = self.hooks.get(getattr(edges.get(weight_port), "node_id", -1))
+                weight = edges.get(weight_port)
+                hook = None if weight is None else self.hooks.get(weight.node_id)
                 if hook is not None and bias is not None and is_parameter(bias):
                     biases[hook] = str(bias.layer_attributes.name)
         return biases
@@ -244,7 +246,7 @@ class Placement:
 
 def is_parameter(node: Any) -> bool:
     """Whether a node of NNCF's graph is a parameter or a buffer."""
-    return hasattr(node.layer_attributes, "name") and hasattr(node.layer_attributes, "shape")
+    return isinstance(node.layer_attributes, ConstantLayerAttributes)
 
 
 def read_elsewhere(graph: Any, constant: Any) -> bool:

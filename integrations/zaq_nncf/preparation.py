@@ -100,8 +100,9 @@ def prepare_model(model: nn.Module, example_input: Any = None) -> nn.Module:
     with evaluating(model):
         folded = fold_batch_norm(model, examples)
     folded.eval()
+    layer: Any
     for layer in folded.modules():
-        if type(layer) in LAYERS and getattr(layer, "bias", None) is None:  # for correction
+        if type(layer) in LAYERS and layer.bias is None:  # for correction
             _give_bias(layer)
     prepared: object = folded
     if isinstance(prepared, fx.GraphModule) and inputs_of(prepared) > 1:

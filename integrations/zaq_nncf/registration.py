@@ -22,17 +22,24 @@ from zaq_nncf._compat import (
 )
 from zaq_nncf.activation_quantizers import uniform_activation
 from zaq_nncf.extension import compile_extension
-from zaq_nncf.native_weight import named
 from zaq_nncf.placement import read_elsewhere
 from zaq_nncf.settings import Override, Settings, layer_name
-from zaq_nncf.weight_quantizer import pwlq_weight
+from zaq_nncf.weight_quantizer import named, pwlq_weight
 from zaq_plugin.pwlq import QuantSpec
 
 _lock = threading.RLock()
 _originals: dict[str, Any] = {}
 _users = 0
 _registered: list[Settings] = []  # one at most, for the whole process
-_local = threading.local()  # the settings of `zaq_nncf.quantize`, for its own thread
+
+
+class _Local(threading.local):
+    """The settings of `zaq_nncf.quantize`, for its own thread."""
+
+    settings: Settings | None = None
+
+
+_local = _Local()
 
 
 class Registration:
@@ -107,7 +114,7 @@ def _set(settings: list[Settings]) -> None:
 @contextmanager
 def in_this_thread(settings: Settings) -> Iterator[None]:
     """Place our quantizers in this thread's calls of ``nncf.quantize`` only."""
-    before = getattr(_local, "settings", None)
+    before = _local.settings
     _local.settings = settings
     _use(1)
     try:
@@ -133,8 +140,7 @@ def _use(change: int) -> None:
 
 
 def _settings() -> Settings | None:
-    mine: Settings | None = getattr(_local, "settings", None)
-    return mine or (_registered[0] if _registered else None)
+    return _local.settings or (_registered[0] if _registered else None)
 
 
 def _placing(original: Any) -> Callable[..., Any]:

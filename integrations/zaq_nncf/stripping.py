@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from zaq_nncf._compat import BaseQuantizer, DisableTorchFunction, hooks_of
 from zaq_nncf.audit import native_facts, pwlq_facts
-from zaq_nncf.native_weight import NativeWeight, native_weight, tensor_of
 from zaq_nncf.static import StaticActivation, StaticChannels, StaticWeight
 from zaq_nncf.student import has_weights
-from zaq_nncf.weight_quantizer import PWLQWeightQuantizer
+from zaq_nncf.weight_quantizer import NativeWeight, PWLQWeightQuantizer, native_weight, tensor_of
 from zaq_plugin.pwlq import quantize
 from zaq_plugin.student.batches import Call, fresh
 from zaq_plugin.student.hand_over import (

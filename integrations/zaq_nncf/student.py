@@ -12,10 +12,9 @@ from zaq_nncf._compat import (
     is_wrapped,
 )
 from zaq_nncf.activation_quantizers import ActivationQuantizer
-from zaq_nncf.native_weight import tensor_of
 from zaq_nncf.parts import operators_inside, run_inside
 from zaq_nncf.settings import layer_name
-from zaq_nncf.weight_quantizer import PWLQWeightQuantizer
+from zaq_nncf.weight_quantizer import PWLQWeightQuantizer, tensor_of
 from zaq_plugin.layers import LAYERS
 from zaq_plugin.student import ModuleStudent, QuantLayer, register_student
 from zaq_plugin.student.batches import Call

@@ -13,8 +13,8 @@ require_version("onnxruntime", "1.22", "1.33", "zaq_onnx", "onnx")
 require_version("onnxscript", "0.5", "0.8", "zaq_onnx", "onnx")
 
 from zaq_onnx.adapters.registry import ADAPTERS
-from zaq_onnx.contents import load
 from zaq_onnx.export import Exported, export
+from zaq_onnx.files import load
 from zaq_onnx.info import info
 from zaq_onnx.packing import pack, unpack
 from zaq_onnx.verdict import Verification

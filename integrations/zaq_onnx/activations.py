@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 from onnx import NodeProto
 
-from zaq_onnx.folding import quantize_linear
 from zaq_onnx.graph import MOVES, Array, Graph, attribute, make
+from zaq_onnx.parameters import quantize_linear
 
 RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 

@@ -13,12 +13,10 @@ from torch._C import DisableTorchFunction
 
 from zaq_onnx.files import Path_
 from zaq_onnx.graph import Graph
-from zaq_onnx.naming import LAYERS
-from zaq_onnx.notes import notes_of
+from zaq_onnx.naming import LAYERS, notes_of
 from zaq_onnx.reduction import saturable
-from zaq_onnx.runtimes import as_array, ort_session
-from zaq_onnx.saturation import WARNING, saturates
-from zaq_onnx.simulated import is_simulated
+from zaq_onnx.runtimes import WARNING, as_array, ort_session, saturates
+from zaq_onnx.sources import is_simulated
 from zaq_onnx.weights import weights_of
 from zaq_plugin.student.batches import Call
 from zaq_plugin.student.hand_over import (

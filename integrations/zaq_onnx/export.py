@@ -19,13 +19,12 @@ from torch.export import ExportedProgram
 
 from zaq_onnx.activations import keep_grids_apart
 from zaq_onnx.completion import complete
-from zaq_onnx.description import describe, float_bytes, records_of
 from zaq_onnx.equivalence import require_same
 from zaq_onnx.files import OPSETS, Path_, write
 from zaq_onnx.files import check as check_file
 from zaq_onnx.graph import Graph
-from zaq_onnx.naming import LAYERS, name_weights, scopes, shorten
-from zaq_onnx.notes import Note, notes_of
+from zaq_onnx.info import describe, float_bytes, records_of
+from zaq_onnx.naming import LAYERS, Note, name_weights, notes_of, scopes, shorten
 from zaq_onnx.packing import pack_model
 from zaq_onnx.passes import INTEGERS, Pass, run
 from zaq_onnx.portable import IR_VERSIONS, make_portable, name_batch

@@ -1,10 +1,14 @@
-"""Reading and writing model files; what is damaged or foreign is refused with a clear sentence."""
+"""Reading and writing model files, and what they hold: checked, weights found and unfolded.
+
+What is damaged or foreign is refused with a clear sentence.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,8 @@ import onnx
 from onnx import ModelProto
 
 from zaq_onnx.constants import check_tensor
-from zaq_onnx.graph import metadata_of, opset_of, set_metadata
+from zaq_onnx.graph import Graph, metadata_of, opset_of, set_metadata
+from zaq_onnx.weights import Weights, weights_of
 from zaq_plugin.files import write_whole
 
 KEY = "zaq"
@@ -139,3 +144,98 @@ def check(model: ModelProto, name: str) -> None:
     except Exception as error:  # the checker has a dozen kinds of its own
         text = str(error).strip().splitlines()[0]
         raise ValueError(f"{name}: the ONNX checker refuses the model: {text}") from error
+
+
+# ---- What a file holds ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds.
+
+    Attributes:
+        model: As it is in the file.
+        plain: The same with int8 weights.
+        weights: Those of the file, packed or not.
+        manifest: What `zaq_onnx.export` wrote about it; None in somebody else's file.
+    """
+
+    model: ModelProto
+    plain: ModelProto
+    weights: Weights
+    manifest: dict[str, Any] | None
+
+
+def contents_of(model: ModelProto) -> Contents:
+    """What a model holds that was parsed already.
+
+    Raises:
+        ValueError: a packed weight or the manifest is damaged.
+    """
+    manifest = manifest_of(model)
+    weights = weights_of(Graph(model))
+    return Contents(model, unpack_model(model, weights), weights, manifest)
+
+
+def read(path: Path_, *, checked: bool = True) -> Contents:
+    """A model file that was checked: structure, operators, codes, and that nothing was changed.
+
+    Args:
+        path: The file.
+        checked: Also run ONNX's checker.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is truncated, damaged, of an unknown opset, or not what `export` wrote.
+    """
+    name = os.fspath(path)
+    model = parse(path)
+    require_opset(model, name)
+    try:
+        contents = contents_of(model)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{name}: damaged: a node has not the inputs or attributes of its operator "
+            f"({type(error).__name__}: {error}). Write the file again with zaq_onnx.export."
+        ) from error
+    if checked:
+        check(model, name)
+    manifest = contents.manifest
+    if manifest is not None and digest(contents.plain) != manifest.get("digest"):
+        raise ValueError(
+            f"{name}: the model is not the one that was exported: its digest differs. The file is "
+            "damaged, or another tool has changed it."
+        )
+    return contents
+
+
+def load(path: Path_, *, checked: bool = True) -> ModelProto:
+    """A model file that was checked; arguments and errors are those of `read`."""
+    return read(path, checked=checked).model
+
+
+def unpack_model(model: ModelProto, weights: Weights | None = None) -> ModelProto:
+    """A copy with int8 weights; see `zaq_onnx.unpack`.
+
+    Args:
+        model: Packed or not.
+        weights: Its weights, where somebody has found them already.
+
+    Raises:
+        ValueError: a packed weight is damaged.
+    """
+    graph = Graph(copy_of(model))
+    for weight in weights_of(graph) if weights is None else weights:
+        if weight.packed and weight.name not in graph.constants:
+            graph.nodes = [n for n in graph.nodes if weight.name not in n.output]
+            graph.add_constant(weight.name, weight.integers)
+    return graph.to_model()
+
+
+def copy_of(model: ModelProto) -> ModelProto:
+    """A model that may be changed."""
+    clone = ModelProto()
+    clone.CopyFrom(model)
+    return clone

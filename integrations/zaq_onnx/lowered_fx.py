@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 
 from zaq_onnx._compat import (
     ACTIVATIONS,
@@ -23,8 +24,16 @@ from zaq_onnx._compat import (
     LINEAR,
     RELU,
 )
-from zaq_onnx.grids import ActivationGrid, Applied, Grid, Weighted, product_grid, sum_grid
-from zaq_onnx.lowered_layers import arguments, weighted
+from zaq_onnx.grids import (
+    ActivationGrid,
+    Applied,
+    Grid,
+    Weighted,
+    arguments,
+    product_grid,
+    sum_grid,
+    weighted,
+)
 from zaq_plugin.graph import attribute_at
 
 _quantized = torch.ops.quantized
@@ -116,8 +125,8 @@ class _Rewriter:
             self._replace(node, node.args[0], grid, signed=signed)
         elif target is torch.dequantize:
             self._leave_grid(node)
-        elif target is _quantized.clamp or getattr(target, "overloadpacket", None) is (
-            _quantized.clamp
+        elif target is _quantized.clamp or (
+            isinstance(target, OpOverload) and target.overloadpacket is _quantized.clamp
         ):
             self._clamp(node)
         elif target in _BINARY and len(node.args) == 2:

@@ -10,10 +10,9 @@ from collections.abc import Callable
 import numpy as np
 from onnx import ModelProto
 
-from zaq_onnx.contents import copy_of, read
-from zaq_onnx.files import OPSETS, Path_, write
+from zaq_onnx.codes import Item
+from zaq_onnx.files import OPSETS, Path_, copy_of, read, write
 from zaq_onnx.graph import Graph, opset_of
-from zaq_onnx.stacks import Item
 from zaq_onnx.unfolding import unfold
 from zaq_onnx.weights import Weights, weights_of
 

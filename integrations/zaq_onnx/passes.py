@@ -14,10 +14,9 @@ from zaq_onnx.activations import (
     reshapes_behind_quantize,
     share_quantizers,
 )
-from zaq_onnx.biases import bias_of_outputs, room_for_biases
-from zaq_onnx.folding import drop_identities, fold_weights
 from zaq_onnx.graph import Graph
 from zaq_onnx.padding import pads_into_convolutions, pools_without_padding
+from zaq_onnx.parameters import bias_of_outputs, drop_identities, fold_weights, room_for_biases
 
 Pass = Callable[[Graph], object]
 

@@ -6,13 +6,14 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from zaq_onnx._compat import LAYER, ORT_INTEGER, ORT_REQUANTIZER, PRECISION
@@ -219,3 +220,62 @@ def noise_for(model: ModelProto) -> list[Array]:
         value = generator.standard_normal(shape) if floating else np.zeros(shape)
         inputs.append(value.astype(dtype))
     return inputs
+
+
+# ---- Do they add products of int8 exactly on this processor? -------------------------------------
+
+ADVICE = (
+    "this processor's int8 kernels add products in 16 bits, which saturate (it has no VNNI); "
+    "export(..., reduce_range=True) makes weights with which they do not"
+)
+WARNING = (
+    "layers may add up to more than 16 bits, which this processor's int8 kernels saturate to (it "
+    "has no VNNI); export(..., reduce_range=True) makes weights with which they do not"
+)
+_CHANNELS, _SIDE = 64, 4
+
+
+@cache
+def saturates(runtime: str) -> bool:
+    """Whether a runtime's int8 convolution saturates on this processor.
+
+    Every activation is 255 and every weight 127, so that two products exceed 16 bits.
+
+    Args:
+        runtime: ``onnxruntime`` or ``openvino``.
+    """
+    x = np.full((1, _CHANNELS, _SIDE, _SIDE), 255, np.float32)
+    if runtime == "onnxruntime":
+        output = run_ort(ort_session(probe_model()), (x,))[0]
+    else:
+        output = run_openvino(openvino_compiled(probe_model()), (x,))[0]
+    return bool(np.abs(output - 255).max() > 2)
+
+
+def probe_model() -> ModelProto:
+    """A convolution whose every output is 255, on a grid of whole numbers."""
+    total = np.float32(127 * _CHANNELS)
+    values: dict[str, Array] = {
+        "one": np.array(1, np.float32),
+        "zero": np.array(0, np.uint8),
+        "w": np.full((_CHANNELS, _CHANNELS, 1, 1), 127, np.int8),
+        "scale": np.full(_CHANNELS, 1 / total, np.float32),
+        "zeros": np.zeros(_CHANNELS, np.int8),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "one", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "one", "zero"], ["d"]),
+        helper.make_node("DequantizeLinear", ["w", "scale", "zeros"], ["v"], axis=0),
+        helper.make_node("Conv", ["d", "v"], ["c"]),
+        helper.make_node("QuantizeLinear", ["c", "one", "zero"], ["p"]),
+        helper.make_node("DequantizeLinear", ["p", "one", "zero"], ["y"]),
+    ]
+    shape = [1, _CHANNELS, _SIDE, _SIDE]
+    graph = helper.make_graph(
+        nodes,
+        "saturation",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        [numpy_helper.from_array(value, name) for name, value in values.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)

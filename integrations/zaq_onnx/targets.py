@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 from onnx import NodeProto
 
-from zaq_onnx.floats import dequantized
 from zaq_onnx.graph import MOVES, Graph, attribute, make
 from zaq_onnx.weights import weights_of
 
@@ -51,7 +50,7 @@ def depthwise_to_float(graph: Graph) -> dict[str, str]:
         if scale is None:
             continue
         if weight.name not in floats:
-            value = dequantized(weight, scale)
+            value = weight.floats(scale)
             floats[weight.name] = graph.add_constant(f"{weight.name}.float", value)
         node.input[1] = floats[weight.name]
         if _leads_to_a_grid(graph, node.output[0]):

@@ -15,11 +15,11 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from onnx import NodeProto, TensorProto
+from onnx import TensorProto
 
-from zaq_onnx.codes import pack_plane
-from zaq_onnx.graph import Array, Graph, make
-from zaq_onnx.stacks import Item, Stack, twos
+from zaq_onnx.codes import Item, Stack, pack_plane, twos
+from zaq_onnx.emitting import Nodes
+from zaq_onnx.graph import Array
 from zaq_plugin.archive.readers import Codes, Plane
 from zaq_plugin.pwlq.curves import Shape
 
@@ -67,49 +67,15 @@ def _rows(items: Sequence[Item]) -> int:
     return sum(len(item.coded.codes) for item in items)
 
 
-class Unfolding:
+class Unfolding(Nodes):
     """Collects nodes and constants; see `unfold`."""
 
     def __init__(self, portable: bool = True) -> None:
+        super().__init__()
         self.portable = portable
-        self.nodes: list[NodeProto] = []
-        self.constants: dict[str, tuple[Array, int | None]] = {}
-        self._made: dict[tuple[object, ...], str] = {}
-        self._number = 0
         self.stacks: list[Codes] = []
         self._planes: list[Plane] = []
         self._joined: dict[int, tuple[Plane, ...]] = {}
-
-    def node(self, kind: str, inputs: list[str], *, output: str = "", **attributes: object) -> str:
-        """The output of a node; the same node again is not made again. Names take room."""
-        key = (kind, *inputs, repr(sorted(attributes.items())))
-        if key in self._made and not output:
-            return self._made[key]
-        name = output or f"z{len(self.nodes)}"
-        proto = make(kind, inputs, name, **attributes)
-        proto.name = ""
-        self.nodes.append(proto)
-        self._made[key] = name
-        return name
-
-    def constant(self, word: str, value: Array, kind: int | None = None) -> str:
-        """A constant of its own."""
-        self._number += 1
-        name = f"z{self._number}.{word}"
-        self.constants[name] = (value, kind)
-        return name
-
-    def common(self, value: Array | int | float | Sequence[int]) -> str:
-        """A small constant, made once; integers are int64 in lists and int32 alone."""
-        if not isinstance(value, np.ndarray):
-            alone = np.int32 if isinstance(value, int) else np.float32
-            kind = alone if isinstance(value, int | float) else np.int64
-            value = np.array(value, kind)
-        for name, (other, _) in self.constants.items():
-            same = other.dtype == value.dtype and other.shape == value.shape
-            if same and np.array_equal(other, value):
-                return name
-        return self.constant("k", value)
 
     def tables(self, items: Sequence[Item]) -> dict[bool, str]:
         """All codebooks of one kind, below each other; True: all pairs of the first ones' levels.
@@ -128,7 +94,7 @@ class Unfolding:
         if len(paired) < len(items):
             tables[False] = self.node("Reshape", [book, self.common([-1])])
         if paired and tables:
-            book = self._rows(book, 0, _rows(paired))
+            book = self.rows(book, 0, _rows(paired))
         if paired:
             tables[True] = self._pairs(book, width)
         return tables
@@ -164,23 +130,10 @@ class Unfolding:
         """(channels, `Shape.nibbles`) float: digits of four bits; one row more where it is odd."""
         if self.portable:
             even = np.pad(digits, ((0, len(digits) % 2), (0, 0)), mode="edge")
-            codes = self._halves("curves", even, 0)
+            codes = self.halves("curves", even, 0)
         else:
             codes = self.constant("curves", digits, TensorProto.UINT4)
         return self.node("Cast", [codes], to=TensorProto.FLOAT)
-
-    def _halves(self, word: str, values: Array, axis: int) -> str:
-        """int32 values of four bits, of which a byte holds two: one of each half along an axis.
-
-        Gathering from a table of all bytes takes ONNX Runtime several times as long.
-        """
-        low, high = np.split(values.astype(np.uint8), 2, axis)
-        both = self.node("Cast", [self.constant(word, low | high << 4)], to=TensorProto.INT32)
-        parts = [self.node(kind, [both, self.common(16)]) for kind in ("Mod", "Div")]
-        return self.node("Concat", parts, axis=axis)
-
-    def _rows(self, x: str, start: int, end: int) -> str:
-        return self.node("Slice", [x, *(self.common([n]) for n in (start, end, 0))])
 
     def _pairs(self, book: str, width: int) -> str:
         """(channels * 4^width, 2): every pair of a channel's levels, ordered as in `pairs_of`.
@@ -210,15 +163,9 @@ class Unfolding:
             whole = self.node("Range", [self.common(n) for n in ends])
             shape = [-1, *[1] * (len(some[0].shape) - 1)]
             whole = self.node("Reshape", [whole, self.common(shape)])
-            offsets += self._split(whole, sizes) if len(sizes) > 1 else [whole]
+            offsets += self.split(whole, sizes) if len(sizes) > 1 else [whole]
             row += sum(sizes)
         return offsets
-
-    def _split(self, x: str, sizes: list[int]) -> list[str]:
-        first = self.node("Split", [x, self.common(sizes)], axis=0)
-        names = [first, *(f"{first}.{i}" for i in range(1, len(sizes)))]
-        self.nodes[-1].output.extend(names[1:])
-        return names
 
     def join(self, stacks: Sequence[Stack]) -> dict[int, str]:
         """Codes of several stacks, whose planes lie one behind another; by the stacks' identity.
@@ -236,7 +183,7 @@ class Unfolding:
         for other in parts[1:]:
             index = self.node("Add", [index, other])
         counts = [stack.codes.size // math.prod(row) for stack in stacks]
-        names = self._split(index, counts)
+        names = self.split(index, counts)
         reshaped = {}
         for stack, name in zip(stacks, names, strict=True):
             stack.shape = stack.whole
@@ -319,15 +266,15 @@ class Unfolding:
         if axes:
             half = math.prod(values.shape[axes[0] :]) // 2
             self._planes.append(Plane(4, low, half))
-            return self._halves("u4", values, axes[0])
+            return self.halves("u4", values, axes[0])
         padded = np.pad(values.reshape(-1), (0, 1))
         self._planes.append(Plane(4, low, padded.size // 2))
-        return self._shaped(self._halves("u4", padded, 0), values, 2)
+        return self._shaped(self.halves("u4", padded, 0), values, 2)
 
     def _shaped(self, flat: str, values: Array, per: int) -> str:
         """What bytes of ``per`` values hold, in the shape of these values."""
         if values.size % per:
-            flat = self._rows(self.node("Reshape", [flat, self.common([-1])]), 0, values.size)
+            flat = self.rows(self.node("Reshape", [flat, self.common([-1])]), 0, values.size)
         return self.node("Reshape", [flat, self.common(values.shape)])
 
     def _bits(self, bits: int, low: int) -> str:
@@ -339,25 +286,3 @@ class Unfolding:
         part = self.node("Div", [every, self.common(powers.reshape(cut))])
         part = self.node("Mod", [part, self.common(1 << bits)])
         return self.node("Mul", [part, self.common(1 << low)]) if low else part
-
-    def apply(self, graph: Graph, names: Sequence[str]) -> None:
-        """Put everything into a graph, in place of the constants of these names."""
-        taken = {*graph.constants, *graph.inputs, *(n for node in graph.nodes for n in node.output)}
-        new_names = {n for node in self.nodes for n in node.output} | set(self.constants)
-        clash = sorted((new_names - set(names)) & taken)
-        if clash:
-            raise ValueError(f"the graph already has a tensor {clash[0]!r}; rename it.")
-        for name in names:
-            graph.drop_constant(name)
-        for name, (value, kind) in self.constants.items():
-            graph.add_constant(name, value, kind=kind)
-        graph.nodes[:0] = self.nodes
-
-    @property
-    def size(self) -> int:
-        """Bytes in the file: nodes, constants, and what names and types take."""
-        total = sum(node.ByteSize() + 4 for node in self.nodes)
-        for name, (value, kind) in self.constants.items():
-            bits = 4 if kind == TensorProto.UINT4 else 8 * value.itemsize
-            total += math.ceil(value.size * bits / 8) + len(name) + 16
-        return total

@@ -12,13 +12,11 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from zaq_onnx.adapters.measuring import Outcome, Trial, measure, time_float
-from zaq_onnx.adapters.process import try_apart
 from zaq_onnx.adapters.registry import ADAPTERS
-from zaq_onnx.comparison import compare_weights
-from zaq_onnx.contents import Contents, contents_of, read, unpack_model
+from zaq_onnx.adapters.trials import Outcome, Trial, measure, time_float, try_apart
+from zaq_onnx.comparison import Run, compare_weights, largest, moves
 from zaq_onnx.export import float_weights
-from zaq_onnx.files import Path_, manifest_of, parse
+from zaq_onnx.files import Contents, Path_, contents_of, manifest_of, parse, read, unpack_model
 from zaq_onnx.graph import Array, Graph
 from zaq_onnx.inspection import (
     float_layers,
@@ -29,10 +27,17 @@ from zaq_onnx.inspection import (
     why_float,
 )
 from zaq_onnx.reduction import saturable
-from zaq_onnx.runtimes import as_array, noise_for, optimized, ort_session, run_ort
-from zaq_onnx.saturation import ADVICE, WARNING, saturates
+from zaq_onnx.runtimes import (
+    ADVICE,
+    WARNING,
+    as_array,
+    noise_for,
+    optimized,
+    ort_session,
+    run_ort,
+    saturates,
+)
 from zaq_onnx.targets import REASON
-from zaq_onnx.tolerance import Run, largest, moves
 from zaq_onnx.verdict import (
     ABSENT,
     FAILED,

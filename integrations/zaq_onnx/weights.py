@@ -40,6 +40,13 @@ class Weight:
         """(channels, weights a channel); one channel for a weight with a single scale."""
         return np.moveaxis(self.integers, self.axis, 0).reshape(self.integers.shape[self.axis], -1)
 
+    def floats(self, scale: Array) -> Array:
+        """Integers times scales, as DequantizeLinear multiplies them."""
+        shape = [1] * self.integers.ndim
+        shape[self.axis] = -1 if scale.size > 1 else 1
+        values: Array = self.integers.astype(np.float32) * scale.astype(np.float32).reshape(shape)
+        return values
+
 
 class Weights:
     """The int8 weights of a graph: an entry for each DequantizeLinear that reads one.

@@ -15,8 +15,7 @@ from zaq_pt2e.calibrate import (  # noqa: E402
     twin,
 )
 from zaq_pt2e.decorator import PWLQDecorated, with_pwlq  # noqa: E402
-from zaq_pt2e.flow import convert  # noqa: E402
-from zaq_pt2e.lowering import lower  # noqa: E402
+from zaq_pt2e.flow import convert, lower  # noqa: E402
 from zaq_pt2e.packing import pack, unpack  # noqa: E402
 from zaq_pt2e.quantizer import PWLQQuantizer  # noqa: E402
 

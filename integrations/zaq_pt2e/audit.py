@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from zaq_plugin.fake_quantize import PWLQActivationFakeQuantize, PWLQPerChannelFakeQuantize
+from zaq_plugin.observers import PWLQPerChannelObserver
 from zaq_plugin.report.records import Audit, LayerRecord, uniform_label, weight_facts
 from zaq_plugin.student.fake_quantizers import integers_of
 from zaq_pt2e import packing
@@ -117,9 +119,8 @@ def _weight_facts(model: GraphModule, weight: object) -> dict[str, Any]:
         return {}
     if weight.op == "call_module":
         module: Any = model.get_submodule(str(weight.target))
-        spec = getattr(module, "spec", None)
-        if spec is not None:
-            return weight_facts(spec)
+        if isinstance(module, PWLQPerChannelFakeQuantize | PWLQPerChannelObserver):
+            return weight_facts(module.spec)
         if is_watcher(module):
             return _uniform(int(module.quant_max) - int(module.quant_min))
         return {}
@@ -143,7 +144,7 @@ def _activation(model: GraphModule, node: object) -> tuple[str, bool]:
         return uniform_label(bits), True
     if isinstance(node, Node) and node.op == "call_module":
         module: Any = model.get_submodule(str(node.target))
-        if hasattr(module, "format"):
+        if isinstance(module, PWLQActivationFakeQuantize):
             return f"{module.format.label}, simulated", False
         integers = integers_of(module) if is_watcher(module) else None
         if integers is not None:

@@ -17,6 +17,7 @@ from zaq_plugin import ptq
 from zaq_plugin.strategies.prepared import Method, quantize_prepared
 from zaq_plugin.student import twin as float_twin
 from zaq_plugin.student.batches import as_calls, inputs_of
+from zaq_plugin.student.fake_quantizers import is_fake_quantizer
 from zaq_plugin.student.proof import require_float_function
 from zaq_pt2e._compat import is_watcher
 from zaq_pt2e.batch_norm import set_training
@@ -189,7 +190,7 @@ def freeze_ranges(prepared: nn.Module) -> None:
     Raises:
         ValueError: the model holds no fake-quantizer.
     """
-    watchers = [m for m in prepared.modules() if is_watcher(m) and hasattr(m, "disable_observer")]
+    watchers = [m for m in prepared.modules() if is_watcher(m) and is_fake_quantizer(m)]
     if not watchers:
         raise ValueError(
             "freeze_ranges: the model holds no fake-quantizer. Prepare it with prepare_qat_pt2e "

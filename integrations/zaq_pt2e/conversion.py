@@ -28,8 +28,8 @@ from zaq_plugin.observers import (
 from zaq_plugin.pwlq import PWLQTensor, quantize
 from zaq_plugin.report.records import weight_facts
 from zaq_pt2e._compat import QUANTIZED_LIBRARY, prepared_for_qat, register_int8_kernels
+from zaq_pt2e.batch_norm import SNAPPED, fold, fold_rest, fused_norm
 from zaq_pt2e.bias import InputMean, add_to_bias, input_mean, mean_shift
-from zaq_pt2e.folding import SNAPPED, fold, fold_rest, fused_norm
 from zaq_pt2e.graph import (
     WEIGHTED,
     add_note,

@@ -15,7 +15,6 @@ from zaq_plugin.student.assign import Override
 from zaq_pt2e._compat import annotation_of, is_fake_quantize
 from zaq_pt2e.batch_norm import own_tensors, prepare_batch_norms
 from zaq_pt2e.bias import give_biases, watch_inputs
-from zaq_pt2e.foreign import NotForNNCF
 from zaq_pt2e.graph import Layer, add_note, layers
 from zaq_pt2e.quantizer import (
     is_weight_module,
@@ -24,7 +23,7 @@ from zaq_pt2e.quantizer import (
     shared_grids,
     unfit,
 )
-from zaq_pt2e.ready import make_ready
+from zaq_pt2e.ready import NotForNNCF, make_ready
 from zaq_pt2e.settings import Settings, check_weights, weight_factory
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -191,10 +192,12 @@ def put_tensor(model: nn.Module, target: str, value: Tensor) -> None:
     parent, _, name = target.rpartition(".")
     owner: nn.Module = model
     for part in parent.split(".") if parent else ():
-        if not isinstance(getattr(owner, part, None), nn.Module):
-            owner.add_module(part, nn.Module())
-        owner = getattr(owner, part)
-    if hasattr(owner, name):
+        inner = _attribute(owner, part)
+        if not isinstance(inner, nn.Module):
+            inner = nn.Module()
+            owner.add_module(part, inner)
+        owner = inner
+    if _attribute(owner, name) is not _NOTHING:
         delattr(owner, name)
     if isinstance(value, nn.Parameter):
         owner.register_parameter(name, value)
@@ -218,23 +221,24 @@ def new_tensor(model: GraphModule, like: str, value: Tensor, before: Node) -> No
 
 def _free(model: nn.Module, target: str) -> bool:
     """Whether all that stands before the last dot are modules, or nothing yet."""
-    owner: Any = model
+    owner: object = model
     for part in target.split(".")[:-1]:
-        if not hasattr(owner, part):
-            return True
-        owner = getattr(owner, part)
+        owner = _attribute(owner, part)
         if not isinstance(owner, nn.Module):
-            return False
+            return owner is _NOTHING
     return True
 
 
 def _exists(model: nn.Module, target: str) -> bool:
-    owner: Any = model
-    for part in target.split("."):
-        if not hasattr(owner, part):
-            return False
-        owner = getattr(owner, part)
-    return True
+    return functools.reduce(_attribute, target.split("."), model) is not _NOTHING
+
+
+_NOTHING: Any = object()
+
+
+def _attribute(owner: object, name: str) -> Any:
+    """A module, tensor or other attribute; `_NOTHING` where there is none."""
+    return getattr(owner, name, _NOTHING)
 
 
 @torch.no_grad()

@@ -30,9 +30,7 @@ class Interpreter:
         call: The batch.
     """
 
-    def __init__(
-        self, model: GraphModule, by_node: Mapping[Node, QuantLayer], call: Call
-    ) -> None:
+    def __init__(self, model: GraphModule, by_node: Mapping[Node, QuantLayer], call: Call) -> None:
         self.model, self.by_node = model, by_node
         self.inputs = iter(_flat_inputs(model, call))
         self.by_quantizer = {id(x.quantizer): x for x in self.by_node.values()}

@@ -79,9 +79,10 @@ def _kind(node: Node) -> str | None:
 
 
 def _part(model: GraphModule, place: Node) -> GraphModule | None:
-    module = model
-    for name in str(place.target).split("."):
-        module = getattr(module, name, None)  # type: ignore[assignment]
+    try:
+        module = model.get_submodule(str(place.target))
+    except AttributeError:  # a tensor
+        return None
     return module if isinstance(module, GraphModule) else None
 
 

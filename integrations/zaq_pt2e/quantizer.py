@@ -20,7 +20,6 @@ from zaq_pt2e._compat import ANNOTATION, annotation_of
 from zaq_pt2e.batch_norm import own_tensors, prepare_batch_norms
 from zaq_pt2e.bias import give_biases, watch_inputs
 from zaq_pt2e.conversion import WeightModule
-from zaq_pt2e.foreign import NotForNNCF
 from zaq_pt2e.graph import (
     Layer,
     add_note,
@@ -33,7 +32,7 @@ from zaq_pt2e.graph import (
 )
 from zaq_pt2e.outputs import annotate_joins, annotate_outputs
 from zaq_pt2e.parts import hidden_parts
-from zaq_pt2e.ready import make_ready, note_prepared
+from zaq_pt2e.ready import NotForNNCF, make_ready, note_prepared
 from zaq_pt2e.settings import (
     Activations,
     Settings,

@@ -3,14 +3,41 @@
 from __future__ import annotations
 
 import copy
+from typing import Any, NoReturn
 
 from torch.fx import GraphModule
 
 from zaq_plugin.student.hand_over import Held
 from zaq_pt2e._compat import replace_fusion
-from zaq_pt2e.foreign import NotForNNCF
 from zaq_pt2e.fusion import fuse
 from zaq_pt2e.rewrites import rewrite
+
+# ---- Whose graphs are made ready, and the one caller that is refused -----------------------------
+
+
+class NotForNNCF:
+    """A quantizer that NNCF's ``quantize_pt2e`` must not take.
+
+    NNCF reads integer type, scheme and narrow range from a torchao quantizer and ignores its
+    observers: PWLQ weights would silently become uniform int8. It asks a quantizer that has this
+    method for a setup before it reads anything else.
+    """
+
+    def get_nncf_quantization_setup(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse.
+
+        Raises:
+            ValueError: always, with the ways that work.
+        """
+        raise ValueError(
+            f"NNCF's quantize_pt2e ignores the observers of {type(self).__name__} and would make "
+            "the weights uniform int8, not PWLQ. Use torchao's prepare_pt2e and convert_pt2e with "
+            "this quantizer, or zaq_nncf.quantize(model, data, PWLQSpec(...)) on the module before "
+            "torch.export."
+        )
+
+
+# ---- Making ready --------------------------------------------------------------------------------
 
 FLOAT, VERSIONS = "zaq_float", "zaq_versions"
 

@@ -18,8 +18,7 @@ from zaq_plugin.student.fake_quantizers import Slot, is_fake_quantizer
 from zaq_plugin.student.proof import Passes, graph_passes
 from zaq_plugin.student.view import Before
 from zaq_pt2e._compat import is_watcher
-from zaq_pt2e.batch_norm import batch_norms, set_training
-from zaq_pt2e.folding import FusedNorm, fused_norm
+from zaq_pt2e.batch_norm import FusedNorm, batch_norms, fused_norm, set_training
 from zaq_pt2e.graph import (
     CONVOLUTIONS,
     LINEAR,

@@ -125,7 +125,7 @@ def write_device_file(
     import zaq_pt2e
 
     tool, one = tool_of(kind), (images[:1].contiguous(),)
-    running = importlib.import_module(f"zaq_{DEVICE_HOSTS[kind]}.running")
+    running = importlib.import_module(f"zaq_{DEVICE_HOSTS[kind]}.reading")
     prepared = tool.prepare(model, one, PWLQSpec(bits=4))
     zaq_pt2e.calibrate(prepared, batches)
     path = folder / f"model.{kind}"

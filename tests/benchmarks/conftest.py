@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CIFAR folder with random weights, 40 test images and 1,100 training images."""
-    from benchmarks.data import ResNet20
+    from benchmarks.data.tasks import ResNet20
 
     folder = tmp_path_factory.mktemp("data")
     (folder / "cifar10").mkdir()

@@ -71,7 +71,7 @@ def test_measures_writes_and_resumes(
 def test_seeds_draw_other_images_and_never_test_images(
     accuracy: ModuleType, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from benchmarks.data import load_task
+    from benchmarks.data.tasks import load_task
 
     task = load_task("cifar10", data)
     bench = accuracy.Bench(task, None, print)
@@ -87,7 +87,7 @@ def test_seeds_draw_other_images_and_never_test_images(
 
 
 def test_resnet20_has_shortcuts_without_parameters() -> None:
-    from benchmarks.data import BasicBlock, ResNet20
+    from benchmarks.data.tasks import BasicBlock, ResNet20
 
     torch.manual_seed(0)
     assert sum(p.numel() for p in ResNet20().parameters()) == 269_722  # He et al., 2016: 0.27 M
@@ -100,7 +100,7 @@ def test_resnet20_has_shortcuts_without_parameters() -> None:
 
 
 def test_distilled_images_match_the_statistics() -> None:
-    from benchmarks.data import distil
+    from benchmarks.data.tasks import distil
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
@@ -117,7 +117,7 @@ def test_distilled_images_match_the_statistics() -> None:
 
 
 def test_missing_files_and_unknown_tasks(tmp_path: Path) -> None:
-    from benchmarks.data import load_task
+    from benchmarks.data.tasks import load_task
 
     with pytest.raises(
         FileNotFoundError, match=r"resnet20\.safetensors is missing; --data must name"

@@ -10,6 +10,7 @@ import torch
 
 timm = pytest.importorskip("timm", reason="families are timm's")
 
+from benchmarks.coverage import networks  # noqa: E402
 from benchmarks.coverage import run as coverage  # noqa: E402
 
 
@@ -22,7 +23,7 @@ def cover(model: str, way: str, tmp_path: Path) -> dict[str, Any]:
 def test_a_model_is_done_when_its_layers_are_quantized(tmp_path: Path, way: str) -> None:
     row = cover("test_resnet", way, tmp_path)
     assert "status" not in row
-    model, images = coverage.make("test_resnet")
+    model, images = networks.make("test_resnet")
     layers = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
     assert row["layers"] == len(layers)
     assert row["input"] == "x".join(map(str, images.shape[1:])) == "3x64x64"
@@ -54,7 +55,7 @@ def test_an_output_that_is_not_finite_is_a_failure(
 @pytest.mark.slow
 def test_test_models_stand_for_no_family(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timm.models, "list_modules", lambda: ["mlp_mixer"])
-    (entry,) = coverage.smallest_models().items()
+    (entry,) = networks.smallest_models().items()
     assert entry[0] == "mlp_mixer"
     assert entry[1] in timm.list_models(module="mlp_mixer")
     with torch.device("meta"):

@@ -1,9 +1,15 @@
-"""Tables of benchmarks, and who writes them."""
+"""The one writer of tables and pages."""
 
 import pytest
 
-from benchmarks.__main__ import questions
-from benchmarks.tables import mean_and_spread, median_and_spread, table
+from benchmarks.tables import (
+    Grid,
+    Page,
+    mean_and_deviation,
+    mean_and_spread,
+    median_and_spread,
+    table,
+)
 
 
 def test_mean_and_spread() -> None:
@@ -15,6 +21,12 @@ def test_mean_and_spread() -> None:
 def test_median_and_spread() -> None:
     assert median_and_spread([8.0, 30.0, 10.0]) == "10 (8 to 30)"
     assert median_and_spread([0.12345]) == "0.123"
+
+
+def test_mean_and_deviation() -> None:
+    assert mean_and_deviation([]) == ""
+    assert mean_and_deviation([1.5]) == "1.50"
+    assert mean_and_deviation([1.0, 3.0], 1) == "2.0 ± 1.4"
 
 
 def test_the_last_letter_aligns_the_columns_behind_it() -> None:
@@ -31,8 +43,11 @@ def test_a_line_with_a_cell_too_few_is_refused() -> None:
         table(["a", "b"], [["x"]])
 
 
-def test_every_question_is_listed_with_a_sentence() -> None:
-    listed = questions()
-    folders = ("accuracy", "coverage", "deploy", "format", "overflow", "runtimes", "speed")
-    assert {f"benchmarks.{name}" for name in (*folders, "zero_shot", "field", "zoo")} <= set(listed)
-    assert all(words.endswith(".") for words in listed.values())
+def test_html_is_escaped() -> None:
+    html = Page("a < b", [Grid(["x"], [["**<1>**"]])]).html()
+    assert "a &lt; b" in html
+    assert "<strong>&lt;1&gt;</strong>" in html
+
+
+def test_a_bar_in_a_cell_parts_no_columns() -> None:
+    assert table(["a"], [["x | y"]])[2] == "| x \\| y |"

@@ -14,10 +14,9 @@ import numpy as np
 from onnx import NodeProto
 from requantization import Codes, Sum, Value, requantize
 
-from zaq_onnx.contents import read
-from zaq_onnx.files import Path_
-from zaq_onnx.folding import quantize_linear
+from zaq_onnx.files import Path_, read
 from zaq_onnx.graph import Array, Graph, attribute
+from zaq_onnx.parameters import quantize_linear
 from zaq_onnx.runtimes import as_array
 
 

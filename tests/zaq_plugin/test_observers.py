@@ -1,6 +1,7 @@
 """Observers against brute force in numpy, and the protocol that both hosts rely on."""
 
 import copy
+import inspect
 
 import numpy as np
 import pytest
@@ -360,3 +361,12 @@ def test_weights_in_any_memory_layout_have_the_same_edges(shape):
     assert torch.equal(weight_observer.solve_once(last, spec, 0), with_reach(w, spec))
     slices = torch.stack([w, w], -1)[..., 0]
     assert torch.equal(weight_observer.solve_once(slices, spec, 0), with_reach(w, spec))
+
+
+@pytest.mark.parametrize("kind", ACTIVATION)
+def test_options_name_every_argument_beside_the_grids(kind):
+    """Who makes an observer like another one, of another width, asks for these."""
+    own = [n for n in inspect.signature(kind.__init__).parameters if n not in ("self", "kwargs")]
+    told = {"percent": 99.0, "k": 3, "share": 0.5, "samples": 2}
+    wanted = {name: told[name] for name in own if kind is not MinMaxObserver}
+    assert kind(**wanted).options() == wanted

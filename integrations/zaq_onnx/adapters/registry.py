@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from zaq_onnx.adapters.adapter import Adapter
 from zaq_onnx.adapters.node import OnnxRuntimeNode, OnnxRuntimeWeb
-from zaq_onnx.adapters.opencv import OpenCv, OpenCvClassic
+from zaq_onnx.adapters.others import OpenCv, OpenCvClassic, Tinygrad, Tract, Tvm
 from zaq_onnx.adapters.stock import OnnxRuntime, OpenVino, OpenVinoConverted, Reference
-from zaq_onnx.adapters.tinygrad import Tinygrad
-from zaq_onnx.adapters.tract import Tract
-from zaq_onnx.adapters.tvm import Tvm
 
 ADAPTERS: dict[str, type[Adapter]] = {
     adapter.name: adapter

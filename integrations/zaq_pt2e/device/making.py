@@ -16,7 +16,7 @@ from zaq_plugin.strategies import Request, Strategy, apply
 from zaq_plugin.strategies.stage import Stage
 from zaq_plugin.student.host import find_host
 from zaq_pt2e._compat import is_watcher
-from zaq_pt2e.device.completing import complete
+from zaq_pt2e.device.grids import complete
 from zaq_pt2e.device.signed import is_converted, refuse, to_int8
 from zaq_pt2e.packing import OPERATORS, unpack
 

@@ -1,15 +1,100 @@
-"""What `verify` of a device's integration found, and the comparison of outputs in it."""
+"""`verify` of a device's integration: how far outputs are apart, and may be; the verdict."""
 
 from __future__ import annotations
 
+import math
+import os
 from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
-from torch.fx import GraphModule
+from torch import Tensor, nn
+from torch.fx import GraphModule, Interpreter, Node
 
-from zaq_pt2e.device.tolerance import Run, largest, run_graph, tolerance
+from zaq_pt2e.device.grids import output_step
+from zaq_pt2e.device.making import sized
+from zaq_pt2e.device.signed import QUANTIZE, to_int8
+from zaq_pt2e.device.weights import DeviceFile, int8_weights, missing
+
+# ---- How far outputs may be apart ----------------------------------------------------------------
+#
+# Kernels round at other places than torch does, by a unit in the last place: now and then a value
+# falls on the other side of a half, in whatever layer. A deep network makes more of it. So the
+# inputs are moved by one step, and then every value between layers by half a step, before it is
+# rounded.
+
+Run = Callable[[tuple[Tensor, ...]], list[Tensor]]
+"""Runs a batch: all outputs."""
+DRAWS = 2
+"""How often the inputs are moved, in random directions."""
+
+
+@torch.no_grad()
+def run_graph(model: GraphModule, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """All tensors that a graph gives."""
+    output: Any = model(*inputs)
+    leaves = torch.utils._pytree.tree_leaves(output)
+    return [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def tolerance(model: GraphModule, inputs: tuple[Tensor, ...]) -> float:
+    """The largest difference of an output that counts as equal."""
+    expected = run_graph(model, inputs)
+    places = [node for node in model.graph.nodes if node.op == "placeholder"]
+    generator = torch.Generator().manual_seed(0)
+    limit = output_step(model)
+    for _ in range(DRAWS):
+        moved = []
+        for node, x in zip(places, inputs, strict=True):
+            if x.is_floating_point():
+                x = x + _step(node, x) * torch.randn(x.shape, generator=generator).sign()
+            moved.append(x)
+        limit = max(limit, largest(run_graph(model, tuple(moved)), expected))
+        shaken: Any = _Shaken(model, generator).run(*inputs)
+        leaves = [x for x in torch.utils._pytree.tree_leaves(shaken) if isinstance(x, Tensor)]
+        limit = max(limit, largest(leaves, expected))
+    return limit
+
+
+class _Shaken(Interpreter):
+    """Runs a graph whose values are half a step off, at random, before they are rounded."""
+
+    def __init__(self, model: GraphModule, generator: torch.Generator) -> None:
+        super().__init__(model)
+        self.generator = generator
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See `torch.fx.Interpreter`."""
+        if target in QUANTIZE:
+            x = args[0]
+            noise = torch.randn(x.shape, generator=self.generator).sign()
+            args = (x + 0.5 * args[1] * noise, *args[1:])
+        return super().call_function(target, args, kwargs)
+
+
+def _step(place: Node, value: Tensor) -> float:
+    """The input's step, or a 255th of its range where it meets its grid behind other operators."""
+    steps = [float(u.args[1]) for u in place.users if u.target in QUANTIZE]  # type: ignore[arg-type]
+    if steps:
+        return max(steps)
+    span = float(value.max() - value.min()) if value.numel() else 0.0
+    return span / 255 if math.isfinite(span) else 0.0
+
+
+def largest(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+    """The largest difference of two lists of outputs; infinite if one is not finite."""
+    gap = 0.0
+    for a, b in zip(first, second, strict=True):
+        apart = (a.double() - b.double()).abs()
+        if apart.numel():
+            worst = float(apart.max())
+            gap = max(gap, worst if math.isfinite(worst) else math.inf)
+    return gap
+
+
+# ---- The verdict ---------------------------------------------------------------------------------
 
 
 @dataclass
@@ -127,3 +212,79 @@ def _joined(runs: list[list[Tensor]]) -> list[Tensor]:
 
 def _counted(names: Counter[str]) -> str:
     return ", ".join(f"{n} {name}" for name, n in sorted(names.items()))
+
+
+class Way(NamedTuple):
+    """A way to run a file: with so many samples, in words, and what makes a runner of it."""
+
+    size: int
+    how: str
+    load: Callable[[], Run]
+
+
+File = TypeVar("File", bound=DeviceFile)
+Orders = dict[int, list[tuple[int, ...]]]
+"""By number of dimensions, the orders that a tool gives a weight's dimensions."""
+
+
+def verified(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    inputs: Tensor | tuple[Any, ...],
+    *,
+    who: str,
+    runtime: str,
+    read: Callable[[str | os.PathLike[str]], File],
+    orders: Orders,
+    tell: Callable[[DeviceVerification, File], None],
+    ways: Callable[[File], Iterable[Way]],
+) -> DeviceVerification:
+    """Read a file, compare its weights with the model's, and run it in every way.
+
+    Args:
+        path, model, inputs: As the integrations' ``verify`` has them.
+        who: The host's name.
+        runtime: In words.
+        read: Reads the file; ValueError if it is damaged.
+        orders: How the tool lays out weights.
+        tell: Says what else was found in the file.
+        ways: How it is run; ValueError if it cannot be loaded at all.
+
+    Raises:
+        TypeError: a model that is no graph.
+    """
+    if not isinstance(model, GraphModule):
+        raise TypeError(
+            "verify: expected the graph that was exported, export(...).model; got "
+            f"{type(model).__name__}."
+        )
+    arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    graph = to_int8(model, who)
+    verdict = DeviceVerification(os.fspath(path), runtime)
+    try:
+        file = read(path)
+    except ValueError as error:
+        verdict.problems.append(str(error))
+        return verdict
+    verdict.operators, verdict.batch = file.operators, file.batch
+    verdict.integer_layers, verdict.float_layers = file.integer_layers, file.float_layers
+    if not file.integer_layers:
+        verdict.problems.append("no layer runs in integers: nothing in this file is quantized.")
+    tell(verdict, file)
+    weights = int8_weights(graph)
+    lacking = missing(weights, file.weights, orders)
+    verdict.problems += lacking
+    verdict.weights = len(weights) - len(lacking)
+    verdict.tolerance = file.output_step
+    try:
+        listed = list(ways(file))
+    except ValueError as error:
+        verdict.problems.append(str(error))
+        return verdict
+    for size, how, load in listed:
+        try:
+            samples = sized(arguments, max(size, len(arguments[0])))
+            verdict.compare(graph, load(), samples, size, how)
+        except ValueError as error:
+            verdict.problems.append(f"{how or f'batches of {size}'}: {error}")
+    return verdict

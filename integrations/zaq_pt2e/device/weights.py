@@ -1,16 +1,45 @@
-"""The integers that a converted graph multiplies by, layer by layer."""
+"""The integers that a converted graph multiplies by, layer by layer, and those of a file."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.fx import GraphModule
 
+from zaq_plugin.archive.readers import Weight, channel_axis
 from zaq_pt2e.device.signed import DEQUANTIZE, int8_layers
 from zaq_pt2e.graph import argument, constant_value
+
+
+@dataclass
+class DeviceFile:
+    """What was read of a file, whatever the tool.
+
+    Attributes:
+        operators: As the tool calls them.
+        weights: (int8 codes in the tool's order, scales) of every int8 layer.
+        integer_layers: Layers with int8 weights and an int8 input.
+        float_layers: Other layers.
+        batch: Samples of the first input, the most that it takes.
+        output_step: The largest step of the outputs' grids; 0 if there are none.
+    """
+
+    operators: Counter[str] = field(default_factory=Counter)
+    weights: list[tuple[NDArray[np.int8], NDArray[np.float32]]] = field(default_factory=list)
+    integer_layers: int = 0
+    float_layers: int = 0
+    batch: int = 1
+    output_step: float = 0.0
+
+    def archived(self) -> Iterator[Weight]:
+        """Its int8 weights, for `zaq_plugin.archive`."""
+        for codes, scales in self.weights:
+            yield Weight(codes, channel_axis(codes.shape, len(scales)))
 
 
 @dataclass(frozen=True)

@@ -130,10 +130,10 @@ def measure(runtime: str) -> Kernels:
 def probe(runtime: str) -> Callable[[], bool]:
     """What finds out whether a runtime's kernels saturate here."""
     if runtime == "torch":
-        from zaq_fx.saturation import saturates
+        from zaq_fx.checking import kernels_saturate
 
-        return saturates
-    from zaq_onnx.saturation import saturates as of_runtime
+        return kernels_saturate
+    from zaq_onnx.runtimes import saturates as of_runtime
 
     return lambda: of_runtime(runtime)
 

@@ -52,7 +52,7 @@ def contents_of(text: str, settings: Settings, model: str = "") -> Contents:
     if path.suffix == ".onnx":
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist, or is no file.")
-        from zaq_onnx.floats import float_weights
+        from zaq_onnx.stored import float_weights
 
         arrays = float_weights(path)
         return Contents(text, {n: torch.from_numpy(v.copy()) for n, (_, v) in arrays.items()})

@@ -199,7 +199,7 @@ def sketch_onnx(path: Path) -> Sketch:
         ImportError: onnx is missing.
     """
     import zaq_onnx
-    from zaq_onnx.floats import float_weights
+    from zaq_onnx.stored import float_weights
 
     layers = []
     for name, (kind, value) in float_weights(path).items():

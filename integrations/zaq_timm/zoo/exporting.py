@@ -42,8 +42,8 @@ def write_device_file(kind: str, job: Job, converted: Converted, folder: Path) -
     """
     try:
         tool = importlib.import_module(f"zaq_{DEVICE_HOSTS[kind]}")
-        peers = importlib.import_module(f"zaq_{DEVICE_HOSTS[kind]}.peers")
-        running = importlib.import_module(f"zaq_{DEVICE_HOSTS[kind]}.running")
+        peers = importlib.import_module(f"zaq_{DEVICE_HOSTS[kind]}.lowering")
+        running = importlib.import_module(f"zaq_{DEVICE_HOSTS[kind]}.reading")
     except ImportError as error:
         raise LeftOut(f"{kind} export: {error}") from error
     path = folder / f"model.{kind}"

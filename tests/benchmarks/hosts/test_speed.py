@@ -38,7 +38,7 @@ def test_calls_take_turns_and_the_first_round_does_not_count(hosts):
 def test_a_row_shows_milliseconds_ratio_and_limit(hosts):
     row = hosts.Row("step", pwlq=0.011, stock=0.010, floating=0.002, limit=1.25)
     assert row.cells() == ["step", "11.0", "10.0", "1.10 (limit 1.25)", "2.0"]
-    text = hosts.table([row], "settings.")
+    text = hosts.markdown([row], "settings.")
     assert "| step | 11.0 | 10.0 | 1.10 (limit 1.25) | 2.0 |" in text
     assert f"| 2.0 | {hosts.processor()} |" in text
     assert "settings." in text

@@ -41,7 +41,7 @@ def test_a_largest_batch_of_16_is_a_constant(
     converted: GraphModule, images: Tensor, tmp_path: Path
 ) -> None:
     """Used by `zaq_executorch.export.export`, which asks for 17 then."""
-    from zaq_executorch.running import runner
+    from zaq_executorch.reading import runner
 
     path, many = tmp_path / "net.pte", images.repeat(2, 1, 1, 1)
     assert batch_of(lowered(converted, many, most=16), path) == 16
@@ -57,7 +57,7 @@ def test_a_file_takes_inputs_as_the_example_lay_in_memory(tmp_path: Path) -> Non
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    from zaq_executorch.running import runner
+    from zaq_executorch.reading import runner
 
     torch.manual_seed(0)
     model, x = nn.Conv2d(3, 4, 3).eval(), torch.randn(1, 3, 8, 8)

@@ -47,7 +47,7 @@ def test_a_larger_batch_after_a_smaller_one(
     graph: GraphModule, images: Tensor, tmp_path: Path
 ) -> None:
     import zaq_executorch
-    from zaq_executorch.running import runner
+    from zaq_executorch.reading import runner
 
     path = tmp_path / "net.pte"
     exported = zaq_executorch.export(graph, (images[:1],), path, batch=4)
@@ -68,7 +68,7 @@ def test_one_sample_keeps_the_delegates_pool(
 
 
 def test_the_rewritten_graph_computes_the_same(graph: GraphModule, images: Tensor) -> None:
-    from zaq_executorch.pooling import means_outside
+    from zaq_executorch.kernels import means_outside
 
     rewritten = means_outside(graph)
     assert torch.equal(rewritten(images), graph(images))
@@ -85,9 +85,9 @@ def test_why_the_delegates_pool_grows_wrongly(tmp_path: Path) -> None:
     """
     import zaq_executorch
     import zaq_pt2e
+    from zaq_executorch.kernels import means_outside
     from zaq_executorch.lowering import lower
-    from zaq_executorch.pooling import means_outside
-    from zaq_executorch.running import runner
+    from zaq_executorch.reading import runner
 
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]

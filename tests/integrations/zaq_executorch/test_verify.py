@@ -30,7 +30,7 @@ def test_it_runs_at_its_bound(
 ) -> None:
     """16 is where torch's own bound for convolutions would leave a single size."""
     import zaq_executorch
-    from zaq_executorch.running import runner
+    from zaq_executorch.reading import runner
 
     path = tmp_path / "net.pte"
     exported = zaq_executorch.export(converted, (images[:1],), path, batch=batch)

@@ -13,6 +13,8 @@ from torch.nn import functional
 import zaq_fx
 from zaq_fx.followers import Follower
 from zaq_plugin.observers import MinMaxObserver, TopKMedianObserver
+from zaq_plugin.pwlq import PWLQSpec
+from zaq_plugin.student.fake_quantizers import range_observer
 
 X = torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -294,3 +296,14 @@ def test_followers_quantize_in_training_without_observing() -> None:
     follower(X)
     assert int(follower.leader.activation_post_process.num_batches) == seen
     assert bool(follower.leader.observer_enabled[0])
+
+
+@pytest.mark.parametrize("qat", [False, True])
+def test_wide_tensors_take_their_ranges_as_they_were_told(qat: bool) -> None:
+    told = {"k": 3, "share": 0.5, "samples": 2}
+    observer = TopKMedianObserver.with_args(**told)
+    spec, net = PWLQSpec(bits=3), between(nn.ReLU())
+    ready = zaq_fx.prepare(net, (X[:2],), spec, 4, qat=qat, observer=observer)
+    taking = [o for m in ready.modules() if isinstance(o := range_observer(m), TopKMedianObserver)]
+    assert {m.bits for m in taking} == {4, 8}  # the image is wide
+    assert {tuple(getattr(m, name) for name in told) for m in taking} == {tuple(told.values())}

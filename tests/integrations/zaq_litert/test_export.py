@@ -35,7 +35,7 @@ def test_int8_in_and_outputs(
 ) -> None:
     """The same answers as the file with float ones; grids as the graph has them."""
     import zaq_litert
-    from zaq_litert.running import interpreter_of, runner
+    from zaq_litert.reading import interpreter_of, runner
 
     path = tmp_path / "net.tflite"
     int8_file = zaq_litert.export(converted, (images[:1],), path, interface="int8", batch=2)
@@ -55,7 +55,7 @@ def test_int8_in_and_outputs(
 @torch.no_grad()
 def noise_of(path: str, model: nn.Module, images: Tensor) -> float:
     """What a file adds to the float model's outputs, in dB of them."""
-    from zaq_litert.running import runner
+    from zaq_litert.reading import runner
 
     run, expected = runner(path), model(images)
     answers = torch.cat([run((image[None],))[0] for image in images])
@@ -142,7 +142,7 @@ class Gated(nn.Module):
 @pytest.mark.parametrize("gate", ["sigmoid", "softmax", "tanh"])
 def test_gates_are_on_the_grids_that_the_kernels_prescribe(gate: str, tmp_path: Path) -> None:
     import zaq_litert
-    from zaq_litert.running import interpreter_of
+    from zaq_litert.reading import interpreter_of
 
     torch.manual_seed(0)
     model, images = Gated(gate).eval(), torch.randn(8, 3, 12, 12)

@@ -13,8 +13,7 @@ def test_without_quant_config_the_file_is_float(
     """And its answers agree all the same. Used by `zaq_litert._compat.convert`."""
     from zaq_litert._compat import convert
     from zaq_litert.lowering import unfolded
-    from zaq_litert.reading import read
-    from zaq_litert.running import runner
+    from zaq_litert.reading import read, runner
 
     path = tmp_path / "net.tflite"
     path.write_bytes(convert(unfolded(converted), (images[:1],), quantized=False))
@@ -35,7 +34,7 @@ def test_folded_weights_are_refused(converted: GraphModule, images: Tensor) -> N
 def test_operators_have_names_and_tensors(exported: Any) -> None:
     """Used by `zaq_litert.reading.read`."""
     from zaq_litert._compat import operators
-    from zaq_litert.running import interpreter_of
+    from zaq_litert.reading import interpreter_of
 
     with_delegate = operators(interpreter_of(exported.path))
     without = operators(interpreter_of(exported.path, delegate=False))

@@ -22,7 +22,7 @@ def test_a_float_file_never_passes(
     net: nn.Module, exported: Any, images: Tensor, tmp_path: Path
 ) -> None:
     import zaq_litert
-    from zaq_litert.peers import write_float
+    from zaq_litert.lowering import write_float
 
     path = tmp_path / "float.tflite"
     write_float(net, (images[:1],), path)

@@ -16,8 +16,8 @@ from stub_runtimes import STUBS
 
 import zaq_onnx
 from zaq_onnx.adapters.adapter import least
-from zaq_onnx.adapters.process import message_of
 from zaq_onnx.adapters.registry import ADAPTERS
+from zaq_onnx.adapters.trials import message_of
 from zaq_onnx.runtimes import noise_for
 from zaq_onnx.verdict import RuntimeReport
 from zaq_timm.cli import main

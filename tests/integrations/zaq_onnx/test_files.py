@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, numpy_helper
 
 import zaq_onnx
-from zaq_onnx.contents import load, unpack_model
+from zaq_onnx.files import load, unpack_model
 from zaq_onnx.graph import Graph
 from zaq_onnx.packing import pack_model
 from zaq_onnx.weights import weights_of

@@ -12,7 +12,7 @@ from integer_inference import IntegerModel
 from onnx import helper
 from requantization import Sum, multiplier, requantize
 
-from zaq_onnx.contents import load, unpack_model
+from zaq_onnx.files import load, unpack_model
 from zaq_onnx.runtimes import feeds_of, kernels, optimized, ort_session
 
 

@@ -17,7 +17,7 @@ from onnx_weights import model_of
 
 import zaq_onnx
 from zaq_onnx.codes import encode, pack_plane, pairs_pay, planes_of
-from zaq_onnx.contents import unpack_model
+from zaq_onnx.files import unpack_model
 from zaq_onnx.graph import Graph
 from zaq_onnx.packing import pack_model
 from zaq_onnx.runtimes import openvino_compiled, openvino_kernels, ort_session

@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 import zaq_onnx
-from zaq_onnx.contents import load
+from zaq_onnx.files import load
 from zaq_onnx.graph import Graph
 from zaq_onnx.runtimes import openvino_kernels, ort_session, run_ort
 from zaq_onnx.weights import weights_of

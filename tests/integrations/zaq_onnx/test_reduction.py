@@ -18,8 +18,7 @@ from zaq_onnx.adapters.stock import OnnxRuntime
 from zaq_onnx.codes import encode
 from zaq_onnx.graph import Graph
 from zaq_onnx.reduction import SUM, reduce_rows, saturable, worst_pairs
-from zaq_onnx.runtimes import ort_session, run_ort
-from zaq_onnx.saturation import ADVICE, WARNING, saturates
+from zaq_onnx.runtimes import ADVICE, WARNING, ort_session, run_ort, saturates
 from zaq_onnx.weights import weights_of
 from zaq_plugin.pwlq import PWLQSpec, quantize
 

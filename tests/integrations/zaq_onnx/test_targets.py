@@ -12,7 +12,7 @@ from torch import nn
 
 import zaq_onnx
 from zaq_onnx.comparison import compare_weights
-from zaq_onnx.contents import load, unpack_model
+from zaq_onnx.files import load, unpack_model
 from zaq_onnx.graph import Graph, attribute
 from zaq_onnx.runtimes import optimized, ort_session, run_ort
 from zaq_onnx.weights import weights_of

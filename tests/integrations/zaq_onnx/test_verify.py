@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 import zaq_onnx
 from zaq_onnx.__main__ import main
+from zaq_onnx.comparison import meets_grid, moves
 from zaq_onnx.graph import Graph
 from zaq_onnx.inspection import float_layers, float_operations, integer_layers, strangers
 from zaq_onnx.runtimes import optimized
-from zaq_onnx.tolerance import meets_grid, moves
 from zaq_plugin import PWLQSpec, calibrate, simulate
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import zaq_onnx
 from zaq_onnx import constants, weights
-from zaq_onnx.contents import read
+from zaq_onnx.files import read
 from zaq_onnx.graph import Graph
 
 

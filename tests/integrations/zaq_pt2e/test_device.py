@@ -14,10 +14,10 @@ import zaq_pt2e
 from zaq_plugin.ptq import calibrate
 from zaq_plugin.pwlq import PWLQSpec, quantize
 from zaq_plugin.student.host import Assignment
-from zaq_pt2e.device.completing import complete, output_step, without_grid
+from zaq_pt2e.device.grids import complete, output_step, without_grid
 from zaq_pt2e.device.host import DeviceHost
 from zaq_pt2e.device.signed import is_converted, refuse, to_int8, to_uint8
-from zaq_pt2e.device.tolerance import run_graph, tolerance
+from zaq_pt2e.device.verdict import run_graph, tolerance
 from zaq_pt2e.device.weights import int8_weights, missing
 
 PER_TENSOR = torch.ops.quantized_decomposed.quantize_per_tensor.default

@@ -1,0 +1,5 @@
+"""``python -m benchmarks.devices``."""
+
+from benchmarks.devices.run import main
+
+main()

@@ -1,1 +1,0 @@
-"""Other projects' quantizers on our models; each is imported only by its own adapter."""
