@@ -25,7 +25,7 @@ from zaq_plugin.student.hand_over import (
     refusal,
     student_side,
 )
-from zaq_plugin.student.proof import named_modules
+from zaq_plugin.student.recording import named_modules
 
 
 @torch.no_grad()

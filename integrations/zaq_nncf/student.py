@@ -19,7 +19,7 @@ from zaq_plugin.layers import LAYERS
 from zaq_plugin.student import ModuleStudent, QuantLayer, register_student
 from zaq_plugin.student.batches import Call
 from zaq_plugin.student.fake_quantizers import Slot
-from zaq_plugin.student.proof import Passes, module_passes, named_modules
+from zaq_plugin.student.recording import Passes, module_passes, named_modules
 from zaq_plugin.student.view import Before
 
 

@@ -28,7 +28,8 @@ from zaq_plugin.student.hand_over import (
     student_side,
 )
 from zaq_plugin.student.modes import evaluating
-from zaq_plugin.student.proof import Passes, graph_passes, module_passes, run
+from zaq_plugin.student.proof import run
+from zaq_plugin.student.recording import Passes, graph_passes, module_passes
 
 CHANGED_DB = 10.0
 """Demanded of a file that rounds where the model does not, or has coarser grids."""

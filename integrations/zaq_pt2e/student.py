@@ -15,7 +15,7 @@ from zaq_plugin.fake_quantize import PWLQPerChannelFakeQuantize
 from zaq_plugin.student import QuantLayer, Student, register_student
 from zaq_plugin.student.batches import Call
 from zaq_plugin.student.fake_quantizers import Slot, is_fake_quantizer
-from zaq_plugin.student.proof import Passes, graph_passes
+from zaq_plugin.student.recording import Passes, graph_passes
 from zaq_plugin.student.view import Before
 from zaq_pt2e._compat import is_watcher
 from zaq_pt2e.batch_norm import FusedNorm, batch_norms, fused_norm, set_training

@@ -21,7 +21,7 @@ from zaq_plugin.student.batches import Call
 from zaq_plugin.student.fake_quantizers import set_switches
 from zaq_plugin.student.layer import QuantLayer
 from zaq_plugin.student.modes import evaluating, float_copy
-from zaq_plugin.student.proof import Passes, module_passes, named_modules
+from zaq_plugin.student.recording import Passes, module_passes, named_modules
 
 Before = Callable[[QuantLayer, Tensor], None]
 """Called with a layer and its input, as it multiplies it, the moment before the layer runs."""
