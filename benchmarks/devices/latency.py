@@ -28,6 +28,8 @@ from benchmarks.processor import processor
 from benchmarks.rows import RESULTS, append_row, command_line, read_rows
 from benchmarks.tables import table
 
+NEEDS = """Needs executorch or litert-torch. Takes one to five minutes a network and tool."""
+
 NETWORKS = (*TIMM, "tf_efficientnet_lite0")
 KINDS = {"float": 0, "stock 8/8": 0, "ours 8/8": 8, "ours 5/8": 5}
 """Stored bits of ours."""
@@ -119,7 +121,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what is missing, then write the table."""
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, NEEDS)
     parser.add_argument("--network", choices=NETWORKS, nargs="+", default=[*NETWORKS])
     parser.add_argument("--tool", choices=tuple(TOOLS), nargs="+", default=[*TOOLS])
     parser.add_argument("--work", type=Path, help="where files are kept")
