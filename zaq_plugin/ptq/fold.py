@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
 from zaq_plugin.layers import wide_dtype
 from zaq_plugin.ptq.bake import bake_parametrizations, copied
@@ -74,7 +75,7 @@ def fold_batch_norm(
     """
     source: object = model
     if not isinstance(source, nn.Module):
-        way_out = "; pass program.module()" if hasattr(source, "graph_signature") else ""
+        way_out = "; pass program.module()" if isinstance(source, ExportedProgram) else ""
         raise TypeError(
             f"fold_batch_norm expects an nn.Module, got {type(source).__name__}{way_out}"
         )
@@ -138,8 +139,8 @@ def remembered_statistics(model: nn.Module, folded: nn.Module) -> Remembered:
     Raises:
         ValueError: If no BatchNorm was folded.
     """
-    folding = getattr(folded, "zaq_folding", None)
-    pairs = folding.folded if isinstance(folding, Folding) else ()
+    folding = folding_of(folded)
+    pairs = () if folding is None else folding.folded
     statistics: Remembered = {}
     for layer, norm in pairs:
         place: Any = part_of(model, norm)
@@ -158,6 +159,11 @@ def remembered_statistics(model: nn.Module, folded: nn.Module) -> Remembered:
             "'pwlq'"
         )
     return statistics
+
+
+def folding_of(model: nn.Module) -> Folding | None:
+    """What `fold_batch_norm` has left on the model that it made."""
+    return getattr(model, "zaq_folding", None)
 
 
 def rescaled(remembered: Mapping[str, Normal], factors: Mapping[str, Tensor]) -> Remembered:

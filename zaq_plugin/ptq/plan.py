@@ -49,6 +49,11 @@ class LayerPlan:
     is_input: bool = False
 
 
+def plans_of(student: nn.Module) -> dict[str, LayerPlan] | None:
+    """What `simulate` has left on its student; None of a student of another host."""
+    return getattr(student, "zaq_plan", None)
+
+
 def stored_size(numel: int, channels: int, spec: QuantSpec) -> int:
     """Bytes of a weight on a grid: dense codes, and what each channel's levels are made of."""
     return packed_size(numel, spec.stored_bits) + spec.table_bytes(channels)

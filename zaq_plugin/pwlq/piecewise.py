@@ -95,8 +95,8 @@ class PWLQSpec(PiecewiseLinear):
         check_choice("grid", self.grid, GRIDS)
         check_choice("overflow", self.overflow, OVERFLOWS)
         for name in ("overlapping", "shared_endpoints"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be True or False; got {getattr(self, name)!r}.")
+            if not isinstance(vars(self)[name], bool):
+                raise TypeError(f"{name} must be True or False; got {vars(self)[name]!r}.")
         if self.grid == "int8" and self.bits > MAX_INT8_BITS:
             raise ValueError(
                 f"grid='int8' holds at most {MAX_INT8_BITS} bits, got bits={self.bits}: above that "

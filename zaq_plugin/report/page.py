@@ -192,7 +192,7 @@ def _shared(audit: Audit) -> dict[str, str]:
     shared = {}
     if len(audit.quantized) > 2:
         for title, name in (("Input", "activation"), ("Kernel", "kernel")):
-            values = {getattr(r, name) for r in audit.quantized}
+            values = {vars(r)[name] for r in audit.quantized}
             if len(values) == 1 and None not in values:
                 shared[title] = str(values.pop())
     return shared

@@ -45,7 +45,7 @@ class Reconstruct(Stage):
         """
         refuse_compound(work, self.name)
         request, options = work.request, self.options
-        fields = {f: getattr(options, f) for f in options.__dataclass_fields__}
+        fields = dict(vars(options))
         fields["iterations"] = request.steps(options.iterations)
         fields["batch_size"] = min(options.batch_size, request.batch_size)
         chosen = ReconstructOptions(**fields)

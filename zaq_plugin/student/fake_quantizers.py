@@ -74,12 +74,16 @@ def observer_of(watcher: Any) -> Any:
 
 def carried_quantizer(module: Any) -> Any:
     """The fake-quantizer of its weight that a module carries, as torch.ao's do; else None."""
-    return getattr(module, "weight_fake_quant", None)
+    return _child(module, "weight_fake_quant")
 
 
 def input_quantizer(module: Any) -> Any:
     """The fake-quantizer of its input that a simulated layer carries; else None."""
-    return getattr(module, "input_fake_quant", None)
+    return _child(module, "input_fake_quant")
+
+
+def _child(module: Any, name: str) -> Any:
+    return module._modules.get(name) if isinstance(module, nn.Module) else None
 
 
 def integers_of(watcher: Any) -> tuple[int, int] | None:
@@ -121,8 +125,7 @@ def output_quantizers(model: nn.Module) -> list[Any]:
 
 def grid_of(slot: Slot) -> Tensor:
     """The buffer that holds an activation's grid: its step, or its breakpoints and clip."""
-    name = "scale" if is_uniform(slot.module) else "edges"
-    grid: Tensor = getattr(slot.module, name)
+    grid: Tensor = slot.module.scale if is_uniform(slot.module) else slot.module.edges
     return grid
 
 
@@ -132,12 +135,10 @@ def set_switches(
     """Turn all observers or all fake quantization of a model on or off; None leaves them."""
     for slot in fake_quantizers(model):
         module = slot.module
-        for switch, on, off in (
-            (observe, "enable_observer", "disable_observer"),
-            (quantize, "enable_fake_quant", "disable_fake_quant"),
-        ):
-            if switch is not None:
-                getattr(module, on if switch else off)()
+        if observe is not None:
+            module.enable_observer(observe)
+        if quantize is not None:
+            module.enable_fake_quant(quantize)
 
 
 def has_range(module: Any) -> bool:

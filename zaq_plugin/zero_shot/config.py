@@ -128,7 +128,7 @@ class ZeroShotConfig:
         """A setting by its flat name."""
         if name in FLAT:
             part, own = FLAT[name]
-            return getattr(getattr(self, part), own)
+            return vars(vars(self)[part])[own]
         hint = did_you_mean(name, [*_OWN, *FLAT])
         raise AttributeError(f"ZeroShotConfig has no setting {name!r}.{hint}")
 
@@ -155,12 +155,12 @@ class ZeroShotConfig:
 
     def with_changes(self, **changes: Any) -> ZeroShotConfig:
         """A copy with other values, parts or flat ones; unknown names raise ValueError."""
-        return ZeroShotConfig(**{name: getattr(self, name) for name in _OWN} | changes)
+        return ZeroShotConfig(**{name: vars(self)[name] for name in _OWN} | changes)
 
     def to_dict(self) -> dict[str, Any]:
         """All settings by their flat names."""
-        own = {name: getattr(self, name) for name in _OWN if name not in PARTS}
-        return own | {name: getattr(self, name) for name in FLAT}
+        own = {name: vars(self)[name] for name in _OWN if name not in PARTS}
+        return own | {flat: vars(vars(self)[part])[name] for flat, (part, name) in FLAT.items()}
 
     def to_json(self) -> str:
         """All settings as one JSON object, by their flat names."""

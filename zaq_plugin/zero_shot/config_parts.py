@@ -40,7 +40,7 @@ def check_settings(part: Any) -> None:
         ValueError: names the setting, by its flat name, and its value.
     """
     for item in fields(part):
-        value, meta = getattr(part, item.name), item.metadata
+        value, meta = vars(part)[item.name], item.metadata
         name = meta.get("flat") or item.name
         if meta.get("choices") and value not in meta["choices"]:
             listed = ", ".join(map(repr, meta["choices"]))

@@ -7,6 +7,7 @@ several outputs (segmentation, detection heads) are seen through an output adapt
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -43,9 +44,9 @@ def _collect(value: object, tensors: list[Tensor]) -> None:
     elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
         for part in value:
             _collect(part, tensors)
-    elif hasattr(value, "__dataclass_fields__"):
-        for name in value.__dataclass_fields__:
-            _collect(getattr(value, name), tensors)
+    elif is_dataclass(value):
+        for field in fields(value):
+            _collect(getattr(value, field.name), tensors)
 
 
 def select(*keys: int | str) -> OutputAdapter:

@@ -117,7 +117,7 @@ class ImageFormat:
             )
         object.__setattr__(self, "shape", shape)
         for name in ("mean", "std"):
-            values = getattr(self, name)
+            values = vars(self)[name]
             if values is not None:
                 object.__setattr__(self, name, tuple(float(v) for v in values))
         _ = self.statistics  # which refuses what does not fit

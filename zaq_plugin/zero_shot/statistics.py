@@ -42,7 +42,7 @@ def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
         name: module
         for name, module in model.named_modules()
         if isinstance(module, _BatchNorm | BatchNormProbe)
-        and isinstance(getattr(module, "running_mean", None), Tensor)
+        and isinstance(module.running_mean, Tensor)
     }
 
 

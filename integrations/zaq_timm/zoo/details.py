@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.layers import channel_axis
+from zaq_plugin.layers import channel_axis, weight_of
 from zaq_plugin.pwlq import QuantSpec, quantize
 from zaq_plugin.report import Audit
 from zaq_plugin.report.images import png_bytes, tile
@@ -78,7 +78,7 @@ def _levels(job: Job, widths: Widths, layers: Audit) -> list[dict[str, Any]]:
     at_hand = {
         record.name: modules[record.name]
         for record in layers.quantized
-        if isinstance(getattr(modules.get(record.name), "weight", None), Tensor)
+        if weight_of(modules.get(record.name)) is not None
     }
     counts = []
     for name in _chosen(at_hand):

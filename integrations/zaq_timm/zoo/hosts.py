@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zaq_plugin import strategies
 from zaq_plugin.errors import in_short
 from zaq_plugin.image_counts import TRAINING_IMAGES
-from zaq_plugin.layers import channel_axis, is_depthwise
+from zaq_plugin.layers import channel_axis, is_depthwise, weight_of
 from zaq_plugin.ptq import calibrate, correct_bias
 from zaq_plugin.ptq.plan import stored_size
 from zaq_plugin.pwlq import QuantSpec, UniformSpec
@@ -156,8 +156,8 @@ def depthwise_overrides(model: nn.Module, spec: QuantSpec) -> dict[str, QuantSpe
     """int8 for depthwise layers whose narrow codes and levels take more room than 8 bits."""
     overrides: dict[str, QuantSpec] = {}
     for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if not is_depthwise(module) or not isinstance(weight, Tensor) or weight.dim() < 3:
+        weight = weight_of(module)
+        if not is_depthwise(module) or weight is None:
             continue
         numel, channels = weight.numel(), weight.shape[channel_axis(module)]
         if stored_size(numel, channels, spec) >= stored_size(numel, channels, INT8):

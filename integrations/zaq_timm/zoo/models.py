@@ -133,12 +133,13 @@ def made_by(name: str) -> nn.Module:
         raise LeftOut(f"{place} cannot be imported ({_first_line(error)})") from error
     except Exception as error:
         raise LeftOut(f"{place} cannot be imported ({in_short(error)})") from error
-    if not hasattr(module, function):
+    make = getattr(module, function, None)
+    if make is None:
         known = [n for n in vars(module) if n[0] != "_"]
         hint = did_you_mean(function, known, "; did you mean {}?")
         raise LeftOut(f"{name} failed (module {place!r} has no attribute {function!r}{hint})")
     try:
-        model = getattr(module, function)()
+        model = make()
     except Exception as error:
         if is_out_of_memory(error):
             raise
