@@ -23,8 +23,8 @@ from torchvision.models.detection.ssdlite import SSDLiteHead
 
 from zaq_plugin.report import Audit
 from zaq_plugin.strategies import Request, apply
-from zaq_plugin.zero_shot.dead_leaves import dead_leaves
-from zaq_plugin.zero_shot.outputs import select
+from zaq_plugin.zero_shot.discrepancy import select
+from zaq_plugin.zero_shot.images import dead_leaves
 
 SIZE = 96
 OUTPUTS = select("cls_logits", "bbox_regression")

@@ -16,8 +16,8 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead, DeepLabV3
 from zaq_plugin import ZeroShotConfig, zero_shot_finetune
 from zaq_plugin.report import Audit
 from zaq_plugin.strategies import Request, apply
-from zaq_plugin.zero_shot.dead_leaves import dead_leaves
-from zaq_plugin.zero_shot.outputs import select
+from zaq_plugin.zero_shot.discrepancy import select
+from zaq_plugin.zero_shot.images import dead_leaves
 
 IMAGE_SHAPE = (3, 64, 64)
 SEGMENTATION = select("out")  # of the dictionary that the model returns

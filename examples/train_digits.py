@@ -22,8 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zaq_timm.digits import DigitsResNet, load_digits_split
-from zaq_timm.separable import DigitsSeparableNet
+from zaq_timm.digits import DigitsResNet, DigitsSeparableNet, load_digits_split
 
 SHIPPED = Path(__file__).parents[1] / "integrations" / "zaq_timm" / "data"
 

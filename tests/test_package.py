@@ -103,8 +103,7 @@ def test_packages_import_only_what_they_may(package: Path) -> None:
     for path in sources(package):
         for name in imports(path):
             top = third_party(name)
-            plots = path.is_relative_to(CORE / "report") and top == "matplotlib"
-            if top is not None and top not in ALLOWED[package.name] and not plots:
+            if top is not None and top not in ALLOWED[package.name]:
                 wrong.append(f"{path.relative_to(ROOT)} imports {name}")
     assert not wrong
 
@@ -247,6 +246,142 @@ def test_a_circle_of_lazy_and_typing_imports_is_seen(tmp_path: Path) -> None:
     assert all(after in graph[name] for name, after in pairwise(circle))
     del graph["imaginary.c"]
     assert files_that_import_each_other(graph) is None
+
+
+def is_module(name: str) -> bool:
+    base = ROOT if name.split(".")[0] in ("zaq_plugin", "benchmarks") else INTEGRATIONS
+    path = base.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def private_uses(code: str) -> list[tuple[str, str]]:
+    """Module and name of what a file takes of our packages that begins with an underscore.
+
+    It may be imported, read as an attribute of a module, or set by a monkeypatch.
+    """
+    tree, modules, uses = ast.parse(code), {}, []
+    ours = {*PROJECT, "benchmarks"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias for alias in node.names if alias.name.split(".")[0] in ours]
+            modules.update({alias.asname or alias.name: alias.name for alias in names})
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ours:
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                if is_module(full):
+                    modules[alias.asname or alias.name] = full
+                else:
+                    uses.append((str(node.module), alias.name))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            uses.append((modules.get(ast.unparse(node.value), ""), node.attr))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("setattr"):
+            first, *rest = [a.value if isinstance(a, ast.Constant) else a for a in node.args] or [0]
+            if isinstance(first, str):
+                uses.append((first.rpartition(".")[0], first.rpartition(".")[2]))
+            elif isinstance(first, ast.AST) and rest and isinstance(rest[0], str):
+                uses.append((modules.get(ast.unparse(first), ""), rest[0]))
+    return [
+        (module, name)
+        for module, name in uses
+        if module.split(".")[0] in ours and name.startswith("_") and not name.startswith("__")
+    ]
+
+
+def mirrors(test: Path, module: str) -> bool:
+    """Whether a test stands at a module's place: ``test_NAME.py``, or ``test_NAME_more.py``.
+
+    What is private of a tool stands in ``_compat``, and ``test_host_facts.py`` pins it.
+    """
+    parts = [part for part in test.with_suffix("").parts if part not in ("tests", "integrations")]
+    *folder, name = module.split(".")
+    leaf = "host_facts" if name == "_compat" else name.lstrip("_")
+    return parts[:-1] == folder and f"{parts[-1]}_".startswith(f"test_{leaf}_")
+
+
+MIRRORED = (CORE, INTEGRATIONS / ZOO)
+TOPICS = {
+    "zaq_plugin": {"public_names": "the package's face"},
+    "zaq_plugin/ptq": {
+        "inputs_stay": "of every function of the part",
+        "masks": "minus infinity, whoever meets it",
+    },
+    "zaq_plugin/pwlq": {"formats": "what every format must do", "laws": "what holds of any spec"},
+    "zaq_plugin/strategies": {
+        "cuda": "all methods on a GPU",
+        "formulas": "each method against its paper",
+        "output_margin": "ranges of outputs, whoever sets them",
+        "shared_layers": "layers called twice, in several methods",
+    },
+    "zaq_plugin/zero_shot": {
+        "cuda": "training on a GPU",
+        "distributed": "training on two ranks",
+        "frameworks": "the loader in others' trainers",
+        "never_worse": "the promise of the whole run",
+        "resume": "the promise of the whole run",
+    },
+    "integrations/zaq_timm": {"weight_standardisation": "timm's own layers, in the core"},
+    "integrations/zaq_timm/zoo": {"kill": "runs that end in the middle"},
+}
+"""Tests of no single module, by folder, and what they are of."""
+
+
+def test_tests_stand_at_their_sources_places() -> None:
+    homeless = {
+        (folder.relative_to(ROOT).as_posix(), path.stem.removeprefix("test_"))
+        for top in MIRRORED
+        for folder in [top, *(p.parent for p in top.rglob("__init__.py"))]
+        for path in (ROOT / "tests" / folder.relative_to(ROOT)).glob("test_*.py")
+        if not any(mirrors(path.relative_to(ROOT), module_name(s)) for s in folder.glob("*.py"))
+    }
+    assert homeless == {(folder, name) for folder, names in TOPICS.items() for name in names}
+    folders = {p.parent.relative_to(ROOT) for top in MIRRORED for p in top.rglob("__init__.py")}
+    there = {p.parent.relative_to(ROOT / "tests") for p in (ROOT / "tests").rglob("test_*.py")}
+    own = [name for name in there if name.parts[:1] == ("zaq_plugin",) or ZOO in name.parts]
+    assert set(own) <= folders
+
+
+BY_OTHERS = {
+    ("tests/test_package.py", "zaq_plugin._LATER"): "the face's table, which this file holds apart",
+    ("tests/zaq_plugin/test_public_names.py", "zaq_plugin._LATER"): "the face is an __init__.py",
+    ("tests/integrations/test_hand_over.py", "zaq_nncf.stripping._write"): "a fault is put in",
+    ("tests/integrations/zaq_fx/test_student.py", "zaq_fx._compat._ATTRS"): "the host's own names",
+}
+"""Test and private name that it may use all the same, and why."""
+
+
+def test_tests_and_benchmarks_leave_private_names_to_their_module() -> None:
+    used = {
+        (path.relative_to(ROOT).as_posix(), f"{module}.{name}")
+        for top in ("tests", "benchmarks", "examples")
+        for path in sources(ROOT / top)
+        for module, name in private_uses(path.read_text(encoding="utf-8"))
+        if not mirrors(path.relative_to(ROOT), module)
+    }
+    assert used == set(BY_OTHERS)
+
+
+def test_private_uses_of_every_kind_are_seen() -> None:
+    code = (
+        "import zaq_plugin.pwlq.search as s\nfrom zaq_plugin.pwlq import levels\n"
+        "from zaq_plugin.files import write_whole, _umask\nimport torch\n"
+        "s._a; levels._b(); torch._c; levels.d; s.__name__\n"
+        "def f(monkeypatch):\n"
+        "    monkeypatch.setattr(levels, '_e', 1)\n"
+        "    monkeypatch.setattr('zaq_fx.host._f', 1)\n"
+        "    monkeypatch.setattr(levels, 'g', 1)\n"
+    )
+    assert set(private_uses(code)) == {
+        ("zaq_plugin.files", "_umask"),
+        ("zaq_plugin.pwlq.search", "_a"),
+        ("zaq_plugin.pwlq.levels", "_b"),
+        ("zaq_plugin.pwlq.levels", "_e"),
+        ("zaq_fx.host", "_f"),
+    }
+    assert mirrors(Path("tests/zaq_plugin/ptq/test_fold_transposed.py"), "zaq_plugin.ptq.fold")
+    assert mirrors(Path("tests/zaq_plugin/test_versions.py"), "zaq_plugin._versions")
+    assert not mirrors(Path("tests/zaq_plugin/ptq/test_folding.py"), "zaq_plugin.ptq.fold")
+    assert not mirrors(Path("tests/zaq_plugin/test_fold.py"), "zaq_plugin.ptq.fold")
 
 
 def python(code: str, **kwargs: object) -> str:

@@ -20,3 +20,10 @@ def attribute_at(model: nn.Module, path: str) -> Any:
 def name_of_target(target: Any) -> str:
     """A node's target as a word: a method's name, a function's, or how it is written."""
     return target if isinstance(target, str) else getattr(target, "__name__", str(target))
+
+
+def free_name(module: nn.Module, name: str, before: str = "", behind: str = "_") -> str:
+    """A name that a module has nothing under: this one, with as much around it as it takes."""
+    while getattr(module, name, None) is not None:
+        name = before + name + behind
+    return name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -20,6 +21,17 @@ def out_features(layer: nn.Module) -> int:
     return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)  # type: ignore
 
 
+def in_features(layer: nn.Module) -> int:
+    """Number of input channels of a convolution or linear module."""
+    return int(layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)  # type: ignore
+
+
+def weight_of(module: object) -> Tensor | None:
+    """The tensor that a module calls its weight; None where there is none."""
+    weight = getattr(module, "weight", None)
+    return weight if isinstance(weight, Tensor) else None
+
+
 def channel_axis(layer: nn.Module) -> int:
     """Axis of the output channels in a layer's weight."""
     return 1 if isinstance(layer, TRANSPOSED) else 0
@@ -27,7 +39,7 @@ def channel_axis(layer: nn.Module) -> int:
 
 def groups_of(layer: nn.Module) -> int:
     """Groups of a convolution; 1 of anything else."""
-    return int(getattr(layer, "groups", 1))
+    return layer.groups if isinstance(layer, _ConvNd) else 1
 
 
 def has_own_forward(kind: type[nn.Module]) -> bool:
@@ -37,5 +49,4 @@ def has_own_forward(kind: type[nn.Module]) -> bool:
 
 def is_depthwise(layer: nn.Module) -> bool:
     """Whether every input channel has its own filters."""
-    groups = groups_of(layer)
-    return groups > 1 and groups == getattr(layer, "in_channels", 0)
+    return isinstance(layer, _ConvNd) and 1 < layer.groups == layer.in_channels

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zaq_plugin._range_observer import RangeObserver
-from zaq_plugin._range_tally import add_call, range_of
+from zaq_plugin._range_observer import RangeObserver, add_call, range_of
 from zaq_plugin.pwlq import (
     minmax_range,
     percentile_range,

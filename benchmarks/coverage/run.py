@@ -40,11 +40,11 @@ from zaq_plugin.errors import in_short
 from zaq_plugin.files import write_whole
 from zaq_plugin.pwlq import PWLQSpec
 from zaq_timm.zoo.errors import DONE, LeftOut
-from zaq_timm.zoo.files import write_json
-from zaq_timm.zoo.limits import Limits
+from zaq_timm.zoo.light import write_json
 from zaq_timm.zoo.measure import distance, outputs, padded
 from zaq_timm.zoo.pool import Task
 from zaq_timm.zoo.runner import run
+from zaq_timm.zoo.worker import Limits
 
 NEEDS = """Needs timm, torchvision and what the ways name; no data. Takes one to two minutes a
 model: three hours for all families by zaq; --family and --largest ask for fewer."""

@@ -38,8 +38,7 @@ def measure(models: tuple[str, ...], work: Path, jobs: int) -> tuple[float, floa
     Returns:
         Wall-clock seconds, processor seconds of all workers, and each one's peak memory in bytes.
     """
-    from zaq_timm.zoo.plan import Plan
-    from zaq_timm.zoo.runner import run_settings
+    from zaq_timm.zoo.runner import Plan, run_settings
     from zaq_timm.zoo.settings import Settings
 
     settings = Settings(

@@ -31,9 +31,8 @@ from zaq_plugin.pwlq import QuantSpec
 from zaq_plugin.strategies.compose import compose
 from zaq_plugin.strategies.prepared import Method, quantize_prepared
 from zaq_plugin.student.assign import Classes, module_classes
-from zaq_plugin.student.batches import Arguments, as_call
+from zaq_plugin.student.batches import Arguments, as_call, taking
 from zaq_plugin.student.hand_over import keep_inputs
-from zaq_plugin.student.inputs import taking
 from zaq_plugin.zero_shot import ImageFormat, ZeroShotConfig, ZeroShotLoader
 
 CORRECTION_IMAGES = 128

@@ -20,7 +20,7 @@ from zaq_nncf.quantizing import freeze_own_ranges, nncf_spec, plain_spec, symmet
 from zaq_plugin.fake_quantize import PWLQPerChannelFakeQuantize
 from zaq_plugin.graph import attribute_at
 from zaq_plugin.pwlq import QuantSpec
-from zaq_plugin.pwlq.spec import spec_from_json
+from zaq_plugin.pwlq.registry import spec_from_json
 
 # ---- PWLQ levels on NNCF's signed 8-bit grid -----------------------------------------------------
 

@@ -24,8 +24,7 @@ from zaq_plugin._host_module import HostModule
 from zaq_plugin.fake_quantize import ActivationFakeQuantize, PWLQActivationFakeQuantize
 from zaq_plugin.ptq import quantized_tensors
 from zaq_plugin.pwlq import PWLQTensor
-from zaq_plugin.student.batches import fresh
-from zaq_plugin.student.inputs import taking
+from zaq_plugin.student.batches import fresh, taking
 from zaq_plugin.student.module_student import parametrized_layer
 
 # ---- Simulated models ----------------------------------------------------------------------------

@@ -18,8 +18,7 @@ from torch.nn.utils import parametrize
 from zaq_plugin.files import write_whole
 from zaq_plugin.ptq import fold_batch_norm, simulate
 from zaq_plugin.pwlq import PWLQTensor, UniformSpec, load_quantized, save_quantized
-from zaq_timm.digits import IMAGE_SHAPE
-from zaq_timm.separable import DigitsSeparableNet
+from zaq_timm.digits import IMAGE_SHAPE, DigitsSeparableNet
 
 WEIGHTS_FILE = "quantized.safetensors"
 REST_FILE = "rest.safetensors"

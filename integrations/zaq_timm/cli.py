@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import os
 import re
@@ -11,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+from zaq_timm.zoo.light import did_you_mean
 
 DESCRIPTION = """\
 Quantizes PyTorch models to piecewise linear weights (PWLQ) and reports what it cost."""
@@ -55,6 +56,7 @@ Looks at processor, memory, compilers, torch and every host, and says what is mi
 installs it. Whether int8 kernels saturate here is measured, not read from the processor's name.
 The exit code is 1 if something that is installed cannot be used."""
 
+NEAREST = ". Did you mean {}?"
 Format = argparse.RawDescriptionHelpFormatter
 
 
@@ -65,7 +67,7 @@ class Parser(argparse.ArgumentParser):
         """Ends the program with exit code 2."""
         wrong = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
         if wrong:
-            message += did_you_mean(wrong[1], re.findall(r"[\w.+-]+", wrong[2]))
+            message += did_you_mean(wrong[1], re.findall(r"[\w.+-]+", wrong[2]), NEAREST)
         self.exit(2, f"{self.prog}: error: {message} (try: {self.prog} --help)\n")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -75,7 +77,9 @@ class Parser(argparse.ArgumentParser):
             parser = self.commands[read.command]
             options = [name for action in parser._actions for name in action.option_strings]
             hints = [
-                did_you_mean(word.split("=")[0], options) for word in unknown if word[:1] == "-"
+                did_you_mean(word.split("=")[0], options, NEAREST)
+                for word in unknown
+                if word[:1] == "-"
             ]
             parser.error(f"unrecognized arguments: {' '.join(unknown)}{''.join(hints)}")
         return read
@@ -89,12 +93,6 @@ class Parser(argparse.ArgumentParser):
             if isinstance(action, argparse._SubParsersAction)
             for name, parser in action.choices.items()
         }
-
-
-def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """A hint to the nearest of what is known; empty if nothing is near."""
-    near = difflib.get_close_matches(word, known, n=1)
-    return f". Did you mean {near[0]}?" if near else ""
 
 
 def seed(text: str) -> int:
@@ -206,7 +204,7 @@ def demo_command(args: argparse.Namespace) -> int:
 
     from zaq_plugin.report import results_table
     from zaq_timm.demo import STEPS, run_demo
-    from zaq_timm.progress import progress
+    from zaq_timm.zoo.progress import progress
 
     # So small a network gains nothing from threads, and on a busy machine they wait for each other.
     torch.set_num_threads(1)

@@ -18,18 +18,8 @@ from zaq_plugin.ptq import fold_batch_norm
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec
 from zaq_plugin.report import Figure, Manifest, ResultRow, write_page
 from zaq_timm.checkpoint import save_checkpoint
-from zaq_timm.converted import CONVERTED
-from zaq_timm.demo_devices import file_columns, tool_of, write_device_file
-from zaq_timm.deployment import Shipped, ship
-from zaq_timm.digits import DigitsSplit, load_digits_split
-from zaq_timm.doctor.kernels import warning
-from zaq_timm.figures import demo_figures
-from zaq_timm.formats import compared
-from zaq_timm.hosts import Host, Quantized, simulated
-from zaq_timm.measures import float_bytes, percent, sqnr
-from zaq_timm.recovery import ACTIVATIONS, DATA_FREE, SPEC, recover, recovery_figures
-from zaq_timm.separable import separable_model
-from zaq_timm.wording import (
+from zaq_timm.demo_files import Shipped, file_columns, ship, tool_of, write_device_file
+from zaq_timm.demo_page import (
     CALIBRATION_IMAGES,
     EVALUATION,
     FLOAT_LEVELS,
@@ -39,7 +29,13 @@ from zaq_timm.wording import (
     SAFE,
     TENSORS,
     UNSAFE,
+    demo_figures,
 )
+from zaq_timm.digits import DigitsSplit, load_digits_split, separable_model
+from zaq_timm.doctor.machine import warning
+from zaq_timm.formats import compared
+from zaq_timm.hosts import CONVERTED, Host, Quantized, float_bytes, percent, simulated, sqnr
+from zaq_timm.recovery import ACTIVATIONS, DATA_FREE, SPEC, recover, recovery_figures
 
 BATCH = 128
 KEPT = ("PWLQ", 4, 8)
@@ -60,7 +56,7 @@ class DemoRun:
     Attributes:
         out: the folder to write to; it exists.
         seed: what draws the calibration images.
-        host: who converts to int8, a key of `zaq_timm.converted.CONVERTED`.
+        host: who converts to int8, a key of `zaq_timm.hosts.CONVERTED`.
         step: told the name of each step as it begins.
         manifest: everything the run knows about itself.
         files: what was written, in order.
@@ -304,8 +300,8 @@ def run_demo(
     """Runs all stages; see `DemoRun` for arguments and result.
 
     Raises:
-        ImportError: scikit-learn, which holds the images, or matplotlib is missing; or what writes
-            a file that is asked for.
+        ImportError: scikit-learn, which holds the images, is missing; or what writes a file that
+            is asked for.
         OSError: the folder cannot be made or written to.
     """
     for kind in exports:

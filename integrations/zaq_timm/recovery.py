@@ -13,9 +13,8 @@ from zaq_plugin.ptq import audit, correct_bias, quantized_tensors, simulate
 from zaq_plugin.pwlq import UniformSpec
 from zaq_plugin.report import Figure, image_grid, training_figures
 from zaq_plugin.zero_shot import FinetuneResult, ZeroShotConfig, zero_shot_finetune
-from zaq_timm.digits import IMAGE_SHAPE
+from zaq_timm.digits import IMAGE_SHAPE, separable_model
 from zaq_timm.hosts import Quantized
-from zaq_timm.separable import separable_model
 
 WEIGHTS, ACTIVATIONS = 4, 4
 SPEC = UniformSpec(WEIGHTS, "asymmetric", "mse")

@@ -10,9 +10,9 @@ from small_networks import Depthwise, Plain, Residual, every_network, inputs, ne
 from torch import Tensor, nn
 
 from zaq_plugin.ptq import calibrate, compensate_rounding, correct_bias, fold_batch_norm
+from zaq_plugin.reconstruction import ReconstructOptions, reconstruct
+from zaq_plugin.reconstruction.blocks import find_blocks
 from zaq_plugin.student import student_of, twin
-from zaq_plugin.zero_shot import ReconstructOptions, reconstruct
-from zaq_plugin.zero_shot.blocks import find_blocks
 
 BITS = 3
 

@@ -12,8 +12,8 @@ from small_networks import ORDER, Plain, Residual, every_network, inputs, networ
 from torch import Tensor, nn
 
 from zaq_plugin.ptq import calibrate, compensate_rounding, correct_bias
+from zaq_plugin.reconstruction import ReconstructOptions, reconstruct
 from zaq_plugin.student import student_of, twin
-from zaq_plugin.zero_shot import ReconstructOptions, reconstruct
 
 
 def facts_of(model: nn.Module) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from small_networks import Residual, inputs, student_from
 from torch import Tensor
 
 from zaq_plugin.ptq import calibrate, correct_bias
-from zaq_plugin.student.inputs import taking
+from zaq_plugin.student.batches import taking
 
 WRONG: dict[str, tuple[Callable[[Tensor], Tensor], str, str]] = {
     "uint8": (

@@ -15,9 +15,9 @@ from networks import Net
 from torch import nn
 
 from zaq_plugin.pwlq import PWLQSpec
+from zaq_plugin.reconstruction.blocks import find_blocks
 from zaq_plugin.student import twin
 from zaq_plugin.zero_shot import ZeroShotConfig, ZeroShotLoader, zero_shot_finetune
-from zaq_plugin.zero_shot.blocks import find_blocks
 from zaq_plugin.zero_shot.taps import find_taps
 
 SHAPE = (3, 12, 12)

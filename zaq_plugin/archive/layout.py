@@ -9,17 +9,71 @@ what is there before memory is taken for it.
 from __future__ import annotations
 
 import json
+import lzma
 import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from zaq_plugin.archive.coding import expand, squeeze
+_STRATEGIES = (zlib.Z_HUFFMAN_ONLY, zlib.Z_DEFAULT_STRATEGY)
+_FILTERS: list[dict[str, Any]] = [
+    {"id": lzma.FILTER_LZMA1, "preset": 9, "dict_size": 2**22, "lc": 0, "lp": 2, "pb": 2}
+]
+_BITS, _MEMORY = -15, 9
+
+
+def deflate(data: bytes) -> bytes:
+    """For codes."""
+    candidates = []
+    for strategy in _STRATEGIES:
+        coder = zlib.compressobj(9, zlib.DEFLATED, _BITS, _MEMORY, strategy)
+        candidates.append(coder.compress(data) + coder.flush())
+    return min(candidates, key=len)
+
+
+def inflate(data: bytes, size: int) -> bytes:
+    """Undo `deflate`; never more than ``size`` bytes are made.
+
+    Raises:
+        ValueError: It is damaged, or of another size.
+    """
+    decoder = zlib.decompressobj(_BITS)
+    try:
+        content = decoder.decompress(data, size + 1)
+    except zlib.error as error:
+        raise ValueError("codes cannot be decoded") from error
+    return _checked(content, size, decoder.eof and not decoder.unused_data)
+
+
+def squeeze(data: bytes) -> bytes:
+    """For everything else."""
+    return lzma.compress(data, lzma.FORMAT_RAW, filters=_FILTERS)
+
+
+def expand(data: bytes, size: int) -> bytes:
+    """Undo `squeeze`; never more than ``size`` bytes are made.
+
+    Raises:
+        ValueError: It is damaged, or of another size.
+    """
+    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_FILTERS)
+    try:
+        content = decoder.decompress(data, size + 1)
+    except (lzma.LZMAError, EOFError) as error:
+        raise ValueError("bytes cannot be decoded") from error
+    return _checked(content, size, decoder.eof and not decoder.unused_data)
+
+
+def _checked(content: bytes, size: int, ended: bool) -> bytes:
+    if len(content) != size or not ended:
+        raise ValueError(f"a part that should hold {size} bytes does not")
+    return content
+
 
 SIGNATURE, VERSION = b"\x89ZAQ\r\n\x1a\n", 1
-_FIRST = struct.Struct("<8sBI")
-_HEAD = struct.Struct("<Q32sII")
+FIRST = struct.Struct("<8sBI")
+HEAD = struct.Struct("<Q32sII")
 RATIO = 1000
 """A file is at most so many times as large as its archive: more is made by nobody but to harm."""
 
@@ -48,11 +102,11 @@ class Writer:
         text = json.dumps(record, separators=(",", ":")).encode()
         description = squeeze(text)
         body = (
-            _HEAD.pack(size, digest, len(description), len(text))
+            HEAD.pack(size, digest, len(description), len(text))
             + description
             + b"".join(self.parts)
         )
-        return _FIRST.pack(SIGNATURE, VERSION, zlib.crc32(body)) + body
+        return FIRST.pack(SIGNATURE, VERSION, zlib.crc32(body)) + body
 
 
 class Archive:
@@ -72,22 +126,22 @@ class Archive:
     """
 
     def __init__(self, data: bytes, largest: int) -> None:
-        if len(data) < _FIRST.size + _HEAD.size or data[:8] != SIGNATURE:
+        if len(data) < FIRST.size + HEAD.size or data[:8] != SIGNATURE:
             raise ValueError("this is no archive of zaq-quantize pack, or it is truncated")
-        _, version, crc = _FIRST.unpack_from(data)
+        _, version, crc = FIRST.unpack_from(data)
         if version != VERSION:
             raise ValueError(
                 f"it is of version {version}, and this zaq_plugin reads {VERSION}; install another"
             )
-        if zlib.crc32(memoryview(data)[_FIRST.size :]) != crc:
+        if zlib.crc32(memoryview(data)[FIRST.size :]) != crc:
             raise ValueError("it is truncated or damaged: its checksum differs")
-        self.size, self.digest, packed, text = _HEAD.unpack_from(data, _FIRST.size)
+        self.size, self.digest, packed, text = HEAD.unpack_from(data, FIRST.size)
         if self.size > min(largest, RATIO * len(data)) or text > RATIO * len(data):
             raise ValueError(
                 f"it says that it holds a file of {self.size:,} bytes, which is too much for an "
                 f"archive of {len(data):,} (at most {RATIO} times that, and {largest:,})"
             )
-        self._data, self._place = data, _FIRST.size + _HEAD.size
+        self._data, self._place = data, FIRST.size + HEAD.size
         self.record = self._description(self.take([packed, text], expand, text))
 
     def _description(self, text: bytes) -> Record:

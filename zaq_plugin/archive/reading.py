@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from zaq_plugin.archive.coding import expand, inflate
 from zaq_plugin.archive.curves import LEAST, joined_numbers, part_count, shape_of, tables
-from zaq_plugin.archive.layout import Archive, Pieces, Record, numbers, records
+from zaq_plugin.archive.layout import Archive, Pieces, Record, expand, inflate, numbers, records
 from zaq_plugin.archive.readers import Plane, joined
 
 _ITEM = 4

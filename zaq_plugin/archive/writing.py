@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from zaq_plugin.archive.coding import deflate, squeeze
 from zaq_plugin.archive.curves import LEAST, shape_numbers, split_numbers
-from zaq_plugin.archive.layout import Record, Writer
+from zaq_plugin.archive.layout import Record, Writer, deflate, squeeze
 from zaq_plugin.archive.readers import Codes, Weight
 from zaq_plugin.pwlq.curves import Curve, Shape, codes_in, used_levels
 from zaq_plugin.pwlq.fitting import fit

@@ -6,7 +6,7 @@ from torch import nn
 
 from zaq_plugin.fake_quantize import PWLQActivationFakeQuantize
 from zaq_plugin.ptq.compound import CompoundFakeQuantize
-from zaq_plugin.ptq.plan import LayerPlan
+from zaq_plugin.ptq.plan import plans_of
 from zaq_plugin.pwlq import PWLQTensor, sqnr_db
 from zaq_plugin.report import Audit, LayerRecord
 from zaq_plugin.report.records import weight_facts
@@ -27,7 +27,7 @@ def audit(student: nn.Module, *, reference: nn.Module | None = None) -> Audit:
     Raises:
         ValueError: If ``student`` does not come from `simulate`.
     """
-    plans: dict[str, LayerPlan] | None = getattr(student, "zaq_plan", None)
+    plans = plans_of(student)
     if plans is None:
         raise ValueError(f"{type(student).__name__} carries no plan; pass what simulate() returned")
     records, weights = Audit(), FloatWeights(reference)

@@ -9,9 +9,9 @@ from torch import nn
 
 from zaq_plugin.layers import LAYERS
 from zaq_plugin.ptq.auditing import audit
-from zaq_plugin.ptq.plan import trace_order
+from zaq_plugin.ptq.plan import plans_of, trace_order
 from zaq_plugin.student import Student, student_of
-from zaq_plugin.student.batches import Call, as_calls, fresh, inputs_of
+from zaq_plugin.student.batches import Call, as_calls, fresh, inputs_of, taking
 from zaq_plugin.student.fake_quantizers import (
     fake_quantizers,
     input_quantizer,
@@ -19,12 +19,9 @@ from zaq_plugin.student.fake_quantizers import (
     output_quantizers,
 )
 from zaq_plugin.student.hand_over import keep_inputs
-from zaq_plugin.student.inputs import taking
 
 
-def calibrate(
-    student: nn.Module, batches: Iterable[Any], *, output_margin: float = 1.0
-) -> None:
+def calibrate(student: nn.Module, batches: Iterable[Any], *, output_margin: float = 1.0) -> None:
     """Set the ranges of all activation fake-quantizers from data, and freeze them.
 
     The data flow is the float model's, as long as nothing has moved the student's float weights:
@@ -54,7 +51,7 @@ def calibrate(
         quantizer.activation_post_process.margin = output_margin
     set_ranges(view, calls)
     keep_inputs(student, calls[0])
-    if hasattr(student, "zaq_plan"):  # a simulated student remembers its own audit
+    if plans_of(student) is not None:  # a simulated student remembers its own audit
         student.zaq_audit = audit(student)  # type: ignore[assignment]
 
 
@@ -116,7 +113,7 @@ def _readers(view: Student) -> dict[int, str]:
 
 def _check_input_layer(student: nn.Module, call: Call) -> None:
     """The 8-bit network input must be where the network's input is."""
-    plans = getattr(student, "zaq_plan", None)
+    plans = plans_of(student)
     if not plans:
         return
     layers = {name: m for name, m in student.named_modules() if isinstance(m, LAYERS)}

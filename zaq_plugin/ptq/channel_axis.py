@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from zaq_plugin.graph import name_of_target
-from zaq_plugin.layers import out_features
+from zaq_plugin.layers import in_features, out_features
 
 UNKNOWN = "whose effect on the channels depends on shapes that are not known (give example_inputs)"
 
@@ -83,7 +83,7 @@ def features(where: Axis, layer: nn.Module) -> Tensor | str:
         layer: Linear or convolution.
     """
     positions = _positions(layer)
-    width = int(getattr(layer, "in_channels", getattr(layer, "in_features", 0)))
+    width = in_features(layer)
     wrong = "its channels are not what the next layer sums over"
     last = where.axis == -1 if where.rank is None else where.axis == where.rank - 1 - positions
     if not last or (where.rank is None and positions):

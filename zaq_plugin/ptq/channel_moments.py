@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from zaq_plugin.layers import LAYERS
-from zaq_plugin.ptq.bounded import BoundedReLU
 from zaq_plugin.ptq.channel_axis import (
     Axis,
     behind,
@@ -28,9 +27,9 @@ from zaq_plugin.ptq.channel_axis import (
     shape_of,
     zero_padding,
 )
-from zaq_plugin.ptq.channels import linear_response, wide_weight
+from zaq_plugin.ptq.channels import BoundedReLU, linear_response, wide_weight
 from zaq_plugin.ptq.connections import kind_of, layer_graph
-from zaq_plugin.ptq.remembered import Normal
+from zaq_plugin.ptq.fold import Normal
 
 _POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": nn.functional.silu,

@@ -14,7 +14,7 @@ from zaq_plugin.ptq.compound import CompoundFakeQuantize
 from zaq_plugin.ptq.error_feedback import output_error, round_with_feedback
 from zaq_plugin.ptq.input_moments import PATCHES, InputMoments, NoProductError, why_no_patches
 from zaq_plugin.pwlq.cells import fitting_edges, float_for_levels
-from zaq_plugin.pwlq.layout import to_rows
+from zaq_plugin.pwlq.kernels import to_rows
 from zaq_plugin.student import FloatWeights, QuantLayer, student_of
 from zaq_plugin.student.layer import bare_layer
 from zaq_plugin.student.walk import MEMORY, walk_layers

@@ -20,7 +20,7 @@ from zaq_plugin.pwlq import (
     quantize,
     sqnr_db,
 )
-from zaq_plugin.pwlq.layout import from_rows, to_rows
+from zaq_plugin.pwlq.kernels import from_rows, to_rows
 from zaq_plugin.student import QuantLayer
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zaq_plugin.layers import CONVOLUTIONS, LAYERS, TRANSPOSED
-from zaq_plugin.ptq.products import WatchProducts
+from zaq_plugin.ptq.input_moments import WatchProducts
 from zaq_plugin.student.fake_quantizers import is_fake_quantizer
 
 

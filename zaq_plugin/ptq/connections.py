@@ -22,9 +22,8 @@ from torch.nn.utils import parametrize
 from zaq_plugin.graph import name_of_target
 from zaq_plugin.layers import LAYERS
 from zaq_plugin.ptq.bake import copied
-from zaq_plugin.ptq.bounded import BoundedReLU
 from zaq_plugin.ptq.channel_axis import Axis, behind, behind_layer, features, shape_of
-from zaq_plugin.ptq.channels import is_rescalable
+from zaq_plugin.ptq.channels import BoundedReLU, is_rescalable
 from zaq_plugin.ptq.fold_graph import value_users
 from zaq_plugin.ptq.fold_modules import LayerTracer
 from zaq_plugin.ptq.unlift import restore_layers

@@ -16,8 +16,8 @@ from torch import Tensor, fx, nn
 
 from zaq_plugin.layers import out_features
 from zaq_plugin.ptq.bake import bake_parametrizations, copied
-from zaq_plugin.ptq.bounded import BoundedReLU
 from zaq_plugin.ptq.channels import (
+    BoundedReLU,
     add_to_bias,
     input_ranges,
     linear_response,
@@ -27,7 +27,7 @@ from zaq_plugin.ptq.channels import (
     wide_weight,
 )
 from zaq_plugin.ptq.connections import Connection, connections, layer_graph
-from zaq_plugin.ptq.remembered import Remembered
+from zaq_plugin.ptq.fold import Remembered
 from zaq_plugin.ptq.wrappers import unwrapped
 
 ModelT = TypeVar("ModelT", bound=nn.Module)

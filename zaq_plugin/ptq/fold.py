@@ -1,17 +1,20 @@
-"""BatchNorm folding for any model, with the list of what was folded and what was not."""
+"""BatchNorm folding for any model: what was folded and what not, and what BatchNorms remembered."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
+from zaq_plugin.layers import wide_dtype
 from zaq_plugin.ptq.bake import bake_parametrizations, copied
 from zaq_plugin.ptq.fold_graph import fold_graph
 from zaq_plugin.ptq.fold_modules import find_pairs, fold_pairs
-from zaq_plugin.ptq.wrappers import unwrap_parts, unwrapped
+from zaq_plugin.ptq.wrappers import part_of, unwrap_parts, unwrapped
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -72,7 +75,7 @@ def fold_batch_norm(
     """
     source: object = model
     if not isinstance(source, nn.Module):
-        way_out = "; pass program.module()" if hasattr(source, "graph_signature") else ""
+        way_out = "; pass program.module()" if isinstance(source, ExportedProgram) else ""
         raise TypeError(
             f"fold_batch_norm expects an nn.Module, got {type(source).__name__}{way_out}"
         )
@@ -102,3 +105,70 @@ def _meaning(model: nn.Module) -> str:
     if any(isinstance(m, nn.modules.dropout._DropoutNd) for m in modules):
         return ", where dropout is random"
     return ""
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Mean and standard deviation per channel, (channels,) float64."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def divided(self, factor: Tensor) -> Normal:
+        """Of the channels divided by a positive factor."""
+        return Normal(self.mean / factor, self.deviation / factor)
+
+    def shifted(self, by: Tensor) -> Normal:
+        """Of the channels moved."""
+        return replace(self, mean=self.mean + by)
+
+
+Remembered = dict[str, Normal]
+
+
+def remembered_statistics(model: nn.Module, folded: nn.Module) -> Remembered:
+    """Mean β and deviation γ of each folded layer's output, before its activation.
+
+    The deviation is ``|γ| sqrt(var / (var + eps))``: what a BatchNorm gives out on the data that
+    it was trained on. The papers leave eps away, which is wrong for channels that are almost dead.
+
+    Args:
+        model: The model with its BatchNorms.
+        folded: What `fold_batch_norm` made of it.
+
+    Raises:
+        ValueError: If no BatchNorm was folded.
+    """
+    folding = folding_of(folded)
+    pairs = () if folding is None else folding.folded
+    statistics: Remembered = {}
+    for layer, norm in pairs:
+        place: Any = part_of(model, norm)
+        mean, var = place.running_mean, place.running_var
+        wide = wide_dtype(mean)
+        eps = float(getattr(place, "eps", 1e-5))
+        var = var.detach().to(wide).clamp(min=0)
+        gamma, beta = getattr(place, "weight", None), getattr(place, "bias", None)
+        size = torch.ones_like(var) if gamma is None else gamma.detach().to(wide).abs()
+        center = torch.zeros_like(var) if beta is None else beta.detach().to(wide)
+        statistics[layer] = Normal(center, size * (var / (var + eps)).sqrt())
+    if not statistics:
+        raise ValueError(
+            f"{type(model).__name__} has no BatchNorm behind a convolution or linear layer, so "
+            "there are no statistics to work with; use a strategy that works from images, such as "
+            "'pwlq'"
+        )
+    return statistics
+
+
+def folding_of(model: nn.Module) -> Folding | None:
+    """What `fold_batch_norm` has left on the model that it made."""
+    return getattr(model, "zaq_folding", None)
+
+
+def rescaled(remembered: Mapping[str, Normal], factors: Mapping[str, Tensor]) -> Remembered:
+    """The statistics of a model whose layers' outputs were divided by factors."""
+    return {
+        name: normal.divided(factors[name]) if name in factors else normal
+        for name, normal in remembered.items()
+    }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from zaq_plugin.graph import attribute_at
+from zaq_plugin.graph import attribute_at, free_name
 from zaq_plugin.layers import LAYERS, out_features
 from zaq_plugin.ptq.fold_arithmetic import (
     NormStatistics,
@@ -289,9 +289,7 @@ def _set(model: nn.Module, target: str, value: Tensor, like: Tensor) -> None:
 
 
 def _free_name(model: nn.Module, parent_name: str) -> str:
-    parent, name = model.get_submodule(parent_name), "bias"
-    while getattr(parent, name, None) is not None:
-        name = "folded_" + name
+    name = free_name(model.get_submodule(parent_name), "bias", "folded_", "")
     return f"{parent_name}.{name}" if parent_name else name
 
 

@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from zaq_plugin.errors import in_short
+from zaq_plugin.graph import name_of_target
 from zaq_plugin.layers import LAYERS, out_features
 from zaq_plugin.ptq.computed_weights import random_input
 from zaq_plugin.ptq.fold_arithmetic import (
@@ -131,9 +132,8 @@ def _pairs_from_trace(
 
 
 def _no_layer(source: object) -> str:
-    what = getattr(source, "target", source)
-    what = getattr(what, "__name__", what)
-    return f"its input is no convolution or linear layer but {str(what)!r}"
+    what = name_of_target(source.target if isinstance(source, fx.Node) else source)
+    return f"its input is no convolution or linear layer but {what!r}"
 
 
 def _used_elsewhere(layer: str) -> str:
@@ -225,7 +225,7 @@ def _called_module(node: fx.Node) -> str:
 
 
 def _op_name(node: Any) -> str:
-    target = getattr(node, "target", None)
+    target = node.target if isinstance(node, fx.Node) else None
     return target._schema.name.split("::")[-1] if isinstance(target, torch._ops.OpOverload) else ""
 
 

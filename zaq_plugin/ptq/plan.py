@@ -20,7 +20,7 @@ from zaq_plugin.student.assign import (
     Overrides,
     check_value,
 )
-from zaq_plugin.student.inputs import taking
+from zaq_plugin.student.batches import taking
 from zaq_plugin.student.layer import own_class
 
 Depthwise = Literal["int8", "as-told"]
@@ -47,6 +47,11 @@ class LayerPlan:
     activations: Activations = None
     reason: str | None = None
     is_input: bool = False
+
+
+def plans_of(student: nn.Module) -> dict[str, LayerPlan] | None:
+    """What `simulate` has left on its student; None of a student of another host."""
+    return getattr(student, "zaq_plan", None)
 
 
 def stored_size(numel: int, channels: int, spec: QuantSpec) -> int:

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
-from zaq_plugin.graph import attribute_at
+from zaq_plugin.graph import attribute_at, free_name
 from zaq_plugin.layers import LAYERS
 
 _CONVOLUTIONS: dict[str, type[nn.Module]] = {
@@ -45,7 +46,7 @@ def restore_layers(model: fx.GraphModule, *, inplace: bool = False) -> fx.GraphM
     """
     source: object = model
     if not isinstance(source, fx.GraphModule):
-        way_out = "; pass program.module()" if hasattr(source, "graph_signature") else ""
+        way_out = "; pass program.module()" if isinstance(source, ExportedProgram) else ""
         raise TypeError(
             f"restore_layers expects an fx.GraphModule, got {type(source).__name__}{way_out}"
         )
@@ -165,8 +166,6 @@ def _install(model: nn.Module, sources: tuple[str, ...], layer: nn.Module) -> st
         if name and alone and not isinstance(place, LAYERS):
             model.set_submodule(name, layer)
             return name
-    name = f"{sources[0].replace('.', '_')}_layer"
-    while hasattr(model, name):
-        name += "_"
+    name = free_name(model, f"{sources[0].replace('.', '_')}_layer")
     model.add_module(name, layer)
     return name

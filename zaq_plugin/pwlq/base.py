@@ -267,3 +267,7 @@ class Format(JsonSpec, ABC):
 def is_simulated(activations: object) -> TypeGuard[Any]:
     """Whether activations are of a format that a module of its own simulates, as PWLQ's are."""
     return isinstance(activations, Format) and activations.activations == "simulated"
+
+
+QuantSpec = Format
+"""What annotations call it."""

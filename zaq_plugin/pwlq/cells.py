@@ -9,8 +9,7 @@ from torch import Tensor
 
 from zaq_plugin.pwlq.base import Format
 from zaq_plugin.pwlq.functional import complete_edges, fake_quantize
-from zaq_plugin.pwlq.kernels import codebook_of
-from zaq_plugin.pwlq.layout import from_rows, to_rows
+from zaq_plugin.pwlq.kernels import codebook_of, from_rows, to_rows
 from zaq_plugin.pwlq.levels import build_grid, tops_of, with_tops, without_tops
 
 MARGIN = 0.01

@@ -22,6 +22,21 @@ def check_int(name: str, value: object, low: int, high: int) -> None:
         raise ValueError(f"{name} must be from {low} to {high}; got {value}.")
 
 
+def json_object(text: str, who: str) -> dict[str, Any]:
+    """What a text of JSON holds, which must be an object.
+
+    Raises:
+        ValueError: if it is none; ``who`` reads it.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{who}: not valid JSON ({error}).") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{who}: expected a JSON object, got {type(values).__name__}.")
+    return values
+
+
 _S = TypeVar("_S", bound="JsonSpec")
 
 
@@ -47,15 +62,7 @@ class JsonSpec:
         Raises:
             ValueError: if the text is no JSON object, is of another kind, or has an unknown key.
         """
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{cls.__name__}.from_json: not valid JSON ({error}).") from error
-        if not isinstance(values, dict):
-            raise ValueError(
-                f"{cls.__name__}.from_json: expected a JSON object, got {type(values).__name__}."
-            )
-        return cls.from_dict(values)
+        return cls.from_dict(json_object(text, f"{cls.__name__}.from_json"))
 
     @classmethod
     def from_dict(cls: type[_S], values: dict[str, Any]) -> _S:

@@ -1,7 +1,7 @@
 """Every number format: its kind in files, its class, and its names as users type them.
 
 A new format is one line of `FORMATS`. This file imports nothing, so that a command which only looks
-at a name need not load torch (`zaq_timm.zoo.format_names`); classes are found by
+at a name need not load torch (`zaq_timm.zoo.light`); classes are found by
 `zaq_plugin.pwlq.registry`.
 """
 

@@ -10,10 +10,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zaq_plugin.pwlq import solve, statistics
+from zaq_plugin.pwlq import ranges, statistics
 from zaq_plugin.pwlq.base import Format
-from zaq_plugin.pwlq.kernels import Codebook, codebook_dtype, codebook_of, look_up
-from zaq_plugin.pwlq.layout import channels_of, from_rows, from_rows_shape, to_rows
+from zaq_plugin.pwlq.kernels import (
+    Codebook,
+    channels_of,
+    codebook_dtype,
+    codebook_of,
+    from_rows,
+    from_rows_shape,
+    look_up,
+    to_rows,
+)
 from zaq_plugin.pwlq.levels import Grid, build_grid
 from zaq_plugin.pwlq.overflow import guarded, lower, wide_channels
 from zaq_plugin.pwlq.registry import spec_from_json
@@ -29,7 +37,7 @@ def code_dtype(spec: Format) -> torch.dtype:
 @torch.library.custom_op("zaq::pwlq_solve", mutates_args=())
 def pwlq_solve(w: Tensor, spec: str, axis: int | None) -> Tensor:
     """Edges (sides, channels, n + 1) of w by the spec's policy."""
-    return solve.edges_for(w, spec_from_json(spec), axis)
+    return ranges.edges_for(w, spec_from_json(spec), axis)
 
 
 @pwlq_solve.register_fake

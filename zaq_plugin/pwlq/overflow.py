@@ -30,8 +30,7 @@ import torch
 from torch import Tensor
 
 from zaq_plugin.pwlq.base import Format
-from zaq_plugin.pwlq.kernels import BLOCK, codebook_of, look_up
-from zaq_plugin.pwlq.layout import channels_of, from_rows, to_rows
+from zaq_plugin.pwlq.kernels import BLOCK, channels_of, codebook_of, from_rows, look_up, to_rows
 from zaq_plugin.pwlq.levels import Grid, build_grid
 
 LIMIT = (2**15 - 1) // 255

@@ -1,4 +1,4 @@
-"""PWLQ: the piecewise linear number format."""
+"""PWLQ: the piecewise linear number format, and decision intervals on its float grid."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
-from zaq_plugin.pwlq import float_grid
 from zaq_plugin.pwlq.base import (
     OVERFLOWS,
     SYMMETRIES,
@@ -19,11 +19,11 @@ from zaq_plugin.pwlq.base import (
     Overflow,
     Symmetry,
 )
-from zaq_plugin.pwlq.density import density_edges
 from zaq_plugin.pwlq.json_spec import check_choice, check_int
-from zaq_plugin.pwlq.levels import PiecewiseLinear, piecewise_grid
+from zaq_plugin.pwlq.levels import LONE, PiecewiseLinear, lone_sides, piecewise_grid
 from zaq_plugin.pwlq.search import search_edges
 from zaq_plugin.pwlq.straight_through import piece_gradients
+from zaq_plugin.pwlq.theory import density_edges
 from zaq_plugin.pwlq.uniform import UniformSpec
 
 Policy = Literal[
@@ -95,8 +95,8 @@ class PWLQSpec(PiecewiseLinear):
         check_choice("grid", self.grid, GRIDS)
         check_choice("overflow", self.overflow, OVERFLOWS)
         for name in ("overlapping", "shared_endpoints"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be True or False; got {getattr(self, name)!r}.")
+            if not isinstance(vars(self)[name], bool):
+                raise TypeError(f"{name} must be True or False; got {vars(self)[name]!r}.")
         if self.grid == "int8" and self.bits > MAX_INT8_BITS:
             raise ValueError(
                 f"grid='int8' holds at most {MAX_INT8_BITS} bits, got bits={self.bits}: above that "
@@ -204,7 +204,7 @@ class PWLQSpec(PiecewiseLinear):
 
     def intervals(self, rows: Tensor, edges: Tensor) -> Tensor:
         """By the paper's formula, on the float grid."""
-        return float_grid.intervals(rows, edges, self)
+        return intervals(rows, edges, self)
 
     def table_bytes(self, channels: int) -> int:
         """Clip and breakpoints; a byte for the largest level of a grid kept from overflowing."""
@@ -230,3 +230,80 @@ class PWLQSpec(PiecewiseLinear):
         if bits == 8:
             return UniformSpec.at_stored_bits(8, clip=clip, policy=policy, int8=int8)
         return cls(bits - 1, policy=policy)  # type: ignore[arg-type]
+
+
+def _inverse_steps(
+    edges: Tensor, spec: PiecewiseLinear, times: Tensor
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Per piece of one side: its start, steps per weight unit, and its steps, (C, 1) each."""
+    below = torch.zeros_like(edges[:, :1])
+    pieces = []
+    for piece, usual in enumerate(spec.piece_steps):
+        count = usual * times
+        above = edges[:, piece : piece + 1]
+        start = torch.zeros_like(below) if spec.overlapping else below
+        width = above - start
+        finite = (count / width).clamp(max=torch.finfo(width.dtype).max)  # of subnormal pieces, too
+        inverse = torch.where(width > 0, finite, torch.zeros_like(width))
+        pieces.append((start, inverse, count))
+        below = above
+    return pieces
+
+
+def intervals(rows: Tensor, edges: Tensor, spec: PiecewiseLinear) -> Tensor:
+    """Decision interval of each value on the float grid, int32; edges (sides, C, n + 1).
+
+    Each piece counts the steps that a value climbs in it, 0 below and all of them above; the sum
+    over the pieces is the level's number.
+    """
+    if spec.overlapping:
+        return _overlapping_intervals(rows, edges, spec)
+    times = _times(edges, spec)
+    symmetric, zero = spec.symmetry == "symmetric", torch.zeros_like(times[0])
+    number = torch.zeros_like(rows)
+    for piece, (start, inverse, count) in enumerate(_inverse_steps(edges[0], spec, times[0])):
+        low = -count if symmetric and piece == 0 else zero
+        number += ((rows - start) * inverse).round_().clamp_(low, count)
+    if spec.symmetry == "one-sided":
+        return number.int()
+    negative = _inverse_steps(edges[-1], spec, times[-1])
+    for start, inverse, count in negative[1:] if symmetric else negative:
+        number += ((rows + start) * inverse).round_().clamp_(-count, zero)
+    return number.int().add_(_below_zero(edges, spec))
+
+
+def _times(edges: Tensor, spec: PiecewiseLinear) -> Tensor:
+    """(sides, C, 1): how many times the usual steps a side's pieces have."""
+    return (1 + (LONE - 1) * lone_sides(edges, spec).to(edges.dtype)).unsqueeze(-1)
+
+
+def _below_zero(edges: Tensor, spec: PiecewiseLinear) -> Tensor:
+    """(C, 1) int32: number of the zero level, which is how many lie below it."""
+    total = sum(spec.piece_steps)
+    alone = lone_sides(edges, spec)
+    below = torch.full_like(alone[0], total, dtype=torch.int32)
+    if spec.symmetry == "asymmetric":
+        below = below.masked_fill(alone[0], 0).masked_fill(alone[1], LONE * total)
+    return below.unsqueeze(-1)
+
+
+def _overlapping_intervals(rows: Tensor, edges: Tensor, spec: PiecewiseLinear) -> Tensor:
+    """The overlapping variant: beyond p rules the tail's grid, which starts at zero."""
+    one_sided = spec.symmetry == "one-sided"
+    magnitude = rows.clamp(min=0) if one_sided else rows.abs()
+    numbers = []
+    for side, times in zip(edges, _times(edges, spec), strict=True):
+        (_, inner, center), (_, outer, tail) = _inverse_steps(side, spec, times)
+        zero = torch.zeros_like(center)
+        near = (magnitude * inner).round_().clamp_(zero, center)
+        far = (magnitude * outer).round_().clamp_(zero + 1, tail).add_(center)
+        numbers.append(torch.where(magnitude > side[:, :1], far, near))
+    if one_sided:
+        return numbers[0].int()
+    positive, negative = numbers[0], -numbers[-1]
+    if spec.symmetry == "asymmetric":  # an empty side has no levels but zero
+        empty = lone_sides(edges, spec).flip(0).unsqueeze(-1)
+        positive = positive.masked_fill(empty[0], 0)
+        negative = negative.masked_fill(empty[1], 0)
+    signed = torch.where(rows < 0, negative, positive)
+    return signed.int().add_(_below_zero(edges, spec))

@@ -20,7 +20,7 @@ from zaq_plugin.pwlq.moments import Moments, mean_squared_error, measure
 from zaq_plugin.pwlq.refine import refine_edges
 
 BINS = 512
-_BLOCK_ELEMENTS = 1 << 20
+BLOCK_ELEMENTS = 1 << 20
 _CLIP_RATIOS = (0.3, 0.42, 0.54, 0.66, 0.78, 0.9, 1.0)
 _UNIFORM_CLIP_RATIOS = tuple(0.04 * i for i in range(5, 26))
 _BREAK_RATIOS = (0.06, 0.1, 0.14, 0.19, 0.25, 0.32, 0.42, 0.55)
@@ -189,7 +189,7 @@ def search_edges(rows: Tensor, spec: PiecewiseLinear, *, joint: bool) -> Tensor:
         sides = [_search_side(v, spec, joint) for v in side_values(part, spec)]
         edges = torch.stack([side.edges for side in sides])
         if joint and _refinable(spec):
-            edges = _refined(part, edges, _odd(sides, part.shape[1]), spec)
+            edges = refined(part, edges, _odd(sides, part.shape[1]), spec)
         return edges
 
     return in_blocks(rows, search)
@@ -207,7 +207,7 @@ def in_blocks(rows: Tensor, search: Callable[[Tensor], Tensor]) -> Tensor:
         rows: any float dtype.
         search: from float32 rows whose squares float32 can hold to their edges.
     """
-    block = max(1, _BLOCK_ELEMENTS // max(rows.shape[1], 16 * BINS))
+    block = max(1, BLOCK_ELEMENTS // max(rows.shape[1], 16 * BINS))
     parts = []
     for start in range(0, rows.shape[0], block):
         part, factor = _ordinary(rows[start : start + block].float())
@@ -241,7 +241,7 @@ def _odd(sides: list[_Side], length: int) -> Tensor:
     return odd
 
 
-def _refined(rows: Tensor, edges: Tensor, odd: Tensor, spec: PiecewiseLinear) -> Tensor:
+def refined(rows: Tensor, edges: Tensor, odd: Tensor, spec: PiecewiseLinear) -> Tensor:
     """Edges with those of the channels that are ``odd`` (C,) refined, where that pays."""
     index = (odd & rows.any(1)).nonzero().squeeze(1)
     if not len(index):

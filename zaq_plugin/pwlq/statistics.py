@@ -7,8 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from zaq_plugin.pwlq.kernels import cache_blocks, select
-from zaq_plugin.pwlq.layout import from_rows_shape, to_rows
+from zaq_plugin.pwlq.kernels import cache_blocks, from_rows_shape, select, to_rows
 
 
 def dequantize(codes: Tensor, codebook: Tensor, scale: Tensor, axis: int | None) -> Tensor:

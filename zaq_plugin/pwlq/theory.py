@@ -3,6 +3,8 @@
 Everything here is in units of the standard deviation: a density has standard deviation 1 and the
 clip m is ``max|w| / sigma``. PWLQ, section 3.2 and supplement; the supplement prints the closed
 forms as p*/m, a misprint for p*.
+
+Edges by closed forms are here, too: the range of every channel, and breakpoints of a density.
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+
+from zaq_plugin.pwlq.base import Format
+from zaq_plugin.pwlq.kernels import BLOCK
 
 Density = Literal["gaussian", "laplacian"]
 
@@ -161,3 +166,41 @@ def breakpoints_for(m: Tensor, count: int, density: Density, exact: bool) -> Ten
             points = torch.where(outside, optimal_breakpoint(safe, density), points)
         points = points.unsqueeze(-1)
     return torch.where(usable.unsqueeze(-1), points, torch.zeros_like(points))
+
+
+def side_maxima(rows: Tensor, spec: Format) -> Tensor:
+    """(sides, C): the largest magnitude on each side."""
+    # Two reductions: per row, torch's fused aminmax is many times slower than both.
+    low, high = rows.amin(1).float(), rows.amax(1).float()
+    if spec.symmetry == "asymmetric":
+        return torch.stack([high.clamp(min=0), (-low).clamp(min=0)])
+    if spec.symmetry == "one-sided":
+        return high.clamp(min=0).unsqueeze(0)
+    return torch.maximum(high, -low).unsqueeze(0)
+
+
+def density_edges(rows: Tensor, spec: Format, policy: str) -> Tensor:
+    """Breakpoints of an assumed density at m = max|w|; one standard deviation for both sides."""
+    clip = side_maxima(rows, spec)
+    sigma = standard_deviation(rows)
+    density = "gaussian" if policy.startswith("gaussian") else "laplacian"
+    relative = (clip / sigma).reshape(-1)
+    relative_points = breakpoints_for(relative, spec.breakpoints, density, policy.endswith("exact"))  # type: ignore[arg-type]
+    points = relative_points.view(*clip.shape, spec.breakpoints) * sigma.view(1, -1, 1)
+    even = torch.arange(1, spec.breakpoints + 1, device=rows.device) / (spec.breakpoints + 1)
+    # A constant or empty side has no spread to work with: cut it evenly.
+    usable = torch.isfinite(points) & (points > 0)
+    points = torch.where(usable, points, clip.unsqueeze(-1) * even)
+    points = torch.minimum(points, clip.unsqueeze(-1))
+    return torch.cat([points, clip.unsqueeze(-1)], -1)
+
+
+def standard_deviation(rows: Tensor) -> Tensor:
+    """(C,) population standard deviation, in float32; centered first, so nothing cancels."""
+    parts = []
+    step = max(1, BLOCK // rows.shape[1])
+    for part in rows.split(step):
+        values = part.float()
+        centered = values - values.mean(1, keepdim=True)
+        parts.append(torch.linalg.vector_norm(centered, dim=1))
+    return torch.cat(parts) / math.sqrt(rows.shape[1])

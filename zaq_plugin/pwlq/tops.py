@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from zaq_plugin.pwlq.base import Format
-from zaq_plugin.pwlq.kernels import codebook_of, look_up
-from zaq_plugin.pwlq.layout import from_rows, to_rows
+from zaq_plugin.pwlq.kernels import codebook_of, from_rows, look_up, to_rows
 from zaq_plugin.pwlq.levels import INT8_MAX, build_grid, largest_magnitudes, with_tops
 from zaq_plugin.pwlq.overflow import HALF, LIMIT, integers_of, orders, worst_pairs
 

@@ -18,11 +18,11 @@ from zaq_plugin.pwlq.base import (
     Overflow,
     Symmetry,
 )
-from zaq_plugin.pwlq.density import side_maxima
 from zaq_plugin.pwlq.json_spec import check_choice, check_int
 from zaq_plugin.pwlq.levels import PiecewiseLinear
 from zaq_plugin.pwlq.search import search_edges, search_range
 from zaq_plugin.pwlq.straight_through import piece_gradients, range_gradients
+from zaq_plugin.pwlq.theory import side_maxima
 
 CLIPS = ("minmax", "mse")
 

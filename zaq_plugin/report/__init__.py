@@ -1,13 +1,14 @@
 """Tables, plots and one page: how a run is told to people, and the records that it is told from.
 
-`zaq_plugin.report.plots` draws, and needs matplotlib (extra ``report``); everything else does not.
+`zaq_plugin.report.plots` draws.
 """
 
-from zaq_plugin.report._html import Figure
 from zaq_plugin.report.headline import Headline
 from zaq_plugin.report.images import image_grid
 from zaq_plugin.report.manifest import Manifest, Stage, collect_versions
+from zaq_plugin.report.markup import Figure
 from zaq_plugin.report.page import render_page, write_page
+from zaq_plugin.report.plots import split_curve, training_figures
 from zaq_plugin.report.records import Audit, LayerRecord, ResultRow
 from zaq_plugin.report.tables import (
     audit_markdown,
@@ -15,7 +16,6 @@ from zaq_plugin.report.tables import (
     results_markdown,
     results_table,
 )
-from zaq_plugin.report.training import split_curve, training_figures
 
 __all__ = [
     "Audit",

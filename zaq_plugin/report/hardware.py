@@ -32,9 +32,6 @@ from torch import Tensor, nn
 from zaq_plugin.layers import groups_of
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
 
-ACCUMULATORS = 3
-"""PWLQ's dot product: products of the center, products of the tail, activations of the tail."""
-
 TAIL_SHARE = 0.1
 """Share of weights in the tail; the paper counts about nine in ten in the center."""
 

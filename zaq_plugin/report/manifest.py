@@ -28,7 +28,6 @@ _PACKAGES = (
     "numpy",
     "safetensors",
     "rich",
-    "matplotlib",
     "timm",
     "torchao",
     "nncf",
@@ -146,7 +145,7 @@ class Manifest:
     def to_dict(self) -> dict[str, Any]:
         """The manifest as plain JSON values; `format` says the layout's version."""
         names = [f.name for f in dataclasses.fields(self)]
-        return {"format": FORMAT, **{n: plain(getattr(self, n), f"manifest.{n}") for n in names}}
+        return {"format": FORMAT, **{n: plain(vars(self)[n], f"manifest.{n}") for n in names}}
 
     def to_json(self) -> str:
         """The manifest as JSON text."""

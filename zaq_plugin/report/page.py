@@ -9,10 +9,10 @@ from typing import Any
 
 from zaq_plugin.files import write_whole
 from zaq_plugin.report import columns as col
-from zaq_plugin.report._html import Figure, document, esc, pairs, table
 from zaq_plugin.report._json import plain
 from zaq_plugin.report.headline import Headline, featured_row, headlines
 from zaq_plugin.report.manifest import Manifest
+from zaq_plugin.report.markup import Figure, cards, document, esc, pairs, table
 from zaq_plugin.report.protocol import footnotes, label
 from zaq_plugin.report.records import Audit, ResultRow
 
@@ -64,11 +64,6 @@ def render_page(
         lead = col.audit_summary(manifest.layers)
     what = f"{manifest.model} · " if manifest.model else ""
     nav = "".join(f'<a href="#s{i}">{esc(name)}</a>' for i, (name, _) in enumerate(sections))
-    cards = "".join(
-        f'<div class="card"><dt>{esc(h.label)}</dt><dd class="value">{esc(h.value)}</dd>'
-        f'<dd class="note">{esc(h.note)}</dd></div>'
-        for h in shown
-    )
     body = "".join(
         f'<section id="s{i}"><h2>{esc(name)}</h2>{inner}</section>'
         for i, (name, inner) in enumerate(sections)
@@ -77,7 +72,7 @@ def render_page(
     return document(
         title,
         what + lead,
-        (f'<dl class="cards">{cards}</dl>' if cards else "") + body,
+        cards((h.label, h.value, h.note) for h in shown) + body,
         nav=nav,
         footer=f"Written by zaq-plugin {esc(version)}. "
         "Everything on this page comes from the run's manifest.",
@@ -145,16 +140,22 @@ def _audits(manifest: Manifest) -> str:
     parts = []
     if len(manifest.layers):
         summary = esc(col.audit_summary(manifest.layers))
-        parts.append(f'<p class="lead above">{summary}</p>{_audit(manifest.layers, "Layers")}')
+        parts.append(f'<p class="lead above">{summary}</p>{audit_html(manifest.layers, "Layers")}')
     for name, audit in manifest.audits.items():
         parts.append(
             f"<details><summary>{esc(name)} <span>— {esc(col.audit_summary(audit))}</span>"
-            f"</summary>{_audit(audit, name)}</details>"
+            f"</summary>{audit_html(audit, name)}</details>"
         )
     return "".join(parts)
 
 
-def _audit(audit: Audit, caption: str) -> str:
+def audit_html(audit: Audit, caption: str) -> str:
+    """An audit as a sortable table, with what all its layers share below.
+
+    Args:
+        audit: the layers.
+        caption: for screen readers.
+    """
     if not len(audit):
         return "<p>No layer has a weight to quantize.</p>"
     records = audit.records
@@ -191,7 +192,7 @@ def _shared(audit: Audit) -> dict[str, str]:
     shared = {}
     if len(audit.quantized) > 2:
         for title, name in (("Input", "activation"), ("Kernel", "kernel")):
-            values = {getattr(r, name) for r in audit.quantized}
+            values = {vars(r)[name] for r in audit.quantized}
             if len(values) == 1 and None not in values:
                 shared[title] = str(values.pop())
     return shared

@@ -63,7 +63,7 @@ class LayerRecord:
                     "reason; pass reason='...' so that the report can say why."
                 )
             return
-        missing = [n for n in ("spec", "mac_bits", "stored_bits") if getattr(self, n) is None]
+        missing = [n for n in ("spec", "mac_bits", "stored_bits") if vars(self)[n] is None]
         if missing:
             raise ValueError(
                 f"Layer '{self.name}' ({self.kind}) is recorded as quantized without "
@@ -184,7 +184,7 @@ class Audit:
         total = sum(r.numel for r in self.quantized)
         if total == 0:
             return None
-        mean = sum(getattr(r, name) * r.numel for r in self.quantized) / total
+        mean = sum(vars(r)[name] * r.numel for r in self.quantized) / total
         return int(mean) if mean == int(mean) else mean
 
     def require_any(self) -> Audit:
@@ -282,11 +282,11 @@ class ResultRow:
 
     def __post_init__(self) -> None:
         for name in _BIT_FIELDS:
-            bits = getattr(self, name)
+            bits = vars(self)[name]
             if not 1 <= bits <= 64:
                 raise ValueError(f"Row '{self.method}': {name} must lie in 1..64, got {bits}.")
         for name in ("top1", "agreement"):
-            value = getattr(self, name)
+            value = vars(self)[name]
             if value is not None and not (math.isnan(value) or 0 <= value <= 100):
                 raise ValueError(
                     f"Row '{self.method}': {name} is a percentage in 0..100, got {value}."

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def results_table(rows: Sequence[ResultRow], title: str | None = None) -> Table:
     """The rows as a rich table, protocol and footnotes below it."""
-    return _rich_table(result_columns(rows), title, "\n".join(notes(rows)))
+    return rich_table(result_columns(rows), title, "\n".join(notes(rows)))
 
 
 def results_markdown(rows: Sequence[ResultRow]) -> str:
@@ -31,7 +31,7 @@ def results_markdown(rows: Sequence[ResultRow]) -> str:
 
 def audit_table(audit: Audit, title: str | None = None) -> Table:
     """The audit as a rich table, its summary below it."""
-    return _rich_table(audit_columns(audit.records), title, audit_summary(audit))
+    return rich_table(audit_columns(audit.records), title, audit_summary(audit))
 
 
 def audit_markdown(audit: Audit) -> str:
@@ -61,7 +61,14 @@ def _aligned(cells: Sequence[str], columns: Sequence[Column], widths: Sequence[i
     return "  ".join(padded).rstrip()
 
 
-def _rich_table(columns: Sequence[Column], title: str | None, caption: str) -> Table:
+def rich_table(columns: Sequence[Column], title: str | None, caption: str) -> Table:
+    """Columns as a rich table.
+
+    Args:
+        columns: What to print; their heads for a narrow terminal.
+        title: Above it.
+        caption: Below it.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text

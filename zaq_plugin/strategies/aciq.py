@@ -7,14 +7,12 @@ PWLQ weights have the closed-form breakpoint of a Laplace density.
 
 from __future__ import annotations
 
-from zaq_plugin.ptq.analytic import allocate_bits
+from zaq_plugin.ptq.analytic import AnalyticObserver, allocate_bits
 from zaq_plugin.ptq.compound import AllocatedFakeQuantize, install
-from zaq_plugin.ptq.range_observers import AnalyticObserver
-from zaq_plugin.pwlq.layout import to_rows
-from zaq_plugin.strategies.activations import ObservedActivations
+from zaq_plugin.pwlq.kernels import to_rows
 from zaq_plugin.strategies.images import Distilled
+from zaq_plugin.strategies.parts import ObservedActivations, per_channel_only, spec_for
 from zaq_plugin.strategies.stage import Stage, Strategy, Work
-from zaq_plugin.strategies.weights import per_channel_only, spec_for
 from zaq_plugin.student import student_of
 
 

@@ -9,10 +9,9 @@ images are made by the other terms, and a note says so.
 
 from __future__ import annotations
 
-from zaq_plugin.strategies.activations import MinMaxActivations
 from zaq_plugin.strategies.images import batch_of, classes_of
+from zaq_plugin.strategies.parts import LeastSquaresWeights, MinMaxActivations
 from zaq_plugin.strategies.stage import Strategy, Work
-from zaq_plugin.strategies.weights import LeastSquaresWeights
 from zaq_plugin.strategies.zaq import ZeroShot
 from zaq_plugin.strategies.zeroq import DistilledFromNoise
 from zaq_plugin.zero_shot import DistillOptions

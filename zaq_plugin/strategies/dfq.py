@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zaq_plugin.ptq.bias_by_moments import correct_bias_by_moments
+from zaq_plugin.ptq.bias import correct_bias_by_moments
 from zaq_plugin.ptq.channel_moments import Moments, input_moments
 from zaq_plugin.ptq.equalise import absorb_bias, equalise
-from zaq_plugin.ptq.remembered import Normal, Remembered, remembered_statistics, rescaled
+from zaq_plugin.ptq.fold import Normal, Remembered, folding_of, remembered_statistics, rescaled
 from zaq_plugin.strategies.images import Distilled, statistics_of
+from zaq_plugin.strategies.parts import MinMaxWeights
 from zaq_plugin.strategies.stage import Stage, Strategy, Work
-from zaq_plugin.strategies.weights import MinMaxWeights
 from zaq_plugin.student import student_of
-from zaq_plugin.student.fake_quantizers import input_quantizer
+from zaq_plugin.student.fake_quantizers import input_quantizer, is_uniform
 
 STATISTICS = "remembered statistics"
 
@@ -43,7 +43,7 @@ class Equalise(Stage):
 
     def prepare(self, work: Work) -> None:
         """Rescale ``work.folded``, which may become a graph."""
-        folding = getattr(work.folded, "zaq_folding", None)
+        folding = folding_of(work.folded)
         done = equalise(work.folded, work.request.example_inputs, replace_relu6=self.replace_relu6)
         done.model.zaq_folding = folding  # type: ignore[assignment]
         note = f"{len(done.pairs)} pairs of layers equalised"
@@ -155,7 +155,7 @@ def _on(normal: Normal, device: torch.device) -> Normal:
 def _set_range(watcher: Any, moments: Moments) -> None:
     """Put a range into an activation's fake-quantizer as if it had been observed."""
     observer = watcher.activation_post_process
-    if not hasattr(watcher, "scale"):
+    if not is_uniform(watcher):
         raise ValueError(
             "batch-norm ranges are for uniform activations; PWLQ activations need images, such as "
             "those of the part 'distilled'"

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zaq_plugin.strategies.activations import MinMaxActivations
 from zaq_plugin.strategies.images import classes_of
+from zaq_plugin.strategies.parts import LeastSquaresWeights, MinMaxActivations
 from zaq_plugin.strategies.reconstruction import refuse_compound
 from zaq_plugin.strategies.stage import ImageStage, Stage, Strategy, Work
-from zaq_plugin.strategies.weights import LeastSquaresWeights
 from zaq_plugin.student.fake_quantizers import set_switches
 from zaq_plugin.student.modes import frozen, to_evaluation
 from zaq_plugin.zero_shot import Generator, ImageFormat, ZeroShotConfig

@@ -9,12 +9,10 @@ et al., 2023, arXiv 2309.01885), and the bias is corrected from activations.
 from __future__ import annotations
 
 from zaq_plugin.ptq.compensate import compensate_rounding
-from zaq_plugin.strategies.activations import ActivationsByWidth
-from zaq_plugin.strategies.correction import CorrectBias
 from zaq_plugin.strategies.dfq import CorrectBiasByMoments
 from zaq_plugin.strategies.images import Distilled
+from zaq_plugin.strategies.parts import ActivationsByWidth, CorrectBias, LeastSquaresWeights
 from zaq_plugin.strategies.stage import Stage, Strategy, Work
-from zaq_plugin.strategies.weights import LeastSquaresWeights
 
 
 class FeedbackRounding(Stage):

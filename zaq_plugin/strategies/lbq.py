@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from zaq_plugin.ptq.compound import ResidualFakeQuantize, install
-from zaq_plugin.strategies.activations import LeastSquaresActivations
 from zaq_plugin.strategies.images import Distilled
+from zaq_plugin.strategies.parts import (
+    LeastSquaresActivations,
+    LeastSquaresWeights,
+    per_channel_only,
+)
 from zaq_plugin.strategies.stage import Strategy, Work
-from zaq_plugin.strategies.weights import LeastSquaresWeights, per_channel_only
 from zaq_plugin.student import student_of
 
 

@@ -21,8 +21,8 @@ from zaq_plugin.student.batches import as_calls, inputs_of
 from zaq_plugin.student.modes import to_quantized_evaluation
 from zaq_plugin.student.proof import require_float_function
 from zaq_plugin.student.walk import MEMORY
-from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs
-from zaq_plugin.zero_shot.statistics import ImageFormat
+from zaq_plugin.zero_shot.discrepancy import OutputAdapter, all_outputs
+from zaq_plugin.zero_shot.images import ImageFormat
 
 Method = str | Strategy | Sequence[str | Strategy | Stage]
 

@@ -14,12 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zaq_plugin.ptq.compound import compound_layers
-from zaq_plugin.strategies.activations import TopKActivations
+from zaq_plugin.reconstruction import ReconstructOptions, reconstruct
+from zaq_plugin.reconstruction.blocks import LARGEST_BLOCK, uncovered_weights
 from zaq_plugin.strategies.images import Distilled
+from zaq_plugin.strategies.parts import LeastSquaresWeights, TopKActivations
 from zaq_plugin.strategies.stage import Stage, Strategy, Work
-from zaq_plugin.strategies.weights import LeastSquaresWeights
-from zaq_plugin.zero_shot import ReconstructOptions, reconstruct
-from zaq_plugin.zero_shot.blocks import LARGEST_BLOCK, uncovered_weights
 
 ITERATIONS = 300
 
@@ -46,7 +45,7 @@ class Reconstruct(Stage):
         """
         refuse_compound(work, self.name)
         request, options = work.request, self.options
-        fields = {f: getattr(options, f) for f in options.__dataclass_fields__}
+        fields = dict(vars(options))
         fields["iterations"] = request.steps(options.iterations)
         fields["batch_size"] = min(options.batch_size, request.batch_size)
         chosen = ReconstructOptions(**fields)

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from zaq_plugin.errors import did_you_mean
 from zaq_plugin.strategies.aciq import ACIQ, AllocatedWeights, AnalyticActivations
-from zaq_plugin.strategies.activations import (
-    LeastCubesActivations,
-    LeastSquaresActivations,
-    MinMaxActivations,
-    TopKActivations,
-)
-from zaq_plugin.strategies.correction import CorrectBias
+from zaq_plugin.strategies.baselines import FT, OMSE, PWLQ, RQ
 from zaq_plugin.strategies.deepinversion import DEEPINVERSION
 from zaq_plugin.strategies.dfq import DFQ, BatchNormRanges, CorrectBiasByMoments, Equalise
-from zaq_plugin.strategies.finetune import FT
 from zaq_plugin.strategies.gdfq import GDFQ
 from zaq_plugin.strategies.gptq import GPTQ
 from zaq_plugin.strategies.images import Distilled, Noise, Real
 from zaq_plugin.strategies.lbq import LBQ, SecondTensor
-from zaq_plugin.strategies.omse import OMSE
-from zaq_plugin.strategies.pwlq import PWLQ
+from zaq_plugin.strategies.parts import (
+    CorrectBias,
+    LeastCubesActivations,
+    LeastSquaresActivations,
+    LeastSquaresWeights,
+    MinMaxActivations,
+    MinMaxWeights,
+    TopKActivations,
+)
 from zaq_plugin.strategies.reconstruction import ADAROUND, BRECQ, QDROP
-from zaq_plugin.strategies.rq import RQ
 from zaq_plugin.strategies.stage import ImageStage, Stage, Strategy
-from zaq_plugin.strategies.weights import LeastSquaresWeights, MinMaxWeights
 from zaq_plugin.strategies.zaq import ZAQ, ZAQ_PAPER
 from zaq_plugin.strategies.zeroq import ZEROQ, ZEROQ_MIXED, ParetoWeights
 
@@ -93,9 +91,8 @@ def find(name: str) -> Strategy:
     strategies = {**STRATEGIES, **PARTS}
     if name in strategies:
         return strategies[name]
-    near = difflib.get_close_matches(name, strategies, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(
-        f"no strategy {name!r}.{hint} Known are {', '.join(STRATEGIES)}; a composition such as "
-        f"'omse+bias-correction' may add {', '.join(PARTS)}."
+        f"no strategy {name!r}.{did_you_mean(name, strategies)} Known are "
+        f"{', '.join(STRATEGIES)}; a composition such as 'omse+bias-correction' may add "
+        f"{', '.join(PARTS)}."
     )

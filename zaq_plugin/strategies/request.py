@@ -15,8 +15,8 @@ from zaq_plugin.pwlq.names import FORMATS, family
 from zaq_plugin.report import Audit, LayerRecord
 from zaq_plugin.student.assign import Override
 from zaq_plugin.student.walk import MEMORY
-from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs
-from zaq_plugin.zero_shot.statistics import ImageFormat
+from zaq_plugin.zero_shot.discrepancy import OutputAdapter, all_outputs
+from zaq_plugin.zero_shot.images import ImageFormat
 
 Granularity = Literal["channel", "tensor"]
 
@@ -93,13 +93,13 @@ class Request:
     def __post_init__(self) -> None:
         _check_bits("weight_bits", self.weight_bits)
         for name in ("activation_bits", "input_bits"):
-            if getattr(self, name) is not None:
-                _check_bits(name, getattr(self, name))
+            if vars(self)[name] is not None:
+                _check_bits(name, vars(self)[name])
         for name, choices in (("levels", LEVELS), ("granularity", GRANULARITIES)):
-            if getattr(self, name) not in choices:
+            if vars(self)[name] not in choices:
                 raise ValueError(
                     f"Request: {name} must be one of {', '.join(map(repr, choices))}; "
-                    f"got {getattr(self, name)!r}."
+                    f"got {vars(self)[name]!r}."
                 )
         example: Any = self.example_inputs
         listed = isinstance(example, tuple | list) and len(example) > 0
@@ -131,7 +131,7 @@ class Request:
             raise ValueError(f"Request: effort must be positive; got {self.effort}.")
 
     def _check_images(self, name: str) -> None:
-        images = getattr(self, name)
+        images = vars(self)[name]
         if images is None:
             return
         if not isinstance(images, Tensor):

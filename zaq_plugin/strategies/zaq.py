@@ -16,11 +16,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from zaq_plugin.ptq.compensate import compensate_rounding
-from zaq_plugin.strategies.activations import MinMaxActivations
 from zaq_plugin.strategies.images import Distilled, Noise
+from zaq_plugin.strategies.parts import LeastSquaresWeights, MinMaxActivations
 from zaq_plugin.strategies.reconstruction import note_uncovered, refuse_compound
 from zaq_plugin.strategies.stage import Stage, Strategy, Work
-from zaq_plugin.strategies.weights import LeastSquaresWeights
 from zaq_plugin.zero_shot import ZeroShotConfig, zero_shot_finetune
 
 _PARTS = {"alternatives": "error feedback"}

@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from zaq_plugin.ptq.mixed_precision import allocate_widths, kl_sensitivity
-from zaq_plugin.strategies.activations import MinMaxActivations
+from zaq_plugin.ptq.mixed_precision import allocate_widths, kl_sensitivities
 from zaq_plugin.strategies.images import Distilled, batch_of
+from zaq_plugin.strategies.parts import MinMaxActivations, MinMaxWeights
 from zaq_plugin.strategies.stage import Strategy, Work
-from zaq_plugin.strategies.weights import MinMaxWeights
 from zaq_plugin.zero_shot import DistillOptions
 from zaq_plugin.zero_shot.statistics import batch_norms
 
@@ -67,22 +66,22 @@ class ParetoWeights(MinMaxWeights):
         bits = work.request.weight_bits
         low, high = work.spec.stored_range
         widths = [b for b in range(bits - self.reach, bits + self.reach + 1) if low <= b <= high]
-        sensitivities = kl_sensitivity(
+        sensitivities, inputs = kl_sensitivities(
             work.folded,
-            {b: work.spec.with_stored_bits(b) for b in widths},
+            [work.spec.with_stored_bits(b) for b in widths],
             work.images[:IMAGES],
             adapter=work.request.adapter,
         )
         chosen = allocate_widths(sensitivities, bits)
         request, names = work.request, list(chosen)
-        for name, width in chosen.items():
+        for name, spec in chosen.items():
             if request.first_last is not None and name in (names[0], names[-1]):
                 continue
             own = request.activation_bits
-            if name in sensitivities.inputs and own is not None and request.input_bits is not None:
+            if name in inputs and own is not None and request.input_bits is not None:
                 own = request.input_bits
-            work.overrides[name] = (work.spec.with_stored_bits(width), own)
-        counts = {b: sum(w == b for w in chosen.values()) for b in widths}
+            work.overrides[name] = (spec, own)
+        counts = {b: sum(s.stored_bits == b for s in chosen.values()) for b in widths}
         text = ", ".join(f"{n} at {b}" for b, n in counts.items() if n)
         work.notes.append(f"stored bits by sensitivity: layers {text}")
 

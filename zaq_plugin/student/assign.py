@@ -19,7 +19,6 @@ layer float.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from typing import Any
 
 from torch import nn
 
+from zaq_plugin.errors import did_you_mean
 from zaq_plugin.pwlq import QuantSpec
 from zaq_plugin.student.layer import own_class
 
@@ -266,8 +266,7 @@ def _suggestion(key: Key, layers: Mapping[str, Classes]) -> str:
     else:
         candidates = [cls.__name__ for classes in layers.values() for cls in classes]
         text, sign = key.__name__, ""
-    close = difflib.get_close_matches(text, dict.fromkeys(candidates), n=1, cutoff=0.7)
-    return f" (did you mean {sign}{close[0]}{sign}?)" if close else ""
+    return did_you_mean(text, candidates, f" (did you mean {sign}{{}}{sign}?)", cutoff=0.7)
 
 
 def _specificity(key: str) -> tuple[int, int]:

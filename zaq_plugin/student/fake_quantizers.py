@@ -74,12 +74,16 @@ def observer_of(watcher: Any) -> Any:
 
 def carried_quantizer(module: Any) -> Any:
     """The fake-quantizer of its weight that a module carries, as torch.ao's do; else None."""
-    return getattr(module, "weight_fake_quant", None)
+    return _child(module, "weight_fake_quant")
 
 
 def input_quantizer(module: Any) -> Any:
     """The fake-quantizer of its input that a simulated layer carries; else None."""
-    return getattr(module, "input_fake_quant", None)
+    return _child(module, "input_fake_quant")
+
+
+def _child(module: Any, name: str) -> Any:
+    return module._modules.get(name) if isinstance(module, nn.Module) else None
 
 
 def integers_of(watcher: Any) -> tuple[int, int] | None:
@@ -121,8 +125,7 @@ def output_quantizers(model: nn.Module) -> list[Any]:
 
 def grid_of(slot: Slot) -> Tensor:
     """The buffer that holds an activation's grid: its step, or its breakpoints and clip."""
-    name = "scale" if is_uniform(slot.module) else "edges"
-    grid: Tensor = getattr(slot.module, name)
+    grid: Tensor = slot.module.scale if is_uniform(slot.module) else slot.module.edges
     return grid
 
 
@@ -132,20 +135,21 @@ def set_switches(
     """Turn all observers or all fake quantization of a model on or off; None leaves them."""
     for slot in fake_quantizers(model):
         module = slot.module
-        for switch, on, off in (
-            (observe, "enable_observer", "disable_observer"),
-            (quantize, "enable_fake_quant", "disable_fake_quant"),
-        ):
-            if switch is not None:
-                getattr(module, on if switch else off)()
+        if observe is not None:
+            module.enable_observer(observe)
+        if quantize is not None:
+            module.enable_fake_quant(quantize)
 
 
 def has_range(module: Any) -> bool:
     """Whether a fake-quantizer knows its grid: it holds a weight, or has seen an activation."""
-    if is_weight_quantizer(module):
-        return True
-    count = getattr(module.activation_post_process, "num_batches", None)
-    return isinstance(count, Tensor) and int(count) > 0
+    return is_weight_quantizer(module) or bool(_batches_seen(module))
+
+
+def _batches_seen(module: Any) -> int | None:
+    """How many an activation's fake-quantizer has seen; None of one that does not count."""
+    count = getattr(getattr(module, "activation_post_process", None), "num_batches", None)
+    return None if count is None else int(count)
 
 
 def check_calibrated(model: nn.Module, who: str, way_out: str) -> None:
@@ -192,8 +196,8 @@ def _knows_or_learns_range(module: Any) -> bool:
     observing, quantizing = bool(module.observer_enabled[0]), bool(module.fake_quant_enabled[0])
     if observing and quantizing:
         return True
-    count = getattr(getattr(module, "activation_post_process", None), "num_batches", None)
-    return quantizing if count is None else int(count) > 0
+    seen = _batches_seen(module)
+    return quantizing if seen is None else seen > 0
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from zaq_plugin.layers import has_own_forward
 from zaq_plugin.pwlq import PWLQTensor, fake_quantize, quantize
 from zaq_plugin.pwlq.cells import levels_of
 from zaq_plugin.pwlq.functional import complete_edges
-from zaq_plugin.pwlq.layout import from_rows, to_rows
+from zaq_plugin.pwlq.kernels import from_rows, to_rows
 from zaq_plugin.student.fake_quantizers import Slot
 
 

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zaq_plugin.student.batches import Call, fresh
-from zaq_plugin.student.inputs import taking
+from zaq_plugin.student.batches import Call, fresh, taking
 from zaq_plugin.student.modes import evaluating
 from zaq_plugin.student.recording import Passes, tensors
 from zaq_plugin.student.view import student_of

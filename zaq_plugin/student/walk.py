@@ -7,20 +7,49 @@ layer is done. Batches for which there is no room begin anew for every layer.
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Protocol
 
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from zaq_plugin.student.batches import Call, as_calls, fresh, inputs_of, merged, samples
+from zaq_plugin.student.batches import Call, as_calls, fresh, inputs_of, merged, samples, taking
 from zaq_plugin.student.fake_quantizers import quantizing
-from zaq_plugin.student.inputs import taking
 from zaq_plugin.student.layer import QuantLayer
-from zaq_plugin.student.live import LiveBytes
 from zaq_plugin.student.passes import Passes, run_up_to
 from zaq_plugin.student.view import Student
+
+
+class LiveBytes(TorchDispatchMode):
+    """Inside ``with``, remembers every tensor that is made, until nobody holds it any more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: list[weakref.ref[Tensor]] = []
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Call an operator, and remember what it made."""
+        out = func(*args, **(kwargs or {}))
+        self._made += [weakref.ref(x) for x in tree_leaves(out) if isinstance(x, Tensor)]
+        return out
+
+    def now(self) -> int:
+        """Bytes at this moment; tensors that share their memory count once."""
+        alive = [(ref, x) for ref in self._made if (x := ref()) is not None]
+        self._made = [ref for ref, _ in alive]
+        storages = {s.data_ptr(): s.nbytes() for s in (x.untyped_storage() for _, x in alive)}
+        return sum(storages.values())
+
 
 MEMORY = 3 << 30
 SIDE_BY_SIDE = 32

@@ -3,15 +3,15 @@
 `ZeroShotLoader` stands in the place of a DataLoader; `zero_shot_finetune` is a whole guarded run.
 """
 
+from zaq_plugin.reconstruction import BlockResult, ReconstructOptions, reconstruct
 from zaq_plugin.zero_shot.config import ZeroShotConfig
+from zaq_plugin.zero_shot.discrepancy import all_outputs, select
 from zaq_plugin.zero_shot.distill import DistillOptions, distill_images
 from zaq_plugin.zero_shot.finetune import zero_shot_finetune
 from zaq_plugin.zero_shot.generator import Generator
+from zaq_plugin.zero_shot.images import ImageFormat, ImageStatistics
 from zaq_plugin.zero_shot.loader import ZeroShotLoader
-from zaq_plugin.zero_shot.outputs import all_outputs, select
-from zaq_plugin.zero_shot.reconstruction import BlockResult, ReconstructOptions, reconstruct
-from zaq_plugin.zero_shot.result import FinetuneResult, TrainingDiverged
-from zaq_plugin.zero_shot.statistics import ImageFormat, ImageStatistics
+from zaq_plugin.zero_shot.training import FinetuneResult, TrainingDiverged
 
 __all__ = [
     "BlockResult",

@@ -15,15 +15,17 @@ from zaq_plugin.student.fake_quantizers import is_weight_quantizer
 from zaq_plugin.zero_shot.config import ZeroShotConfig
 from zaq_plugin.zero_shot.discrepancy import (
     LayerWeights,
+    OutputAdapter,
     activation_regulariser,
     feature_discrepancy,
+    mean_over,
     output_discrepancy,
     teacher_divergence,
 )
 from zaq_plugin.zero_shot.distill import low_pass, swinging
 from zaq_plugin.zero_shot.generator import Generator
-from zaq_plugin.zero_shot.outputs import OutputAdapter, mean_over
-from zaq_plugin.zero_shot.statistics import BatchNormLoss, ImageFormat
+from zaq_plugin.zero_shot.images import ImageFormat
+from zaq_plugin.zero_shot.statistics import BatchNormLoss
 from zaq_plugin.zero_shot.taps import TapSet
 
 logger = logging.getLogger(__name__)

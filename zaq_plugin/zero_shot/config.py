@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from zaq_plugin.errors import did_you_mean
+from zaq_plugin.pwlq.json_spec import json_object
 from zaq_plugin.zero_shot.config_parts import (
     FLAT,
     PARTS,
@@ -127,8 +128,9 @@ class ZeroShotConfig:
         """A setting by its flat name."""
         if name in FLAT:
             part, own = FLAT[name]
-            return getattr(getattr(self, part), own)
-        raise AttributeError(f"ZeroShotConfig has no setting {name!r}.{_hint(name)}")
+            return vars(vars(self)[part])[own]
+        hint = did_you_mean(name, [*_OWN, *FLAT])
+        raise AttributeError(f"ZeroShotConfig has no setting {name!r}.{hint}")
 
     @property
     def uses_generator(self) -> bool:
@@ -153,12 +155,12 @@ class ZeroShotConfig:
 
     def with_changes(self, **changes: Any) -> ZeroShotConfig:
         """A copy with other values, parts or flat ones; unknown names raise ValueError."""
-        return ZeroShotConfig(**{name: getattr(self, name) for name in _OWN} | changes)
+        return ZeroShotConfig(**{name: vars(self)[name] for name in _OWN} | changes)
 
     def to_dict(self) -> dict[str, Any]:
         """All settings by their flat names."""
-        own = {name: getattr(self, name) for name in _OWN if name not in PARTS}
-        return own | {name: getattr(self, name) for name in FLAT}
+        own = {name: vars(self)[name] for name in _OWN if name not in PARTS}
+        return own | {flat: vars(vars(self)[part])[name] for flat, (part, name) in FLAT.items()}
 
     def to_json(self) -> str:
         """All settings as one JSON object, by their flat names."""
@@ -171,15 +173,7 @@ class ZeroShotConfig:
         Raises:
             ValueError: if the text is no JSON object or holds an unknown setting.
         """
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"ZeroShotConfig.from_json: not valid JSON ({error}).") from error
-        if not isinstance(values, dict):
-            raise ValueError(
-                f"ZeroShotConfig.from_json: expected a JSON object, got {type(values).__name__}."
-            )
-        return cls.from_dict(values)
+        return cls.from_dict(json_object(text, "ZeroShotConfig.from_json"))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ZeroShotConfig:
@@ -209,16 +203,11 @@ def _as_part(name: str, value: Any) -> Part:
     return value
 
 
-def _hint(name: str) -> str:
-    near = difflib.get_close_matches(name, [*_OWN, *FLAT], n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
-
-
 def _refuse_unknown(values: Mapping[str, Any]) -> None:
     names = [*_OWN, *FLAT]
     unknown = sorted(set(values) - set(names))
     if unknown:
         raise ValueError(
-            f"ZeroShotConfig has no setting {', '.join(map(repr, unknown))}.{_hint(unknown[0])} "
-            f"Known are {', '.join(names)}."
+            f"ZeroShotConfig has no setting {', '.join(map(repr, unknown))}."
+            f"{did_you_mean(unknown[0], names)} Known are {', '.join(names)}."
         )

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from zaq_plugin.reconstruction.reconstruct import ReconstructOptions
 from zaq_plugin.zero_shot.distill import DistillOptions
-from zaq_plugin.zero_shot.reconstruction import ReconstructOptions
 
 
 def setting(
@@ -40,7 +40,7 @@ def check_settings(part: Any) -> None:
         ValueError: names the setting, by its flat name, and its value.
     """
     for item in fields(part):
-        value, meta = getattr(part, item.name), item.metadata
+        value, meta = vars(part)[item.name], item.metadata
         name = meta.get("flat") or item.name
         if meta.get("choices") and value not in meta["choices"]:
             listed = ", ".join(map(repr, meta["choices"]))

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from zaq_plugin.ptq.wrappers import unwrapped
 from zaq_plugin.student.modes import frozen
-from zaq_plugin.zero_shot.dead_leaves import dead_leaves
 from zaq_plugin.zero_shot.generator import Generator
-from zaq_plugin.zero_shot.statistics import BatchNormLoss, ImageFormat, ImageStatistics
+from zaq_plugin.zero_shot.images import ImageFormat, ImageStatistics, dead_leaves
+from zaq_plugin.zero_shot.statistics import BatchNormLoss
 
 Progress = Callable[[int, int, float], None]
 

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.progress import RunProgress
 from zaq_plugin.ptq.calibrate import set_ranges
 from zaq_plugin.ptq.wrappers import unwrapped
+from zaq_plugin.reconstruction.reconstruct import reconstruct
 from zaq_plugin.student import student_of
 from zaq_plugin.student.fake_quantizers import set_switches
 from zaq_plugin.student.modes import (
@@ -23,14 +25,13 @@ from zaq_plugin.student.modes import (
     to_quantized_evaluation,
 )
 from zaq_plugin.zero_shot.config import ZeroShotConfig
+from zaq_plugin.zero_shot.discrepancy import OutputAdapter, all_outputs
+from zaq_plugin.zero_shot.feedback import Feedback, Pair
+from zaq_plugin.zero_shot.images import ImageFormat
 from zaq_plugin.zero_shot.judge import Alternative, Judge, states_of, weigh
 from zaq_plugin.zero_shot.loader import ZeroShotLoader
-from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs
-from zaq_plugin.zero_shot.reconstruction import reconstruct
-from zaq_plugin.zero_shot.result import FinetuneResult, RunProgress, load_checkpoint
-from zaq_plugin.zero_shot.sources import copies
-from zaq_plugin.zero_shot.statistics import ImageFormat
-from zaq_plugin.zero_shot.training import Training
+from zaq_plugin.zero_shot.sources import Report, SyntheticImages, copies
+from zaq_plugin.zero_shot.training import FinetuneResult, Training, load_checkpoint
 
 logger = logging.getLogger(__name__)
 Correct = Callable[[nn.Module, Sequence[Tensor]], object]
@@ -90,16 +91,16 @@ def zero_shot_finetune(
     """
     check_graph_mode(student)
     modes = {m: m.training for m in student.modules()}
-    loader = ZeroShotLoader(
+    pair = Pair(
         student,
         ImageFormat.of(image_shape, mean, std),
-        config or ZeroShotConfig(),
         teacher=teacher,
         float_model=None if float_model is None else unwrapped(float_model),
         adapter=adapter,
     )
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-    run = _Run(loader, correct, alternatives or {}, folder, RunProgress(progress), on_step)
+    config = config or ZeroShotConfig()
+    run = _Run(config, pair, correct, alternatives or {}, folder, RunProgress(progress), on_step)
     try:
         with run.progress:
             return run.whole(images)
@@ -115,15 +116,16 @@ class _Run:
 
     def __init__(
         self,
-        loader: ZeroShotLoader,
+        config: ZeroShotConfig,
+        pair: Pair,
         correct: Correct | None,
         alternatives: Mapping[str, Alternative],
         folder: Path | None,
         progress: RunProgress,
         on_step: Callable[[int], None] | None,
     ) -> None:
-        self.loader, self.student, self.config = loader, loader.student, loader.config
-        self.images = loader.synthetic
+        self.config, self.pair, self.student = config, pair, pair.student
+        self.images, self.feedback = SyntheticImages(config, pair), Feedback(config, pair)
         self.correct, self.alternatives = correct, alternatives
         self.folder, self.progress, self.on_step = folder, progress, on_step
         self.result = FinetuneResult()
@@ -136,7 +138,7 @@ class _Run:
         """All stages, or those that a checkpoint leaves; the student holds the best state then."""
         saved = None
         if self.folder is not None:
-            saved = load_checkpoint(self.folder, self.config.to_json(), self.loader.device)
+            saved = load_checkpoint(self.folder, self.config.to_json(), self.pair.device)
         judge = self._start(images) if saved is None else self._resume(saved)
         if self.config.steps:
             self._timed("training", lambda: self._train(judge, saved))
@@ -171,24 +173,29 @@ class _Run:
 
     def _make_images(self, images: Tensor | None) -> tuple[Tensor, Tensor]:
         """Images to learn from, and others to judge by; the two never meet."""
-        config, loader, made = self.config, self.loader, self.images
+        config, made = self.config, self.images
 
         def report(stage: str, step: int, steps: int, loss: float) -> None:
             self.progress.show(stage, step, steps, {"loss": loss})
 
         if images is None and not config.uses_distilled:
-            loader.prepare(None, report)
+            self._prepare(None, report)
             held_out = made.generated(config.judging.images)
             return made.generated(max(config.calibration.images, 2)), held_out
         if images is None:
             total = config.distillation.images + config.judging.images
-            images = loader.distill(total, report).to(made.dtype)
+            images = made.distill(total, report).to(made.dtype)
             count = config.judging.images
         else:
             images = images.to(made.device, made.dtype)
             count = min(config.judging.images, max(2, len(images) // 3))
-        loader.prepare(images[:-count], report)
+        self._prepare(images[:-count], report)
         return images[:-count], images[-count:]
+
+    def _prepare(self, pool: Tensor | None, report: Report) -> None:
+        """The source of batches, and the points that student and teacher are compared at."""
+        self.images.prepare(pool, report)
+        self.feedback.place_taps()
 
     @torch.no_grad()
     def _set_ranges(self, batches: Sequence[Tensor]) -> None:
@@ -202,14 +209,14 @@ class _Run:
 
     def _judge_on(self, images: Tensor) -> Judge:
         """A judge by the run's teacher and loss, on images that nothing is trained on."""
-        loader = self.loader
-        return Judge(loader.teacher, images, loader.adapter, self.config.losses.output)
+        pair = self.pair
+        return Judge(pair.teacher, images, pair.adapter, self.config.losses.output)
 
     def _reconstruct(self, pool: Tensor) -> None:
         options, rng = self.config.reconstruction, self.images.shared_rng
         self.result.blocks = reconstruct(
             self.student,
-            self.loader.teacher,
+            self.pair.teacher,
             copies(pool, options.copies, rng),
             options.options(),
             rng=rng,
@@ -219,8 +226,11 @@ class _Run:
         )
 
     def _train(self, judge: Judge, saved: dict[str, Any] | None) -> None:
+        loader = ZeroShotLoader.of(self.config, self.images, self.feedback)
+        if saved is not None:
+            loader.load_state_dict(saved["loader"])
         self.training = Training(
-            self.loader, judge, self.result, self.progress, self.folder, self.on_step
+            loader, self.feedback, judge, self.result, self.progress, self.folder, self.on_step
         )
         if saved is None:
             self.training.begin()
@@ -229,11 +239,11 @@ class _Run:
         self.training.run()
 
     def _hand_over(self, judge: Judge) -> FinetuneResult:
-        result, loader = self.result, self.loader
+        result = self.result
         result.best = judge.restore_best(self.student)
         result.verdicts = list(judge.history)
-        if loader.taps is not None:
-            result.layer_weights = loader.taps.shares
+        if self.feedback.taps is not None:
+            result.layer_weights = self.feedback.taps.shares
         if self.images.adversary is not None:
             result.restarts = list(self.images.adversary.restarts)
         result.examples = self.images.examples(64)
@@ -256,12 +266,11 @@ class _Run:
             states_of(self.student, self.alternatives, [images[:2]])
         self.student.load_state_dict(saved["base"])
         set_switches(self.student, observe=False, quantize=True)
-        self.loader.load_state_dict(saved["loader"])
         judge = self._judge_on(images)
         judge.load_state_dict(saved["judge"])
         self.result.curve = list(saved["curve"])
         self.result.seconds = dict(saved["seconds"])
-        logger.info("resumed at step %d", self.loader.step)
+        logger.info("resumed at step %d", saved["loader"]["step"])
         return judge
 
     def _timed(self, stage: str, action: Callable[[], Any]) -> Any:
@@ -276,4 +285,4 @@ class _Run:
         """Take hooks and stand-ins out of the models."""
         if self.training is not None:
             self.training.close()
-        self.loader.close()
+        self.feedback.close()

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.zero_shot.statistics import ImageStatistics
+from zaq_plugin.zero_shot.images import ImageStatistics
 
 LARGEST_SEED = 14
 """Side of the map that the noise is projected to, at most, along the shorter side of the image."""

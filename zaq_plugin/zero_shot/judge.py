@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from zaq_plugin.ptq.output_distance import agreements, divergences, spread, threshold
 from zaq_plugin.student.modes import State, copied_state, to_evaluation, to_quantized_evaluation
-from zaq_plugin.zero_shot.discrepancy import absolute_error
-from zaq_plugin.zero_shot.outputs import OutputAdapter
+from zaq_plugin.zero_shot.discrepancy import OutputAdapter, absolute_error
 
 _FLOOR = 1e-3
 """Share of the best state's mean divergence below which an image's divergence counts as none."""

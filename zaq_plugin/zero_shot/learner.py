@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from zaq_plugin.reconstruction.learned_activations import learned_activation
+from zaq_plugin.reconstruction.learned_weights import LearnedEdges
 from zaq_plugin.student import QuantLayer, reached_layers
 from zaq_plugin.student.fake_quantizers import Slot, activation_slots
 from zaq_plugin.zero_shot.config import ZeroShotConfig
-from zaq_plugin.zero_shot.learned_activations import learned_activation
-from zaq_plugin.zero_shot.learned_weights import LearnedEdges
 
 
 class Learner:

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.ptq.wrappers import unwrapped
-from zaq_plugin.student import twin
-from zaq_plugin.student.fake_quantizers import check_calibrated, fake_quantizers
-from zaq_plugin.student.inputs import taking
-from zaq_plugin.student.modes import freeze_batch_norm, frozen, to_evaluation
+from zaq_plugin.student.fake_quantizers import check_calibrated
+from zaq_plugin.student.modes import freeze_batch_norm, frozen
 from zaq_plugin.zero_shot.adversary import Adversary
 from zaq_plugin.zero_shot.config import ZeroShotConfig
-from zaq_plugin.zero_shot.discrepancy import (
-    LayerWeights,
-    output_discrepancy,
-    teacher_divergence,
-)
-from zaq_plugin.zero_shot.outputs import OutputAdapter, all_outputs, detached, mean_over
+from zaq_plugin.zero_shot.discrepancy import LayerWeights, OutputAdapter, all_outputs
+from zaq_plugin.zero_shot.feedback import Feedback, Pair
+from zaq_plugin.zero_shot.images import ImageFormat
 from zaq_plugin.zero_shot.sources import ImageSource, Report, SyntheticImages
-from zaq_plugin.zero_shot.statistics import ImageFormat
-from zaq_plugin.zero_shot.taps import TapPair, find_taps
-
-logger = logging.getLogger(__name__)
 
 
 class ZeroShotLoader:
@@ -70,38 +59,36 @@ class ZeroShotLoader:
         dtype: torch.dtype | None = None,
         rank: int | None = None,
     ) -> None:
-        self.config = config or ZeroShotConfig()
-        self.student = student
-        core = unwrapped(student)
-        if not fake_quantizers(core):
-            raise ValueError(
-                f"nothing was quantized: {type(core).__name__} has no fake-quantizer, so student "
-                "and teacher would be the same model. Prepare it first, for instance with "
-                "zaq_plugin.ptq.simulate, prepare_qat_fx or prepare_qat_pt2e."
-            )
-        first = next(core.parameters())
-        self.device = torch.device(device) if device is not None else first.device
-        self.dtype = dtype or first.dtype
-        self.images = ImageFormat.of(image_shape, mean, std)
-        self.teacher = (teacher if teacher is not None else twin(core)).to(self.device)
-        self.memory = self.teacher if float_model is None else float_model.to(self.device)
-        if self.memory is not self.teacher:
-            to_evaluation(self.memory)
-        self.adapter = adapter
-        self.synthetic = SyntheticImages(
-            self.config,
-            self.images,
-            self.teacher,
-            self.memory,
-            adapter,
-            device=self.device,
-            dtype=self.dtype,
-            rank=_rank() if rank is None else rank,
+        config = config or ZeroShotConfig()
+        pair = Pair(
+            student,
+            image_shape,
+            teacher=teacher,
+            float_model=float_model,
+            mean=mean,
+            std=std,
+            adapter=adapter,
+            device=device,
+            dtype=dtype,
         )
+        self._take(config, SyntheticImages(config, pair, rank), Feedback(config, pair))
+
+    @classmethod
+    def of(
+        cls, config: ZeroShotConfig, images: SyntheticImages, feedback: Feedback
+    ) -> ZeroShotLoader:
+        """A loader of these images, answered by this feedback's teacher."""
+        loader = cls.__new__(cls)
+        loader._take(config, images, feedback)
+        return loader
+
+    def _take(self, config: ZeroShotConfig, images: SyntheticImages, feedback: Feedback) -> None:
+        self.config, self._images, self._feedback = config, images, feedback
+        pair = feedback.pair
+        self.student, self.teacher, self.images = pair.student, pair.teacher, pair.images
+        self.device, self.dtype = pair.device, pair.dtype
         self.step = 0
-        self._shape_fits = False
         self.losses: dict[str, float] = {}
-        self.taps: TapPair | None = None
 
     def __len__(self) -> int:
         return self.config.steps
@@ -109,17 +96,17 @@ class ZeroShotLoader:
     @property
     def source(self) -> ImageSource | None:
         """Of batches, once there is one."""
-        return self.synthetic.source
+        return self._images.source
 
     @property
     def adversary(self) -> Adversary | None:
         """The generator's side, if there is one."""
-        return self.synthetic.adversary
+        return self._images.adversary
 
     @property
     def layer_weights(self) -> LayerWeights | None:
         """λ of the taps, if there are any."""
-        return None if self.taps is None else self.taps.weights
+        return self._feedback.layer_weights
 
     # ---- getting ready -------------------------------------------------------------------------
 
@@ -134,44 +121,18 @@ class ZeroShotLoader:
             warm_up: False leaves the generator as it is, for a state to be loaded.
         """
         if self.source is None:
-            self._check_shape()
-            self.synthetic.prepare(pool, report, warm_up=warm_up)
-            self._place_taps()
+            self._images.prepare(pool, report, warm_up=warm_up)
+            self._feedback.place_taps()
 
     def distill(self, count: int, report: Report | None = None) -> Tensor:
         """Distilled images, the same on every rank, (count, C, H, W)."""
-        self._check_shape()
-        return self.synthetic.distill(count, report)
-
-    @torch.no_grad()
-    def _check_shape(self) -> None:
-        """Try the teacher on two images, once."""
-        if self._shape_fits:
-            return
-        images = torch.zeros(2, *self.images.shape, device=self.device, dtype=self.dtype)
-        try:
-            with taking(self.teacher, ((images,), {})):
-                self.teacher(images)
-        except ValueError as error:
-            raise ValueError(f"image_shape={tuple(self.images.shape)}: {error}") from error
-        self._shape_fits = True
-
-    def _place_taps(self) -> None:
-        config = self.config
-        if config.losses.alpha <= 0 and config.losses.feature_weight <= 0:
-            return
-        example = torch.zeros(2, *self.images.shape, device=self.device, dtype=self.dtype)
-        names = find_taps(self.teacher, example, config.losses.taps)
-        weights = LayerWeights(len(names), config.losses.lambda_decay).to(self.device)
-        student, norm = unwrapped(self.student), config.losses.relation_norm
-        self.taps = TapPair(self.teacher, student, names, weights, norm)
-        logger.info("taps: %s", ", ".join(names))
+        return self._images.distill(count, report)
 
     # ---- the loop ------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
         check_calibrated(
-            unwrapped(self.student),
+            self._feedback.pair.core,
             "ZeroShotLoader",
             "zaq_plugin.calibrate(student, list(loader.distill(64).split(32))), or with batches of "
             "your own",
@@ -188,20 +149,16 @@ class ZeroShotLoader:
 
     def next_batch(self) -> tuple[Tensor, Any]:
         """Draw images and let the teacher answer; no generator step."""
-        images = self.synthetic.batch(self.step)
-        with torch.no_grad():
-            targets = self.teacher(images.clone())  # which may write into them
-        if self.taps is not None:
-            self.taps.expect()
-        return images, targets
+        images = self._images.batch(self.step)
+        return images, self._feedback.answers(images)
 
     def _generator_step(self) -> None:
-        taps = self.taps
+        taps = self._feedback.taps
         if taps is not None and self.step and self.step % self.epoch == 0:
             taps.weights.end_epoch()
         if self.adversary is None or self.config.generator.gamma == 0:
             return
-        core = unwrapped(self.student)
+        core = self._feedback.pair.core
         with frozen(core):
             features = (None, None) if taps is None else (taps.student, taps.teacher)
             terms = self.adversary.step(core, features[0], features[1], self.layer_weights)
@@ -224,24 +181,13 @@ class ZeroShotLoader:
         Raises:
             ValueError: if the student has not run on the images since.
         """
-        config = self.config
-        teacher_out, student_out = self.adapter(detached(targets)), self.adapter(output)
-        measure = output_discrepancy if config.losses.output == "l1" else teacher_divergence
-        total = mean_over(measure, teacher_out, student_out)
-        terms = {"D_o" if config.losses.output == "l1" else "KL": total.detach()}
-        if self.taps is not None:
-            shares = {"D_f": config.losses.alpha, "features": config.losses.feature_weight}
-            gaps = self.taps.compare(relations=shares["D_f"] > 0, values=shares["features"] > 0)
-            for name, gap in gaps.items():
-                total = total + shares[name] * gap
-                terms[name] = gap.detach()
-        terms["loss"] = total.detach()
-        self.losses.update({name: float(value) for name, value in terms.items()})
+        total = self._feedback.loss(output, targets)
+        self.losses.update(self._feedback.terms)
         return total
 
     def freeze(self) -> None:
         """Freeze the student's BatchNorm; call it after every ``student.train()``."""
-        freeze_batch_norm(unwrapped(self.student))
+        freeze_batch_norm(self._feedback.pair.core)
 
     # ---- state ---------------------------------------------------------------------------------
 
@@ -251,7 +197,7 @@ class ZeroShotLoader:
         return {
             "step": self.step,
             "config": self.config.to_json(),
-            **self.synthetic.state_dict(),
+            **self._images.state_dict(),
             "layer_weights": None
             if self.layer_weights is None
             else {k: v.clone() for k, v in self.layer_weights.state_dict().items()},
@@ -273,19 +219,11 @@ class ZeroShotLoader:
             if pool is None and self.config.uses_distilled:
                 raise ValueError("ZeroShotLoader: the saved state holds no distilled images.")
             self.prepare(pool, warm_up=False)
-        self.synthetic.load_state_dict(state)
+        self._images.load_state_dict(state)
         if self.layer_weights is not None:
             self.layer_weights.load_state_dict(state["layer_weights"])
         self.step = int(state["step"])
 
     def close(self) -> None:
         """Remove the hooks from the models."""
-        if self.taps is not None:
-            self.taps.close()
-        self.taps = None
-
-
-def _rank() -> int:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank()
-    return 0
+        self._feedback.close()

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zaq_plugin.zero_shot.adversary import Adversary
 from zaq_plugin.zero_shot.config import ZeroShotConfig
 from zaq_plugin.zero_shot.distill import distill_images
-from zaq_plugin.zero_shot.outputs import OutputAdapter
-from zaq_plugin.zero_shot.statistics import ImageFormat
+from zaq_plugin.zero_shot.feedback import Pair
 
 Report = Callable[[str, int, int, float], None]
 """Takes a stage, a step, how many there are, and the loss."""
@@ -119,12 +118,9 @@ class SyntheticImages:
 
     Args:
         config: The settings.
-        images: Their format.
-        teacher: P, for the generator's side.
-        memory: The float model with its BatchNorms (the teacher itself, if it has them).
-        adapter: From the model's output to tensors.
-        device, dtype: Of the images.
-        rank: Position among the processes of a distributed run.
+        pair: The models, and the images' format.
+        rank: Position among the processes of a distributed run; taken from torch.distributed by
+            default.
 
     Attributes:
         shared_rng: Source of what the ranks share: distilled images.
@@ -133,27 +129,16 @@ class SyntheticImages:
         adversary: The generator's side, if there is one.
     """
 
-    def __init__(
-        self,
-        config: ZeroShotConfig,
-        images: ImageFormat,
-        teacher: nn.Module,
-        memory: nn.Module,
-        adapter: OutputAdapter,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-        rank: int,
-    ) -> None:
-        self.config, self.format, self.memory = config, images, memory
-        self.teacher, self.adapter = teacher, adapter
-        self.device, self.dtype = device, dtype
+    def __init__(self, config: ZeroShotConfig, pair: Pair, rank: int | None = None) -> None:
+        self.config, self.pair = config, pair
+        self.device, self.dtype = pair.device, pair.dtype
+        rank = _rank() if rank is None else rank
         self.shared_rng = torch.Generator().manual_seed(config.seed)
         self.rng = torch.Generator().manual_seed(config.seed * 7919 + 1 + rank)
         self.source: ImageSource | None = None
         self.adversary: Adversary | None = None
 
-    def prepare(self, pool: Tensor | None, report: Report | None, *, warm_up: bool) -> None:
+    def prepare(self, pool: Tensor | None, report: Report | None, *, warm_up: bool = True) -> None:
         """Warm the generator up, distil images, whichever the config asks for.
 
         Args:
@@ -161,10 +146,17 @@ class SyntheticImages:
             report: Called with (stage, step, steps, loss).
             warm_up: False leaves the generator as it is, for a state to be loaded.
         """
-        config = self.config
+        config, pair = self.config, self.pair
+        pair.check_shape()
         if config.uses_generator:
             self.adversary = Adversary(
-                config, self.format, self.teacher, self.memory, self.adapter, self.rng, self.device
+                config,
+                pair.images,
+                pair.teacher,
+                pair.memory,
+                pair.adapter,
+                self.rng,
+                pair.device,
             )
             if warm_up:
                 steps = config.generator.warmup_steps
@@ -183,10 +175,11 @@ class SyntheticImages:
     def distill(self, count: int, report: Report | None = None) -> Tensor:
         """Distilled images, the same on every rank, (count, C, H, W)."""
         config = self.config
+        self.pair.check_shape()
         return distill_images(
-            self.memory,
+            self.pair.memory,
             count,
-            self.format,
+            self.pair.images,
             options=config.distillation.options(config.source, min(128, max(2, count))),
             rng=self.shared_rng,
             device=self.device,
@@ -256,3 +249,9 @@ def copies(pool: Tensor, times: int, rng: torch.Generator) -> Tensor:
         share = torch.rand(len(pool), 1, 1, 1, generator=rng).to(pool)
         versions.append(torch.lerp(sources[pair[0]], sources[pair[1]], share))
     return torch.cat(versions)
+
+
+def _rank() -> int:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank()
+    return 0

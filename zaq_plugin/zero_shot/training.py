@@ -1,28 +1,72 @@
-"""Training: the student learns from the loader's batches, and is judged, guarded and saved."""
+"""Training: the student learns from the loader's batches, and is judged, guarded and saved.
+
+What a run gives back, and what it leaves to be resumed, are here, too.
+"""
 
 from __future__ import annotations
 
+import io
+import json
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from zaq_plugin.files import write_whole
+from zaq_plugin.progress import RunProgress
+from zaq_plugin.reconstruction import BlockResult
 from zaq_plugin.student.modes import copied_state
-from zaq_plugin.zero_shot.judge import Judge
+from zaq_plugin.zero_shot.feedback import Feedback
+from zaq_plugin.zero_shot.judge import Judge, Verdict
 from zaq_plugin.zero_shot.learner import Learner
 from zaq_plugin.zero_shot.loader import ZeroShotLoader
-from zaq_plugin.zero_shot.result import (
-    FinetuneResult,
-    RunProgress,
-    TrainingDiverged,
-    save_checkpoint,
-)
 
 logger = logging.getLogger(__name__)
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss became NaN or infinite; the student holds the best state seen before."""
+
+
+@dataclass
+class FinetuneResult:
+    """What happened.
+
+    Attributes:
+        verdicts: The judge's history; the first is the calibrated, untrained state.
+        best: The state that the student holds now.
+        blocks: What reconstruction did, block by block.
+        curve: Terms of the loss at every judged step, with ``step``, the judge's divergence and
+            agreement, D_f on its images, and ``λ NAME`` for every tap.
+        layer_weights: λ by tap at the end: the more, the further student and teacher differ there.
+        restarts: Steps at which the generator was restarted.
+        seconds: Wall time by stage.
+        examples: Some of the synthetic images, (n, C, H, W).
+    """
+
+    verdicts: list[Verdict] = field(default_factory=list)
+    best: Verdict | None = None
+    blocks: list[BlockResult] = field(default_factory=list)
+    curve: list[dict[str, float]] = field(default_factory=list)
+    layer_weights: dict[str, float] = field(default_factory=dict)
+    restarts: list[int] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    examples: Tensor | None = None
+
+    @property
+    def start(self) -> Verdict:
+        """The untrained state."""
+        return self.verdicts[0]
+
+    @property
+    def improved(self) -> bool:
+        """Whether anything better than the untrained state was found."""
+        return self.best is not None and self.best.label != self.start.label
 
 
 class Training:
@@ -30,6 +74,7 @@ class Training:
 
     Args:
         loader: Prepared; its student is trained.
+        feedback: The loader's, which watches the layers.
         judge: Has seen the states before training.
         result: Takes the curve.
         progress: Shows the steps.
@@ -40,6 +85,7 @@ class Training:
     def __init__(
         self,
         loader: ZeroShotLoader,
+        feedback: Feedback,
         judge: Judge,
         result: FinetuneResult,
         progress: RunProgress,
@@ -47,6 +93,7 @@ class Training:
         on_step: Callable[[int], None] | None,
     ) -> None:
         self.loader, self.student, self.config = loader, loader.student, loader.config
+        self.feedback = feedback
         self.judge, self.result, self.progress = judge, result, progress
         self.folder, self.on_step = folder, on_step
         self.base: dict[str, Tensor] = {}
@@ -116,7 +163,7 @@ class Training:
     def _judge(self, step: int) -> None:
         with self.learner.judged():
             verdict = self.judge.look(self.student, f"step {step}")
-            layers = watch_layers(self.loader, self.judge.images[: self.config.batch_size])
+            layers = self.feedback.watch(self.judge.images[: self.config.batch_size])
         if self.learner.average:
             with self.learner.averaged(), self.learner.judged():
                 self.judge.look(self.student, f"average at step {step}")
@@ -152,21 +199,41 @@ class Training:
         )
 
 
-@torch.no_grad()
-def watch_layers(loader: ZeroShotLoader, images: Tensor) -> dict[str, float]:
-    """D_f on ``images`` and the weight λ of every tap (ZAQ, section 3.2).
+NAME = "checkpoint.pt"
 
-    Where D_f is part of the loss, λ is the loss's own. Elsewhere nothing else renews it, so this
-    call counts as one of its epochs.
 
-    Args:
-        loader: Prepared; its models are run as they stand.
-        images: (N, C, H, W) that nothing trains on.
+def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
+    """Write a state (tensors, numbers, strings, lists, dicts) to ``folder/checkpoint.pt``.
 
-    Returns:
-        ``D_f``, and ``λ NAME`` by tap; empty if nothing is tapped.
+    A kill leaves the checkpoint before it.
     """
-    if loader.taps is None:
-        return {}
-    total = loader.taps.on_images(images, renew=loader.config.losses.alpha <= 0)
-    return {"D_f": total, **{f"λ {name}": value for name, value in loader.taps.shares.items()}}
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return write_whole(folder / NAME, buffer.getvalue())
+
+
+def load_checkpoint(folder: Path, config: str, device: torch.device | str) -> dict[str, Any] | None:
+    """Read a folder's checkpoint, or None if there is none.
+
+    Raises:
+        ValueError: if it was written with another config, or is no checkpoint.
+    """
+    path = folder / NAME
+    if not path.exists():
+        return None
+    state = torch.load(path, map_location=device, weights_only=True)
+    if not isinstance(state, dict) or "config" not in state:
+        raise ValueError(f"{path} is no checkpoint of zero-shot fine-tuning; delete it or move it.")
+    if json.loads(state["config"]) != json.loads(config):
+        changed = _differences(state["config"], config)
+        raise ValueError(
+            f"{path} belongs to a run with other settings ({changed}); resume with those, or give "
+            "another checkpoint folder."
+        )
+    return state
+
+
+def _differences(saved: str, present: str) -> str:
+    old, new = json.loads(saved), json.loads(present)
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return ", ".join(f"{name}: {old.get(name)!r}, now {new.get(name)!r}" for name in names)

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from zaq_plugin.errors import did_you_mean
 from zaq_plugin.report import Audit
 from zaq_plugin.strategies import Request
 from zaq_pt2e._compat import is_watcher
@@ -32,8 +32,7 @@ def check_options(options: dict[str, Any], host: str) -> None:
     names = sorted({field.name for field in fields(Request)} - FIXED)
     for name in options:
         if name not in names:
-            near = get_close_matches(name, [*names, "stored_bits"], 1)
-            hint = f" Did you mean {near[0]}?" if near else ""
+            hint = did_you_mean(name, [*names, "stored_bits"], " Did you mean {}?")
             raise TypeError(
                 f"{host}: there is no option {name!r}.{hint} Known are {', '.join(names)}. Files "
                 "for devices have activations of 8 bits, always."

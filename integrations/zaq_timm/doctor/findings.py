@@ -9,8 +9,15 @@ from platform import platform, python_version
 from typing import Any
 
 from zaq_plugin.student.host import find_host, host_names
-from zaq_timm.doctor.kernels import EXACT, SATURATES, measure_kernels
-from zaq_timm.doctor.machine import Processor, compilers, memory, processor
+from zaq_timm.doctor.machine import (
+    EXACT,
+    SATURATES,
+    Processor,
+    compilers,
+    measure_kernels,
+    memory,
+    processor,
+)
 from zaq_timm.doctor.packages import OK, packages
 
 LITTLE_MEMORY = 4 * 10**9
@@ -108,7 +115,7 @@ def lines(findings: dict[str, Any]) -> list[str]:
         sign = _SIGNS["ok" if state == "ready" else "note"]
         page.append(f"  {sign}  {name:<12} {state}")
     page += ["", "packages"]
-    for p, narrower in _once_each(findings["packages"]):
+    for p, narrower in once_each(findings["packages"]):
         bad = p["status"] != OK and (p["installed"] or not p["extras"])
         sign = _SIGNS["ok" if p["status"] == OK else "problem" if bad else "note"]
         accepted = (p["accepted"] or "any") + narrower
@@ -122,7 +129,7 @@ def lines(findings: dict[str, Any]) -> list[str]:
     return [line.rstrip() for line in page]
 
 
-def _once_each(packages: list[dict[str, Any]]) -> list[tuple[dict[str, Any], str]]:
+def once_each(packages: list[dict[str, Any]]) -> list[tuple[dict[str, Any], str]]:
     """Packages, each once, with what extras narrow its range to; one that does not fit stays."""
     rows = []
     fits = [p for p in packages if p["status"] == OK]
@@ -130,8 +137,12 @@ def _once_each(packages: list[dict[str, Any]]) -> list[tuple[dict[str, Any], str
         same = [p for p in fits if p["name"] == package["name"] and p is not package]
         if package in fits and package["extras"] and any(not p["extras"] for p in same):
             continue
-        narrower = "" if package["extras"] else "".join(
-            f"; {p['accepted']} for {', '.join(p['extras'])}" for p in same if p["extras"]
+        narrower = (
+            ""
+            if package["extras"]
+            else "".join(
+                f"; {p['accepted']} for {', '.join(p['extras'])}" for p in same if p["extras"]
+            )
         )
         rows.append((package, narrower))
     return rows

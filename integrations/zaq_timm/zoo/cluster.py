@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from zaq_timm.zoo.errors import KILLED, RunError
-from zaq_timm.zoo.limits import Limits
 from zaq_timm.zoo.pool import Event, Pool, Task
+from zaq_timm.zoo.worker import Limits
 
 AHEAD = 2
 """Tasks that wait at Ray for each of its processors, so that none is idle."""

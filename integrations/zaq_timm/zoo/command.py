@@ -172,9 +172,8 @@ def read_arguments(args: argparse.Namespace) -> Settings:
 
 def run_command(args: argparse.Namespace) -> int:
     """Runs the zoo; returns the exit code: 0 if every model is done, 3 if some are not."""
-    from zaq_timm.zoo.plan import Plan
     from zaq_timm.zoo.results import Results, refuse_changes
-    from zaq_timm.zoo.runner import run_settings
+    from zaq_timm.zoo.runner import Plan, run_settings
 
     try:
         settings = read_arguments(args)
@@ -203,7 +202,7 @@ def run_command(args: argparse.Namespace) -> int:
 
 
 def _finish(results: Any, keys: list[str], settings: Settings) -> int:
-    from zaq_timm.zoo.file_figures import lines
+    from zaq_timm.zoo.exporting import lines
     from zaq_timm.zoo.report import terminal_table, write_report
 
     rows = [results.rows[key] for key in keys]
@@ -223,14 +222,14 @@ def _finish(results: Any, keys: list[str], settings: Settings) -> int:
                     soft_wrap=True,
                     markup=False,
                 )
-        for note in _notes(rows):
+        for note in notes_of(rows):
             console.print(f"Note: {note}", highlight=False, soft_wrap=True, markup=False)
         for path in written:
             console.print(f"  {path}", highlight=False, soft_wrap=True)
     return 0 if all(row["status"] == DONE for row in rows) else 3
 
 
-def _notes(rows: list[dict[str, Any]]) -> list[str]:
+def notes_of(rows: list[dict[str, Any]]) -> list[str]:
     """What the table's reader must know: of the models, and of this machine."""
     by_text: dict[str, list[str]] = {}
     for row in rows:
@@ -238,7 +237,7 @@ def _notes(rows: list[dict[str, Any]]) -> list[str]:
             by_text.setdefault(text, []).append(row["key"])
     notes = [f"{_named(keys)}: {text}" for text, keys in by_text.items()]
     if any(row.get("host") == "fx" for row in rows):  # the others compute exactly
-        from zaq_timm.doctor.kernels import warning
+        from zaq_timm.doctor.machine import warning
 
         note = warning("torch")
         notes += [] if note is None else [f"rows of host fx: {note}"]

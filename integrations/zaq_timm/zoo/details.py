@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.layers import channel_axis
+from zaq_plugin.layers import channel_axis, weight_of
 from zaq_plugin.pwlq import QuantSpec, quantize
 from zaq_plugin.report import Audit
 from zaq_plugin.report.images import png_bytes, tile
-from zaq_timm.zoo.files import write_json, write_whole
+from zaq_timm.zoo.hosts import Converted
+from zaq_timm.zoo.light import write_json, write_whole
 from zaq_timm.zoo.model_job import Job
+from zaq_timm.zoo.widths import Widths
 
 DETAILS, PICTURES = "details.json", "images.png"
 HISTOGRAMS = 4
@@ -20,33 +22,30 @@ SHOWN_IMAGES, SHOWN_SIZE = 6, 48
 FRONTIER_POINTS = 60
 
 
-def write(job: Job, layers: Audit, trained: bool) -> None:
+def write(job: Job, widths: Widths, converted: Converted) -> None:
     """Writes a model's details into its folder.
 
     Args:
-        job: with everything measured.
-        layers: of the converted model.
-        trained: whether weights were trained, so that levels of the float ones say nothing.
+        job: the float model and its images.
+        widths: what was measured for the choice of formats.
+        converted: the converted model; levels of the float weights say nothing of trained ones.
     """
+    trained = converted.finetuned
     details = {
-        "layers": [record.to_dict() for record in layers],
-        "sensitivities": _sensitivities(job),
-        "frontier": _frontier(job),
-        "levels": [] if trained else _levels(job, layers),
-        "curve": job.finetuned.curve if job.finetuned else [],
+        "layers": [record.to_dict() for record in converted.layers],
+        "sensitivities": _sensitivities(widths),
+        "frontier": _frontier(widths),
+        "levels": [] if trained else _levels(job, widths, converted.layers),
+        "curve": trained.curve if trained else [],
     }
     write_json(job.folder / DETAILS, details)
-    images = job.finetuned.examples if job.finetuned else None
+    images = trained.examples if trained else None
     shown = job.images.calibration if images is None else images
     write_whole(job.folder / PICTURES, _pictures(shown))
 
 
-def _sensitivities(job: Job) -> list[dict[str, Any]]:
+def _sensitivities(widths: Widths) -> list[dict[str, Any]]:
     """Each layer at its final format: what it alone does to the outputs."""
-    if job.chosen is not None:
-        entries = [s for s in job.sensitivities if job.chosen.specs[s.layer] == s.spec]
-    else:
-        entries = job.sensitivities
     return [
         {
             "layer": s.layer,
@@ -54,41 +53,36 @@ def _sensitivities(job: Job) -> list[dict[str, Any]]:
             "stored_bits": s.spec.stored_bits,
             "divergence": s.divergence,
         }
-        for s in entries
+        for s in widths.final
     ]
 
 
-def _frontier(job: Job) -> list[dict[str, Any]]:
+def _frontier(widths: Widths) -> list[dict[str, Any]]:
     """Points of the frontier, thinned; the chosen one is marked."""
-    step = max(1, len(job.points) // FRONTIER_POINTS)
-    numel = {p.name: p.weight.numel() for p in job.places}
-    total = sum(numel.values())
-    points = []
-    for index, point in enumerate(job.points):
-        if index % step and point is not job.chosen and index != len(job.points) - 1:
-            continue
-        bits = sum(spec.stored_bits * numel[name] for name, spec in point.specs.items())
-        points.append(
-            {
-                "stored_bits": bits / total,
-                "divergence": point.divergence,
-                "chosen": point is job.chosen,
-            }
-        )
-    return points
+    step = max(1, len(widths.points) // FRONTIER_POINTS)
+    last = len(widths.points) - 1
+    return [
+        {
+            "stored_bits": widths.mean_bits(point),
+            "divergence": point.divergence,
+            "chosen": point is widths.chosen,
+        }
+        for index, point in enumerate(widths.points)
+        if not index % step or point is widths.chosen or index == last
+    ]
 
 
-def _levels(job: Job, layers: Audit) -> list[dict[str, Any]]:
+def _levels(job: Job, widths: Widths, layers: Audit) -> list[dict[str, Any]]:
     """Of a few layers' middle channel: each level, and how many weights sit on it."""
     modules = dict(job.loaded.model.named_modules())
     at_hand = {
         record.name: modules[record.name]
         for record in layers.quantized
-        if isinstance(getattr(modules.get(record.name), "weight", None), Tensor)
+        if weight_of(modules.get(record.name)) is not None
     }
     counts = []
     for name in _chosen(at_hand):
-        spec = job.overrides.get(name, job.spec)
+        spec = widths.overrides.get(name, job.spec)
         counts.append({"layer": name, **_level_counts(at_hand[name], spec)})
     return counts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,34 +15,31 @@ from zaq_plugin.report import Manifest
 from zaq_plugin.zero_shot import FinetuneResult, ZeroShotConfig, zero_shot_finetune
 from zaq_timm.zoo import details
 from zaq_timm.zoo.errors import FAILED, LeftOut, is_out_of_memory
-from zaq_timm.zoo.exporting import export_model
-from zaq_timm.zoo.file_figures import (
+from zaq_timm.zoo.exporting import (
     answers,
-    archive_bytes,
+    export_model,
     latencies,
     one_by_one,
     onnx_runner,
-    zipped_bytes,
+    sizes,
 )
-from zaq_timm.zoo.hosts import Converted, Correct, Request, convert, depthwise_overrides
+from zaq_timm.zoo.hosts import (
+    Converted,
+    Correct,
+    Request,
+    convert,
+    convert_by_strategy,
+    images_wanted,
+)
+from zaq_timm.zoo.images import make_images
+from zaq_timm.zoo.measure import measure
 from zaq_timm.zoo.model_job import Job, Report
 from zaq_timm.zoo.models import load
-from zaq_timm.zoo.pareto import best_within, code_bits, code_bytes, frontier
-from zaq_timm.zoo.quantities import parse_budget
 from zaq_timm.zoo.ranks import averaged_gradients, rank_and_size
 from zaq_timm.zoo.references import Reference
-from zaq_timm.zoo.row import measure
-from zaq_timm.zoo.sensitivity import (
-    Place,
-    find_places,
-    measure_sensitivities,
-    widths_of,
-)
 from zaq_timm.zoo.settings import Settings
-from zaq_timm.zoo.strategies import convert_by_strategy, images_wanted
-from zaq_timm.zoo.synthetic import make_images
+from zaq_timm.zoo.widths import choose_widths
 
-SENSITIVITY_IMAGES = 16
 MANIFEST = "manifest.json"
 
 
@@ -73,11 +71,11 @@ def run_job(payload: dict[str, Any], folder: Path, report: Report) -> dict[str, 
             images = make_images(loaded.model, loaded.inputs, settings, count, report)
             facts.update({"kind": images.kind, "calibration": count, "test": settings.test_images})
         job = Job(settings, folder, report, loaded, images, manifest)
-        job.overrides = _choose_widths(job)
-        host, converted = _convert(job)
+        widths = choose_widths(job)
+        host, converted = _convert(job, widths.overrides)
         row = measure(job, host, converted)
         row.update(_export(job, converted))
-        details.write(job, converted.layers, converted.finetuned is not None)
+        details.write(job, widths, converted)
         manifest.save(folder / MANIFEST)
     return row
 
@@ -93,68 +91,12 @@ def _calibration_count(settings: Settings) -> int:
     return max(settings.calibration_images, count)
 
 
-def _choose_widths(job: Job) -> dict[str, QuantSpec]:
-    """Layers that get a format of their own: by the budget, or because they are depthwise."""
-    settings, model = job.settings, job.loaded.model
-    fixed: dict[str, QuantSpec] = {}
-    if settings.depthwise == "int8":
-        fixed = depthwise_overrides(model, job.spec)
-    budget = parse_budget(settings.budget)
-    if budget is None and not settings.sensitivity:
-        return fixed
-    with job.manifest.stage("sensitivity") as facts:
-        job.folded, job.places = find_places(model, job.images.calibration[:2].clone())
-
-        def candidates(place: Place) -> list[QuantSpec]:
-            if place.name in fixed:
-                return [fixed[place.name]]
-            return [job.spec] if budget is None else widths_of(job.spec)
-
-        job.sensitivities = measure_sensitivities(
-            job.folded,
-            job.places,
-            candidates,
-            job.images.calibration[:SENSITIVITY_IMAGES],
-            settings.batch,
-            job.report,
-        )
-        facts["layers"] = len(job.places)
-        if budget is None:
-            return fixed
-        by_bits = budget.bits is not None
-        job.points = frontier(job.sensitivities, code_bits if by_bits else code_bytes)
-        numel = sum(p.weight.numel() for p in job.places)
-        rest = _float_numel(job.folded, job.places) * 4
-        if budget.bits is not None:
-            limit, unit = budget.bits * numel, "bits"
-        else:
-            assert budget.size is not None
-            limit, unit = budget.size - rest, f"bytes (beside {rest:,} that stay float)"
-        job.chosen = best_within(job.points, limit, unit)
-        facts["frontier"] = len(job.points)
-        facts["stored bits chosen"] = _mean_bits(job)
-    return dict(job.chosen.specs)
-
-
-def _mean_bits(job: Job) -> float:
-    assert job.chosen is not None
-    numel = {p.name: p.weight.numel() for p in job.places}
-    bits = sum(spec.stored_bits * numel[name] for name, spec in job.chosen.specs.items())
-    return bits / sum(numel.values())
-
-
-def _float_numel(folded: nn.Module, places: list[Place]) -> int:
-    """Number of parameters that no place holds; each tensor counted once."""
-    weights = {id(p.weight) for p in places}
-    return sum(p.numel() for p in folded.parameters() if id(p) not in weights)
-
-
-def _convert(job: Job) -> tuple[str, Converted]:
+def _convert(job: Job, overrides: Mapping[str, QuantSpec]) -> tuple[str, Converted]:
     settings = job.settings
     job.report("quantizing", 0, 0)
     if settings.strategy:
         with job.manifest.stage("quantize", strategy=settings.strategy) as facts:
-            host, converted = convert_by_strategy(job)
+            host, converted = convert_by_strategy(job, overrides)
             facts["notes"] = converted.notes
         _record(job, converted)
         return host, converted
@@ -163,14 +105,13 @@ def _convert(job: Job) -> tuple[str, Converted]:
         job.loaded.model,
         job.spec,
         settings.activations,
-        job.overrides,
+        overrides,
         job.images.calibration[: settings.calibration_images],
         settings.batch,
         finetune,
     )
     with job.manifest.stage("quantize and convert") as facts:
         host, converted = convert(settings.wanted_host, request)
-        job.finetuned = converted.finetuned
         facts["host"], facts["notes"] = host, converted.notes
     _record(job, converted)
     return host, converted
@@ -240,10 +181,7 @@ def _told(job: Job, converted: Converted, files: list[dict[str, Any]]) -> dict[s
 def _figures(job: Job, file: dict[str, Any]) -> dict[str, Any]:
     """What files of every kind have; those for devices were measured when they were written."""
     path = job.folder / file["file"]
-    figures: dict[str, Any] = {
-        "zipped_bytes": zipped_bytes(path),
-        "archive_bytes": archive_bytes(path),
-    }
+    figures: dict[str, Any] = {} if "zipped_bytes" in file else sizes(path)
     if path.suffix == ".onnx":
         run = onnx_runner(path)
         figures |= answers(job, one_by_one(run))

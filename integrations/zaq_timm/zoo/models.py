@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import pickle
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.errors import in_short
+from zaq_plugin.errors import did_you_mean, in_short
 from zaq_plugin.ptq.wrappers import without_prefixes
 from zaq_plugin.zero_shot import ImageFormat
 from zaq_timm.zoo.errors import LeftOut, is_out_of_memory
@@ -58,7 +57,7 @@ def load(reference: Reference, settings: Settings) -> Loaded:
     torch.manual_seed(settings.seed)
     weights = "random"
     if reference.is_function:
-        model, weights = _call(reference.name), "the function's own"
+        model, weights = made_by(reference.name), "the function's own"
     else:
         model, weights = _create(reference, settings)
     if reference.checkpoint:
@@ -121,7 +120,12 @@ def _is_offline(error: BaseException) -> bool:
     return False
 
 
-def _call(name: str) -> nn.Module:
+def made_by(name: str) -> nn.Module:
+    """What a function of the user's returns: ``package.module:function``, ``file.py:function``.
+
+    Raises:
+        LeftOut: there is none, it fails, or what it returns is no module.
+    """
     place, function = name.rsplit(":", 1)
     try:
         module = _file(Path(place)) if place.endswith(".py") else _package(place)
@@ -129,12 +133,13 @@ def _call(name: str) -> nn.Module:
         raise LeftOut(f"{place} cannot be imported ({_first_line(error)})") from error
     except Exception as error:
         raise LeftOut(f"{place} cannot be imported ({in_short(error)})") from error
-    if not hasattr(module, function):
-        near = difflib.get_close_matches(function, [n for n in vars(module) if n[0] != "_"], n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+    make = getattr(module, function, None)
+    if make is None:
+        known = [n for n in vars(module) if n[0] != "_"]
+        hint = did_you_mean(function, known, "; did you mean {}?")
         raise LeftOut(f"{name} failed (module {place!r} has no attribute {function!r}{hint})")
     try:
-        model = getattr(module, function)()
+        model = make()
     except Exception as error:
         if is_out_of_memory(error):
             raise

@@ -29,12 +29,12 @@ def normalisation(
         LeftOut: They are no numbers, or do not fit the channels.
     """
     values, assumed, spread = {}, [], []
-    for name in ("mean", "std"):
-        given = per_channel(name, getattr(settings, name)) or _of_config(name, config)
+    for name, text in (("mean", settings.mean), ("std", settings.std)):
+        given = per_channel(name, text) or _of_config(name, config)
         if given is None:
             assumed.append(name)
         numbers = given or IMAGENET[name]
-        if getattr(settings, name) and len(numbers) not in (1, channels):
+        if text and len(numbers) not in (1, channels):
             raise LeftOut(
                 f"--{name} has {len(numbers)} numbers, and the model's images have {channels} "
                 f"channel(s); pass one number, or {channels}"
@@ -69,11 +69,10 @@ def in_words(settings: Settings, known_to_timm: bool) -> str:
         settings: Of the run.
         known_to_timm: Whether all models are timm's own, which say it.
     """
-    absent = [name for name in ("mean", "std") if not getattr(settings, name)]
+    told = {"mean": settings.mean, "std": settings.std}
+    absent = [name for name, text in told.items() if not text]
     words = [
-        f"{name} {_listed(per_channel(name, getattr(settings, name)) or ())}"
-        for name in ("mean", "std")
-        if name not in absent
+        f"{name} {_listed(per_channel(name, text) or ())}" for name, text in told.items() if text
     ]
     if absent and known_to_timm:
         words.append(f"{' and '.join(absent)} as timm says")

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from zaq_timm.zoo.errors import FAILED, KILLED, OUT_OF_MEMORY, TIMED_OUT
-from zaq_timm.zoo.files import cannot_write, write_json
-from zaq_timm.zoo.limits import Limits, end_group, group_memory
-from zaq_timm.zoo.worker import DISK_FULL, JOB, ROW
+from zaq_timm.zoo.light import cannot_write, write_json
+from zaq_timm.zoo.worker import DISK_FULL, JOB, ROW, Limits, end_group, group_memory
 
 LOG = "log.txt"
 _LOOK = 0.1

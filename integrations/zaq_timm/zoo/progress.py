@@ -1,27 +1,64 @@
-"""Progress of a zoo: one bar for all and one for each running model; lines where no terminal is."""
+"""Progress of the commands: bars in a terminal, lines anywhere else; torch is not loaded for it."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from zaq_timm.zoo.errors import DONE
+from zaq_timm.zoo.light import core_file
 from zaq_timm.zoo.pool import Event
+
+if TYPE_CHECKING:
+    from zaq_plugin.progress import Bars
+else:
+    Bars = core_file("progress").Bars
+
+
+@contextmanager
+def progress(
+    total: int, done: str, console: Console | None = None
+) -> Iterator[Callable[[str], None]]:
+    """Shows how far a job of `total` steps has come.
+
+    Yields a function to call when a step begins, with its description; each call but the first
+    counts the step before it as done.
+
+    Args:
+        total: the number of steps.
+        done: what to say at the end where there is no terminal; `{steps}` and `{seconds}` are
+            filled in.
+        console: where to show it; by default standard error.
+    """
+    begin, steps = time.perf_counter(), 0
+    columns = (
+        TextColumn("{task.description:<34}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Bars(*columns, console=console) as bars:
+        bar = bars.add("", total)
+
+        def begin_step(description: str) -> None:
+            nonlocal steps
+            bars.update(bar, description=description, completed=steps)
+            steps += 1
+
+        yield begin_step
+        bars.update(bar, completed=total)
+    if not bars.live:
+        bars.say(done.format(steps=steps, seconds=f"{time.perf_counter() - begin:.1f}"))
 
 
 class ZooProgress:
-    """Shows how far a run is, on standard error.
+    """Shows how far a run is, on standard error: a bar for all, and one for each running model.
 
     Where standard error is no terminal, each model gets one line when it ends, and the run one at
     its end.
@@ -36,27 +73,22 @@ class ZooProgress:
     def __init__(
         self, total: int, done: int, quiet: bool = False, console: Console | None = None
     ) -> None:
-        self.total, self.done, self.quiet = total, done, quiet
-        self.console = console or Console(stderr=True)
-        self._bars: Progress | None = None
-        self._zoo: TaskID | None = None
-        self._models: dict[str, TaskID] = {}
+        self.total, self.done = total, done
+        columns = (
+            TextColumn("{task.description:<28}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[stage]}"),
+        )
+        self._bars = Bars(*columns, console=console, active=not quiet)
+        self._zoo = self._bars.add("zoo", total, done, stage="")
+        self._models: dict[str, Any] = {}
         self._ended = 0
         self._begun = time.monotonic()
 
     def __enter__(self) -> ZooProgress:
-        if not self.quiet and self.console.is_terminal:
-            self._bars = Progress(
-                TextColumn("{task.description:<28}"),
-                BarColumn(bar_width=28),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[stage]}"),
-                console=self.console,
-                transient=True,
-            )
-            self._bars.start()
-            self._zoo = self._bars.add_task("zoo", total=self.total, completed=self.done, stage="")
+        self._bars.__enter__()
         return self
 
     def __exit__(
@@ -65,44 +97,30 @@ class ZooProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._bars is not None:
-            self._bars.stop()
-            self._bars = None
-        if not self.quiet and kind is None:
+        self._bars.__exit__(kind, error, trace)
+        if kind is None:
             seconds = time.monotonic() - self._begun
-            self._line(
+            self._bars.say(
                 f"{self._ended} model(s) in {seconds:.1f} s, {self.done} of {self.total} in all"
             )
 
     def on_event(self, event: Event) -> None:
         """What a worker told."""
-        if self._bars is None:
-            return
-        name = self._models.get(event.key)
-        if name is None:
-            name = self._bars.add_task(f"  {event.key}", total=None, stage="starting")
-            self._models[event.key] = name
-        total = event.steps or None
-        self._bars.update(name, total=total, completed=event.step, stage=event.stage)
+        if event.key not in self._models:
+            self._models[event.key] = self._bars.add(f"  {event.key}", None, stage="starting")
+        bar, total = self._models[event.key], event.steps or None
+        self._bars.update(bar, total=total, completed=event.step, stage=event.stage)
 
     def on_row(self, row: dict[str, Any]) -> None:
         """A model that has ended."""
         self._ended += 1
         self.done += 1
-        if self.quiet:
-            return
-        if self._bars is not None:
-            bar = self._models.pop(row["key"], None)
-            if bar is not None:
-                self._bars.remove_task(bar)
-            assert self._zoo is not None
-            self._bars.update(self._zoo, completed=self.done)
-            if row["status"] == DONE:
-                return
-        self._line(row_line(row))
-
-    def _line(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+        bar = self._models.pop(row["key"], None)
+        if bar is not None:
+            self._bars.remove(bar)
+        self._bars.update(self._zoo, completed=self.done)
+        if not (self._bars.live and row["status"] == DONE):
+            self._bars.say(row_line(row))
 
 
 def row_line(row: dict[str, Any]) -> str:

@@ -1,19 +1,49 @@
-"""Which models a run is about: names and wildcards, a checkpoint, or a function that makes one."""
+"""Which models a run is about: names and wildcards, a checkpoint, or a function that makes one.
+
+timm's names are read from its sources: importing timm, and torch with it, takes seconds.
+"""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
+from fnmatch import fnmatch, fnmatchcase
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from zaq_timm.zoo.light import did_you_mean
 from zaq_timm.zoo.settings import Settings
-from zaq_timm.zoo.timm_names import matching, registered_names
+
+_REGISTERED = re.compile(r"^@register_model\b.*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
+
+
+@cache
+def registered_names() -> frozenset[str]:
+    """The models that timm registers, without deprecated names; empty where timm is missing."""
+    spec = find_spec("timm")
+    if spec is None or spec.origin is None:
+        return frozenset()
+    return frozenset(_names_in(Path(spec.origin).parent / "models"))
+
+
+def _names_in(folder: Path) -> Iterator[str]:
+    for path in folder.rglob("*.py"):
+        yield from _REGISTERED.findall(path.read_text(encoding="utf-8"))
+
+
+def matching(pattern: str) -> list[str]:
+    """The names that a wildcard matches, in the order of ``timm.list_models``."""
+    return sorted((name for name in registered_names() if fnmatch(name, pattern)), key=_natural)
+
+
+def _natural(name: str) -> list[str | int]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name.lower())]
+
 
 CHECKPOINTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 """Endings of files of weights."""
@@ -114,8 +144,7 @@ def _expand(text: str, settings: Settings, wild: bool = True) -> list[str]:
     timm = import_timm()  # for a tag, a deprecated name, or a list of what was meant
     base, _, tag = text.partition(".")
     if not timm.is_model(base):
-        near = difflib.get_close_matches(base, timm.list_models(), n=3)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        hint = did_you_mean(base, timm.list_models(), " Did you mean {}?", most=3)
         raise ValueError(
             f"timm has no model {text!r}.{hint} Names, wildcards ('{text[:6]}*') and "
             "package.module:function are understood."
@@ -158,8 +187,7 @@ def check_module(name: str) -> None:
         return
     if top in sys.modules or find_spec(top) is not None:
         return
-    near = difflib.get_close_matches(top, [path.stem for path in here.glob("*.py")], n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(top, [path.stem for path in here.glob("*.py")])
     raise ValueError(
         f"{name!r}: there is no module {top!r} in {here}, and none is installed.{hint}"
     )

@@ -7,12 +7,13 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from zaq_plugin.report.columns import bit_pair, bits, number
-from zaq_plugin.report.zoo import ModelEntry, render_zoo_page
+from zaq_plugin.report.columns import Column, bit_pair, bits, number
+from zaq_plugin.report.tables import rich_table
 from zaq_timm.zoo.details import DETAILS, PICTURES
 from zaq_timm.zoo.errors import DONE
-from zaq_timm.zoo.files import write_whole
 from zaq_timm.zoo.job import MANIFEST
+from zaq_timm.zoo.light import write_whole
+from zaq_timm.zoo.page import ModelEntry, render_zoo_page
 from zaq_timm.zoo.results import MODELS, Results
 
 if TYPE_CHECKING:
@@ -87,30 +88,27 @@ def csv_text(rows: Sequence[dict[str, Any]]) -> str:
 
 def terminal_table(rows: Sequence[dict[str, Any]]) -> Table:
     """The rows as a rich table."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     eval_rows = any(row.get("top1") is not None for row in rows)
     heads = ["Model", "Status", "Host", "Weights\nMAC/stored", "Act.\nbits", "Layers", "Size\nkB"]
     heads += ["of\nfloat", "Float\ntop-1 %", "Top-1\n%"] if eval_rows else ["of\nfloat"]
     heads += ["Agree\n%", "Diverg.\nnats", "Time\ns"]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for index, head in enumerate(heads):
-        table.add_column(Text(head), justify="left" if index < 3 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in _cells(row, eval_rows)))
+    cells = zip(*(_cells(row, eval_rows) for row in rows), strict=True)
+    columns = [
+        Column(head, head, list(column), [], numeric=index > 2)
+        for index, (head, column) in enumerate(zip(heads, cells, strict=False))
+    ]
     made = _images(rows, "agreement_images")
-    where = f"agreement on {_images(rows, 'eval_images')}, divergence on {made}" if eval_rows else (
-        f"agreement and divergence on {made}"
+    where = (
+        f"agreement on {_images(rows, 'eval_images')}, divergence on {made}"
+        if eval_rows
+        else f"agreement and divergence on {made}"
     )
-    table.caption = (
+    caption = (
         "MAC bits: width of the multiplier; stored bits: width of one code on disk. Size counts "
         f"codes, levels and what stays float. From the float model: {where}, that nothing was "
         "tuned on."
     )
-    table.caption_justify = "left"
-    return table
+    return rich_table(columns, None, caption)
 
 
 def _images(rows: Sequence[dict[str, Any]], name: str) -> str:

@@ -19,8 +19,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from zaq_timm.zoo.errors import DONE, FAILED, KILLED, STATUSES, RunError
-from zaq_timm.zoo.files import cannot_write, write_json, write_whole
+from zaq_timm.zoo.errors import DONE, KILLED, STATUSES, RunError
+from zaq_timm.zoo.light import cannot_write, write_json, write_whole
 from zaq_timm.zoo.worker import ROW
 
 SETTINGS, LINES, MODELS, LOCK = "settings.json", "results.jsonl", "models", ".lock"
@@ -230,8 +230,3 @@ def refuse_changes(folder: Path, there: Mapping[str, Any], now: Mapping[str, Any
 
 def _shown(values: Mapping[str, Any], name: str) -> str:
     return json.dumps(values[name]) if name in values else "not set"
-
-
-def failed_row(key: str, status: str, reason: str) -> dict[str, Any]:
-    """A row without any figures."""
-    return {"key": key, "status": status or FAILED, "reason": reason}

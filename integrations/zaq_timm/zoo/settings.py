@@ -3,14 +3,12 @@ a settings file."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from zaq_timm.zoo.format_names import check_format
-from zaq_timm.zoo.light import core_file
+from zaq_timm.zoo.light import check_format, core_file, did_you_mean
 from zaq_timm.zoo.quantities import (
     input_shape,
     parse_budget,
@@ -170,21 +168,21 @@ class Settings:
     json: bool = option(False, "print the rows as JSON lines instead of a table")
 
     def __post_init__(self) -> None:
+        told = vars(self)
         for item in fields(self):
-            _check_type(item.name, getattr(self, item.name), item.default)
-            choices = item.metadata.get("choices")
-            if choices and getattr(self, item.name) not in choices:
+            value, choices = told[item.name], item.metadata.get("choices")
+            _check_type(item.name, value, item.default)
+            if choices and value not in choices:
                 raise ValueError(
-                    f"{item.name} must be one of {', '.join(choices)}; "
-                    f"got {getattr(self, item.name)!r}."
+                    f"{item.name} must be one of {', '.join(choices)}; got {value!r}."
                 )
         for name in ("models", "exclude"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            object.__setattr__(self, name, tuple(told[name]))
         for name in ("batch", "jobs", "threads", "ranks", "calibration_images", "distill_steps"):
-            _at_least(name, getattr(self, name), 1)
+            _at_least(name, told[name], 1)
         _at_least("test_images", self.test_images, 2)
         for name in ("seed", "num_classes", "eval_images"):
-            _at_least(name, getattr(self, name), 0)
+            _at_least(name, told[name], 0)
         if not 2 <= self.activations <= 8:
             raise ValueError(f"activations must have 2 to 8 bits; got {self.activations}.")
         check_format(self.weights)
@@ -199,8 +197,8 @@ class Settings:
 
     def _check_images(self) -> None:
         shape = input_shape(self.input_size)
-        for name in ("mean", "std"):
-            count = len(per_channel(name, getattr(self, name)) or (0,))
+        for name, text in (("mean", self.mean), ("std", self.std)):
+            count = len(per_channel(name, text) or (0,))
             if shape and count not in (1, shape[0]):
                 raise ValueError(
                     f"{name} has {count} numbers, and images of input_size={self.input_size} have "
@@ -310,8 +308,7 @@ def check_names(values: Mapping[str, Any]) -> None:
     names = [f.name for f in fields(Settings)]
     for name in values:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, names)
             raise ValueError(f"no setting {name!r}.{hint} Known are {', '.join(names)}.")
 
 

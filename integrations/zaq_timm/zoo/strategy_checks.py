@@ -7,9 +7,7 @@ from zaq_plugin.strategies import Strategy, compose
 SIMULATED = "simulated"
 
 
-def check_strategy(
-    name: str, host: str, exports: tuple[str, ...], budget: str
-) -> Strategy:
+def check_strategy(name: str, host: str, exports: tuple[str, ...], budget: str) -> Strategy:
     """The strategy of that name.
 
     Args:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 import zaq_nncf
 from zaq_nncf.activation_quantizers import ActivationQuantizer
 from zaq_plugin import PWLQSpec, ZeroShotConfig, ZeroShotLoader
+from zaq_plugin.reconstruction.blocks import find_blocks
 from zaq_plugin.student import reached_layers, student_of
 from zaq_plugin.student.fake_quantizers import activation_slots
-from zaq_plugin.zero_shot.blocks import find_blocks
 from zaq_plugin.zero_shot.taps import find_taps
 
 FAST = PWLQSpec(bits=3, policy="gaussian")

@@ -9,9 +9,8 @@ from safetensors.torch import load_file, save_file
 from zaq_plugin.ptq import fold_batch_norm
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec, load_quantized, save_quantized
 from zaq_timm.checkpoint import load_checkpoint, save_checkpoint
-from zaq_timm.digits import load_digits_split
+from zaq_timm.digits import load_digits_split, separable_model
 from zaq_timm.hosts import Quantized, simulated
-from zaq_timm.separable import separable_model
 
 
 def quantized(spec: QuantSpec, activations: int) -> Quantized:

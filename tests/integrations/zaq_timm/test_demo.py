@@ -10,12 +10,11 @@ from safetensors import safe_open
 from zaq_plugin.pwlq import PWLQSpec
 from zaq_plugin.report import Manifest
 from zaq_timm.checkpoint import load_checkpoint
-from zaq_timm.converted import CONVERTED
 from zaq_timm.demo import CONVERTED_WIDTHS, KEPT, STEPS, DemoRun, run_demo
-from zaq_timm.demo_devices import file_columns
-from zaq_timm.digits import load_digits_split
+from zaq_timm.demo_files import file_columns
+from zaq_timm.digits import load_digits_split, separable_model
 from zaq_timm.formats import FORMATS, WIDTHS, compared
-from zaq_timm.separable import separable_model
+from zaq_timm.hosts import CONVERTED
 
 LAYERS = 30
 pytestmark = pytest.mark.slow  # one run of the demo, about 20 s, serves them all

@@ -8,7 +8,7 @@ import pytest
 from zaq_plugin import archive
 from zaq_plugin.ptq import fold_batch_norm
 from zaq_timm import cli
-from zaq_timm.demo_devices import write_device_file
+from zaq_timm.demo_files import write_device_file
 from zaq_timm.digits import digits_model, load_digits_split
 
 

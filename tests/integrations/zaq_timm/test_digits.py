@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from zaq_timm.digits import DigitsResNet, digits_model, load_digits_split
-from zaq_timm.separable import separable_model
+from zaq_timm.digits import DigitsResNet, digits_model, load_digits_split, separable_model
 
 
 def test_the_split_holds_out_a_third_of_every_class() -> None:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zaq_plugin.ptq import fold_batch_norm, simulate
-from zaq_plugin.ptq.bias_by_moments import correct_bias_by_moments
+from zaq_plugin.ptq.bias import correct_bias_by_moments
 from zaq_plugin.ptq.channel_moments import clipped_normal, input_moments
-from zaq_plugin.ptq.remembered import Normal, remembered_statistics
+from zaq_plugin.ptq.fold import Normal, remembered_statistics
 from zaq_plugin.pwlq import UniformSpec
 
 

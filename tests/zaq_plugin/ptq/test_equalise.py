@@ -9,10 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zaq_plugin.ptq import fold_batch_norm
-from zaq_plugin.ptq.bounded import BoundedReLU
-from zaq_plugin.ptq.channels import input_ranges, linear_response, output_ranges, scale_inputs
+from zaq_plugin.ptq.channels import (
+    BoundedReLU,
+    input_ranges,
+    linear_response,
+    output_ranges,
+    scale_inputs,
+)
 from zaq_plugin.ptq.equalise import absorb_bias, equalise
-from zaq_plugin.ptq.remembered import Normal, remembered_statistics, rescaled
+from zaq_plugin.ptq.fold import Normal, remembered_statistics, rescaled
 
 
 class Functional(nn.Module):

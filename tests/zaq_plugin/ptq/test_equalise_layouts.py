@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zaq_plugin.ptq.equalise import absorb_bias, equalise
-from zaq_plugin.ptq.remembered import Normal
+from zaq_plugin.ptq.fold import Normal
 from zaq_plugin.pwlq import sqnr_db
 
 Between = Callable[[Tensor], Tensor]

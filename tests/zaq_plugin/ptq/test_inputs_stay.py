@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from zaq_plugin import UniformSpec, ZeroShotConfig, zero_shot_finetune
 from zaq_plugin.ptq import fold_batch_norm, simulate
 from zaq_plugin.ptq.equalise import equalise
-from zaq_plugin.ptq.mixed_precision import kl_sensitivity
+from zaq_plugin.ptq.mixed_precision import kl_sensitivities
 from zaq_plugin.pwlq import sqnr_db
 from zaq_plugin.zero_shot import DistillOptions, all_outputs, distill_images
 from zaq_plugin.zero_shot.judge import Judge
@@ -87,8 +87,9 @@ def test_the_judge_and_sensitivities(images: Tensor) -> None:
         figures.append([judge.look(student, label).divergence for label in "ab"])
         assert torch.equal(images, original)
         folded = fold_batch_norm(Normalises(inside), (images[:2],))
-        cost = kl_sensitivity(folded, {3: UniformSpec(3)}, images, adapter=all_outputs)
-        figures[-1] += [cost.divergence[n][3] for n in ("conv", "next", "hidden")]
+        cost, _ = kl_sensitivities(folded, [UniformSpec(3)], images, adapter=all_outputs)
+        by_layer = {one.layer: one.divergence for one in cost}
+        figures[-1] += [by_layer[n] for n in ("conv", "next", "hidden")]
         assert torch.equal(images, original)
     assert figures[1] == pytest.approx(figures[0], rel=1e-4)
     assert figures[0][0] == figures[0][1] > 0

@@ -8,7 +8,7 @@ from torch.optim.swa_utils import AveragedModel
 from zaq_plugin import UniformSpec
 from zaq_plugin.ptq import fold_batch_norm, simulate
 from zaq_plugin.ptq.equalise import equalise
-from zaq_plugin.ptq.remembered import remembered_statistics
+from zaq_plugin.ptq.fold import remembered_statistics
 from zaq_plugin.ptq.wrappers import unwrapped, without_prefixes
 from zaq_plugin.strategies import Request, apply
 from zaq_plugin.zero_shot import DistillOptions, distill_images

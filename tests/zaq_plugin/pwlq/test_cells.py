@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec, quantize
 from zaq_plugin.pwlq.cells import levels_of, nearest_in_cell, nearest_level
 from zaq_plugin.pwlq.functional import complete_edges
-from zaq_plugin.pwlq.solve import solve_edges
+from zaq_plugin.pwlq.ranges import solve_edges
 
 SPECS = [
     PWLQSpec(3),

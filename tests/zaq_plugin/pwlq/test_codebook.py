@@ -14,7 +14,7 @@ from zaq_plugin.pwlq import (
 )
 from zaq_plugin.pwlq.codebook import CodebookSpec
 from zaq_plugin.pwlq.overflow import LIMIT, worst_pairs
-from zaq_plugin.pwlq.spec import spec_from_json
+from zaq_plugin.pwlq.registry import spec_from_json
 
 
 def weights(seed: int = 0, length: int = 288) -> torch.Tensor:

@@ -8,8 +8,7 @@ import torch
 
 from zaq_plugin.pwlq import Format, fake_quantize, quantize, spec_from_name
 from zaq_plugin.pwlq.names import FORMATS, in_words, split_name
-from zaq_plugin.pwlq.registry import format_named
-from zaq_plugin.pwlq.spec import spec_from_json
+from zaq_plugin.pwlq.registry import format_named, spec_from_json
 
 ROOT = Path(__file__).parents[3]
 TEXTS = [

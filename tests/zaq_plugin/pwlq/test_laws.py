@@ -135,7 +135,7 @@ def test_channels_last_keeps_its_format_and_values():
 
 
 def test_chunk_and_thread_count_do_not_matter(monkeypatch):
-    from zaq_plugin.pwlq import density, kernels, search
+    from zaq_plugin.pwlq import kernels, search, theory
 
     w = torch.randn(40, 300, generator=torch.Generator().manual_seed(0))
     specs_ = [PWLQSpec(), PWLQSpec(policy="gaussian", grid="float"), UniformSpec(4, clip="mse")]
@@ -144,8 +144,8 @@ def test_chunk_and_thread_count_do_not_matter(monkeypatch):
     try:
         torch.set_num_threads(2)
         monkeypatch.setattr(kernels, "BLOCK", 777)
-        monkeypatch.setattr(density, "BLOCK", 777)
-        monkeypatch.setattr(search, "_BLOCK_ELEMENTS", 30000)
+        monkeypatch.setattr(theory, "BLOCK", 777)
+        monkeypatch.setattr(search, "BLOCK_ELEMENTS", 30000)
         for spec, reference in zip(specs_, before, strict=True):
             q = quantize(w, spec)
             assert torch.equal(q.codes, reference.codes)

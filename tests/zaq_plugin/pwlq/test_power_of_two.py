@@ -5,7 +5,7 @@ import torch
 from zaq_plugin.pwlq import fake_quantize, load_quantized, quantize, save_quantized, spec_from_name
 from zaq_plugin.pwlq.overflow import LIMIT, worst_pairs
 from zaq_plugin.pwlq.power_of_two import PowerOfTwoSpec
-from zaq_plugin.pwlq.spec import spec_from_json
+from zaq_plugin.pwlq.registry import spec_from_json
 
 
 def weights(seed: int = 0) -> torch.Tensor:

@@ -110,7 +110,7 @@ def test_bells_stay_where_they_were(law, monkeypatch):
     for spec in (PWLQSpec(4), PWLQSpec(3, symmetry="symmetric"), PWLQSpec(3, breakpoints=2)):
         best = solve_edges(w, spec)
         with monkeypatch.context() as patched:
-            patched.setattr(search, "_refined", lambda rows, edges, odd, spec: edges)
+            patched.setattr(search, "refined", lambda rows, edges, odd, spec: edges)
             assert torch.equal(best, solve_edges(w, spec))
 
 
@@ -127,7 +127,7 @@ def test_refining_never_costs(kind, length, seed, bits, symmetry, breakpoints):
     w = rows_of(kind, 3, length, seed)
     spec = PWLQSpec(bits, breakpoints, symmetry=symmetry, overflow="allowed")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(search, "_refined", lambda rows, edges, odd, spec: edges)
+        patched.setattr(search, "refined", lambda rows, edges, odd, spec: edges)
         before = squared_error(w, spec)
     after = squared_error(w, spec)
     same = (before - after).abs() <= 1e-12 * before

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from zaq_plugin.ptq import calibrate, simulate
 from zaq_plugin.pwlq import UniformSpec
 from zaq_plugin.student import QuantLayer, Student, student_of
-from zaq_plugin.student.live import LiveBytes
-from zaq_plugin.student.walk import walk_layers
+from zaq_plugin.student.walk import LiveBytes, walk_layers
 
 
 class Net(nn.Module):

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from zaq_plugin.student import twin
 from zaq_plugin.zero_shot.adversary import Adversary, batch_similarity
 from zaq_plugin.zero_shot.config import ZeroShotConfig
-from zaq_plugin.zero_shot.outputs import all_outputs
-from zaq_plugin.zero_shot.statistics import ImageFormat
+from zaq_plugin.zero_shot.discrepancy import all_outputs
+from zaq_plugin.zero_shot.images import ImageFormat
 
 CONFIG = ZeroShotConfig(
     batch_size=16,

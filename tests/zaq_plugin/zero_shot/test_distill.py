@@ -14,7 +14,8 @@ from zaq_plugin.zero_shot.distill import (
     swinging,
     total_variation,
 )
-from zaq_plugin.zero_shot.statistics import BatchNormLoss, ImageStatistics
+from zaq_plugin.zero_shot.images import ImageStatistics
+from zaq_plugin.zero_shot.statistics import BatchNormLoss
 
 SHAPE = (3, 8, 8)
 

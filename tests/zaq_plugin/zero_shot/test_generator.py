@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from zaq_plugin.zero_shot.generator import Generator, Upsample, stage_sizes
-from zaq_plugin.zero_shot.statistics import ImageStatistics
+from zaq_plugin.zero_shot.images import ImageStatistics
 
 
 @given(

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.zero_shot.discrepancy import all_outputs
 from zaq_plugin.zero_shot.judge import Judge
-from zaq_plugin.zero_shot.outputs import all_outputs
 
 
 class Shifted(nn.Module):

@@ -14,8 +14,8 @@ import pytest
 from zoo_fake_work import FakePlan
 
 from zaq_timm.zoo.errors import RunError
-from zaq_timm.zoo.limits import Limits
 from zaq_timm.zoo.runner import run
+from zaq_timm.zoo.worker import Limits
 
 PLAN = FakePlan(tuple("abcdef"))
 HERE = str(Path(__file__).parent)

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from zaq_timm import cli
 from zaq_timm.zoo.errors import LeftOut
-from zaq_timm.zoo.models import _call
+from zaq_timm.zoo.models import made_by
 
 HERE = Path(__file__).parent
 SMALL = [
@@ -125,14 +125,14 @@ def test_a_function_may_be_named_by_its_file(
     assert cli.main(["run", f"{path}:make", "--dry-run", "--out", str(tmp_path / "zoo")]) == 0
     assert f"  {path}:make: to do" in capsys.readouterr().out
     monkeypatch.setattr("sys.path", list(sys.path))
-    model = _call(f"{path}:make")
+    model = made_by(f"{path}:make")
     assert isinstance(model, torch.nn.Sequential)
     assert model[0].out_features == 2
     with pytest.raises(LeftOut, match=r"has no attribute 'mak'; did you mean make\?"):
-        _call(f"{path}:mak")
+        made_by(f"{path}:mak")
     (tmp_path / "broken.py").write_text("def make():\n    raise RuntimeError('boom')\n")
     with pytest.raises(LeftOut, match=r"failed \(RuntimeError: boom\); it is called without arg"):
-        _call(f"{tmp_path / 'broken.py'}:make")
+        made_by(f"{tmp_path / 'broken.py'}:make")
 
 
 def test_a_module_that_is_misspelt_is_told_before_anything_runs(

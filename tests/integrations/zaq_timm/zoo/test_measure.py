@@ -12,11 +12,10 @@ from torch import nn
 
 from zaq_plugin.zero_shot import ImageFormat
 from zaq_timm.zoo.errors import LeftOut
-from zaq_timm.zoo.evaluation_images import read_set
+from zaq_timm.zoo.images import DISTILLED, NOISE, make_images, read_set, smooth_noise
 from zaq_timm.zoo.measure import accuracy, distance, outputs, padded
 from zaq_timm.zoo.models import Inputs
 from zaq_timm.zoo.settings import Settings
-from zaq_timm.zoo.synthetic import DISTILLED, NOISE, make_images, smooth_noise
 
 RGB = Inputs((3, 8, 8), (0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
 

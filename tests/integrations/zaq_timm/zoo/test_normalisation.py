@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from zaq_timm import cli
-from zaq_timm.zoo.command import _notes
+from zaq_timm.zoo.command import notes_of
 from zaq_timm.zoo.errors import LeftOut
 from zaq_timm.zoo.models import load
 from zaq_timm.zoo.normalisation import in_words, normalisation
@@ -94,4 +94,4 @@ def test_the_plan_says_what_is_known(capsys: pytest.CaptureFixture[str], tmp_pat
 
 def test_the_terminal_repeats_what_was_assumed_and_names_the_models() -> None:
     rows = [{"key": f"m{i}", "warnings": ["ImageNet's is taken"]} for i in range(5)]
-    assert _notes([*rows, {"key": "quiet"}]) == ["m0, m1, m2 and 2 more: ImageNet's is taken"]
+    assert notes_of([*rows, {"key": "quiet"}]) == ["m0, m1, m2 and 2 more: ImageNet's is taken"]

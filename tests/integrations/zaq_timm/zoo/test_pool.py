@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from zoo_fake_work import FakePlan
 
-from zaq_timm.zoo.limits import Limits, group_memory
 from zaq_timm.zoo.pool import Event, Pool, Task
+from zaq_timm.zoo.worker import Limits, group_memory
 
 linux = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="memory is watched through Linux's /proc"

@@ -11,9 +11,8 @@ import pytest
 import torch
 from zoo_two_ranks import images_of, trained
 
-from zaq_timm.zoo.plan import Plan
 from zaq_timm.zoo.ranks import averaged_gradients, rank_and_size
-from zaq_timm.zoo.runner import run_settings
+from zaq_timm.zoo.runner import Plan, run_settings
 from zaq_timm.zoo.settings import Settings
 
 HERE = Path(__file__).parent

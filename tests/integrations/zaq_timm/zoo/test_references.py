@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from zaq_timm.zoo.references import Reference, find_references
+from zaq_timm.zoo.references import Reference, find_references, matching
 from zaq_timm.zoo.settings import Settings
-from zaq_timm.zoo.timm_names import matching
 
 timm = pytest.importorskip("timm", reason="names and wildcards are timm's")
 

@@ -17,7 +17,7 @@ from zaq_plugin.zero_shot.config import PRESETS
 from zaq_timm.cli import build_parser
 from zaq_timm.zoo import settings as module
 from zaq_timm.zoo.command import GROUPS, read_arguments
-from zaq_timm.zoo.format_names import format_in_words, weight_spec
+from zaq_timm.zoo.light import format_in_words, weight_spec
 from zaq_timm.zoo.quantities import Budget, input_shape, parse_budget, seconds_of, size_in_bytes
 from zaq_timm.zoo.settings import Settings
 

@@ -18,9 +18,9 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from zaq_timm.zoo.limits import Limits  # noqa: E402
 from zaq_timm.zoo.pool import Task  # noqa: E402
 from zaq_timm.zoo.runner import run  # noqa: E402
+from zaq_timm.zoo.worker import Limits  # noqa: E402
 
 
 @dataclass(frozen=True)
