@@ -239,7 +239,3 @@ def run(
                 f"{' + bias' if variant.corrected else ''}: {measured.top1:.2f} %, "
                 f"agreement {measured.agreement:.1f} %, KL {measured.held_out_divergence:.4f}"
             )
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

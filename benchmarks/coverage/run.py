@@ -298,7 +298,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = run(plan, args.work, jobs=args.jobs, limits=limits, retry=args.retry)
     written(results.rows)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -162,7 +162,3 @@ def main() -> None:
         if options.out:
             options.out.write_text(tables(read_rows(lines)))
     print(tables(read_rows(lines)))
-
-
-if __name__ == "__main__":
-    main()

@@ -157,7 +157,3 @@ def main() -> None:
         print(json.dumps(row), flush=True)
 
     measure(args.tool, args.task, args.data, args.work, by_kind, write)
-
-
-if __name__ == "__main__":
-    main()

@@ -280,7 +280,3 @@ def main(argv: list[str] | None = None) -> int:
         print(f"[{number}/{len(todo)}] {summary(row)}", flush=True)
     write_tables(read_rows(args.out), args.out, args.also)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -204,7 +204,3 @@ def main() -> None:
     print("\n".join(text))
     if arguments.out:
         arguments.out.write_text("\n".join(text))
-
-
-if __name__ == "__main__":
-    main()

@@ -76,7 +76,3 @@ def main(argv: Sequence[str] | None = None) -> int:
                         print(row, file=sys.stderr, flush=True)
     args.out.with_suffix(".md").write_text(markdown(read_rows(args.out)))
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

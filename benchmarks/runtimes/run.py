@@ -181,7 +181,3 @@ def write_tables(rows: Path, page: Path) -> None:
     text = markdown(read_rows(rows))
     rows.with_suffix(".md").write_text(f"# Where files run\n\n{text}", encoding="utf-8")
     put_between_markers(page, text)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -293,7 +293,3 @@ def main() -> None:
         append_row(args.out, row)
         show([row])
         sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main()

@@ -19,44 +19,25 @@ from zaq_executorch.host import HOST, VERBS
 from zaq_executorch.kernels import means_outside, with_kernel_grids
 from zaq_executorch.lowering import lower
 from zaq_executorch.reading import read, runner
-from zaq_plugin.report import Audit
 from zaq_pt2e.audit import audit
-from zaq_pt2e.device.making import check_batch, sized
+from zaq_pt2e.device.making import DeviceExport, beside, check_batch, sized
 from zaq_pt2e.device.verdict import largest, run_graph, tolerance
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What `export` wrote.
+class Exported(DeviceExport):
+    """What `export` wrote; operators are XNNPACK's.
 
     Attributes:
-        path: The file.
-        bytes: Its size. Its weights are int8, whatever their stored bits: XNNPACK has no others.
-        zipped_bytes: Its size as a store sends it (deflate).
-        batch: The largest batch that it takes.
-        dynamic: Whether it takes smaller ones.
-        layers: One record per layer.
-        operators: XNNPACK's, in the file.
-        outside: Operators outside its delegate.
-        model: The int8 graph that the file holds: what `zaq_executorch.verify` compares it with.
+        dynamic: Whether it takes batches smaller than the largest.
+        outside: Operators outside the delegate.
     """
 
-    path: str
-    bytes: int
-    zipped_bytes: int
-    batch: int
     dynamic: bool
-    layers: Audit
-    operators: Counter[str]
     outside: Counter[str]
-    model: GraphModule
 
-    def __str__(self) -> str:
-        sizes = f"up to {self.batch}" if self.dynamic else f"of {self.batch}"
-        return (
-            f"{self.path}: {self.bytes / 1000:,.1f} kB, {self.zipped_bytes / 1000:,.1f} kB zipped; "
-            f"{len(self.layers.quantized)} of {len(self.layers)} layers in int8; batches {sizes}"
-        )
+    def _batches(self) -> str:
+        return f"up to {self.batch}" if self.dynamic else super()._batches()
 
 
 def export(
@@ -99,10 +80,7 @@ def export(
         data = lower(graph, example, None)
     else:
         data = lower(means_outside(graph), example, shapes)
-    target = Path(path)
-    part = target.with_name(target.name + ".part")
-    part.write_bytes(data)
-    try:
+    with beside(path, data) as part:
         file = read(part)
         if file.unwritten or not file.integer_layers:
             what = "no layer is int8" if not file.integer_layers else "an output is never written"
@@ -113,20 +91,9 @@ def export(
                 "itself asks for its batch's size. Export it with batch=1."
             )
         _compare(part, graph, [sized(example, 1), example] if dim is not None else [example])
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
-    return Exported(
-        os.fspath(path),
-        len(data),
-        len(zlib.compress(data, 9)),
-        file.batch,
-        file.dynamic,
-        audit(graph),
-        file.operators,
-        file.outside,
-        graph,
-    )
+    zipped = len(zlib.compress(data, 9))
+    found = (file.batch, audit(graph), file.operators, graph, file.dynamic, file.outside)
+    return Exported(os.fspath(path), len(data), zipped, *found)
 
 
 def _compare(path: Path, graph: GraphModule, examples: list[tuple[Any, ...]]) -> None:

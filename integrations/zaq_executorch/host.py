@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from zaq_pt2e.device.host import DeviceHost, Verbs
 
-
-class ExecuTorch(DeviceHost):
-    """Converted graphs are what `zaq_executorch.export` writes."""
-
-    name = "executorch"
-
-
-HOST = ExecuTorch()
+HOST = DeviceHost("executorch")
+"""Converted graphs are what `zaq_executorch.export` writes."""
 VERBS = Verbs(HOST)
 prepare, quantize, convert = VERBS.prepare, VERBS.quantize, VERBS.convert

@@ -23,6 +23,7 @@ from zaq_executorch._compat import quiet
 from zaq_executorch.reading import is_layer
 from zaq_plugin.errors import in_short
 from zaq_plugin.graph import name_of_target
+from zaq_pt2e.device.making import observe
 
 
 def lower(graph: GraphModule, example: tuple[Any, ...], shapes: Any) -> bytes:
@@ -115,7 +116,5 @@ def write_stock(
     config = get_symmetric_quantization_config(is_per_channel=True)
     graph = torch.export.export(model, example_inputs).module()
     prepared = prepare_pt2e(graph, XNNPACKQuantizer().set_global(config))
-    with torch.no_grad():
-        for batch in batches:
-            prepared(*(batch if isinstance(batch, tuple) else (batch,)))
+    observe(prepared, batches)
     Path(path).write_bytes(lower(convert_pt2e(prepared), example_inputs, None))

@@ -4,54 +4,23 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
-from torch.fx import GraphModule
 
 from zaq_litert.grids import with_kernel_grids
 from zaq_litert.host import HOST, VERBS
 from zaq_litert.lowering import lower, with_float_interface
 from zaq_litert.reading import read, runner
-from zaq_plugin.report import Audit
 from zaq_pt2e.audit import audit
-from zaq_pt2e.device.making import check_batch, sized
+from zaq_pt2e.device.making import DeviceExport, beside, check_batch, sized
 
 Interface = Literal["float", "int8"]
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What `export` wrote.
-
-    Attributes:
-        path: The file.
-        bytes: Its size. Its weights are int8, whatever their stored bits.
-        zipped_bytes: Its size as a store sends it (deflate).
-        batch: The batch that it takes.
-        layers: One record per layer.
-        operators: LiteRT's, in the file.
-        model: The int8 graph that the file holds: what `zaq_litert.verify` compares it with.
-    """
-
-    path: str
-    bytes: int
-    zipped_bytes: int
-    batch: int
-    layers: Audit
-    operators: Counter[str]
-    model: GraphModule
-
-    def __str__(self) -> str:
-        return (
-            f"{self.path}: {self.bytes / 1000:,.1f} kB, {self.zipped_bytes / 1000:,.1f} kB zipped; "
-            f"{len(self.layers.quantized)} of {len(self.layers)} layers in int8; batches of "
-            f"{self.batch}"
-        )
+class Exported(DeviceExport):
+    """What `export` wrote; operators are LiteRT's."""
 
 
 def export(
@@ -93,11 +62,8 @@ def export(
     data = lower(graph, example)
     if interface == "float":
         data = with_float_interface(data)
-    target = Path(path)
-    part = target.with_name(target.name + ".part")
-    part.write_bytes(data)
     records = audit(graph)
-    try:
+    with beside(path, data) as part:
         file = read(part)
         if file.integer_layers < len(records.quantized):
             raise ValueError(
@@ -106,8 +72,5 @@ def export(
                 f"{', '.join(sorted(file.operators))}. Leave float what it has no int8 kernel for."
             )
         runner(part)(example)
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
     zipped = len(zlib.compress(data, 9))
     return Exported(os.fspath(path), len(data), zipped, file.batch, records, file.operators, graph)

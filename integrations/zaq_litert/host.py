@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from zaq_pt2e.device.host import DeviceHost, Verbs
 
-
-class LiteRT(DeviceHost):
-    """Converted graphs are what `zaq_litert.export` writes."""
-
-    name = "litert"
-
-
-HOST = LiteRT()
+HOST = DeviceHost("litert")
+"""Converted graphs are what `zaq_litert.export` writes."""
 VERBS = Verbs(HOST)
 prepare, quantize, convert = VERBS.prepare, VERBS.quantize, VERBS.convert

@@ -18,6 +18,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from zaq_litert._compat import convert, stock_quantizer
 from zaq_plugin.errors import in_short
+from zaq_pt2e.device.making import observe
 from zaq_pt2e.graph import argument, new_tensor, tensor_at
 
 _ops = torch.ops.quantized_decomposed
@@ -164,8 +165,6 @@ def write_stock(
     """
     graph = torch.export.export(model, example_inputs).module()
     prepared = prepare_pt2e(graph, stock_quantizer())
-    with torch.no_grad():
-        for batch in batches:
-            prepared(*(batch if isinstance(batch, tuple) else (batch,)))
+    observe(prepared, batches)
     converted = convert_pt2e(prepared, fold_quantize=False)
     Path(path).write_bytes(with_float_interface(lower(converted, example_inputs)))

@@ -73,7 +73,7 @@ def strip(model: nn.Module, *, inplace: bool = False, check: bool = True) -> nn.
             if isinstance(module, PWLQWeightQuantizer | NativeWeight) and module.read_elsewhere:
                 bare.add(module.weight)
         storage.set_submodule(hook, replacements[id(module)])
-    _write(model, [m for m in replacements.values() if isinstance(m, StaticWeight)], bare)
+    write_levels(model, [m for m in replacements.values() if isinstance(m, StaticWeight)], bare)
     if before is not None and call is not None:
         modules = named_modules(model, before.passes(call))
         after = module_side("the stripped model", model, modules, DisableTorchFunction)
@@ -91,7 +91,7 @@ def _as_it_is(model: nn.Module, call: Call) -> Side:
     return Side(side.name, lambda _: outputs, lambda _: passes)
 
 
-def _write(model: nn.Module, statics: Sequence[StaticWeight], bare: set[str]) -> None:
+def write_levels(model: nn.Module, statics: Sequence[StaticWeight], bare: set[str]) -> None:
     """Write weights into their parameters, where all that read one see the same levels."""
     for name in dict.fromkeys(static.weight for static in statics):
         parameter = tensor_of(model, name)

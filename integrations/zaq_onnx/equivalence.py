@@ -13,7 +13,7 @@ from torch._C import DisableTorchFunction
 
 from zaq_onnx.files import Path_
 from zaq_onnx.graph import Graph
-from zaq_onnx.naming import LAYERS, notes_of
+from zaq_onnx.naming import LAYERS, notes_of, weight_behind
 from zaq_onnx.reduction import saturable
 from zaq_onnx.runtimes import WARNING, as_array, ort_session, saturates
 from zaq_onnx.sources import is_simulated
@@ -119,12 +119,8 @@ def _layer_nodes(model: fx.GraphModule) -> dict[fx.Node, str]:
     """Layers of an exported graph, by the weight that they read."""
     nodes, names = {}, notes_of(model).weights
     for node in model.graph.nodes:
-        if node.op != "call_function" or len(node.args) < 2:
-            continue
-        weight = node.args[1]
-        while isinstance(weight, fx.Node) and weight.op == "call_function" and weight.args:
-            weight = weight.args[0]
-        if isinstance(weight, fx.Node) and str(weight.target) in names:
+        weight = weight_behind(node)
+        if weight is not None and str(weight.target) in names:
             nodes[node] = names[str(weight.target)]
     return nodes
 

@@ -136,7 +136,7 @@ def export(
         audit=audit,
     )
     floats = depthwise_to_float(graph) if target == "wasm" else {}
-    _refuse_float_weights(graph)
+    refuse_float_weights(graph)
     weights = weights_of(graph)
     records = records_of(graph, weights, notes, floats)
     if portable:
@@ -272,7 +272,12 @@ def _named_by_weight(
     return names
 
 
-def _refuse_float_weights(graph: Graph) -> None:
+def refuse_float_weights(graph: Graph) -> None:
+    """Refuse layers that ONNX Runtime would quantize by itself.
+
+    Raises:
+        ValueError: there are some.
+    """
     wrong = [name for name, _ in float_weights(graph)]
     if wrong:
         raise ValueError(

@@ -158,12 +158,8 @@ def notes_of(model: nn.Module, audit: Audit | None = None) -> Notes:
 def _from_graph(model: fx.GraphModule, notes: Notes) -> None:
     """Names and notes on the nodes of an exported graph, by the tensor that a layer reads."""
     for node in model.graph.nodes:
-        if node.op != "call_function" or len(node.args) < 2:
-            continue
-        weight = node.args[1]
-        while isinstance(weight, fx.Node) and weight.op == "call_function" and weight.args:
-            weight = weight.args[0]
-        if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+        weight = weight_behind(node)
+        if weight is None:
             continue
         custom = node.meta.get("custom") or {}
         note: Note = next((v for v in custom.values() if isinstance(v, dict)), {})
@@ -174,6 +170,14 @@ def _from_graph(model: fx.GraphModule, notes: Notes) -> None:
         notes.weights[str(weight.target)] = name
         if "mac_bits" in note:
             notes.records[name] = {k: note[k] for k in FIELDS if k in note}
+
+
+def weight_behind(node: fx.Node) -> fx.Node | None:
+    """The tensor that an operator's second argument is computed from, as a layer's weight is."""
+    weight = node.args[1] if node.op == "call_function" and len(node.args) > 1 else None
+    while isinstance(weight, fx.Node) and weight.op == "call_function" and weight.args:
+        weight = weight.args[0]
+    return weight if isinstance(weight, fx.Node) and weight.op == "get_attr" else None
 
 
 def note_for(notes: dict[str, Note], layer: str) -> Note:

@@ -54,7 +54,7 @@ def depthwise_to_float(graph: Graph) -> dict[str, str]:
             floats[weight.name] = graph.add_constant(f"{weight.name}.float", value)
         node.input[1] = floats[weight.name]
         if _leads_to_a_grid(graph, node.output[0]):
-            _keep_float(graph, node)
+            keep_float(graph, node)
     graph.prune()
     for name, constant in floats.items():
         if name not in graph.constants:  # nobody else reads the integers
@@ -73,7 +73,8 @@ def _leads_to_a_grid(graph: Graph, name: str) -> bool:
     )
 
 
-def _keep_float(graph: Graph, node: NodeProto) -> None:
+def keep_float(graph: Graph, node: NodeProto) -> None:
+    """Put a Max behind a node that runtimes would round between two grids otherwise."""
     if _LOWEST not in graph.constants:
         graph.add_constant(_LOWEST, np.array(np.finfo(np.float32).min, np.float32))
     raw = graph.free(f"{node.output[0]}.raw")

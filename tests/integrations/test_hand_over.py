@@ -68,13 +68,13 @@ def break_second(monkeypatch: pytest.MonkeyPatch, way: Way) -> None:
 
         monkeypatch.setattr(zaq_pt2e.flow, "convert_pt2e", wrong_pt2e)
     else:
-        stock_write = zaq_nncf.stripping._write
+        stock_write = zaq_nncf.stripping.write_levels
 
         def wrong_write(model: Any, *args: Any) -> None:
             stock_write(model, *args)
             model.second.bias.data.add_(3)
 
-        monkeypatch.setattr(zaq_nncf.stripping, "_write", wrong_write)
+        monkeypatch.setattr(zaq_nncf.stripping, "write_levels", wrong_write)
 
 
 @every_conversion

@@ -9,20 +9,31 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec
-from zaq_plugin.strategies import Strategy
+from zaq_plugin.strategies import Request, Strategy, apply
 from zaq_plugin.strategies.stage import Stage
 from zaq_plugin.student.host import Assignment
-from zaq_pt2e.device.making import holds_quantization, int8_graph, require_example
-from zaq_pt2e.device.making import quantize as quantized
-from zaq_pt2e.device.signed import to_int8
+from zaq_pt2e.device.making import (
+    check_options,
+    holds_quantization,
+    images_of,
+    int8_graph,
+    require_example,
+)
+from zaq_pt2e.device.signed import is_converted, to_int8
 from zaq_pt2e.host import PT2E
 
 
 class DeviceHost(PT2E):
-    """PT2E, with a grid behind every layer and int8 in place of uint8 activations."""
+    """PT2E, with a grid behind every layer and int8 in place of uint8 activations.
 
-    name = "device"
+    Args:
+        name: Of the tool.
+    """
+
     outputs = True
+
+    def __init__(self, name: str = "device") -> None:
+        self.name = name
 
     def convert(self, model: nn.Module) -> nn.Module:
         """The int8 graph, ready to be written."""
@@ -107,9 +118,16 @@ class Verbs:
             TypeError, ValueError: as in `zaq_plugin.strategies.apply`.
         """
         name = self.host.name
-        return quantized(model, example_inputs, batches, method, stored_bits, name, **options)
+        require_example(example_inputs, name)
+        if is_converted(model):
+            raise ValueError(f"{name}: this model is converted already; expected a float one.")
+        check_options(options, name)
+        images = None if batches is None else images_of(batches, name)
+        known: dict[str, Any] = {"example_inputs": example_inputs, "images": images, "host": name}
+        student = apply(method, model, Request(stored_bits, 8, **known, **options)).model
+        return self.convert(student)
 
-    def convert(self, prepared: GraphModule) -> GraphModule:
+    def convert(self, prepared: nn.Module) -> GraphModule:
         """A calibrated or trained model as the int8 graph of devices; the prepared one is kept."""
         converted = self.host.convert(prepared)
         assert isinstance(converted, GraphModule)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from dataclasses import fields
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +16,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from zaq_plugin.errors import did_you_mean
-from zaq_plugin.strategies import Request, Strategy, apply
-from zaq_plugin.strategies.stage import Stage
-from zaq_plugin.student.host import find_host
+from zaq_plugin.report import Audit
+from zaq_plugin.strategies import Request
 from zaq_pt2e._compat import is_watcher
 from zaq_pt2e.device.grids import complete
 from zaq_pt2e.device.signed import is_converted, refuse, to_int8
@@ -24,36 +27,8 @@ FIXED = {"weight_bits", "activation_bits", "example_inputs", "images", "host"}
 """Fields of `Request` that a device's other arguments say."""
 
 
-def quantize(
-    model: nn.Module,
-    example_inputs: tuple[Any, ...],
-    batches: Iterable[Tensor] | None,
-    method: str | Strategy | list[str | Strategy | Stage],
-    stored_bits: int,
-    host: str,
-    **options: Any,
-) -> GraphModule:
-    """A float model, quantized by a method in a host and converted; see the hosts' ``quantize``."""
-    require_example(example_inputs, host)
-    if is_converted(model):
-        raise ValueError(f"{host}: this model is converted already; expected a float one.")
-    _check_options(options, host)
-    images = None if batches is None else _images(batches, host)
-    request = Request(
-        stored_bits,
-        8,
-        example_inputs=example_inputs,
-        images=images,
-        host=host,
-        **options,
-    )
-    student = apply(method, model, request).model
-    converted = find_host(host).convert(student)
-    assert isinstance(converted, GraphModule)
-    return converted
-
-
-def _check_options(options: dict[str, Any], host: str) -> None:
+def check_options(options: dict[str, Any], host: str) -> None:
+    """Raise TypeError for an option that `Request` has not, or that devices say themselves."""
     names = sorted({field.name for field in fields(Request)} - FIXED)
     for name in options:
         if name not in names:
@@ -137,7 +112,8 @@ def check_batch(batch: object, who: str) -> int:
     return batch
 
 
-def _images(batches: Iterable[Tensor], who: str) -> Tensor:
+def images_of(batches: Iterable[Tensor], who: str) -> Tensor:
+    """Calibration batches as one tensor of images."""
     if isinstance(batches, Tensor):
         return batches
     samples: list[Any] = list(batches)
@@ -145,3 +121,56 @@ def _images(batches: Iterable[Tensor], who: str) -> Tensor:
     if not images or not all(isinstance(b, Tensor) for b in images):
         raise TypeError(f"{who}: batches must be tensors of images (n, C, H, W), at least one.")
     return torch.cat(images)
+
+
+@dataclass(frozen=True)
+class DeviceExport:
+    """What a device's ``export`` wrote.
+
+    Attributes:
+        path: The file.
+        bytes: Its size. Its weights are int8, whatever their stored bits: kernels have no others.
+        zipped_bytes: Its size as a store sends it (deflate).
+        batch: The largest batch that it takes.
+        layers: One record per layer.
+        operators: The tool's, in the file.
+        model: The int8 graph that the file holds: what ``verify`` compares it with.
+    """
+
+    path: str
+    bytes: int
+    zipped_bytes: int
+    batch: int
+    layers: Audit
+    operators: Counter[str]
+    model: GraphModule
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: {self.bytes / 1000:,.1f} kB, {self.zipped_bytes / 1000:,.1f} kB zipped; "
+            f"{len(self.layers.quantized)} of {len(self.layers)} layers in int8; batches "
+            f"{self._batches()}"
+        )
+
+    def _batches(self) -> str:
+        return f"of {self.batch}"
+
+
+@contextmanager
+def beside(path: str | os.PathLike[str], data: bytes) -> Iterator[Path]:
+    """A file of these bytes beside another one, whose place it takes if nothing goes wrong."""
+    target = Path(path)
+    part = target.with_name(target.name + ".part")
+    part.write_bytes(data)
+    try:
+        yield part
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def observe(prepared: nn.Module, batches: Iterable[Any]) -> None:
+    """Calibrate a model that a tool's own quantizer has prepared."""
+    for batch in batches:
+        prepared(*(batch if isinstance(batch, tuple) else (batch,)))

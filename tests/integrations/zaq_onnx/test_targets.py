@@ -109,8 +109,8 @@ def test_without_care_onnx_runtime_rounds_the_float_weight(
 ) -> None:
     """Why a Max follows: else the layer is one of integers again, with other levels."""
     targets, exporting = import_module("zaq_onnx.targets"), import_module("zaq_onnx.export")
-    monkeypatch.setattr(targets, "_keep_float", lambda graph, node: None)
-    monkeypatch.setattr(exporting, "_refuse_float_weights", lambda graph: None)
+    monkeypatch.setattr(targets, "keep_float", lambda graph, node: None)
+    monkeypatch.setattr(exporting, "refuse_float_weights", lambda graph: None)
     case, path = pt2e_case, tmp_path / "a.onnx"
     zaq_onnx.export(case.model, (case.images,), path, target="wasm", check=False, reduce_range=True)
     assert [kind for kind, groups in kinds(path) if groups > 1] == ["QLinearConv"]
