@@ -16,13 +16,12 @@ was stopped goes on with the next network.
 from __future__ import annotations
 
 import os
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -32,34 +31,10 @@ from benchmarks.deploy.floor import floor_files
 from benchmarks.deploy.networks import BITS, DATA, RUNTIMES, TIMM, Facts, facts_of
 from benchmarks.deploy.tables import tables
 from benchmarks.rows import append_row, command_line, read_rows
+from benchmarks.timing import Times, alternating
 
 NEEDS = """Needs what benchmarks.deploy.prepare made, and a quiet machine. Takes about a minute a
 network."""
-
-
-class Times(NamedTuple):
-    """Medians in seconds: of the processor, all threads together, and on the clock."""
-
-    processor: float
-    wall: float
-
-
-def alternating(
-    calls: Mapping[str, Callable[[], object]], repeats: int, warm: bool = True
-) -> dict[str, Times]:
-    """Each call's times; the calls take turns, so that a busy machine slows all alike."""
-    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
-    for turn in range(repeats + warm):
-        for name, call in calls.items():
-            begin, processor = time.perf_counter(), time.process_time()
-            call()
-            if turn or not warm:
-                used = time.process_time() - processor
-                spent[name].append((used, time.perf_counter() - begin))
-    return {
-        name: Times(*(statistics.median(column) for column in zip(*values, strict=True)))
-        for name, values in spent.items()
-    }
 
 
 TIMED = ("fp32", "stock", "int8_5", "packed5")
@@ -92,7 +67,7 @@ def measure(folder: Path, repeats: int, loads: int, threads: int) -> Facts:
             except ValueError as error:
                 row.setdefault(f"{runtime.name}_errors", {})[name] = str(error)[:200]
         again = {n: partial(runtime.load, folder / f"{n}.onnx", threads=threads) for n in ready}
-        _note(row, f"{runtime.name}_load", alternating(again, loads, warm=False))
+        _note(row, f"{runtime.name}_load", alternating(again, loads, warm=0))
         runs = {n: partial(runtime.run, m, (image,)) for n, m in ready.items() if n in TIMED}
         _note(row, f"{runtime.name}_latency", alternating(runs, repeats))
     if row["name"] == FLOOR:

@@ -12,21 +12,20 @@ the machine was. Each row is a JSON line the moment it is there; it is not made 
 
 from __future__ import annotations
 
-import statistics
-import time
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.deploy.networks import TIMM, Network, network
-from benchmarks.devices.tools import TOOLS, Run
+from benchmarks.devices.tools import TOOLS
 from benchmarks.processor import processor
 from benchmarks.rows import RESULTS, append_row, command_line, read_rows
 from benchmarks.tables import table
+from benchmarks.timing import alternating
 
 NEEDS = """Needs executorch or litert-torch. Takes one to five minutes a network and tool."""
 
@@ -50,17 +49,6 @@ def write(tool: str, kind: str, net: Network, path: Path) -> None:
         writer.write_ours(net.model, example, images, path, "rq", levels, KINDS[kind])
 
 
-def medians(runs: dict[str, Run], image: Tensor, repeats: int) -> dict[str, float]:
-    """Milliseconds of the processor, which others lengthen least; the files take turns."""
-    spent: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats + 3):
-        for name, run in runs.items():
-            begin = time.process_time()
-            run(image)
-            spent[name].append(time.process_time() - begin)
-    return {name: 1000 * statistics.median(values[3:]) for name, values in spent.items()}
-
-
 def measure(tool: str, name: str, work: Path, repeats: int) -> dict[str, Any]:
     """Sizes of a network's files, and their latencies, taken together."""
     net, paths = None, {kind: work / f"{tool}_{name}_{i}" for i, kind in enumerate(KINDS)}
@@ -72,13 +60,15 @@ def measure(tool: str, name: str, work: Path, repeats: int) -> dict[str, Any]:
             part.rename(path)
     runs = {kind: TOOLS[tool].run(path) for kind, path in paths.items()}
     image = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    calls = {kind: partial(run, image) for kind, run in runs.items()}
+    times = alternating(calls, repeats, warm=3)
     blobs = {kind: path.read_bytes() for kind, path in paths.items()}
     return {
         "tool": tool,
         "network": name,
         "versions": TOOLS[tool].versions(),
         "processor": processor(),
-        "ms": medians(runs, image, repeats),
+        "ms": {kind: 1000 * t.processor for kind, t in times.items()},
         "bytes": {kind: len(blob) for kind, blob in blobs.items()},
         "zipped": {kind: len(zlib.compress(blob, 9)) for kind, blob in blobs.items()},
     }

@@ -16,10 +16,10 @@ again. ``--tables`` writes the page of the rows.
 from __future__ import annotations
 
 import json
-import statistics
 import time
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from benchmarks.devices import tools
 from benchmarks.devices.tables import tables
 from benchmarks.field.jobs import job
 from benchmarks.rows import RESULTS, append_row, command_line, read_rows
+from benchmarks.timing import alternating
 
 NEEDS = """Needs executorch or litert-torch, and --data DIR. Takes one to ten minutes a network and
 tool."""
@@ -67,17 +68,6 @@ def make(tool: str, kind: str, model: nn.Module, images: Tensor, path: Path) -> 
     stored = int(kind.split()[1].split("/")[0])
     method, levels = ("gptq", "uniform") if stored == 8 else ("pwlq+gptq", "pwlq")
     return module.write_ours(model, example, images, path, method, levels, stored)
-
-
-def medians(runs: dict[str, Run], image: Tensor) -> dict[str, float]:
-    """Milliseconds; the files take turns."""
-    spent: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(REPEATS + 3):
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            run(image)
-            spent[name].append(time.perf_counter() - begin)
-    return {name: 1000 * statistics.median(values[3:]) for name, values in spent.items()}
 
 
 def measure(
@@ -117,7 +107,10 @@ def measure(
         }
         if kind not in rows:
             write(row)
-    write({**common, "kind": LATENCY, "ms": medians(runs, images[:1].contiguous())})
+    image = images[:1].contiguous()
+    calls = {name: partial(run, image) for name, run in runs.items()}
+    times = alternating(calls, REPEATS, warm=3)
+    write({**common, "kind": LATENCY, "ms": {name: 1000 * t.wall for name, t in times.items()}})
 
 
 def made_images(subject: Subject, cache: Path) -> Tensor:

@@ -10,10 +10,8 @@ scales given; ours choose clip and breakpoints within the measured time, but for
 from __future__ import annotations
 
 import argparse
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks.rows import command_line
 from benchmarks.tables import table
+from benchmarks.timing import alternating
 from zaq_plugin.pwlq import PWLQSpec, UniformSpec, fake_quantize, quantize, solve_edges
 
 NEEDS = """Needs timm, and Linux for the memory peaks. Takes some minutes."""
@@ -58,20 +57,12 @@ def torch_operator(w: Tensor, qparams: tuple[Tensor, Tensor]) -> Tensor:
     return torch.fake_quantize_per_channel_affine(w, *qparams, 0, -7, 7)
 
 
-def seconds(function: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
 def paired(
     subject: Callable[[], object], yardstick: Callable[[], object], repeats: int
 ) -> tuple[float, float]:
     """Medians of the subject's and the yardstick's time, run in turn after a warm-up."""
-    subject(), yardstick()
-    pairs = [(seconds(subject), seconds(yardstick)) for _ in range(repeats)]
-    return statistics.median(p[0] for p in pairs), statistics.median(p[1] for p in pairs)
+    times = alternating({"subject": subject, "yardstick": yardstick}, repeats)
+    return times["subject"].wall, times["yardstick"].wall
 
 
 def forward_rows(weights: Sequence[Tensor], repeats: int) -> list[tuple[str, float, float]]:

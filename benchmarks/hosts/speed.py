@@ -12,10 +12,9 @@ depend on the weights' values.
 from __future__ import annotations
 
 import copy
-import statistics
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,6 +40,7 @@ import zaq_pt2e
 from benchmarks.processor import processor
 from benchmarks.rows import command_line
 from benchmarks.tables import table
+from benchmarks.timing import alternating
 from zaq_plugin.pwlq import PWLQSpec
 
 NEEDS = """Needs timm, torchao and a quiet machine. Takes some minutes."""
@@ -66,18 +66,6 @@ class Row:
             ratio += f" (limit {self.limit:.2f})"
         floating = "" if self.floating is None else f"{1e3 * self.floating:.1f}"
         return [self.what, f"{1e3 * self.pwlq:.1f}", f"{1e3 * self.stock:.1f}", ratio, floating]
-
-
-def medians(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each call; the calls take turns, and a first round does not count."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeats + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if turn:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(taken) for name, taken in times.items()}
 
 
 def training_step(model: nn.Module, images: Tensor) -> Callable[[], None]:
@@ -194,14 +182,14 @@ def measure(host: FX | PT2E, repeats: int) -> list[Row]:
     floating = copy.deepcopy(host.model).train()
     steps = {kind: training_step(model, images) for kind, model in trained.items()}
     steps["float"] = training_step(floating, images)
-    taken = medians(steps, repeats)
+    taken = alternating(steps, repeats)
     name = f"{host.name}: training step, observers on"
-    rows.append(Row(name, taken["pwlq"], taken["stock"], taken["float"], STEP_LIMIT))
+    rows.append(Row(name, taken["pwlq"].wall, taken["stock"].wall, taken["float"].wall, STEP_LIMIT))
     for model in trained.values():
         host.freeze(model)
-    taken = medians(steps, repeats)
+    taken = alternating(steps, repeats)
     name = f"{host.name}: training step, ranges frozen"
-    rows.append(Row(name, taken["pwlq"], taken["stock"], taken["float"], STEP_LIMIT))
+    rows.append(Row(name, taken["pwlq"].wall, taken["stock"].wall, taken["float"].wall, STEP_LIMIT))
     spent = {
         kind: timed(partial(host.convert, model, kind == "pwlq"))[1]
         for kind, model in trained.items()
@@ -214,9 +202,11 @@ def measure(host: FX | PT2E, repeats: int) -> list[Row]:
         converted[kind], seconds[kind] = timed(partial(host.convert, model, kind == "pwlq"))
     calls = {kind: inference(host.runnable(model), images) for kind, model in converted.items()}
     calls["float"] = inference(copy.deepcopy(host.model).eval(), images)
-    taken = medians(calls, 3 * repeats)
+    taken = alternating(calls, 3 * repeats)
     name = f"{host.name}: latency of the converted model"
-    rows.append(Row(name, taken["pwlq"], taken["stock"], taken["float"], LATENCY_LIMIT))
+    rows.append(
+        Row(name, taken["pwlq"].wall, taken["stock"].wall, taken["float"].wall, LATENCY_LIMIT)
+    )
     rows.append(
         Row(f"{host.name}: conversion after calibration", seconds["pwlq"], seconds["stock"])
     )

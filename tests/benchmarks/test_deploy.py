@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from benchmarks.deploy.prepare import network
-from benchmarks.deploy.run import alternating, measure
+from benchmarks.deploy.run import measure
 from benchmarks.deploy.tables import tables
 from benchmarks.rows import read_rows
 
@@ -69,15 +69,6 @@ def test_accuracy_stands_next_to_the_converted_models() -> None:
     text = tables([real])
     assert "| net | 1,000 | 4 | 90.00 | 88.00 | – | 88.10 | 87.90 | – | – | – | – |" in text
     assert "| net | 1,000 | 5 | 90.00 | 89.00 | – | 89.00 | – | – | – | – | – |" in text
-
-
-def test_calls_take_turns() -> None:
-    order: list[str] = []
-    calls = {name: (lambda name=name: order.append(name)) for name in "ab"}
-    by_name = alternating(calls, 2)
-    assert order == list("ababab")
-    assert set(by_name) == {"a", "b"}
-    assert all(times.processor >= 0 and times.wall > 0 for times in by_name.values())
 
 
 def test_the_header_says_how_busy_the_machine_was() -> None:

@@ -2,7 +2,6 @@
 
 import importlib.util
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,22 +16,6 @@ def hosts():
     sys.modules["hosts_benchmark"] = module
     specification.loader.exec_module(module)
     return module
-
-
-def test_calls_take_turns_and_the_first_round_does_not_count(hosts):
-    order = []
-
-    def call(name, first):
-        def run():
-            if name not in order:
-                time.sleep(first)
-            order.append(name)
-
-        return run
-
-    times = hosts.medians({"a": call("a", 0.2), "b": call("b", 0.0)}, repeats=3)
-    assert order == ["a", "b"] * 4
-    assert times["a"] < 0.1
 
 
 def test_a_row_shows_milliseconds_ratio_and_limit(hosts):
