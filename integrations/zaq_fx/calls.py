@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from zaq_fx.layers import WEIGHTED, layers_of, root_of
-from zaq_fx.tracing import free_name
+from zaq_fx.layers import WEIGHTED, free_name, layers_of, root_of
 from zaq_plugin.layers import LAYERS
 from zaq_plugin.student.batches import Call, as_call, fresh, inputs_of, taking
 from zaq_plugin.student.fake_quantizers import carried_quantizer, is_weight_quantizer

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from zaq_fx.tracing import Tracer, free_name, trace
+from zaq_fx.layers import Tracer, free_name, trace
 from zaq_plugin.graph import attribute_at
 
 _CONVOLUTIONS: dict[Any, type[nn.Module]] = {

@@ -15,8 +15,7 @@ from torch.nn import functional
 
 from zaq_fx.functional import TRANSPOSED
 from zaq_fx.kept import Call, KeptCall, KeptFloat
-from zaq_fx.layers import WEIGHTED
-from zaq_fx.tracing import free_name
+from zaq_fx.layers import WEIGHTED, free_name
 
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

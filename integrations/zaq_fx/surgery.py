@@ -33,8 +33,8 @@ from zaq_fx.functional import (
     has_functional_candidates,
     separate_parameters,
 )
+from zaq_fx.layers import trace
 from zaq_fx.operators import give_affine, keep_layers_float, keep_operators_float
-from zaq_fx.tracing import trace
 from zaq_fx.writes import without_writes
 from zaq_plugin.layers import LAYERS
 from zaq_plugin.ptq.bake import bake_parametrizations, copied

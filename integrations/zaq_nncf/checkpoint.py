@@ -12,8 +12,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from zaq_nncf._compat import hooks_of
-from zaq_nncf.parts import note_parts
 from zaq_nncf.preparation import prepare_model
+from zaq_nncf.student import note_parts
 from zaq_plugin.files import write_whole
 
 ALLOWED_MODULES = ("nncf.*", "zaq_nncf.*")

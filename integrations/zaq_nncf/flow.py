@@ -19,10 +19,10 @@ from zaq_nncf._compat import hooks_of
 from zaq_nncf.activations import called_later, give_own_grids, narrow_activations
 from zaq_nncf.audit import NOTES, audit
 from zaq_nncf.calibration import as_dataset, first_images
-from zaq_nncf.parts import note_parts
 from zaq_nncf.placement import Placement
 from zaq_nncf.preparation import baked_layers, prepare_model
 from zaq_nncf.settings import Override, Settings, check_bits
+from zaq_nncf.student import note_parts
 from zaq_nncf.weight_quantizer import NativeWeight, PWLQWeightQuantizer
 from zaq_plugin.layers import LAYERS
 from zaq_plugin.ptq import correct_bias

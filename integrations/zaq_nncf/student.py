@@ -1,18 +1,29 @@
-"""Students of NNCF: quantizers live under the root and run in the root's forward pass only."""
+"""Students of NNCF: quantizers live under the root and run in the root's forward pass only.
+
+So submodules are run as the whole model runs them, with NNCF's hooks. NNCF names an operator by the
+modules that are being called around it, and counts operators of one name. Modules that are never
+called (``nn.ModuleList``) give no name, so that the operators of their items share names, and only
+the count tells them apart: where a part begins in it is noted.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from zaq_nncf._compat import (
     DisableTorchFunction,
+    FunctionHookMode,
+    current_mode,
+    decode_hook_name,
     hooks_of,
     is_wrapped,
 )
 from zaq_nncf.activation_quantizers import ActivationQuantizer
-from zaq_nncf.parts import operators_inside, run_inside
+from zaq_nncf.calibration import own
 from zaq_nncf.settings import layer_name
 from zaq_nncf.weight_quantizer import PWLQWeightQuantizer, tensor_of
 from zaq_plugin.layers import LAYERS
@@ -21,6 +32,135 @@ from zaq_plugin.student.batches import Call
 from zaq_plugin.student.fake_quantizers import Slot
 from zaq_plugin.student.recording import Passes, module_passes, named_modules
 from zaq_plugin.student.view import Before
+
+# ---- Parts, run as the whole model runs them -----------------------------------------------------
+
+PARTS = "zaq_parts"
+
+
+@dataclass(frozen=True)
+class Part:
+    """How a submodule is called.
+
+    Attributes:
+        around: Modules that are being called around it, from the outside in, without the root.
+        before: How often each operator inside has run before.
+        after: The same behind it.
+    """
+
+    around: tuple[str, ...]
+    before: dict[str, int]
+    after: dict[str, int]
+
+    def holds(self, operator: str) -> bool:
+        """Whether an operator, by NNCF's name for it, runs inside."""
+        name, _, number = operator.rpartition("/")
+        ours = name in self.after and number.isdigit()
+        return ours and self.before[name] <= int(number) < self.after[name]
+
+
+@torch.no_grad()
+def note_parts(model: nn.Module, example_input: Any) -> None:
+    """Note, with the model, the parts that are not called by every module around them.
+
+    Args:
+        model: The root, wrapped by NNCF; it runs once.
+        example_input: A tensor, tuple or mapping that it is called with.
+    """
+    names = {id(module): name for name, module in model.named_modules()}
+    begun: dict[str, tuple[tuple[str, ...], dict[str, int]]] = {}
+    parts: dict[str, Part] = {}
+
+    def begin(module: nn.Module, *_: Any) -> None:
+        mode, name = current_mode(), names[id(module)]
+        if mode is not None and name not in begun:
+            around = tuple(names[id(m)] for m in mode.module_call_stack[1:-1])
+            begun[name] = around, dict(mode.op_calls)
+
+    def end(module: nn.Module, *_: Any) -> None:
+        mode, name = current_mode(), names[id(module)]
+        if mode is None or name in parts or name not in begun:
+            return
+        around, before = begun[name]
+        after = {k: n for k, n in mode.op_calls.items() if n != before.get(k, 0)}
+        parts[name] = Part(around, {k: before.get(k, 0) for k in after}, after)
+
+    inside = [m for n, m in model.named_modules() if n and not n.startswith("__nncf")]
+    handles = [m.register_forward_pre_hook(begin) for m in inside]
+    handles += [m.register_forward_hook(end) for m in inside]
+    try:
+        call = own(example_input)
+        if isinstance(call, dict):
+            model(**call)
+        else:
+            model(*(call if isinstance(call, tuple) else (call,)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    detached = {name: part for name, part in parts.items() if part.around != _parents(name)}
+    model.__dict__[PARTS] = detached
+
+
+def _parents(name: str) -> tuple[str, ...]:
+    places = name.split(".")
+    return tuple(".".join(places[:i]) for i in range(1, len(places)))
+
+
+def part_of(model: nn.Module, name: str) -> Part:
+    """How a submodule is called: by all modules around it, if nothing else was noted.
+
+    Raises:
+        ValueError: one of these is a list, which is never called, and nothing was noted.
+    """
+    noted: dict[str, Part] = model.__dict__.get(PARTS, {})
+    if name in noted:
+        return noted[name]
+    for parent in _parents(name):
+        if isinstance(model.get_submodule(parent), nn.ModuleList | nn.ModuleDict):
+            raise ValueError(
+                f"part {name!r}: NNCF does not tell the items of the list {parent!r} apart, and "
+                "how they are called was not noted; quantize with zaq_nncf.quantize, or load with "
+                "example_input="
+            )
+    return Part(_parents(name), {}, {})
+
+
+def run_inside(model: nn.Module, name: str, x: Tensor) -> Tensor:
+    """Run one submodule as the model runs it: with NNCF's hooks, which only the root triggers.
+
+    Args:
+        model: The root, wrapped by NNCF.
+        name: Dotted name of the submodule; it takes one tensor.
+        x: Its input.
+
+    Raises:
+        ValueError: see `part_of`.
+    """
+    part = part_of(model, name)
+    with FunctionHookMode(model=model, hook_storage=hooks_of(model)) as mode:
+        mode.op_calls.update(part.before)
+        for around in part.around:  # the root is on the stack, the last one puts itself there
+            mode.push_module_call_stack(model.get_submodule(around))
+        try:
+            out: Tensor = model.get_submodule(name)(x)
+        finally:
+            for _ in part.around:
+                mode.pop_module_call_stack()
+    return out
+
+
+def operators_inside(model: nn.Module, name: str) -> list[str]:
+    """Names of NNCF's hooks on the operators of a submodule."""
+    part, prefix = part_of(model, name), name.replace(".", "/") + "/"
+    hooks = []
+    for hook, _ in hooks_of(model).named_hooks(remove_duplicate=False):
+        operator = decode_hook_name(hook)[1]
+        if part.holds(operator) if part.after else operator.startswith(prefix):
+            hooks.append(hook)
+    return hooks
+
+
+# ---- The student ---------------------------------------------------------------------------------
 
 
 class HookLayer(QuantLayer):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import zaq_nncf
 from zaq_nncf import _compat
-from zaq_nncf.parts import run_inside
+from zaq_nncf.student import run_inside
 
 
 @pytest.fixture
