@@ -117,8 +117,8 @@ def markdown(done: dict[Case, Outcome]) -> str:
         "\nits MAC bits: compare at equal stored bits, or at equal MAC bits where the multiplier"
         "\ncounts. A top-1 difference below about one standard error of the evaluation (0.5 points"
         "\nfor 5,000 images, 2.5 for 400) means nothing by itself; of an agreement of 99 % it is"
-        "\n0.14 points for 5,000 images, of 85 % 1.8 for 400. `ONEDNN_MAX_CPU_ISA=AVX2` and its like"
-        "\nstand for a processor without VNNI, emulated.",
+        "\n0.14 points for 5,000 images, of 85 % 1.8 for 400. `ONEDNN_MAX_CPU_ISA=AVX2` and its"
+        "\nlike stand for a processor without VNNI, emulated.",
         *([OLDER] if any(case.processor == UNKNOWN for case in done) else []),
     ]
     for task, images in sorted({(case.task, case.images) for case in done}):
