@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from zaq_plugin.layers import LAYERS, channel_axis, is_depthwise
+from zaq_plugin.layers import LAYERS, channel_axis, hooked, is_depthwise
 from zaq_plugin.ptq.computed_weights import why_not_plain
 from zaq_plugin.pwlq import QuantSpec, UniformSpec, packed_size
 from zaq_plugin.student.assign import (
@@ -214,12 +214,10 @@ def trace_order(
     ]
     training = model.training
     try:
-        with torch.no_grad(), taking(model, (args, dict(kwargs))):
+        with hooked(handles), torch.no_grad(), taking(model, (args, dict(kwargs))):
             model.eval()(*args, **kwargs)
     finally:
         model.train(training)
-        for handle in handles:
-            handle.remove()
     if order:
         inputs.add(order[0])
     return order, inputs
