@@ -106,7 +106,7 @@ def make_plan(
             plans.append(LayerPlan(name, kind, weight.numel(), None, None, reason, is_input))
             continue
         if depthwise == "int8" and not explicit and is_depthwise(layer):
-            layer_weights, reason = _cheaper(layer, weight, layer_weights)
+            layer_weights, reason = cheaper_depthwise(layer, weight, layer_weights)
         plans.append(
             LayerPlan(
                 name,
@@ -156,8 +156,14 @@ def _blocked(layer: nn.Module) -> str | None:
     return why_not_plain(layer)
 
 
-def _cheaper(layer: nn.Module, weight: Tensor, spec: QuantSpec) -> tuple[QuantSpec, str | None]:
-    """int8 for a depthwise layer whose levels would cost more than the narrower codes save."""
+def cheaper_depthwise(
+    layer: nn.Module, weight: Tensor, spec: QuantSpec
+) -> tuple[QuantSpec, str | None]:
+    """int8 for a depthwise layer whose levels would cost more than the narrower codes save.
+
+    Returns:
+        The format, and why it is another; None where it is not.
+    """
     int8 = UniformSpec(bits=8, symmetry="symmetric")
     channels = weight.shape[channel_axis(layer)]
     numel = weight.numel()
