@@ -1,10 +1,14 @@
-"""Which modules of torch are convolutions and linear layers, and where their channels are."""
+"""Which modules of torch are convolutions and linear layers, where their channels are; hooks."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.utils.hooks import RemovableHandle
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -50,3 +54,13 @@ def has_own_forward(kind: type[nn.Module]) -> bool:
 def is_depthwise(layer: nn.Module) -> bool:
     """Whether every input channel has its own filters."""
     return isinstance(layer, _ConvNd) and 1 < layer.groups == layer.in_channels
+
+
+@contextmanager
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Hooks that were put on modules: they are taken off at the end, whatever happens."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

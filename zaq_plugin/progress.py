@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
@@ -47,12 +46,7 @@ class Bars:
             self._bars.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         if self.live:
             self._bars.stop()
 
@@ -74,7 +68,7 @@ class Bars:
             self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
-class RunProgress:
+class RunProgress(Bars):
     """Shows the stage, the steps, the latest terms and the time left.
 
     Args:
@@ -84,7 +78,7 @@ class RunProgress:
     """
 
     def __init__(self, active: bool = True, console: Console | None = None) -> None:
-        self._bars = Bars(
+        super().__init__(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
@@ -99,39 +93,30 @@ class RunProgress:
         self._since = time.monotonic()
         self._latest = ""
 
-    def __enter__(self) -> RunProgress:
-        self._bars.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         if kind is None:
             self._finish()
-        self._bars.__exit__(kind, error, trace)
+        super().__exit__(kind, *error)
 
     def show(
         self, stage: str, done: int, total: int, terms: Mapping[str, float] | None = None
     ) -> None:
         """One step of a stage; a new stage name ends the one before."""
-        if not self._bars.active:
+        if not self.active:
             return
         if stage != self._stage:
             self._finish()
             self._stage, self._since = stage, time.monotonic()
-            self._bar = self._bars.add(stage, total, terms="")
+            self._bar = self.add(stage, total, terms="")
         if terms:
             self._latest = "  ".join(f"{name} {value:.4g}" for name, value in terms.items())
         assert self._bar is not None
-        self._bars.update(self._bar, completed=done, total=total, terms=self._latest)
+        self.update(self._bar, completed=done, total=total, terms=self._latest)
         self._done, self._total = done, total
 
     def _finish(self) -> None:
-        if self._stage and not self._bars.live:
+        if self._stage and not self.live:
             seconds = time.monotonic() - self._since
             line = f"{self._stage}: {self._done}/{self._total} in {seconds:.0f} s  {self._latest}"
-            self._bars.say(line.rstrip())
+            self.say(line.rstrip())
         self._stage, self._latest = "", ""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from zaq_plugin.layers import LAYERS
+from zaq_plugin.layers import LAYERS, hooked
 from zaq_plugin.ptq.auditing import audit
 from zaq_plugin.ptq.plan import plans_of, trace_order
 from zaq_plugin.student import Student, student_of
@@ -71,7 +71,7 @@ def set_ranges(view: Student, calls: Iterable[Call]) -> None:
         if hasattr(slot.module, "reset_min_max_vals"):
             slot.module.reset_min_max_vals()
     try:
-        with view.evaluating():
+        with hooked(handles), view.evaluating():
             for number, call in enumerate(calls):
                 if number == 0:
                     _check_input_layer(view.model, call)
@@ -82,8 +82,6 @@ def set_ranges(view: Student, calls: Iterable[Call]) -> None:
                 for module in weights:
                     module.disable_observer()  # a weight does not change from batch to batch
     finally:
-        for handle in handles:
-            handle.remove()
         view.switch(observe=False)
         for module in weights:
             module.enable_fake_quant()

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from zaq_plugin.errors import in_short
 from zaq_plugin.graph import name_of_target
-from zaq_plugin.layers import LAYERS, out_features
+from zaq_plugin.layers import LAYERS, hooked, out_features
 from zaq_plugin.ptq.computed_weights import random_input
 from zaq_plugin.ptq.fold_arithmetic import (
     NormStatistics,
@@ -156,12 +156,8 @@ def _linear_ranks(model: nn.Module, example_inputs: Sequence[Any] | None) -> dic
         return lambda module, args, output: ranks.__setitem__(name, output.dim())
 
     handles = [m.register_forward_hook(watch(name)) for name, m in linears.items()]
-    try:
-        with torch.no_grad():
-            model(*cloned(example_inputs))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), torch.no_grad():
+        model(*cloned(example_inputs))
     return ranks
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from zaq_plugin.layers import LAYERS, channel_axis, is_depthwise
+from zaq_plugin.layers import LAYERS, channel_axis, hooked, is_depthwise
 from zaq_plugin.ptq.computed_weights import why_not_plain
 from zaq_plugin.pwlq import QuantSpec, UniformSpec, packed_size
 from zaq_plugin.student.assign import (
@@ -106,7 +106,7 @@ def make_plan(
             plans.append(LayerPlan(name, kind, weight.numel(), None, None, reason, is_input))
             continue
         if depthwise == "int8" and not explicit and is_depthwise(layer):
-            layer_weights, reason = _cheaper(layer, weight, layer_weights)
+            layer_weights, reason = cheaper_depthwise(layer, weight, layer_weights)
         plans.append(
             LayerPlan(
                 name,
@@ -156,8 +156,14 @@ def _blocked(layer: nn.Module) -> str | None:
     return why_not_plain(layer)
 
 
-def _cheaper(layer: nn.Module, weight: Tensor, spec: QuantSpec) -> tuple[QuantSpec, str | None]:
-    """int8 for a depthwise layer whose levels would cost more than the narrower codes save."""
+def cheaper_depthwise(
+    layer: nn.Module, weight: Tensor, spec: QuantSpec
+) -> tuple[QuantSpec, str | None]:
+    """int8 for a depthwise layer whose levels would cost more than the narrower codes save.
+
+    Returns:
+        The format, and why it is another; None where it is not.
+    """
     int8 = UniformSpec(bits=8, symmetry="symmetric")
     channels = weight.shape[channel_axis(layer)]
     numel = weight.numel()
@@ -214,12 +220,10 @@ def trace_order(
     ]
     training = model.training
     try:
-        with torch.no_grad(), taking(model, (args, dict(kwargs))):
+        with hooked(handles), torch.no_grad(), taking(model, (args, dict(kwargs))):
             model.eval()(*args, **kwargs)
     finally:
         model.train(training)
-        for handle in handles:
-            handle.remove()
     if order:
         inputs.add(order[0])
     return order, inputs

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
 
+from zaq_plugin.layers import hooked
 from zaq_plugin.reconstruction.graph_blocks import Block, Call, graph_blocks, layer_blocks
 from zaq_plugin.student import QuantLayer, Student, reached_layers, student_of
 
@@ -217,12 +219,8 @@ def _trace(model: nn.Module, example: Tensor) -> dict[str, _Trace]:
 
         handles.append(module.register_forward_pre_hook(start, with_kwargs=True))
         handles.append(module.register_forward_hook(end))
-    try:
-        with torch.no_grad():
-            model(example.clone())
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), torch.no_grad():
+        model(example.clone())
     return traces
 
 
@@ -242,12 +240,8 @@ def _input_of(model: nn.Module, name: str) -> Call:
 
         # Before the module's own hooks, which may quantize the input.
         handle = module.register_forward_pre_hook(stop, prepend=True)
-        try:
+        with hooked([handle]), suppress(_Reached):
             model(images.clone())
-        except _Reached:
-            pass
-        finally:
-            handle.remove()
         return inputs[0]
 
     return run

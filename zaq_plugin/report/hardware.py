@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zaq_plugin.layers import groups_of
+from zaq_plugin.layers import groups_of, hooked
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
 
 TAIL_SHARE = 0.1
@@ -163,12 +163,10 @@ def workload(model: nn.Module, example_inputs: Sequence[Any]) -> list[LayerWork]
     ]
     training = model.training
     try:
-        with torch.no_grad():
+        with hooked(handles), torch.no_grad():
             model.eval()(*example_inputs)
     finally:
         model.train(training)
-        for handle in handles:
-            handle.remove()
     if not work:
         raise ValueError(
             f"{type(model).__name__}: no convolution or linear layer was called; the hardware "

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from zaq_plugin.fake_quantize import PWLQPerChannelFakeQuantize
-from zaq_plugin.layers import LAYERS
+from zaq_plugin.layers import LAYERS, hooked
 from zaq_plugin.student.batches import Call
 from zaq_plugin.student.fake_quantizers import Slot, carried_quantizer
 from zaq_plugin.student.layer import QuantLayer, bare_layer
@@ -153,11 +153,8 @@ class ModuleStudent(Student):
                     before(layer, args[0] if args else kwargs["input"])
 
                 handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-        try:
+        with hooked(handles):
             return self.model(*call[0], **call[1])
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def module_layer(name: str, module: nn.Module) -> ModuleLayer | None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from zaq_plugin.layers import hooked
 from zaq_plugin.student.batches import Call
 
 Passes = dict[str, tuple[Tensor, Tensor]]
@@ -57,11 +58,8 @@ def _watched(layers: Mapping[str, nn.Module], passes: Passes, unseen: Any) -> It
                     passes.setdefault(name, (inputs[0].clone(), outputs[0].clone()))
 
         handles.append(module.register_forward_hook(keep, with_kwargs=True))
-    try:
+    with hooked(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def named_modules(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from zaq_plugin.layers import hooked
 from zaq_plugin.student.batches import Call
 from zaq_plugin.student.fake_quantizers import set_switches
 from zaq_plugin.student.layer import QuantLayer
@@ -159,11 +160,8 @@ def reached_layers(model: nn.Module, example: Tensor) -> list[QuantLayer]:
         seen[id(module)] = inputs[0]
 
     handles = [x.quantizer.register_forward_pre_hook(keep) for x in layers.values()]
-    try:
+    with hooked(handles):
         model(example.clone())
-    finally:
-        for handle in handles:
-            handle.remove()
     quant_layers = []
     for layer in layers.values():
         if id(layer.quantizer) in seen:

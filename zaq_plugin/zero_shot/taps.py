@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -167,17 +166,6 @@ class TapSet:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-
-    def __enter__(self) -> TapSet:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class TapPair:

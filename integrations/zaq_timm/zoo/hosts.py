@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from zaq_plugin import strategies
 from zaq_plugin.errors import in_short
 from zaq_plugin.image_counts import TRAINING_IMAGES
-from zaq_plugin.layers import channel_axis, is_depthwise, weight_of
+from zaq_plugin.layers import is_depthwise, weight_of
 from zaq_plugin.ptq import calibrate, correct_bias
-from zaq_plugin.ptq.plan import stored_size
-from zaq_plugin.pwlq import QuantSpec, UniformSpec
+from zaq_plugin.ptq.plan import cheaper_depthwise
+from zaq_plugin.pwlq import QuantSpec
 from zaq_plugin.report import Audit
 from zaq_plugin.strategies import Strategy
 from zaq_plugin.student.host import Assignment, find_host
@@ -28,7 +28,6 @@ from zaq_timm.zoo.strategy_checks import SIMULATED
 Correct = Callable[..., object]
 Finetune = Callable[[nn.Module, Correct | None], FinetuneResult]
 """Trains a student; told how its host corrects biases, None where that is done already."""
-INT8 = UniformSpec(8)
 
 
 @dataclass(frozen=True)
@@ -159,9 +158,9 @@ def depthwise_overrides(model: nn.Module, spec: QuantSpec) -> dict[str, QuantSpe
         weight = weight_of(module)
         if not is_depthwise(module) or weight is None:
             continue
-        numel, channels = weight.numel(), weight.shape[channel_axis(module)]
-        if stored_size(numel, channels, spec) >= stored_size(numel, channels, INT8):
-            overrides[name] = INT8
+        cheaper, reason = cheaper_depthwise(module, weight, spec)
+        if reason is not None:
+            overrides[name] = cheaper
     return overrides
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -57,7 +56,7 @@ def progress(
         bars.say(done.format(steps=steps, seconds=f"{time.perf_counter() - begin:.1f}"))
 
 
-class ZooProgress:
+class ZooProgress(Bars):
     """Shows how far a run is, on standard error: a bar for all, and one for each running model.
 
     Where standard error is no terminal, each model gets one line when it ends, and the run one at
@@ -81,35 +80,26 @@ class ZooProgress:
             TimeElapsedColumn(),
             TextColumn("{task.fields[stage]}"),
         )
-        self._bars = Bars(*columns, console=console, active=not quiet)
-        self._zoo = self._bars.add("zoo", total, done, stage="")
+        super().__init__(*columns, console=console, active=not quiet)
+        self._zoo = self.add("zoo", total, done, stage="")
         self._models: dict[str, Any] = {}
         self._ended = 0
         self._begun = time.monotonic()
 
-    def __enter__(self) -> ZooProgress:
-        self._bars.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bars.__exit__(kind, error, trace)
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        super().__exit__(kind, *error)
         if kind is None:
             seconds = time.monotonic() - self._begun
-            self._bars.say(
+            self.say(
                 f"{self._ended} model(s) in {seconds:.1f} s, {self.done} of {self.total} in all"
             )
 
     def on_event(self, event: Event) -> None:
         """What a worker told."""
         if event.key not in self._models:
-            self._models[event.key] = self._bars.add(f"  {event.key}", None, stage="starting")
+            self._models[event.key] = self.add(f"  {event.key}", None, stage="starting")
         bar, total = self._models[event.key], event.steps or None
-        self._bars.update(bar, total=total, completed=event.step, stage=event.stage)
+        self.update(bar, total=total, completed=event.step, stage=event.stage)
 
     def on_row(self, row: dict[str, Any]) -> None:
         """A model that has ended."""
@@ -117,10 +107,10 @@ class ZooProgress:
         self.done += 1
         bar = self._models.pop(row["key"], None)
         if bar is not None:
-            self._bars.remove(bar)
-        self._bars.update(self._zoo, completed=self.done)
-        if not (self._bars.live and row["status"] == DONE):
-            self._bars.say(row_line(row))
+            self.remove(bar)
+        self.update(self._zoo, completed=self.done)
+        if not (self.live and row["status"] == DONE):
+            self.say(row_line(row))
 
 
 def row_line(row: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def test_nothing_to_tap() -> None:
 def test_taps_keep_the_latest_features(tiny: Callable[..., nn.Module]) -> None:
     model = tiny()
     x = torch.randn(2, 3, 8, 8)
-    with TapSet(model, ["stem", "stage2"]) as taps:
+    with closing(TapSet(model, ["stem", "stage2"])) as taps:
         with pytest.raises(ValueError, match="tap 'stem' has seen nothing since it was last read"):
             taps.take()
         model(x)
