@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 from zaq_litert.grids import with_kernel_grids
 from zaq_litert.host import HOST, VERBS
 from zaq_litert.interface import with_float_interface
-from zaq_litert.lowering import lower
+from zaq_litert.lowering import lower, merged_layers
 from zaq_litert.reading import read
 from zaq_litert.running import runner
 from zaq_plugin.report import Audit
@@ -101,7 +101,7 @@ def export(
     records = audit(graph)
     try:
         file = read(part)
-        if file.integer_layers < len(records.quantized):
+        if file.integer_layers < merged_layers(graph):
             raise ValueError(
                 f"litert: {len(records.quantized)} layers are quantized, but in the file only "
                 f"{file.integer_layers} are int8, {file.float_layers} float: "

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch.fx import GraphModule, Node
 
-from zaq_pt2e.device.grids import MOVES, put_on, round_behind
+from zaq_pt2e.device.grids import MOVES, put_on, raise_steps, round_behind
 from zaq_pt2e.device.signed import QUANTIZE
 from zaq_pt2e.graph import argument
 
@@ -32,11 +32,13 @@ _PRODUCTS = {_aten.matmul.default, _aten.bmm.default}
 def with_kernel_grids(graph: GraphModule) -> GraphModule:
     """A copy of an int8 graph whose grids are as the kernels want them.
 
-    Outputs of `PRESCRIBED` operators are on their grids. Products of two activations are quantized
+    Steps of outputs are not far below those of the sums, see `raise_steps`. Outputs of `PRESCRIBED`
+    operators are on their grids. Products of two activations are quantized
     before their shape changes, and not behind it (the same values): the converter merges the two
     otherwise, and refuses its own result.
     """
     model = copy.deepcopy(graph)
+    raise_steps(model)
     for node in list(model.graph.nodes):
         if node.target in PRESCRIBED:
             for codes in _grids_behind(node):

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 
 from zaq_litert._compat import convert
 from zaq_plugin.errors import in_short
+from zaq_pt2e.device.signed import int8_layers
 from zaq_pt2e.graph import argument, new_tensor, tensor_at
 
 _ops = torch.ops.quantized_decomposed
@@ -76,3 +78,22 @@ def _levels(model: GraphModule, node: Node, codes: Tensor) -> Tensor:
     shape = [1] * codes.dim()
     shape[argument(node, 3)] = -1
     return codes.float() * scales.reshape(shape)
+
+
+def merged_layers(graph: GraphModule) -> int:
+    """How many int8 layers a file has at least: the converter merges what computes the same.
+
+    Such are layers of equal weights that read the same, as the projections of relative positions in
+    ConViT do before training.
+    """
+    numbers: dict[object, int] = {}
+    of: dict[Node, int] = {}
+    for node in graph.graph.nodes:
+        key: object = node.name
+        if node.op == "get_attr":
+            value = tensor_at(graph, str(node.target)).detach().contiguous()
+            key = (value.dtype, value.shape, value.numpy().tobytes())
+        elif node.op == "call_function":
+            key = (node.target, repr(map_arg((node.args, node.kwargs), of.__getitem__)))
+        of[node] = numbers.setdefault(key, len(numbers))
+    return len({of[layer.node] for layer in int8_layers(graph)})

@@ -195,7 +195,54 @@ class DroppedAndJoined(nn.Module):
         return self.last(torch.cat([self.drop(self.inner(x[:, :1])), x[:, 1:]], 1))
 
 
-@pytest.mark.parametrize("network", [SplitGate, Attention, DroppedAndJoined])
+class CastAndJoined(nn.Module):
+    """Casts for half precision that change nothing in float32, as around rotary embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(16, 4, 1)
+        self.inner = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        turned = (x + self.inner(x)).to(torch.float32).type_as(x)
+        return self.last(torch.cat([3 * x, turned], 1))
+
+
+class Silent(nn.Module):
+    """A layer of weights zero, as the heads of mixers are before training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+        self.inner = nn.Conv2d(8, 8, 1)
+        self.inner.weight.data.zero_()
+        self.inner.bias.data.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.last(x + self.inner(x).relu())
+
+
+class SameTwice(nn.Module):
+    """Layers of equal weights on one constant, as relative positions in ConViT before training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+        self.inner, self.other = nn.Linear(3, 8), nn.Linear(3, 8)
+        self.other.load_state_dict(self.inner.state_dict())
+        self.places, self.copy = (nn.Buffer(torch.arange(12.0).view(1, 4, 3)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = x + self.inner(self.places).softmax(1).sum(1).view(1, 8, 1, 1)
+        return self.last(x.relu() * self.other(self.copy).softmax(1).sum(1).view(1, 8, 1, 1))
+
+
+@pytest.mark.parametrize(
+    "network", [SplitGate, Attention, DroppedAndJoined, CastAndJoined, Silent, SameTwice]
+)
 def test_grids_follow_values_through_shapes_and_joins(
     network: type[nn.Module], tmp_path: Path
 ) -> None:
