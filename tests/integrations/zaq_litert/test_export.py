@@ -240,8 +240,22 @@ class SameTwice(nn.Module):
         return self.last(x.relu() * self.other(self.copy).softmax(1).sum(1).view(1, 8, 1, 1))
 
 
+class UnitLength(nn.Module):
+    """Vectors of length one, counted from both ends, as in attention by cosines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 16, 3), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.first(x).flatten(2).transpose(1, 2).chunk(2, -1)
+        first = nn.functional.normalize(first + 1, dim=-1)
+        return self.last(first * nn.functional.normalize(second, dim=2) + first)
+
+
 @pytest.mark.parametrize(
-    "network", [SplitGate, Attention, DroppedAndJoined, CastAndJoined, Silent, SameTwice]
+    "network",
+    [SplitGate, Attention, DroppedAndJoined, CastAndJoined, Silent, SameTwice, UnitLength],
 )
 def test_grids_follow_values_through_shapes_and_joins(
     network: type[nn.Module], tmp_path: Path
