@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from zaq_pt2e.device.grids import MOVES, put_on, raise_steps, round_behind
 from zaq_pt2e.device.signed import DEQUANTIZE, QUANTIZE
-from zaq_pt2e.graph import argument
+from zaq_pt2e.graph import argument, new_tensor, set_argument
 
 _aten = torch.ops.aten
 PRESCRIBED = {
@@ -41,7 +41,7 @@ def with_kernel_grids(graph: GraphModule) -> GraphModule:
     Steps of outputs are not far below those of the sums, see `raise_steps`. Outputs of `PRESCRIBED`
     operators and of ``normalize`` are on their grids. Products of two activations are quantized
     before their shape changes, and not behind it (the same values): the converter merges the two
-    otherwise, and refuses its own result.
+    otherwise, and refuses its own result. Padding is with zeros, which are on every grid.
     """
     model = copy.deepcopy(graph)
     raise_steps(model)
@@ -52,6 +52,8 @@ def with_kernel_grids(graph: GraphModule) -> GraphModule:
                 put_on(codes, *prescribed)
         elif node.target in _PRODUCTS:
             _quantize_before_shape(node)
+        elif node.target is _aten.pad.default:
+            _pad_with_zeros(model, node)
     model.recompile()
     return model
 
@@ -94,3 +96,26 @@ def _quantize_before_shape(product: Node) -> None:
     if len(grids) != 1 or not targets <= set(QUANTIZE):
         return
     shape.replace_input_with(product, round_behind(product, grids.pop()))
+
+
+def _pad_with_zeros(model: GraphModule, node: Node) -> None:
+    """``pad(x, value=c)`` as ``pad(x) + border``.
+
+    The converter pads codes, with the nearest that their grid has: the grid of what is padded.
+    """
+    widths, mode, fill = argument(node, 1), argument(node, 2), argument(node, 3)
+    value = node.meta.get("val")
+    if mode not in (None, "constant") or not fill or not isinstance(value, Tensor):
+        return
+    sizes = value.shape[-(len(widths) // 2) :]
+    if not all(isinstance(size, int) for size in sizes):
+        return
+    pads = list(zip(widths[::2], widths[1::2], strict=True))[::-1]
+    inner = torch.zeros([n - low - high for n, (low, high) in zip(sizes, pads, strict=True)])
+    border = nn.Parameter(nn.functional.pad(inner, widths, value=fill), requires_grad=False)
+    constant = new_tensor(model, f"{node.name}_border", border, node)
+    set_argument(node, 3, 0.0)
+    with model.graph.inserting_after(node):
+        total = model.graph.call_function(_aten.add.Tensor, (node, constant))
+    total.meta["val"] = value
+    node.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)

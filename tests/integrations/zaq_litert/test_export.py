@@ -253,9 +253,27 @@ class UnitLength(nn.Module):
         return self.last(first * nn.functional.normalize(second, dim=2) + first)
 
 
+class PaddedWithOne(nn.Module):
+    """By far more than the values, as for the sums that linear attention divides by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+        self.inner = nn.Conv2d(8, 8, 1)
+        self.first.weight.data.mul_(0.1)
+        self.inner.weight.data.mul_(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.pad(self.first(x), (1, 0), value=2.0).exp()
+        return self.last(nn.functional.pad(self.inner(x), (0, 2, 1, 0), value=-2.0))
+
+
 @pytest.mark.parametrize(
     "network",
-    [SplitGate, Attention, DroppedAndJoined, CastAndJoined, Silent, SameTwice, UnitLength],
+    [
+        *(SplitGate, Attention, DroppedAndJoined, CastAndJoined),
+        *(Silent, SameTwice, UnitLength, PaddedWithOne),
+    ],
 )
 def test_grids_follow_values_through_shapes_and_joins(
     network: type[nn.Module], tmp_path: Path
