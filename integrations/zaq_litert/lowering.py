@@ -94,6 +94,7 @@ def merged_layers(graph: GraphModule) -> int:
             value = tensor_at(graph, str(node.target)).detach().contiguous()
             key = (value.dtype, value.shape, value.numpy().tobytes())
         elif node.op == "call_function":
-            key = (node.target, repr(map_arg((node.args, node.kwargs), of.__getitem__)))
+            inputs = map_arg((node.args, node.kwargs), lambda n: f"%{of[n]}")
+            key = (node.target, repr(inputs))
         of[node] = numbers.setdefault(key, len(numbers))
     return len({of[layer.node] for layer in int8_layers(graph)})

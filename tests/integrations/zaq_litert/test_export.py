@@ -289,3 +289,29 @@ def test_grids_follow_values_through_shapes_and_joins(
     layers = sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules())
     assert zaq_litert.verify(made.path, made.model, images).require().weights == layers
     assert noise_of(made.path, model, images) < -20  # four MAC bits
+
+
+class Apart(nn.Module):
+    """Equal weights, other inputs; the same input, other weights or other strides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(3, 3, 1) for _ in range(3))
+        self.second.load_state_dict(self.first.state_dict())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(self.first(x)) + self.third(x)
+        strided = nn.functional.conv2d(x, self.first.weight, self.first.bias, 2)
+        return y.mean() + strided + nn.functional.conv2d(x, self.third.weight, None)[:, :, ::2, ::2]
+
+
+def test_layers_that_compute_the_same_are_told_from_those_that_do_not() -> None:
+    import zaq_litert
+    from zaq_litert.lowering import merged_layers
+
+    torch.manual_seed(0)
+    images = torch.randn(8, 3, 12, 12)
+    for model, count in ((SameTwice().eval(), 3), (Apart().eval(), 5)):
+        prepared = zaq_litert.prepare(model, (images[:1],))
+        prepared(images)
+        assert merged_layers(zaq_litert.convert(prepared)) == count
