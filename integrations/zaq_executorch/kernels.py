@@ -8,49 +8,29 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from zaq_pt2e.device.grids import MOVES, put_on, round_behind
-from zaq_pt2e.device.signed import DEQUANTIZE, QUANTIZE, int8_layers
-from zaq_pt2e.graph import argument, constant_value
-from zaq_pt2e.outputs import last_of
+from zaq_pt2e.device.grids import MOVES, raise_steps, round_behind
+from zaq_pt2e.device.signed import DEQUANTIZE, QUANTIZE
+from zaq_pt2e.graph import argument
 
 # ---- Grids ---------------------------------------------------------------------------------------
 
-FINEST = 256
-"""A layer's output has a step of at least this part of the step of its sums, or does not load."""
 _LOW, _HIGH = -128, 127
 
 
 def with_kernel_grids(graph: GraphModule) -> GraphModule:
     """A copy of an int8 graph whose grids are as the kernels want them.
 
-    A step of an output that is far below the step of the sums (an output without a range, as that
-    of weights of zero) is raised: what lies between sums never occurs. Where values are moved from
-    one grid to another, they are moved on the first grid and rounded to the other one after it.
+    Steps of outputs are not far below those of the sums, see `raise_steps`. Where values are moved
+    from one grid to another, they are moved on the first grid and rounded to the other one after
+    it.
     """
     model = copy.deepcopy(graph)
-    for layer in list(int8_layers(model)):
-        _raise_step(model, layer.node)
+    raise_steps(model)
     for node in list(model.graph.nodes):
         if node.target in MOVES:
             _move_then_round(node)
     model.recompile()
     return model
-
-
-def _raise_step(model: GraphModule, layer: Node) -> None:
-    x, weight = argument(layer, 0), argument(layer, 1)
-    scales = weight.args[1]
-    if isinstance(scales, Node):
-        value = constant_value(model, scales)
-        assert value is not None
-        scales = float(value.max())
-    least = float(argument(x, 1)) * float(scales) / FINEST * (1 + 1e-6)
-    for codes in list(last_of(layer).users):
-        if codes.target not in QUANTIZE or float(argument(codes, 1)) >= least:
-            continue
-        bottom = (_LOW - int(argument(codes, 2))) * float(argument(codes, 1))
-        zero = min(max(round(_LOW - bottom / least), _LOW), _HIGH)
-        put_on(codes, least, zero)
 
 
 def _move_then_round(move: Node) -> None:

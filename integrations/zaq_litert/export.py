@@ -11,7 +11,7 @@ from torch import nn
 
 from zaq_litert.grids import with_kernel_grids
 from zaq_litert.host import HOST, VERBS
-from zaq_litert.lowering import lower, with_float_interface
+from zaq_litert.lowering import lower, merged_layers, with_float_interface
 from zaq_litert.reading import read, runner
 from zaq_pt2e.audit import audit
 from zaq_pt2e.device.making import DeviceExport, beside, check_batch, sized
@@ -65,7 +65,7 @@ def export(
     records = audit(graph)
     with beside(path, data) as part:
         file = read(part)
-        if file.integer_layers < len(records.quantized):
+        if file.integer_layers < merged_layers(graph):
             raise ValueError(
                 f"litert: {len(records.quantized)} layers are quantized, but in the file only "
                 f"{file.integer_layers} are int8, {file.float_layers} float: "

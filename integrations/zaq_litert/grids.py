@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from zaq_pt2e.device.grids import MOVES, put_on, round_behind
-from zaq_pt2e.device.signed import QUANTIZE
-from zaq_pt2e.graph import argument
+from zaq_pt2e.device.grids import MOVES, put_on, raise_steps, round_behind
+from zaq_pt2e.device.signed import DEQUANTIZE, QUANTIZE
+from zaq_pt2e.graph import argument, new_tensor, set_argument
 
 _aten = torch.ops.aten
 PRESCRIBED = {
@@ -24,7 +26,11 @@ PRESCRIBED = {
     _aten._log_softmax.default: (16 / 256, 127),
 }
 """Scale and zero point of an int8 output, by operator: a file with others does not load."""
+UNIT_LENGTH = (1 / 128, 0)
+"""Those of vectors that are divided by their length, which is one operator in a file."""
 
+_BETWEEN = {_aten.clamp_min.default, _aten.clamp.default, _aten.expand.default}
+_BETWEEN |= {_aten.expand_as.default}
 _SHAPES = {_aten.flatten.using_ints, _aten.reshape.default, _aten.view.default}
 _PRODUCTS = {_aten.matmul.default, _aten.bmm.default}
 
@@ -32,19 +38,44 @@ _PRODUCTS = {_aten.matmul.default, _aten.bmm.default}
 def with_kernel_grids(graph: GraphModule) -> GraphModule:
     """A copy of an int8 graph whose grids are as the kernels want them.
 
-    Outputs of `PRESCRIBED` operators are on their grids. Products of two activations are quantized
+    Steps of outputs are not far below those of the sums, see `raise_steps`. Outputs of `PRESCRIBED`
+    operators and of ``normalize`` are on their grids. Products of two activations are quantized
     before their shape changes, and not behind it (the same values): the converter merges the two
-    otherwise, and refuses its own result.
+    otherwise, and refuses its own result. Padding is with zeros, which are on every grid.
     """
     model = copy.deepcopy(graph)
+    raise_steps(model)
     for node in list(model.graph.nodes):
-        if node.target in PRESCRIBED:
+        prescribed = UNIT_LENGTH if _divides_by_length(node) else PRESCRIBED.get(node.target)
+        if prescribed is not None:
             for codes in _grids_behind(node):
-                put_on(codes, *PRESCRIBED[node.target])
+                put_on(codes, *prescribed)
         elif node.target in _PRODUCTS:
             _quantize_before_shape(node)
+        elif node.target is _aten.pad.default:
+            _pad_with_zeros(model, node)
     model.recompile()
     return model
+
+
+def _divides_by_length(node: Node) -> bool:
+    """Whether this is ``torch.nn.functional.normalize`` of the last dimension."""
+    if node.target is not _aten.div.Tensor:
+        return False
+    vectors: Any = node.args[0]
+    length: Any = node.args[1]
+    while isinstance(length, Node) and length.target in _BETWEEN:
+        length = length.args[0]
+    if not isinstance(length, Node) or length.target is not _aten.linalg_vector_norm.default:
+        return False
+    value, order, axes = node.meta.get("val"), argument(length, 1), argument(length, 2)
+    last = ([-1], [value.dim() - 1]) if isinstance(value, Tensor) else ([-1],)
+    return order == 2 and axes in last and _source(argument(length, 0)) is _source(vectors)
+
+
+def _source(node: Node) -> Any:
+    """The codes behind: each reader may have a dequantize node of its own."""
+    return node.args[0] if node.target in DEQUANTIZE else node
 
 
 def _grids_behind(node: Node) -> Iterator[Node]:
@@ -65,3 +96,26 @@ def _quantize_before_shape(product: Node) -> None:
     if len(grids) != 1 or not targets <= set(QUANTIZE):
         return
     shape.replace_input_with(product, round_behind(product, grids.pop()))
+
+
+def _pad_with_zeros(model: GraphModule, node: Node) -> None:
+    """``pad(x, value=c)`` as ``pad(x) + border``.
+
+    The converter pads codes, with the nearest that their grid has: the grid of what is padded.
+    """
+    widths, mode, fill = argument(node, 1), argument(node, 2), argument(node, 3)
+    value = node.meta.get("val")
+    if mode not in (None, "constant") or not fill or not isinstance(value, Tensor):
+        return
+    sizes = value.shape[-(len(widths) // 2) :]
+    if not all(isinstance(size, int) for size in sizes):
+        return
+    pads = list(zip(widths[::2], widths[1::2], strict=True))[::-1]
+    inner = torch.zeros([n - low - high for n, (low, high) in zip(sizes, pads, strict=True)])
+    border = nn.Parameter(nn.functional.pad(inner, widths, value=fill), requires_grad=False)
+    constant = new_tensor(model, f"{node.name}_border", border, node)
+    set_argument(node, 3, 0.0)
+    with model.graph.inserting_after(node):
+        total = model.graph.call_function(_aten.add.Tensor, (node, constant))
+    total.meta["val"] = value
+    node.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)

@@ -14,11 +14,13 @@ import torch
 from ai_edge_litert import schema_py_generated as schema
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from zaq_litert._compat import convert, stock_quantizer
 from zaq_plugin.errors import in_short
 from zaq_pt2e.device.making import observe
+from zaq_pt2e.device.signed import int8_layers
 from zaq_pt2e.graph import argument, new_tensor, tensor_at
 
 _ops = torch.ops.quantized_decomposed
@@ -168,3 +170,23 @@ def write_stock(
     observe(prepared, batches)
     converted = convert_pt2e(prepared, fold_quantize=False)
     Path(path).write_bytes(with_float_interface(lower(converted, example_inputs)))
+
+
+def merged_layers(graph: GraphModule) -> int:
+    """How many int8 layers a file has at least: the converter merges what computes the same.
+
+    Such are layers of equal weights that read the same, as the projections of relative positions in
+    ConViT do before training.
+    """
+    numbers: dict[object, int] = {}
+    of: dict[Node, int] = {}
+    for node in graph.graph.nodes:
+        key: object = node.name
+        if node.op == "get_attr":
+            value = tensor_at(graph, str(node.target)).detach().contiguous()
+            key = (value.dtype, value.shape, value.numpy().tobytes())
+        elif node.op == "call_function":
+            inputs = map_arg((node.args, node.kwargs), lambda n: f"%{of[n]}")
+            key = (node.target, repr(inputs))
+        of[node] = numbers.setdefault(key, len(numbers))
+    return len({of[layer.node] for layer in int8_layers(graph)})

@@ -1,6 +1,7 @@
 """What an exported graph needs before it can be quantized; its function stays the same.
 
 * Parts under ``torch.no_grad`` or a switched-off ``torch.autocast`` are put into the graph itself.
+* Casts that change nothing are taken out.
 * What is computed from parameters alone becomes a parameter: the weights of weight-standardised
   convolutions (nfnet, BiT), of ``weight_norm``, ``spectral_norm``, pruning and parametrizations.
 * Padding with minus infinity before max pooling (SAME padding) repeats the border instead: the
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from zaq_plugin.ptq.fold_graph import delete_tensor
+from zaq_pt2e.casts import drop_casts
 from zaq_pt2e.graph import (
     WEIGHTED,
     add_note,
@@ -66,6 +68,7 @@ def rewrite(model: GraphModule) -> list[str]:
     """
     notes = []
     inline_parts(model)
+    drop_casts(model)
     _take_export_form(model)
     computed = bake_constants(model)
     if computed:

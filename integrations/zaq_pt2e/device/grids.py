@@ -14,7 +14,7 @@ from zaq_plugin.fake_quantize import ActivationFakeQuantize
 from zaq_plugin.observers import TopKMedianObserver
 from zaq_plugin.student.batches import as_calls
 from zaq_pt2e.device.signed import DEQUANTIZE, QUANTIZE, int8_layers
-from zaq_pt2e.graph import argument, set_argument
+from zaq_pt2e.graph import argument, constant_value, set_argument
 from zaq_pt2e.outputs import last_of
 
 _aten = torch.ops.aten
@@ -40,6 +40,11 @@ MOVES = {
     _aten.view.default,
 }
 """What reads a value, and what gives the same values in another order or shape, or some of them."""
+
+FINEST = 256
+"""A layer's output has a step of at least this part of the step of its sums, or XNNPACK does not
+load it."""
+_LOW, _HIGH = -128, 127
 
 
 def round_behind(node: Node, grid: tuple[object, ...]) -> Node:
@@ -175,3 +180,29 @@ def _step_of(node: Node) -> float:
             return 0.0
         node = inputs[0]
     return float(node.args[1])  # type: ignore[arg-type]
+
+
+def raise_steps(model: GraphModule) -> None:
+    """Raise, in place, steps of layers' outputs that are far below the step of their sums.
+
+    Such is an output without a range, as that of weights of zero. What lies between sums never
+    occurs, so nothing is lost.
+    """
+    for layer in list(int8_layers(model)):
+        x, weight = argument(layer.node, 0), argument(layer.node, 1)
+        scales = weight.args[1]
+        if isinstance(scales, Node):
+            value = constant_value(model, scales)
+            assert value is not None
+            scales = float(value.max())
+        least = float(argument(x, 1)) * float(scales) / FINEST * (1 + 1e-6)
+        for codes in _grids_of(last_of(layer.node)):
+            if float(argument(codes, 1)) >= least:
+                continue
+            bottom = (_LOW - int(argument(codes, 2))) * float(argument(codes, 1))
+            zero = min(max(round(_LOW - bottom / least), _LOW), _HIGH)
+            put_on(codes, least, zero)
+
+
+def _grids_of(node: Node) -> list[Node]:
+    return [user for user in node.users if user.target in QUANTIZE]

@@ -195,7 +195,86 @@ class DroppedAndJoined(nn.Module):
         return self.last(torch.cat([self.drop(self.inner(x[:, :1])), x[:, 1:]], 1))
 
 
-@pytest.mark.parametrize("network", [SplitGate, Attention, DroppedAndJoined])
+class CastAndJoined(nn.Module):
+    """Casts for half precision that change nothing in float32, as around rotary embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(16, 4, 1)
+        self.inner = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        turned = (x + self.inner(x)).to(torch.float32).type_as(x)
+        return self.last(torch.cat([3 * x, turned], 1))
+
+
+class Silent(nn.Module):
+    """A layer of weights zero, as the heads of mixers are before training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+        self.inner = nn.Conv2d(8, 8, 1)
+        self.inner.weight.data.zero_()
+        self.inner.bias.data.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.last(x + self.inner(x).relu())
+
+
+class SameTwice(nn.Module):
+    """Layers of equal weights on one constant, as relative positions in ConViT before training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+        self.inner, self.other = nn.Linear(3, 8), nn.Linear(3, 8)
+        self.other.load_state_dict(self.inner.state_dict())
+        self.places, self.copy = (nn.Buffer(torch.arange(12.0).view(1, 4, 3)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = x + self.inner(self.places).softmax(1).sum(1).view(1, 8, 1, 1)
+        return self.last(x.relu() * self.other(self.copy).softmax(1).sum(1).view(1, 8, 1, 1))
+
+
+class UnitLength(nn.Module):
+    """Vectors of length one, counted from both ends, as in attention by cosines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 16, 3), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.first(x).flatten(2).transpose(1, 2).chunk(2, -1)
+        first = nn.functional.normalize(first + 1, dim=-1)
+        return self.last(first * nn.functional.normalize(second, dim=2) + first)
+
+
+class PaddedWithOne(nn.Module):
+    """By far more than the values, as for the sums that linear attention divides by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+        self.inner = nn.Conv2d(8, 8, 1)
+        self.first.weight.data.mul_(0.1)
+        self.inner.weight.data.mul_(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.pad(self.first(x), (1, 0), value=2.0).exp()
+        return self.last(nn.functional.pad(self.inner(x), (0, 2, 1, 0), value=-2.0))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        *(SplitGate, Attention, DroppedAndJoined, CastAndJoined),
+        *(Silent, SameTwice, UnitLength, PaddedWithOne),
+    ],
+)
 def test_grids_follow_values_through_shapes_and_joins(
     network: type[nn.Module], tmp_path: Path
 ) -> None:
@@ -210,3 +289,29 @@ def test_grids_follow_values_through_shapes_and_joins(
     layers = sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules())
     assert zaq_litert.verify(made.path, made.model, images).require().weights == layers
     assert noise_of(made.path, model, images) < -20  # four MAC bits
+
+
+class Apart(nn.Module):
+    """Equal weights, other inputs; the same input, other weights or other strides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(3, 3, 1) for _ in range(3))
+        self.second.load_state_dict(self.first.state_dict())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(self.first(x)) + self.third(x)
+        strided = nn.functional.conv2d(x, self.first.weight, self.first.bias, 2)
+        return y.mean() + strided + nn.functional.conv2d(x, self.third.weight, None)[:, :, ::2, ::2]
+
+
+def test_layers_that_compute_the_same_are_told_from_those_that_do_not() -> None:
+    import zaq_litert
+    from zaq_litert.lowering import merged_layers
+
+    torch.manual_seed(0)
+    images = torch.randn(8, 3, 12, 12)
+    for model, count in ((SameTwice().eval(), 3), (Apart().eval(), 5)):
+        prepared = zaq_litert.prepare(model, (images[:1],))
+        prepared(images)
+        assert merged_layers(zaq_litert.convert(prepared)) == count

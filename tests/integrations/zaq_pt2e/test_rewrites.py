@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, 
 
 from zaq_plugin.pwlq import UniformSpec, quantize
 from zaq_pt2e import PWLQQuantizer, audit
+from zaq_pt2e.casts import drop_casts
 from zaq_pt2e.graph import constant_value, layers
 from zaq_pt2e.parts import inline_parts
 from zaq_pt2e.rewrites import bake_constants, repeat_borders, rewrite
@@ -329,6 +330,26 @@ def test_infinite_padding_that_others_read_stays(export: Callable[..., Any]) -> 
             return nn.functional.pad(x, (1, 1), value=float("-inf"))
 
     assert repeat_borders(export(Pad(), torch.randn(2, 3, 4, 4))) == 0
+
+
+class Casts(nn.Module):
+    """Two that change nothing, one to another type and back, and a copy that is changed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.sin().to(torch.float32).type_as(x)
+        rounded = y.to(torch.bfloat16).to(torch.float32)
+        copy = torch.ops.aten.to.dtype(y, torch.float32, False, True)
+        return copy.add_(1.0) + rounded + y
+
+
+def test_casts_that_change_nothing_are_taken_out(export: Callable[..., Any]) -> None:
+    x = torch.randn(3, 4)
+    graph = export(Casts(), x)
+    assert drop_casts(graph) == 2
+    assert drop_casts(graph) == 0
+    assert torch.equal(graph(x), Casts()(x))
+    (sine,) = (n for n in graph.graph.nodes if n.target is torch.ops.aten.sin.default)
+    assert len([user for user in sine.users if "assert" not in str(user.target)]) == 3
 
 
 def test_include_names_the_layer_of_a_computed_weight(
