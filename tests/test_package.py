@@ -344,7 +344,6 @@ def test_tests_stand_at_their_sources_places() -> None:
 BY_OTHERS = {
     ("tests/test_package.py", "zaq_plugin._LATER"): "the face's table, which this file holds apart",
     ("tests/zaq_plugin/test_public_names.py", "zaq_plugin._LATER"): "the face is an __init__.py",
-    ("tests/integrations/test_hand_over.py", "zaq_nncf.stripping._write"): "a fault is put in",
     ("tests/integrations/zaq_fx/test_student.py", "zaq_fx._compat._ATTRS"): "the host's own names",
 }
 """Test and private name that it may use all the same, and why."""
