@@ -69,6 +69,21 @@ def test_every_test_that_a_guide_names_exists(guide: str) -> None:
     assert set(re.findall(r"`(test_\w+\.py)`", text_of(guide))) <= files
 
 
+@pytest.mark.parametrize("guide", GUIDES)
+def test_every_file_that_a_guide_names_without_its_folder_exists(guide: str) -> None:
+    """As ``loader.py`` in a list of files of one folder."""
+    known = {path.name for top in TOPS for path in ROOT.glob(f"{top}/**/*.py")}
+    assert set(re.findall(r"`(\w+\.py)`", text_of(guide))) <= known
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_files_listed_of_a_folder_lie_in_it(guide: str) -> None:
+    lists = re.findall(r"((?:`\w+\.py`[^`]*)+)(?:`\w+`[^`]*)*of `([\w/]+/)`", text_of(guide))
+    assert lists or guide != "ARCHITECTURE.md"
+    files = [folder + name for text, folder in lists for name in re.findall(r"\w+\.py", text)]
+    assert [path for path in files if not (ROOT / path).exists()] == []
+
+
 def test_guides_are_short() -> None:
     assert len(text_of("ARCHITECTURE.md").splitlines()) < 90
     assert len(text_of("CONTRIBUTING.md").splitlines()) < 150

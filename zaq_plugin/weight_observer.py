@@ -112,7 +112,7 @@ class PWLQPerChannelObserver(HostModule):
         spec = PWLQSpec() if spec is None else spec
         if not isinstance(spec, QuantSpec):
             raise TypeError(
-                f"{type(self).__name__}: spec must be a PWLQSpec or a UniformSpec; "
+                f"{type(self).__name__}: spec must be a format such as a PWLQSpec; "
                 f"got {type(spec).__name__}."
             )
         if dtype not in SIGNED:

@@ -83,7 +83,7 @@ def pwlq_qconfig(
     note_host()
     spec = PWLQSpec() if spec is None else spec
     if not isinstance(spec, QuantSpec):
-        raise TypeError(f"spec must be a PWLQSpec or a UniformSpec; got {type(spec).__name__}.")
+        raise TypeError(f"spec must be a format such as a PWLQSpec; got {type(spec).__name__}.")
     if learnable and not qat:
         raise ValueError("learnable=True trains, which needs qat=True and prepare_qat_fx.")
     weight: Any

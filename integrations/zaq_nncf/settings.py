@@ -71,7 +71,7 @@ def _aliases(layer: str) -> list[str]:
 def _check_value(value: object, where: str) -> None:
     if isinstance(value, tuple):
         raise TypeError(
-            f"{where}: expected a PWLQSpec or a UniformSpec, or None for NNCF's own int8; got the "
+            f"{where}: expected a format such as a PWLQSpec, or None for NNCF's own int8; got the "
             f"pair {value!r}. NNCF places activations' quantizers itself; their width is the "
             "argument activations, one for all layers."
         )
@@ -87,7 +87,7 @@ def layer_name(weight: str) -> str:
 def _checked(spec: object, where: str) -> QuantSpec:
     if isinstance(spec, QuantSpec):
         return spec
-    raise TypeError(f"{where}: expected a PWLQSpec or a UniformSpec; got {spec!r}.")
+    raise TypeError(f"{where}: expected a format such as a PWLQSpec; got {spec!r}.")
 
 
 def check_bits(bits: object) -> int:

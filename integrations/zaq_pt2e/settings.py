@@ -40,7 +40,7 @@ def check_weights(spec: object, where: str) -> QuantSpec:
     """
     if isinstance(spec, QuantSpec):
         return spec
-    raise TypeError(f"{where}: expected a PWLQSpec or a UniformSpec; got {spec!r}.")
+    raise TypeError(f"{where}: expected a format such as a PWLQSpec; got {spec!r}.")
 
 
 def check_activations(activations: object, where: str) -> Activations:

@@ -218,7 +218,7 @@ def test_simulation_s_first_and_last_layer_yield_to_overrides() -> None:
         (
             {"fc": 4},
             TypeError,
-            r"^overrides\['fc'\]: expected a .*PWLQSpec or a UniformSpec.*; got 4",
+            r"^overrides\['fc'\]: expected a .*format such as a PWLQSpec.*; got 4",
         ),
         ({3: SIX}, TypeError, r"^overrides\[3\]: a key is a layer's name, a pattern"),
         (["fc"], TypeError, r"^overrides must be a mapping such as"),

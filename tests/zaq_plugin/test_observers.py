@@ -307,7 +307,7 @@ def test_weight_observer_loads_into_a_fresh_one():
 def test_weight_observer_says_what_is_wrong():
     with pytest.raises(ValueError, match="has seen no weight yet"):
         PWLQPerChannelObserver().calculate_qparams()
-    with pytest.raises(TypeError, match="spec must be a PWLQSpec or a UniformSpec; got int"):
+    with pytest.raises(TypeError, match="spec must be a format such as a PWLQSpec; got int"):
         PWLQPerChannelObserver(4)
     with pytest.raises(ValueError, match=r"torch.qint8 \(torch.ao\) or torch.int8"):
         PWLQPerChannelObserver(dtype=torch.quint8)

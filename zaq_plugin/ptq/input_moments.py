@@ -49,9 +49,7 @@ class Product:
 
     def multiplies_by(self, weight: Tensor) -> bool:
         """Whether its weight is that tensor itself: the same memory, read in the same way."""
-        mine, theirs = (
-            (w.data_ptr(), w.shape, w.stride(), w.dtype) for w in (self.weight, weight)
-        )
+        mine, theirs = ((w.data_ptr(), w.shape, w.stride(), w.dtype) for w in (self.weight, weight))
         return mine == theirs
 
 

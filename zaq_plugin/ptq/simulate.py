@@ -111,7 +111,7 @@ def _check(model: object, weights: object, activations: object) -> None:
         raise TypeError(f"simulate expects an nn.Module, got {type(model).__name__}")
     if weights is not None and not isinstance(weights, QuantSpec):
         raise TypeError(
-            f"weights must be a PWLQSpec, a UniformSpec or None, got {type(weights).__name__}"
+            f"weights must be a format such as a PWLQSpec, or None; got {type(weights).__name__}"
         )
     if activations is not None and not isinstance(activations, QuantSpec | int):
         raise TypeError(

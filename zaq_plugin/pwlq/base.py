@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from zaq_plugin.pwlq.json_spec import JsonSpec
-from zaq_plugin.pwlq.names import FORMATS, family
+from zaq_plugin.pwlq.names import FORMATS, family, widths_in_words
 
 Symmetry = Literal["symmetric", "asymmetric", "one-sided"]
 GridKind = Literal["int8", "float"]
@@ -59,8 +59,9 @@ class Format(JsonSpec, ABC):
     A format is one file with one subclass, a frozen dataclass that ends ``__post_init__`` by
     ``self._freeze_text()``, and one line of `zaq_plugin.pwlq.names`. It must say `num_levels`,
     `mac_bits`, `label`, `solve`, `levels_at`, `signed_levels` and `of_bits`; everything else has an
-    answer that is right for one clip a channel, the same for both signs, and levels that are
-    integers up to 127 times a scale. Nothing outside a format's file asks of which class it is.
+    answer that is right for one clip a channel, the same for both signs, for levels that are
+    integers up to 127 times a scale, and for names whose width is the stored bits. Nothing outside
+    a format's file asks of which class it is.
 
     Attributes:
         kind: what JSON calls it.
@@ -102,7 +103,7 @@ class Format(JsonSpec, ABC):
     @property
     @abstractmethod
     def label(self) -> str:
-        """Short text for tables, with both widths."""
+        """Short text for tables: its `Name.words`, then what else there is in brackets."""
 
     @abstractmethod
     def solve(self, rows: Tensor) -> Tensor:
@@ -225,12 +226,12 @@ class Format(JsonSpec, ABC):
         name, low, high = cls._family()
         if not low <= bits <= high:
             raise ValueError(
-                f"levels={name!r} has {low} to {high} stored bits; got weight_bits={bits}. "
-                "Use levels='uniform' or 'pwlq'."
+                f"levels={name!r} has {widths_in_words(low, high)} stored bits; got "
+                f"weight_bits={bits}. Use levels='uniform' or 'pwlq'."
             )
         if clip != "mse":
             raise ValueError(
-                f"levels={name!r} are those of least squared error, and have no range of "
+                f"levels={name!r} chooses its own range, and has none of "
                 f"clip={clip!r}; use a strategy whose weights are 'mse', such as 'omse' or "
                 "'pwlq', or levels='uniform'."
             )

@@ -14,7 +14,7 @@ def check_spec(spec: object) -> Format:
     """Raise TypeError unless spec is a `Format`."""
     if not isinstance(spec, Format):
         raise TypeError(
-            f"spec must be a PWLQSpec or a UniformSpec; got {type(spec).__name__}. "
+            f"spec must be a format such as a PWLQSpec; got {type(spec).__name__}. "
             "For 4 MAC bits write PWLQSpec(bits=4)."
         )
     return spec

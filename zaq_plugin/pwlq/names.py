@@ -54,6 +54,20 @@ FORMATS = {
 }
 
 
+def widths_in_words(low: int, high: int, name: str = "") -> str:
+    """``pwlq2 to pwlq6``, or the only one there is."""
+    return f"{name}{low} to {name}{high}" if low < high else f"{name}{low}"
+
+
+def ranges() -> list[str]:
+    """Every name with its widths, such as ``pwlq2 to pwlq6``."""
+    return [
+        widths_in_words(facts.low, facts.high, name)
+        for line in FORMATS.values()
+        for name, facts in line.names.items()
+    ]
+
+
 def family(kind: str) -> str:
     """What the formats of a kind are called, before the bits."""
     return next(iter(FORMATS[kind].names))
@@ -82,8 +96,8 @@ def split_name(text: str) -> tuple[str, int]:
     match = re.fullmatch(r"([a-z-]+)(\d)", text)
     if match and match[1] in names and names[match[1]].low <= int(match[2]) <= names[match[1]].high:
         return match[1], int(match[2])
-    ranges = [f"{name}{facts.low} to {name}{facts.high}" for name, facts in names.items()]
-    raise ValueError(f"weights must be {', '.join(ranges[:-1])} or {ranges[-1]}; got {text!r}.")
+    *others, last = ranges()
+    raise ValueError(f"weights must be {', '.join(others)} or {last}; got {text!r}.")
 
 
 def in_words(text: str) -> str:

@@ -200,7 +200,7 @@ def estimate(
         TypeError: weights is no format.
     """
     if not isinstance(weights, QuantSpec):
-        raise TypeError(f"weights must be a PWLQSpec or a UniformSpec; got {weights!r}.")
+        raise TypeError(f"weights must be a format such as a PWLQSpec; got {weights!r}.")
     if isinstance(activations, bool) or not 1 <= activations <= 16:
         raise ValueError(f"activations must have 1 to 16 bits; got {activations!r}.")
     machine = accelerator

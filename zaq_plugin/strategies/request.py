@@ -183,7 +183,7 @@ class Applied:
         notes: What a reader of a table should know.
         layers: One record per weight: what was quantized, how, and what was not and why.
         data: What the ranges came from: ``none``, ``synthetic`` or ``real``.
-        levels: ``uniform`` or ``pwlq``: what was used.
+        levels: ``uniform``, ``pwlq`` or another format's name: what was used.
         images: The synthetic images that were made or used, or None.
         stages: Wall time of each stage; ``zero-shot (reconstruction)`` and the like are parts of
             ``zero-shot``.

@@ -86,7 +86,7 @@ class Work:
         request: What was asked for.
         model: The float model as it came, with its BatchNorms; no stage changes it.
         folded: Its copy with BatchNorm folded, which stages before quantization may change.
-        levels: ``uniform`` or ``pwlq``.
+        levels: ``uniform``, ``pwlq`` or another format's name, as in `Request`.
         spec: Grid of the weights.
         overrides: Layer name to its own grids; see `zaq_plugin.ptq.simulate`.
         observer: Of activation ranges.

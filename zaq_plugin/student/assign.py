@@ -216,7 +216,7 @@ def check_value(value: object, default: Activations, where: str, key: Any = None
     weights, activations = value if isinstance(value, tuple) and own else (value, default)
     if weights is not None and not isinstance(weights, QuantSpec):
         raise TypeError(
-            f"{where}: expected a weight format (a PWLQSpec or a UniformSpec), a pair (weight "
+            f"{where}: expected a weight format such as a PWLQSpec, a pair (weight "
             "format or None, activations), or None for a layer that stays float; got "
             f"{value!r}."
         )

@@ -69,6 +69,11 @@ def check_format(text: str) -> tuple[str, int]:
     return match
 
 
+def formats() -> list[str]:
+    """Every format's name with its widths, such as ``pwlq2 to pwlq6``."""
+    return list(core_file(NAMES).ranges())
+
+
 def format_in_words(text: str) -> str:
     """A format with both widths, as its spec's label begins; torch is not loaded for it.
 

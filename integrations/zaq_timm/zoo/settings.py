@@ -8,7 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from zaq_timm.zoo.light import check_format, core_file, did_you_mean
+from zaq_timm.zoo.light import check_format, core_file, did_you_mean, formats
 from zaq_timm.zoo.quantities import (
     input_shape,
     parse_budget,
@@ -64,9 +64,9 @@ class Settings:
 
     weights: str = option(
         "pwlq4",
-        "format and MAC bits of weights: pwlq2 to pwlq6, uniform2 to uniform8 (clip of least "
-        "squared error), minmax2 to minmax8, pot2 to pot4 (powers of two), codebook2 to "
-        "codebook7 (free levels; stored bits)",
+        f"format and MAC bits of weights: {', '.join(formats())} (uniform has the clip of least "
+        "squared error, minmax the whole range, pot powers of two, codebook free levels at stored "
+        "bits)",
         "FORMAT",
         same=True,
     )
@@ -163,7 +163,7 @@ class Settings:
         choices=RETRIES,
     )
     restart: bool = option(False, "delete the folder's results and begin anew")
-    dry_run: bool = option(False, "print the plan and stop")
+    dry_run: bool = option(False, "print the plan and stop, before any model is loaded")
     quiet: bool = option(False, "no progress")
     json: bool = option(False, "print the rows as JSON lines instead of a table")
 
@@ -173,9 +173,7 @@ class Settings:
             value, choices = told[item.name], item.metadata.get("choices")
             _check_type(item.name, value, item.default)
             if choices and value not in choices:
-                raise ValueError(
-                    f"{item.name} must be one of {', '.join(choices)}; got {value!r}."
-                )
+                raise ValueError(f"{item.name} must be one of {', '.join(choices)}; got {value!r}.")
         for name in ("models", "exclude"):
             object.__setattr__(self, name, tuple(told[name]))
         for name in ("batch", "jobs", "threads", "ranks", "calibration_images", "distill_steps"):

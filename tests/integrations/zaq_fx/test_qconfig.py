@@ -193,7 +193,7 @@ def test_observer_partials_keep_their_arguments():
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda: zaq_fx.pwlq_qconfig(4), TypeError, "spec must be a PWLQSpec or a UniformSpec"),
+        (lambda: zaq_fx.pwlq_qconfig(4), TypeError, "spec must be a format such as a PWLQSpec"),
         (lambda: zaq_fx.pwlq_qconfig(FOUR, None), TypeError, "no weight-only kernels"),
         (lambda: zaq_fx.pwlq_qconfig(FOUR, 16), ValueError, "2 to 8 bits; got 16"),
         (lambda: formats({"nowhere": SIX}), ValueError, r"no layer matches 'nowhere'\. .* conv, b"),

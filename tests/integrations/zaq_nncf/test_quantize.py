@@ -243,13 +243,17 @@ def test_an_override_for_no_layer(net: nn.Module, images: Tensor) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
-        ({"spec": 4}, TypeError, "spec: expected a PWLQSpec or a UniformSpec; got 4"),
-        ({"overrides": {"fc": 4}}, TypeError, r"overrides\['fc'\]: expected a PWLQSpec"),
+        ({"spec": 4}, TypeError, "spec: expected a format such as a PWLQSpec; got 4"),
+        (
+            {"overrides": {"fc": 4}},
+            TypeError,
+            r"overrides\['fc'\]: expected a format such as a PWLQSpec",
+        ),
         ({"overrides": {3: None}}, TypeError, "a key is a layer's name, a pattern"),
         (
             {"overrides": {nn.Conv2d: (FAST, 8)}},
             TypeError,
-            r"overrides\[Conv2d\]: expected a PWLQSpec .* got the pair .*NNCF places activations'",
+            r"overrides\[Conv2d\]: expected a format .* got the pair .*NNCF places activations'",
         ),
         ({"activations": 9}, ValueError, "activations must have 2 to 8 bits; got 9"),
         ({"activations": None}, TypeError, "activations must be a number of bits"),

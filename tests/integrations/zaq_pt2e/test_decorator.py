@@ -89,7 +89,7 @@ def test_a_base_that_quantizes_nothing_is_an_error(net, images, export):
 def test_something_else_than_a_quantizer(net):
     with pytest.raises(TypeError, match="expected a torchao quantizer; got Linear"):
         with_pwlq(nn.Linear(2, 2))
-    with pytest.raises(TypeError, match="with_pwlq: spec: expected a PWLQSpec"):
+    with pytest.raises(TypeError, match="with_pwlq: spec: expected a format such as a PWLQSpec"):
         with_pwlq(x86(), 4)
 
 

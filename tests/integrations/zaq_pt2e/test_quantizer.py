@@ -102,7 +102,7 @@ def test_a_weight_that_is_not_finite_names_its_layer(net, images, export):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"spec": 4}, "expected a PWLQSpec or a UniformSpec; got 4"),
+        ({"spec": 4}, "expected a format such as a PWLQSpec; got 4"),
         ({"activations": "8"}, "activations must be a number of bits"),
         ({"activations": 9}, "activations must have 2 to 8 bits; got 9"),
         ({"overrides": {3: None}}, r"\[3\]: a key is a layer's name, a pattern .*class; got 3"),

@@ -271,7 +271,7 @@ def test_errors_name_what_came_and_the_way_out() -> None:
     with pytest.raises(ValueError, match=r"nothing was quantized(.|\n)*exported graph"):
         simulate(exported, PWLQSpec())
     with pytest.raises(
-        TypeError, match="weights must be a PWLQSpec, a UniformSpec or None, got int"
+        TypeError, match="weights must be a format such as a PWLQSpec, or None; got int"
     ):
         simulate(small(), 4)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"activations must be a width.*got str"):

@@ -136,7 +136,7 @@ def test_impossible_machines_are_refused(change: dict[str, float], text: str) ->
 
 
 def test_impossible_questions_are_refused() -> None:
-    with pytest.raises(TypeError, match="must be a PWLQSpec or a UniformSpec; got 4"):
+    with pytest.raises(TypeError, match="must be a format such as a PWLQSpec; got 4"):
         estimate([ONE], 4)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="activations must have 1 to 16 bits; got 0"):
         estimate([ONE], UniformSpec(4), 0)

@@ -202,7 +202,7 @@ def test_nothing_to_override() -> None:
 
 A_KEY = r"a key is a layer's name, a pattern .*, the name of a module .*, or a module class; got "
 A_VALUE = (
-    r"expected a weight format \(a PWLQSpec or a UniformSpec\), a pair \(weight format or None, "
+    r"expected a weight format such as a PWLQSpec, a pair \(weight format or None, "
     r"activations\), or None for a layer that stays float; got "
 )
 

@@ -56,8 +56,11 @@ def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["resnet18", "--weights", "int4"], "weights must be pwlq2 to pwlq6"),
         (["resnet18", "--jobs", "two"], "argument --jobs: expected a whole number"),
         (["resnet18", "--settings", "none.toml"], "settings: there is no file none.toml."),
-        (["mine.pt"], "mine.pt is a file of weights; say which model it belongs to: --model NAME "
-                      "--checkpoint mine.pt, where NAME is"),
+        (
+            ["mine.pt"],
+            "mine.pt is a file of weights; say which model it belongs to: --model NAME "
+            "--checkpoint mine.pt, where NAME is",
+        ),
         (["mine.safetensors"], "--model NAME --checkpoint mine.safetensors, where NAME is"),
         (["made.onnx"], "made.onnx is a file, and a model is wanted: a timm name"),
         (["zoo.yaml"], "settings are read by --settings FILE; name a model in it"),
@@ -65,8 +68,10 @@ def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["net.py:make"], "'net.py:make': there is no file net.py."),
         (["nobodys_net:make"], "there is no module 'nobodys_net' in "),
         (["m:f", "--checkpoint", "mine.pt"], "Type --model m:f --checkpoint mine.pt."),
-        (["resnet18", "--stratgy", "x"],
-         "run: error: unrecognized arguments: --stratgy x. Did you mean --strategy? (try: zaq-"),
+        (
+            ["resnet18", "--stratgy", "x"],
+            "run: error: unrecognized arguments: --stratgy x. Did you mean --strategy? (try: zaq-",
+        ),
         (["--checkpoint", "none.pt", "--model", "resnet18"], "none.pt does not exist"),
         (["resnet18", "--eval"], "argument --eval: expected one argument"),
         (["resnet18", "--hots", "fx"], "unrecognized arguments: --hots"),
