@@ -16,12 +16,12 @@ from zaq_plugin.report.charts import (
     VERMILION,
     Chart,
     Entry,
-    Scale,
     width_of,
 )
 from zaq_plugin.report.columns import bits
 from zaq_plugin.report.markup import Figure
 from zaq_plugin.report.records import ResultRow
+from zaq_plugin.report.scales import Scale
 from zaq_plugin.report.weight_plots import (
     ErrorCurve,
     error_curve,

@@ -21,17 +21,8 @@ from zaq_plugin.pwlq.theory import (
     optimal_breakpoint,
     uniform_expected_error,
 )
-from zaq_plugin.report.charts import (
-    BLUE,
-    DASHES,
-    GREEN,
-    INK,
-    MUTED,
-    VERMILION,
-    Chart,
-    Entry,
-    Scale,
-)
+from zaq_plugin.report.charts import BLUE, DASHES, GREEN, INK, MUTED, VERMILION, Chart, Entry
+from zaq_plugin.report.scales import Scale
 
 
 def weight_histogram(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from zaq_plugin.errors import did_you_mean
@@ -110,12 +110,12 @@ class ZeroShotConfig:
         """Takes parts and flat settings, all by name."""
         _refuse_unknown(settings)
         changes: dict[str, dict[str, Any]] = {name: {} for name in PARTS}
-        for name, value in settings.items():
-            if name in FLAT:
-                part, own = FLAT[name]
-                changes[part][own] = value
-            elif name not in PARTS:
-                object.__setattr__(self, name, value)
+        for name in settings.keys() & FLAT.keys():
+            part, own = FLAT[name]
+            changes[part][own] = settings[name]
+        for item in fields(self):
+            if item.name not in PARTS:
+                object.__setattr__(self, item.name, settings.get(item.name, item.default))
         for name, flat in changes.items():
             part_settings = _as_part(name, settings.get(name))
             changed = replace(part_settings, **flat) if flat else part_settings  # type: ignore[type-var]

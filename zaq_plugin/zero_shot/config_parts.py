@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from zaq_plugin.reconstruction.reconstruct import ReconstructOptions
+from zaq_plugin.reconstruction import ReconstructOptions
 from zaq_plugin.zero_shot.distill import DistillOptions
 
 

@@ -13,14 +13,12 @@ from zaq_plugin.report.charts import (
     SERIES,
     VERMILION,
     Chart,
-    Scale,
-    log_ticks,
     picture,
     text,
-    ticks,
     width_of,
 )
 from zaq_plugin.report.markup import esc
+from zaq_plugin.report.scales import Scale, log_ticks, ticks
 
 
 @dataclass(frozen=True)

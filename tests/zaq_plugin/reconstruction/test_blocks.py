@@ -9,8 +9,8 @@ from torch.nn.utils import parametrize
 
 from zaq_plugin.fake_quantize import PWLQPerChannelFakeQuantize
 from zaq_plugin.pwlq import UniformSpec
+from zaq_plugin.reconstruction import ReconstructOptions, reconstruct
 from zaq_plugin.reconstruction.blocks import find_blocks, uncovered_weights
-from zaq_plugin.reconstruction.reconstruct import ReconstructOptions, reconstruct
 from zaq_plugin.student import reached_layers, twin
 from zaq_plugin.student.fake_quantizers import set_switches
 

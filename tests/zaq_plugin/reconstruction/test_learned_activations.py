@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from zaq_plugin.fake_quantize import PWLQActivationFakeQuantize
 from zaq_plugin.ptq import calibrate, fold_batch_norm, simulate
 from zaq_plugin.pwlq import PWLQSpec, UniformSpec
+from zaq_plugin.reconstruction import ReconstructOptions, reconstruct
 from zaq_plugin.reconstruction.learned_activations import (
     LearnedActivationEdges,
     LearnedStep,
     drop_mask,
     learned_activation,
 )
-from zaq_plugin.reconstruction.reconstruct import ReconstructOptions, reconstruct
 from zaq_plugin.student import twin
 from zaq_plugin.student.fake_quantizers import activation_slots, grid_of
 from zaq_plugin.zero_shot import ZeroShotConfig, zero_shot_finetune

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from zaq_plugin.fake_quantize import PWLQPerChannelFakeQuantize
 from zaq_plugin.pwlq import PWLQSpec, QuantSpec, UniformSpec
-from zaq_plugin.reconstruction.reconstruct import ReconstructOptions, reconstruct
+from zaq_plugin.reconstruction import ReconstructOptions, reconstruct
 from zaq_plugin.student import reached_layers, twin
 from zaq_plugin.student.fake_quantizers import set_switches
 

@@ -12,7 +12,8 @@ import torch
 
 from zaq_plugin.pwlq import PWLQSpec, quantize
 from zaq_plugin.report import ResultRow, plots
-from zaq_plugin.report.charts import SERIES, Chart, Scale, log_ticks, ticks
+from zaq_plugin.report.charts import SERIES, Chart
+from zaq_plugin.report.scales import Scale, log_ticks, ticks
 
 W = torch.linspace(-1, 1, 64).pow(3).reshape(2, 32)
 ROWS = [ResultRow("<&\"' $a_b$", 4, 5, 8, 8, top1=50.0)]
