@@ -163,9 +163,9 @@ class DistillSettings(Part):
     """
 
     images: int = setting(256, "distilled_images", low=0)
-    steps: int = setting(16, "distill_steps", low=0)
+    steps: int = setting(40, "distill_steps", low=0)
     start: str = setting("leaves", "distill_start", choices=("leaves", "noise"))
-    lr: float = setting(0.2, "distill_lr", low=0)
+    lr: float = setting(0.1, "distill_lr", low=0)
     method: str = setting("pixels", "distill_method", choices=("pixels", "generator"))
     total_variation: float = setting(0.0, low=0)
     class_weight: float = setting(0.0, low=0)
