@@ -179,7 +179,8 @@ def in_host(name: str, what: str) -> Callable[[Path, int], Row]:
         from benchmarks.hosts import speed as hosts
 
         torch.manual_seed(seed)
-        model = timm.create_model("resnet18", pretrained=False).eval()
+        # Zero gammas, with which timm starts residual blocks, turn the stock models' output to NaN.
+        model = timm.create_model("resnet18", pretrained=False, zero_init_last=False).eval()
         host = getattr(hosts, name)(model, torch.randn(8, 3, 64, 64))
         row: Row = {}
         yard: Row = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -42,11 +43,11 @@ class PiecewiseLinear(Format):
         return _both_signs(edges, self, of, zero=True)
 
 
-def _fractions(steps: tuple[int, ...]) -> tuple[tuple[int, float], ...]:
-    """(piece, position within the piece) of each positive level of one side."""
-    return tuple(
-        (piece, j / count) for piece, count in enumerate(steps) for j in range(1, count + 1)
-    )
+@cache
+def _fractions(steps: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Pieces, and positions within the pieces, of the positive levels of one side."""
+    pieces = [piece for piece, count in enumerate(steps) for _ in range(count)]
+    return tuple(pieces), tuple(j / count for count in steps for j in range(1, count + 1))
 
 
 def lone_sides(edges: Tensor, spec: Format) -> Tensor:
@@ -77,9 +78,9 @@ def side_levels(edges: Tensor, spec: PiecewiseLinear, times: int = 1) -> Tensor:
         whose tail grid j m / K begins again at m / K.
     """
     steps = tuple(times * count for count in spec.piece_steps)
-    pairs = _fractions(steps)
-    piece = torch.tensor([a for a, _ in pairs], device=edges.device)
-    position = torch.tensor([b for _, b in pairs], device=edges.device, dtype=edges.dtype)
+    pieces, positions = _fractions(steps)
+    piece = torch.tensor(pieces, device=edges.device)
+    position = torch.tensor(positions, device=edges.device, dtype=edges.dtype)
     upper = edges.index_select(-1, piece)
     below = torch.cat([torch.zeros_like(edges[..., :1]), edges[..., :-1]], -1)
     if spec.overlapping:

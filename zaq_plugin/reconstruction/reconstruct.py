@@ -143,7 +143,7 @@ class BlockWork:
             chosen = chosen.to(target.device)
             x, y = noisy[chosen], target[chosen]
             if options.drop > 0:
-                x = torch.where(drop_mask(x, options.drop, self.drops), clean[chosen], x)
+                x = torch.lerp(x, clean[chosen], drop_mask(x, options.drop, self.drops))
             out = self.block.student(x)
             loss = mse_loss(out, y, reduction="sum") / (y.numel() / y.shape[1])
             if iteration >= start:

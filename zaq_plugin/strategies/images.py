@@ -10,7 +10,12 @@ from torch import Tensor
 from zaq_plugin.ptq.wrappers import cloned
 from zaq_plugin.strategies.stage import Data, ImageStage, Work
 from zaq_plugin.student.modes import frozen
-from zaq_plugin.zero_shot import DistillOptions, ImageStatistics, distill_images
+from zaq_plugin.zero_shot import (
+    DistillOptions,
+    ImageStatistics,
+    ZeroShotConfig,
+    distill_images,
+)
 from zaq_plugin.zero_shot.distill import has_aim
 from zaq_plugin.zero_shot.statistics import batch_norms
 
@@ -66,8 +71,9 @@ class Distilled(ImageStage):
     recipe = "leaves"
 
     def options(self, work: Work) -> DistillOptions:
-        """How they are distilled: that of the default zero-shot preset."""
-        return DistillOptions(steps=work.request.steps(40), batch_size=batch_of(work))
+        """How they are distilled: as by the default zero-shot preset."""
+        steps, batch = work.request.steps(ZeroShotConfig().distillation.steps), batch_of(work)
+        return DistillOptions(steps=steps, batch_size=batch, lr=ZeroShotConfig().distillation.lr)
 
     def make(self, work: Work) -> Tensor:
         """(n, C, H, W), between black and white."""
