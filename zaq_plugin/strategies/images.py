@@ -72,8 +72,9 @@ class Distilled(ImageStage):
 
     def options(self, work: Work) -> DistillOptions:
         """How they are distilled: as by the default zero-shot preset."""
-        steps, batch = work.request.steps(ZeroShotConfig().distillation.steps), batch_of(work)
-        return DistillOptions(steps=steps, batch_size=batch, lr=ZeroShotConfig().distillation.lr)
+        settings, batch = ZeroShotConfig().distillation, batch_of(work)
+        steps = work.request.steps(settings.steps)
+        return DistillOptions(steps=steps, batch_size=batch, lr=settings.lr)
 
     def make(self, work: Work) -> Tensor:
         """(n, C, H, W), between black and white."""

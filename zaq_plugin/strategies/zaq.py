@@ -36,6 +36,8 @@ class ZeroShot(Stage):
         own_images: Whether it makes its images itself (an adversarial generator's).
         feedback: Whether the judge may prefer rounding with error feedback (``gptq``) to
             reconstruction, which it does where images or iterations are few.
+        iterations: A block's, where weights and activations have 4 bits and more; None for the
+            preset's, which narrower ones always take (benchmarks/results/speed.md).
     """
 
     slot = "after"
@@ -45,6 +47,7 @@ class ZeroShot(Stage):
     changes: tuple[tuple[str, Any], ...] = ()
     own_images: bool = False
     feedback: bool = False
+    iterations: int | None = None
 
     def config(self, work: Work) -> ZeroShotConfig:
         """The preset at the request's seed and effort.
@@ -55,9 +58,13 @@ class ZeroShot(Stage):
         request = work.request
         config = ZeroShotConfig.preset(self.preset, seed=request.seed, **dict(self.changes))
         warm_up = config.generator.warmup_steps
+        iterations = config.reconstruction.iterations
+        narrowest = min(request.weight_bits, request.activation_bits or 8)
+        if self.iterations is not None and narrowest >= 4:
+            iterations = self.iterations
         return config.with_changes(
             steps=request.steps(config.steps) if config.steps else 0,
-            reconstruct_iterations=request.steps(config.reconstruction.iterations),
+            reconstruct_iterations=request.steps(iterations),
             warmup_steps=request.steps(warm_up) if warm_up else 0,
             batch_size=min(config.batch_size, request.batch_size),
             reconstruct_batch_size=min(config.reconstruction.batch_size, request.batch_size),
@@ -122,7 +129,7 @@ ZAQ = Strategy(
         Distilled(),
         LeastSquaresWeights(),
         MinMaxActivations(),
-        ZeroShot(changes=(("steps", 0),), feedback=True),
+        ZeroShot(changes=(("steps", 0),), feedback=True, iterations=120),
     ),
     levels="pwlq",
 )

@@ -59,7 +59,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast": {
         "steps": 100,
         "distill_steps": 0,
-        "reconstruct_iterations": 60,
+        "reconstruct_iterations": 100,
     },
 }
 

@@ -254,7 +254,7 @@ class ReconstructSettings(Part):
     """
 
     enabled: bool = setting(True, "reconstruct")
-    iterations: int = setting(120, "reconstruct_iterations", low=1)
+    iterations: int = setting(300, "reconstruct_iterations", low=1)
     batch_size: int = setting(32, "reconstruct_batch_size", low=1)
     copies: int = setting(4, "reconstruct_copies", low=1)
     scale_lr: float = setting(1e-2, "reconstruct_scale_lr", low=0)
