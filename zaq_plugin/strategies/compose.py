@@ -86,7 +86,7 @@ def compose(what: str | Strategy | Sequence[str | Strategy | Stage]) -> Strategy
         trains=any(p.trains for p in named),
         stages=tuple(stage for slot in SLOTS for stage in slots[slot]),
         takes_images=all(p.takes_images for p in methods) and not own_images,
-        levels="pwlq" if any(p.levels == "pwlq" for p in methods) else "uniform",
+        levels=next((p.levels for p in methods if p.levels != "uniform"), "uniform"),
     )
 
 

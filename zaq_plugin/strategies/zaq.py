@@ -58,10 +58,7 @@ class ZeroShot(Stage):
         request = work.request
         config = ZeroShotConfig.preset(self.preset, seed=request.seed, **dict(self.changes))
         warm_up = config.generator.warmup_steps
-        iterations = config.reconstruction.iterations
-        narrowest = min(request.weight_bits, request.activation_bits or 8)
-        if self.iterations is not None and narrowest >= 4:
-            iterations = self.iterations
+        iterations = self.iterations_at(request.weight_bits, request.activation_bits)
         return config.with_changes(
             steps=request.steps(config.steps) if config.steps else 0,
             reconstruct_iterations=request.steps(iterations),
@@ -71,6 +68,12 @@ class ZeroShot(Stage):
             calibration_images=work.count,
             recalibrate=config.calibration.renew and not work.moved,
         )
+
+    def iterations_at(self, weight_bits: float, activation_bits: int | None) -> int:
+        """A block's iterations at these stored bits of weights and bits of activations."""
+        if self.iterations is not None and min(weight_bits, activation_bits or 8) >= 4:
+            return self.iterations
+        return ZeroShotConfig.preset(self.preset).reconstruction.iterations
 
     def finish(self, work: Work) -> None:
         """Fine-tune the student in place; the parts of the run are told apart in its times."""

@@ -18,6 +18,8 @@ from torch import nn
 
 from zaq_plugin.image_counts import TRAINING_IMAGES
 from zaq_plugin.layers import channel_axis
+from zaq_plugin.pwlq import spec_from_name
+from zaq_plugin.strategies.zaq import ZAQ, ZeroShot
 from zaq_plugin.zero_shot import (
     DistillOptions,
     ImageFormat,
@@ -219,7 +221,9 @@ def _method(name: str, costs: Costs, settings: Settings, factors: Factors) -> fl
     size = min(batch, options.batch_size)
     line = costs.step or costs.forward
     each = factors.block * line.at(size) + factors.learned * costs.element * costs.weights
-    return total + options.iterations * each
+    bits = spec_from_name(settings.weights).stored_bits
+    stage = next(stage for stage in ZAQ.stages if isinstance(stage, ZeroShot))
+    return total + stage.iterations_at(bits, settings.activations) * each
 
 
 def _images(costs: Costs, settings: Settings, count: int) -> float:

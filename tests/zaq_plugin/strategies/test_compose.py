@@ -1,6 +1,7 @@
 """Names, compositions, requests, and what is refused."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,13 @@ from zaq_plugin.strategies.prepared import quantize_prepared
 
 Make = Callable[..., Request]
 LEARNING = [name for name, s in STRATEGIES.items() if s.trains]
+
+
+@pytest.mark.parametrize("levels", ["pot", "pwlq", "uniform"])
+def test_a_composition_has_the_levels_of_its_method(levels: str) -> None:
+    method = replace(STRATEGIES["gptq"], name="mine", levels=levels)
+    assert compose([method, "bias-correction"]).levels == levels
+    assert compose(["rq", method]).levels == levels
 
 
 @pytest.mark.parametrize("levels", ["uniform", "pwlq"])

@@ -47,9 +47,11 @@ def test_sums_are_those_by_hand() -> None:
     assert seconds["pwlq+gptq"] == pytest.approx(seconds["pwlq"] + feedback)
     count, step = 384, 0.5 + 8 * 0.25
     trained = 49 * 4 * step + 2 * 3.0 + 10 + 48 * (2.0 + 2.0 + 1.0) + feedback
-    trained += 300 * (7 * step + 11 * 1e-6 * 1000)
+    block = 7 * step + 11 * 1e-6 * 1000
     assert count == 48 * 8
-    assert seconds["zaq"] == pytest.approx(trained)
+    assert seconds["zaq"] == pytest.approx(trained + 120 * block)
+    narrow = predict_seconds(COSTS, replace(SETTINGS, weights="pwlq2"), ("zaq",), FACTORS)
+    assert narrow["zaq"] == pytest.approx(trained + 300 * block)
 
 
 def test_without_batch_norm_images_cost_nothing() -> None:
