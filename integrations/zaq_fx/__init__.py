@@ -21,10 +21,11 @@ from zaq_fx._compat import HostNote, show_host_warnings
 from zaq_fx.activations import clamp_narrow, keep_wide, narrow_ranges
 from zaq_fx.audit import audit, integer_weight
 from zaq_fx.backend import pwlq_backend_config
-from zaq_fx.calibrate import calibrate, correct_bias, quantize, twin
+from zaq_fx.calibrate import calibrate, correct_bias, quantize
 from zaq_fx.flow import convert, prepare
 from zaq_fx.qconfig import pwlq_qat_qconfig_mapping, pwlq_qconfig, pwlq_qconfig_mapping
 from zaq_fx.surgery import prepare_model
+from zaq_fx.twin import twin
 
 __all__ = [
     "HostNote",

@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from zaq_fx._compat import is_prepared
 from zaq_fx.calls import require_batches
-from zaq_fx.student import FXStudent, student
+from zaq_fx.student import student
 from zaq_plugin import ptq
 from zaq_plugin.strategies.prepared import Method, quantize_prepared
 from zaq_plugin.student.batches import as_calls, inputs_of
@@ -98,20 +97,3 @@ def correct_bias(prepared: fx.GraphModule, batches: Iterable[Any]) -> dict[str, 
     """
     student(prepared, "correct_bias")
     return {name: -taken for name, taken in ptq.correct_bias(prepared, batches).items()}
-
-
-def twin(prepared: fx.GraphModule) -> nn.Module:
-    """A deep copy of a prepared model that computes the float function.
-
-    See `zaq_plugin.student.Student.twin`: every module and node keeps its name, so that a tap in
-    one is the same tap in the other.
-
-    Raises:
-        ValueError: the model was not prepared.
-    """
-    if not is_prepared(prepared):
-        raise ValueError(
-            f"twin expects a model from prepare_fx or prepare_qat_fx; got {type(prepared).__name__}"
-            " that was not prepared (or is already converted)."
-        )
-    return FXStudent(prepared).twin()

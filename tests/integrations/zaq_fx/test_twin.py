@@ -80,7 +80,7 @@ def test_stock_observers_are_silent_in_the_twin(make_net, images):
 
 def test_it_has_a_module_of_its_own_and_is_a_function_whatever_is_imported_first() -> None:
     """Programs import it from there."""
-    from zaq_fx.calibrate import twin
+    from zaq_fx.twin import twin
 
     assert zaq_fx.twin is twin
     assert callable(zaq_fx.twin)
