@@ -19,7 +19,7 @@ from zaq_timm.hosts import Quantized
 WEIGHTS, ACTIVATIONS = 4, 4
 SPEC = UniformSpec(WEIGHTS, "asymmetric", "mse")
 CONFIG = ZeroShotConfig.preset(
-    "fast", steps=60, validate_every=20, distilled_images=128, reconstruct_iterations=60
+    "fast", steps=60, validate_every=20, distilled_images=128, reconstruct_iterations=240
 )
 DATA_FREE = "none: images distilled from the network's BatchNorm statistics"
 SHOWN_IMAGES = 32
