@@ -179,7 +179,7 @@ def as_json(report: Verification) -> dict[str, Any]:
         "layers": report.layers,
         "packed": report.packed,
         "tolerance": report.tolerance,
-        "runtimes": [{name: vars(one)[name] for name in keep} for one in report.runtimes],
+        "runtimes": [{name: getattr(one, name) for name in keep} for one in report.runtimes],
         "problems": report.problems,
         "remarks": report.remarks,
     }
