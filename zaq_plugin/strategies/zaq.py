@@ -73,7 +73,8 @@ class ZeroShot(Stage):
         """A block's iterations at these stored bits of weights and bits of activations."""
         if self.iterations is not None and min(weight_bits, activation_bits or 8) >= 4:
             return self.iterations
-        return ZeroShotConfig.preset(self.preset).reconstruction.iterations
+        config = ZeroShotConfig.preset(self.preset, **dict(self.changes))
+        return config.reconstruction.iterations
 
     def finish(self, work: Work) -> None:
         """Fine-tune the student in place; the parts of the run are told apart in its times."""
