@@ -1,6 +1,7 @@
 """The largest level of each channel's int8 grid, such that no two products overflow 16 bits.
 
-The one with which the weights, and their sum, change least; see `zaq_plugin.pwlq.overflow`.
+The one with which the weights, and their sum, change least; see `zaq_plugin.pwlq.overflow`. Weights
+that lie on a grid already keep it, so that quantizing twice equals once.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zaq_plugin.pwlq.base import Format
+from zaq_plugin.pwlq.base import SMALLEST_CLIP, Format
 from zaq_plugin.pwlq.kernels import codebook_of, from_rows, look_up, to_rows
 from zaq_plugin.pwlq.levels import INT8_MAX, build_grid, largest_magnitudes, with_tops
 from zaq_plugin.pwlq.overflow import HALF, LIMIT, integers_of, orders, worst_pairs
@@ -17,6 +18,10 @@ _LOWEST = 0.65
 """Grids coarser than this share of the finest that is allowed are not tried."""
 _CHUNK = 1 << 22
 """Levels that the search looks at together."""
+_PROBES = 8
+"""A channel's largest weights, which tell grids that the channel cannot be on."""
+_NEAR = 1e-3
+"""How far from an integer, in steps of a grid, a weight on it may be by rounding."""
 
 
 def solve_tops(w: Tensor, edges: Tensor, spec: Format, axis: int | None) -> Tensor:
@@ -30,8 +35,10 @@ def solve_tops(w: Tensor, edges: Tensor, spec: Format, axis: int | None) -> Tens
     """
     w, edges = w.detach().contiguous(), edges.detach().float()
     tops = torch.full((edges.shape[1],), float(INT8_MAX), device=edges.device)
+    kept = _tops_of_quantized(w, edges, spec, axis)
+    tops = torch.where(kept > 0, kept, tops)
     worst = worst_pairs(integers_of(w, edges, spec, axis), axis)
-    wide = (worst > LIMIT).nonzero().squeeze(1)
+    wide = ((worst > LIMIT) & (kept == 0)).nonzero().squeeze(1)
     if not len(wide):
         return tops
     some = w if axis is None else w.index_select(axis, wide)
@@ -42,6 +49,34 @@ def solve_tops(w: Tensor, edges: Tensor, spec: Format, axis: int | None) -> Tens
         some_tops = _least_change(some, some_edges, spec, axis, some_tops)
     some_tops = _until_allowed(some, some_edges, spec, axis, some_tops)
     return tops.index_copy(0, wide, some_tops)
+
+
+def _tops_of_quantized(w: Tensor, edges: Tensor, spec: Format, axis: int | None) -> Tensor:
+    """(channels,) the largest top whose grid the channel's weights lie on; 0 where there is none.
+
+    A channel that was quantized with a small top may fit the largest on its finest grid, and would
+    be quantized anew.
+    """
+    rows = to_rows(w, axis)
+    tried = torch.arange(INT8_MAX, 0, -1, device=w.device, dtype=torch.float32)
+    largest = rows.float().abs().topk(min(_PROBES, rows.shape[1])).values
+    clip = largest_magnitudes(edges, spec).clamp(min=SMALLEST_CLIP)
+    steps = largest.unsqueeze(1) * (tried / clip.unsqueeze(1)).unsqueeze(2)
+    possible = ((steps - steps.round()).abs() <= _NEAR).all(2)
+    kept = torch.zeros_like(clip)
+    while bool(possible.any()):
+        some = possible.any(1).nonzero().squeeze(1)
+        column = possible[some].long().argmax(1)  # the first: the largest top
+        part = w if axis is None else w.index_select(axis, some)
+        reached = with_tops(edges[:, some], tried[column])
+        grid = build_grid(reached, spec)
+        integers = integers_of(part, reached, spec, axis, grid)
+        values = (to_rows(integers, axis) * grid.scale.unsqueeze(1)).to(w.dtype)
+        fits = (values == to_rows(part, axis)).all(1) & (worst_pairs(integers, axis) <= LIMIT)
+        kept[some[fits]] = tried[column[fits]]
+        possible[some, column] = False
+        possible[some[fits]] = False
+    return kept
 
 
 def _until_allowed(

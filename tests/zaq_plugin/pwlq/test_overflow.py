@@ -134,7 +134,8 @@ def test_what_needs_no_guard_is_as_it_was():
         assert torch.equal(fake_quantize(w, spec), fake_quantize(w, free))
         edges = solve_edges(w, spec)
         assert complete_edges(w, edges, spec, 0) is edges
-    small = torch.linspace(-1, 1, 9).repeat(3, 1)[:, torch.tensor([0, 8, 1, 7, 2, 6, 3, 5, 4])]
+    roots = torch.linspace(0, 1, 5)[1:].sqrt()  # on no coarser grid
+    small = torch.stack([-roots, roots], 1).reshape(1, -1).repeat(3, 1)
     spec = UniformSpec(8)  # neighbours of opposite signs never overflow
     assert torch.equal(fake_quantize(small, spec), fake_quantize(small, replace(spec, overflow="allowed")))  # fmt: skip  # noqa: E501
 
@@ -253,3 +254,16 @@ def _made_smaller(integers, books, axis):
                     fit = [x for x in book if 0 <= x * np.sign(value) <= room]
                     smaller[place] = max(fit, key=abs)
     return smaller.reshape(integers.shape)
+
+
+@pytest.mark.parametrize("spec", [PWLQSpec(b, breakpoints=n) for b in (3, 4, 5) for n in (1, 2)])
+def test_quantized_weights_keep_their_grid_without_its_reach(spec):
+    """Also where they would fit the finest grid, as a few small weights beside a large one do."""
+    w = torch.zeros(3, 14)
+    w[0, 2:9] = torch.tensor([29.0, 137, 64, 8126, 0, 215, -1])
+    w[1] = torch.randn(14, generator=torch.Generator().manual_seed(1)).exp()
+    edges = solve_edges(w, replace(spec, policy="gaussian"))
+    once = fake_quantize(w, spec, edges=edges)
+    assert (once != w).any()
+    assert torch.equal(fake_quantize(once, spec, edges=edges), once)
+    assert torch.equal(fake_quantize(once.T, spec, 1, edges=edges), once.T)
