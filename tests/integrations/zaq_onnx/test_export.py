@@ -151,7 +151,7 @@ def test_models_that_cannot_be_shipped_are_refused(make: Make) -> None:
     floating = make["simulated"](8, PWLQSpec(bits=3, grid="float"))
     refused(floating, "has float levels, which no int8 kernel computes with")
     wide = make["simulated"](8, UniformSpec(8, "asymmetric"))
-    refused(wide, "has integers up to .* beyond int8")
+    refused(wide, r"has integers up to .* beyond int8. Use .* Request\(..., int8=True\)")
 
 
 def test_prepared_and_packed_models_are_refused(make: Make) -> None:
