@@ -81,8 +81,8 @@ def _int8(name: str, tensor: PWLQTensor) -> torch.Tensor:
     if int(integers.abs().max()) > 127:
         raise ValueError(
             f"layer {name!r}: {tensor.spec.label} has integers up to {int(integers.abs().max())}, "
-            "beyond int8. Use a symmetric 8-bit format (of a strategy: Request(..., int8=True)), or "
-            "7 bits and fewer."
+            "beyond int8. Use a symmetric 8-bit format (of a strategy: Request(..., int8=True)), "
+            "or 7 bits and fewer."
         )
     return integers.to(torch.int8)
 
