@@ -157,6 +157,6 @@ def _extremes(flat: Tensor, k: int, width: int = 256) -> tuple[Tensor, Tensor]:
     if pieces < 4 * k:
         return flat, flat
     body, rest = flat[: pieces * width].view(pieces, width), flat[pieces * width :]
-    low, high = torch.aminmax(body, dim=1)
+    low, high = body.amin(1), body.amax(1)  # aminmax takes ten times as long
     lowest, highest = low.topk(k, largest=False).indices, high.topk(k).indices
     return torch.cat([body[lowest].flatten(), rest]), torch.cat([body[highest].flatten(), rest])
