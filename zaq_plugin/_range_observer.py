@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,46 +31,59 @@ def empty_tally(device: torch.device | str | None = None) -> Tensor:
     return torch.zeros(SIZE, device=device)
 
 
-def begin_with(tally: Tensor, count: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The tally, or if it is empty one of ``count`` calls that all had this range."""
-    zero = torch.zeros_like(low)
-    start = torch.stack([count.to(low.dtype), low, high, zero, zero, low, high])
-    return torch.where((tally[0] == 0) & (count > 0), start, tally)
+Numbers = Any
+"""A tensor, or a numpy array that shares its memory: the functions below take and give either."""
 
 
-def add_call(tally: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The tally with one more call's range; ends are 0-d float32."""
-    count, means, squares, ends = tally[0], tally[1:3], tally[3:5], tally[5:7]
-    ends = torch.where(count == 0, torch.stack([low, high]), ends)
-    ends = torch.stack([torch.minimum(ends[0], low), torch.maximum(ends[1], high)])
-    new = torch.stack([low, high])
+def namespace(numbers: Numbers) -> Any:
+    """The library whose functions take these numbers."""
+    return torch if isinstance(numbers, Tensor) else np
+
+
+def begin_with(tally: Numbers, count: Numbers, low: Numbers, high: Numbers) -> Numbers:
+    """The tally, or if it is empty one of ``count`` calls that all had this range; (1,) each."""
+    xp = namespace(tally)
+    zero = xp.zeros_like(low)
+    calls = xp.asarray(count, dtype=xp.float32)
+    start = xp.concatenate([calls, low, high, zero, zero, low, high])
+    return xp.where((tally[:1] == 0) & (count > 0), start, tally)
+
+
+def add_call(tally: Numbers, low: Numbers, high: Numbers) -> Numbers:
+    """The tally with one more call's range; ends are float32, (1,)."""
+    xp = namespace(tally)
+    count, means, squares, ends = tally[:1], tally[1:3], tally[3:5], tally[5:7]
+    new = xp.concatenate([low, high])
+    ends = xp.where(count == 0, new, ends)
+    ends = xp.concatenate([xp.minimum(ends[:1], low), xp.maximum(ends[1:], high)])
     step = new - means
     means = means + step / (count + 1)
     squares = squares + step * (new - means)
-    return torch.cat([(count + 1).reshape(1), means, squares, ends])
+    return xp.concatenate([count + 1, means, squares, ends])
 
 
 def range_of(
-    tally: Tensor, pending: tuple[Tensor, Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
-    """(low, high) that stands for all calls, 0-d.
+    tally: Numbers, pending: tuple[Numbers, Numbers, Numbers] | None = None
+) -> tuple[Numbers, Numbers]:
+    """(low, high) that stands for all calls, (1,) each.
 
     Args:
         tally: of complete calls.
-        pending: range of calls that are not complete yet, and their weight in [0, 1).
+        pending: range of calls that are not complete yet, and their weight in [0, 1); (1,) each.
     """
-    count, low, high = tally[0], tally[1], tally[2]
+    xp = namespace(tally)
+    count, low, high = tally[:1], tally[1:2], tally[2:3]
     if pending is not None:
         below, above, weight = pending
-        share = torch.where(weight > 0, weight / (count + weight), torch.zeros_like(weight))
-        low = torch.where(weight > 0, low + (below - low) * share, low)
-        high = torch.where(weight > 0, high + (above - high) * share, high)
+        share = xp.where(weight > 0, weight / (count + weight), xp.zeros_like(weight))
+        low = xp.where(weight > 0, low + (below - low) * share, low)
+        high = xp.where(weight > 0, high + (above - high) * share, high)
         # Alone, without the roundings of a sum with nothing.
-        low, high = torch.where(share == 1, below, low), torch.where(share == 1, above, high)
-    deviation = (tally[3:5].amax() / count.clamp(min=1)).sqrt()
-    apart = deviation > SPREAD * (tally[2] - tally[1])
-    low = torch.where(apart, torch.minimum(tally[5], low), low)
-    return low, torch.where(apart, torch.maximum(tally[6], high), high)
+        low, high = xp.where(share == 1, below, low), xp.where(share == 1, above, high)
+    deviation = xp.sqrt(tally[3:5].max() / (count + (count == 0)))
+    apart = deviation > SPREAD * (tally[2:3] - tally[1:2])
+    low = xp.where(apart, xp.minimum(tally[5:6], low), low)
+    return low, xp.where(apart, xp.maximum(tally[6:7], high), high)
 
 
 UNSIGNED = (torch.quint8, torch.uint8)
@@ -208,16 +222,15 @@ class RangeObserver(HostModule):
 
     def _observe(self, x: Tensor) -> None:
         """Take one call's range into account; see `zaq_plugin._range_observer`."""
-        self.tally.copy_(add_call(self._known(), *self.batch_range(x)))
-        self._publish(*range_of(self.tally))
+        known = begin_with(self.tally, *(b.reshape(1) for b in self._range_before()))
+        self.tally.copy_(add_call(known, *(end.reshape(1) for end in self.batch_range(x))))
+        low, high = range_of(self.tally)
+        self.min_val.copy_(low[0])
+        self.max_val.copy_(high[0])
 
-    def _known(self) -> Tensor:
-        """The tally; one that was not saved goes on from the range that was."""
-        return begin_with(self.tally, self.num_batches, self.min_val, self.max_val)
-
-    def _publish(self, low: Tensor, high: Tensor) -> None:
-        self.min_val.copy_(low)
-        self.max_val.copy_(high)
+    def _range_before(self) -> tuple[Tensor, Tensor, Tensor]:
+        """How many calls there were, and their range: a tally that was not saved goes on there."""
+        return self.num_batches, self.min_val, self.max_val
 
     def reset_min_max_vals(self) -> None:
         """Forget everything seen."""
@@ -228,9 +241,12 @@ class RangeObserver(HostModule):
 
     def qparams(self) -> tuple[Tensor, Tensor]:
         """`calculate_qparams` without its checks; float32 and int32, shape (1,)."""
+        low, high = self.min_val, self.max_val
+        if self.margin != 1:
+            low, high = low * self.margin, high * self.margin
         scale, zero_point = uniform_qparams(
-            self.min_val * self.margin,
-            self.max_val * self.margin,
+            low,
+            high,
             self.bits,
             self.symmetric,
             self.quant_min,

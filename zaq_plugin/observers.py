@@ -9,15 +9,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from zaq_plugin._range_observer import RangeObserver, add_call, range_of
+from zaq_plugin._range_observer import (
+    Numbers,
+    RangeObserver,
+    add_call,
+    begin_with,
+    namespace,
+    range_of,
+)
 from zaq_plugin.pwlq import (
     minmax_range,
     percentile_range,
     topk_median_range,
 )
+from zaq_plugin.pwlq.eager import is_eager
 from zaq_plugin.weight_observer import (
     PWLQPerChannelObserver,
     WeightFormat,
@@ -118,21 +127,49 @@ class TopKMedianObserver(RangeObserver):
 
     def _observe(self, x: Tensor) -> None:
         lowest, highest = _extremes(x.reshape(-1), self.k)
-        lowest, highest = torch.cat([self.lowest, lowest]), torch.cat([self.highest, highest])
-        lowest, highest = lowest.topk(self.k, largest=False).values, highest.topk(self.k).values
-        values = self.pooled[0] + x.numel()
-        samples = self.pooled[1] + (x.shape[0] if x.dim() > 1 else 1)
-        k = (values.double() * self.share).long().clamp(1, self.k)
+        lowest = torch.cat([self.lowest, lowest]).topk(self.k, largest=False).values
+        highest = torch.cat([self.highest, highest]).topk(self.k).values
+        seen: tuple[Numbers, ...] = (lowest, highest)
+        state: tuple[Numbers, ...] = (self.tally, self.lowest, self.highest, self.pooled)
+        state += self._range_before()
+        single = all(t.dtype == torch.float32 for t in (x, self.tally, self.min_val))
+        if single and not x.is_cuda and is_eager(x, *state):
+            # A call of torch's takes ten times as long as numpy's, and training counts them.
+            seen, state = (tuple(t.numpy() for t in group) for group in (seen, state))
+        samples = x.shape[0] if x.dim() > 1 else 1
+        with np.errstate(all="ignore"):
+            self._pool(*seen, x.numel(), samples, *state)
+
+    def _pool(
+        self,
+        lowest: Numbers,
+        highest: Numbers,
+        numel: int,
+        count: int,
+        tally: Numbers,
+        pooled_lowest: Numbers,
+        pooled_highest: Numbers,
+        pooled: Numbers,
+        *before: Numbers,
+    ) -> None:
+        """Take the extremes of some samples into account; what was known is changed in place."""
+        xp = namespace(tally)
+        values, samples = pooled[:1] + numel, pooled[1:] + count
+        k = xp.asarray(xp.asarray(values, dtype=xp.float64) * self.share, dtype=xp.int64)
+        k = xp.where(k < 1, 1, xp.where(k > self.k, self.k, k))
         ends = _median_of(lowest, k), _median_of(highest, k)
         complete = samples >= self.samples
-        tally = torch.where(self.pooled[1] == 0, self._known(), self.tally)
-        tally = torch.where(complete, add_call(tally, *ends), tally)
-        weight = torch.where(complete, torch.zeros_like(ends[0]), samples / self.samples)
-        self._publish(*range_of(tally, (*ends, weight)))
-        self.tally.copy_(tally)
-        self.lowest.copy_(lowest.masked_fill(complete, torch.inf))
-        self.highest.copy_(highest.masked_fill(complete, -torch.inf))
-        self.pooled.copy_(torch.stack([values, samples]) * ~complete)
+        known = begin_with(tally, *(number.reshape(1) for number in before))
+        known = xp.where(pooled[1:] == 0, known, tally)
+        known = xp.where(complete, add_call(known, *ends), known)
+        weight = xp.asarray(samples, dtype=xp.float32) / self.samples
+        weight = xp.where(complete, xp.zeros_like(weight), weight)
+        low, high = range_of(known, (*ends, weight))
+        _, min_val, max_val = before
+        min_val[...], max_val[...], tally[...] = low[0], high[0], known
+        pooled_lowest[...] = xp.where(complete, torch.inf, lowest)
+        pooled_highest[...] = xp.where(complete, -torch.inf, highest)
+        pooled[...] = xp.concatenate([values, samples]) * ~complete
 
     def reset_min_max_vals(self) -> None:
         """Forget everything seen."""
@@ -142,10 +179,9 @@ class TopKMedianObserver(RangeObserver):
         self.pooled.zero_()
 
 
-def _median_of(ordered: Tensor, k: Tensor) -> Tensor:
-    """Median of the first k of ordered values; k a 0-d tensor."""
-    pair = torch.stack([(k - 1) // 2, k // 2])
-    return ordered[pair].sum() / 2
+def _median_of(ordered: Numbers, k: Numbers) -> Numbers:
+    """Median of the first k of ordered values; both are (1,)."""
+    return (ordered[(k - 1) // 2] + ordered[k // 2]) / 2
 
 
 def _extremes(flat: Tensor, k: int, width: int = 256) -> tuple[Tensor, Tensor]:
@@ -157,6 +193,6 @@ def _extremes(flat: Tensor, k: int, width: int = 256) -> tuple[Tensor, Tensor]:
     if pieces < 4 * k:
         return flat, flat
     body, rest = flat[: pieces * width].view(pieces, width), flat[pieces * width :]
-    low, high = torch.aminmax(body, dim=1)
+    low, high = body.amin(1), body.amax(1)  # aminmax takes ten times as long
     lowest, highest = low.topk(k, largest=False).indices, high.topk(k).indices
     return torch.cat([body[lowest].flatten(), rest]), torch.cat([body[highest].flatten(), rest])

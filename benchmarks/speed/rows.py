@@ -83,9 +83,28 @@ def gptq(data: Path, seed: int) -> Row:
     return quantized(task, "pwlq+gptq", (4, 4), seed, images=task.train[order[:384]])
 
 
-def zaq(data: Path, seed: int) -> Row:
-    """zaq 4/4 of ResNet-20, 256 images made."""
-    return quantized(LOADERS["cifar10"](data), "zaq", (4, 4), seed, synthetic_count=256)
+def zaq(name: str, bits: tuple[int, int], count: int) -> Callable[[Path, int], Row]:
+    """zaq of a task's model, so many images made."""
+
+    def measure(data: Path, seed: int) -> Row:
+        return quantized(LOADERS[name](data), "zaq", bits, seed, synthetic_count=count)
+
+    return measure
+
+
+def memory(data: Path, seed: int) -> Row:
+    """Peak memory of zaq 4/8 on a ResNet-50 at 224 px, 64 images: as few steps as there can be."""
+    import timm
+
+    from zaq_plugin.strategies import Request, apply
+
+    torch.manual_seed(seed)
+    model = timm.create_model("resnet50", pretrained=False, zero_init_last=False).eval()
+    example = (torch.randn(2, 3, 224, 224),)
+    row: Row = {}
+    with measured(row):
+        apply("zaq", model, Request(4, 8, example_inputs=example, synthetic_count=64, effort=0.01))
+    return row
 
 
 def made_images(name: str, count: int) -> Callable[[Path, int], Row]:
@@ -245,7 +264,10 @@ def packing(data: Path, seed: int) -> Row:
 
 ROWS: dict[str, Callable[[Path, int], Row]] = {
     "gptq": gptq,
-    "zaq": zaq,
+    "zaq": zaq("cifar10", (4, 4), 256),
+    "zaq-2-4": zaq("cifar10", (2, 4), 256),
+    "zaq-mobilenet": zaq("imagenet", (4, 8), 16),
+    "zaq-memory": memory,
     "images-cifar10": made_images("cifar10", 64),
     "images-imagenet": made_images("imagenet", 16),
     "bias": bias,

@@ -27,6 +27,9 @@ TREE = HERE.parents[1]
 TITLES = {
     "gptq": "`pwlq+gptq` 4/4, ResNet-20, 384 images at hand",
     "zaq": "`zaq` 4/4, ResNet-20, 256 images made",
+    "zaq-2-4": "`zaq` 2/4, ResNet-20, 256 images made",
+    "zaq-mobilenet": "`zaq` 4/8, MobileNetV1-0.25, 16 images of 224 px made",
+    "zaq-memory": "`zaq` 4/8, ResNet-50, 64 images of 224 px, a step each: its memory",
     "images-cifar10": "64 images of 32 px from BatchNorm statistics (agreement: `pwlq` 4/8)",
     "images-imagenet": "16 images of 224 px, MobileNetV1-0.25 (agreement: `pwlq` 4/8)",
     "bias": "bias correction, ResNet-50 at 64 px, 16 images, 12 MiB for what waits",

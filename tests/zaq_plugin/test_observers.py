@@ -370,3 +370,30 @@ def test_options_name_every_argument_beside_the_grids(kind):
     told = {"percent": 99.0, "k": 3, "share": 0.5, "samples": 2}
     wanted = {name: told[name] for name in own if kind is not MinMaxObserver}
     assert kind(**wanted).options() == wanted
+
+
+@pytest.mark.parametrize("sizes", [(5, 8, 30, 3), (32, 64, 32, 40), (1, 1, 70, 2)])
+def test_numbers_of_numpy_and_of_torch_are_the_same(sizes, monkeypatch):
+    """On the CPU numpy counts; a compiler, a GPU or other types have torch do so."""
+    generator = torch.Generator().manual_seed(7)
+    ours, theirs = TopKMedianObserver(), TopKMedianObserver()
+    taken = []
+    original = TopKMedianObserver._pool
+
+    def pool(self, *numbers):
+        taken.append(isinstance(numbers[0], torch.Tensor))
+        original(self, *numbers)
+
+    monkeypatch.setattr(TopKMedianObserver, "_pool", pool)
+    for place, size in enumerate(4 * sizes):
+        x = torch.randn(size, 4, 9, 9, generator=generator) * (0.02 if place % 5 == 4 else 1.0)
+        if place == 14:
+            x[0, 0, 0, 0] = torch.inf
+        ours(x)
+        monkeypatch.setattr("zaq_plugin.observers.is_eager", lambda *_: False)
+        theirs(x)
+        monkeypatch.undo()
+        monkeypatch.setattr(TopKMedianObserver, "_pool", pool)
+        for (name, mine), yours in zip(ours.named_buffers(), theirs.buffers(), strict=True):
+            assert torch.equal(mine, yours), name
+    assert taken == [False, True] * len(taken[::2])

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from zaq_plugin.pwlq import eager
 from zaq_plugin.pwlq.base import Format
 from zaq_plugin.pwlq.checks import (
     check_edges,
@@ -20,6 +21,7 @@ from zaq_plugin.pwlq.checks import (
 )
 from zaq_plugin.pwlq.kernels import channels_of, to_rows
 from zaq_plugin.pwlq.levels import with_tops
+from zaq_plugin.pwlq.rounding import is_known, rounder_of
 from zaq_plugin.pwlq.statistics import sqnr_db
 from zaq_plugin.pwlq.tensor import PWLQTensor
 
@@ -65,9 +67,14 @@ def fake_quantize(
     Args and errors: as `quantize`; under ``torch.compile`` and ``torch.export`` the values
     themselves are not checked. The result has w's shape, dtype and memory format.
     """
-    spec, axis, edges = _prepare(w, spec, axis, edges)
-    out: Tensor = torch.ops.zaq.pwlq_fake_quantize(w, edges, spec.to_json(), axis)
-    return out
+    if not eager.is_eager(w, edges):
+        spec, axis, edges = _prepare(w, spec, axis, edges)
+        out: Tensor = torch.ops.zaq.pwlq_fake_quantize(w, edges, spec.to_json(), axis)
+        return out
+    axis = _check(w, spec, axis)
+    ends = eager.extremes(w, axis)
+    edges = _edges(w, spec, axis, edges)
+    return eager.fake_quantize(w, edges, rounder_of(edges, spec), axis, ends)
 
 
 def complete_edges(w: Tensor, edges: Tensor, spec: Format, axis: int | None) -> Tensor:
@@ -92,16 +99,26 @@ def complete_edges(w: Tensor, edges: Tensor, spec: Format, axis: int | None) -> 
 def _prepare(
     w: Tensor, spec: Format, axis: int | None, edges: Tensor | None
 ) -> tuple[Format, int | None, Tensor]:
-    spec = check_spec(spec)
-    check_tensor(w)
-    axis = normalize_axis(w, axis)
+    axis = _check(w, spec, axis)
     if not torch.compiler.is_compiling():
         check_finite(w)
-        if edges is not None:
-            check_edges(edges, spec, channels_of(w, axis))
+    return spec, axis, _edges(w, spec, axis, edges)
+
+
+def _check(w: Tensor, spec: Format, axis: int | None) -> int | None:
+    """The axis, normalised; what values do not decide is checked."""
+    check_spec(spec)
+    check_tensor(w)
+    return normalize_axis(w, axis)
+
+
+def _edges(w: Tensor, spec: Format, axis: int | None, edges: Tensor | None) -> Tensor:
+    """Complete edges: given ones, checked, or those that the policy solves for."""
     if edges is None:
         edges = torch.ops.zaq.pwlq_solve(w.detach(), spec.to_json(), axis)
-    return spec, axis, complete_edges(w, edges, spec, axis)
+    elif not torch.compiler.is_compiling() and not is_known(edges, spec):
+        check_edges(edges, spec, channels_of(w, axis))
+    return complete_edges(w, edges, spec, axis)
 
 
 def correct_spread(q: PWLQTensor, w: Tensor) -> tuple[PWLQTensor, Tensor]:

@@ -128,12 +128,24 @@ def half_steps(grid: Grid, spec: Format) -> HalfSteps:
     return HalfSteps((2 / grid.scale).unsqueeze(1), radius, interval)
 
 
-def _cells(rows: Tensor, multiplier: Tensor, radius: int) -> Tensor:
-    """Half step of each value, counted from ``-radius``; int32."""
-    cell = rows * multiplier
-    if rows.is_cuda:
-        cell = cell.nan_to_num_(0.0)
-    return cell.clamp_(-radius, radius).int().add_(radius)
+class Table(NamedTuple):
+    """What values in each half step of each channel become.
+
+    Attributes:
+        multiplier: (C, 1) half steps per weight unit.
+        radius: the largest half step in the table.
+        values: (C, 2 radius + 1), contiguous.
+    """
+
+    multiplier: Tensor
+    radius: int
+    values: Tensor
+
+
+def table_of(grid: Grid, spec: Format, per_interval: Tensor) -> Table:
+    """The table of (C, J) what each decision interval of an int8 grid stands for."""
+    steps = half_steps(grid, spec)
+    return Table(steps.multiplier, steps.radius, torch.gather(per_interval, 1, steps.interval))
 
 
 def look_up(rows: Tensor, grid: Grid, edges: Tensor, spec: Format, per_interval: Tensor) -> Tensor:
@@ -146,41 +158,46 @@ def look_up(rows: Tensor, grid: Grid, edges: Tensor, spec: Format, per_interval:
         per_interval: (C, J) what to return for each decision interval.
 
     Returns:
-        (C, K) in per_interval's dtype.
+        (C, K) in per_interval's dtype; no gradient.
     """
+    if grid.integer:
+        return look_up_in(rows, table_of(grid, spec, per_interval))
     edges = edges.float()
-    table = half_steps(grid, spec) if grid.integer else None
-    lookup = per_interval if table is None else torch.gather(per_interval, 1, table.interval)
-
-    def place(channel: slice, values: Tensor) -> Tensor:
-        if table is not None:
-            return _cells(values, table.multiplier[channel], table.radius)
-        return spec.intervals(values, edges[:, channel])
-
-    if rows.is_cuda:
-        whole = slice(0, rows.shape[0])
-        return select(lookup, place(whole, rows.float()), whole)
     out = torch.empty(rows.shape, dtype=per_interval.dtype, device=rows.device)
     for channel, element in cache_blocks(rows):
-        intervals = place(channel, rows[channel, element].float())
-        out[channel, element] = select(lookup, intervals, channel)
+        intervals = spec.intervals(rows[channel, element].float(), edges[:, channel])
+        select(per_interval[channel], intervals, out[channel, element])
+    return out
+
+
+def look_up_in(rows: Tensor, table: Table) -> Tensor:
+    """A table's value for every value of rows (C, K); computed in float32."""
+    out = torch.empty(rows.shape, dtype=table.values.dtype, device=rows.device)
+    for channel, element in cache_blocks(rows):
+        cell = rows[channel, element].float() * table.multiplier[channel]
+        if rows.is_cuda:
+            cell = cell.nan_to_num_(0.0)
+        cell = cell.clamp_(-table.radius, table.radius).int()
+        select(table.values[channel], cell, out[channel, element], table.radius)
     return out
 
 
 def cache_blocks(rows: Tensor) -> Iterator[tuple[slice, slice]]:
-    """`layout.blocks` of the size that suits this machine's caches; one block on a GPU."""
+    """`blocks` of the size that suits this machine's caches; one block on a GPU."""
     return blocks(rows, rows.numel() if rows.is_cuda else BLOCK)
 
 
-def select(table: Tensor, column: Tensor, channel: slice) -> Tensor:
-    """``table[c, column[c, k]]`` for the rows of one block.
+def select(table: Tensor, column: Tensor, out: Tensor | None = None, first: int = 0) -> Tensor:
+    """``table[c, first + column[c, k]]`` for the rows of one block; no gradient.
 
     Args:
-        table: (C, W).
-        column: (B, K) int32, a block of channels.
-        channel: which channels the block holds.
+        table: (B, W).
+        column: (B, K) int32.
+        out: (B, K) to write to, contiguous as blocks are; a new tensor by default.
+        first: see above.
     """
-    part = table[channel].contiguous()
-    first = torch.arange(part.shape[0], dtype=torch.int32, device=part.device) * part.shape[1]
-    flat = (column + first.unsqueeze(1)).reshape(-1)
-    return part.view(-1).index_select(0, flat).view(column.shape)
+    table = table.detach().contiguous()
+    starts = torch.arange(len(table), dtype=torch.int32, device=table.device) * table.shape[1]
+    flat = (column + (starts + first).unsqueeze(1)).reshape(-1)
+    target = None if out is None else out.view(-1)
+    return torch.index_select(table.view(-1), 0, flat, out=target).view(column.shape)

