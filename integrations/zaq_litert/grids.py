@@ -33,6 +33,8 @@ _BETWEEN = {_aten.clamp_min.default, _aten.clamp.default, _aten.expand.default}
 _BETWEEN |= {_aten.expand_as.default}
 _SHAPES = {_aten.flatten.using_ints, _aten.reshape.default, _aten.view.default}
 _PRODUCTS = {_aten.matmul.default, _aten.bmm.default}
+_POOLS = {_aten.avg_pool1d.default, _aten.avg_pool2d.default}
+_POOLS |= {_aten.max_pool1d.default, _aten.max_pool2d.default}
 
 
 def with_kernel_grids(graph: GraphModule) -> GraphModule:
@@ -41,7 +43,8 @@ def with_kernel_grids(graph: GraphModule) -> GraphModule:
     Steps of outputs are not far below those of the sums, see `raise_steps`. Outputs of `PRESCRIBED`
     operators and of ``normalize`` are on their grids. Products of two activations are quantized
     before their shape changes, and not behind it (the same values): the converter merges the two
-    otherwise, and refuses its own result. Padding is with zeros, which are on every grid.
+    otherwise, and refuses its own result. Padding is with zeros, which are on every grid. Pooling
+    is on the grid of what is pooled, and put on its own grid behind.
     """
     model = copy.deepcopy(graph)
     raise_steps(model)
@@ -54,6 +57,8 @@ def with_kernel_grids(graph: GraphModule) -> GraphModule:
             _quantize_before_shape(node)
         elif node.target is _aten.pad.default:
             _pad_with_zeros(model, node)
+        elif node.target in _POOLS:
+            _pool_on_its_inputs_grid(model, node)
     model.recompile()
     return model
 
@@ -96,6 +101,41 @@ def _quantize_before_shape(product: Node) -> None:
     if len(grids) != 1 or not targets <= set(QUANTIZE):
         return
     shape.replace_input_with(product, round_behind(product, grids.pop()))
+
+
+def _pool_on_its_inputs_grid(model: GraphModule, pool: Node) -> None:
+    """``quantize(pool(x))`` as ``quantize(1 * round(pool(x)))``, rounded to the grid of x.
+
+    The kernel has one grid. The converter puts x on the grid behind it, together with its padding,
+    for all that read x padded alike: convolutions lose what they read, or stay float. A change of
+    grids without an operator between is one that it merges with the pooling, and refuses then.
+    Where others read x, what is padded is ``1 * x``, and not theirs.
+    """
+    source: Any = pool.args[0]
+    if source.target not in DEQUANTIZE or argument(source, 5) is not torch.int8:
+        return
+    own = source.args[1:]
+    others = [u for u in pool.users if u.target in QUANTIZE and u.args[1:] != own]
+    if not others:
+        return
+    axes = pool.meta["val"].dim()
+    if len(argument(source, 0).users) > 1 and any(argument(pool, 3) or ()):
+        pool.replace_input_with(source, round_behind(_times_one(model, source, axes), own))
+    product = _times_one(model, round_behind(pool, own), axes)
+    for user in others:
+        user.replace_input_with(pool, product)
+
+
+def _times_one(model: GraphModule, values: Node, axes: int) -> Node:
+    """A product with an int8 constant of so many axes; nobody reads it yet."""
+    codes = torch.full([1] * axes, 64, dtype=torch.int8)
+    one = new_tensor(model, "times_one", codes, values)
+    with model.graph.inserting_after(values):
+        factor = model.graph.call_function(DEQUANTIZE[0], (one, 1 / 64, 0, -127, 127, torch.int8))
+    with model.graph.inserting_after(factor):
+        product = model.graph.call_function(_aten.mul.Tensor, (values, factor))
+    product.meta["val"] = values.meta.get("val")
+    return product
 
 
 def _pad_with_zeros(model: GraphModule, node: Node) -> None:

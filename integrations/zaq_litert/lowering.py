@@ -18,6 +18,7 @@ from torch.fx.node import map_arg
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from zaq_litert._compat import convert, stock_quantizer
+from zaq_litert.transposed import put_codes, quantized_by_the_tool
 from zaq_plugin.errors import in_short
 from zaq_pt2e.device.making import observe
 from zaq_pt2e.device.signed import int8_layers
@@ -46,11 +47,16 @@ def lower(graph: nn.Module, example: tuple[Any, ...], *, quantized: bool = True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return convert(model, example, quantized)
+            data = convert(model, example, quantized)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # of whatever class its many stages raise
             raise ValueError(f"litert: the model cannot be converted: {in_short(error)}") from error
+    if quantized and isinstance(graph, GraphModule):
+        file = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
+        put_codes(file, graph)
+        data = _packed(file)
+    return data
 
 
 @torch.no_grad()
@@ -67,6 +73,9 @@ def unfolded(graph: GraphModule) -> GraphModule:
         name = str(node.args[0].target)
         levels = nn.Parameter(_levels(model, node, tensor_at(model, name)), requires_grad=False)
         constant = new_tensor(model, name.replace(".", "_") + "_levels", levels, node)
+        if quantized_by_the_tool(node):
+            node.replace_all_uses_with(constant)
+            continue
         with model.graph.inserting_before(node):
             arguments = (constant, *node.args[1:])
             quantized = model.graph.call_function(QUANTIZE[node.target], arguments)
@@ -117,7 +126,12 @@ def with_float_interface(data: bytes) -> bytes:
     for signature in model.signatureDefs or ():
         for entry in [*signature.inputs, *signature.outputs]:
             entry.tensorIndex = moved.get(int(entry.tensorIndex), entry.tensorIndex)
-    builder = flatbuffers.Builder(len(data) + 4096)
+    return _packed(model)
+
+
+def _packed(model: Any) -> bytes:
+    """A file of a ``ModelT``."""
+    builder = flatbuffers.Builder(4096)
     builder.Finish(model.Pack(builder), _IDENTIFIER)
     return bytes(builder.Output())
 

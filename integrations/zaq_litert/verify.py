@@ -11,7 +11,7 @@ from zaq_litert.host import HOST
 from zaq_litert.reading import TfliteFile, read, runner
 from zaq_pt2e.device.verdict import DeviceVerification, Orders, Way, verified
 
-ORDERS: Orders = {4: [(0, 2, 3, 1), (1, 2, 3, 0)]}
+ORDERS: Orders = {3: [(0, 2, 1), (1, 2, 0)], 4: [(0, 2, 3, 1), (1, 2, 3, 0)]}
 """How LiteRT lays out weights: channels last; depthwise ones with their channels last."""
 
 

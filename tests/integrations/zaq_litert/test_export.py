@@ -268,11 +268,64 @@ class PaddedWithOne(nn.Module):
         return self.last(nn.functional.pad(self.inner(x), (0, 2, 1, 0), value=-2.0))
 
 
+class Upsampled(nn.Module):
+    """As decoders of segmentation networks do it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 4, 1)
+        self.up, self.other = nn.ConvTranspose2d(8, 6, 2, 2), nn.ConvTranspose2d(6, 4, 4, 2, 1)
+        self.up.bias.data.uniform_(-1, 1)  # type: ignore[union-attr]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.other(self.up(self.first(x).relu()).relu()))
+
+
+class PooledAndJoined(nn.Module):
+    """What a convolution reads, padded alike and pooled beside larger values, as in ESPNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, 2, 1)
+        self.last, self.pool = nn.Conv2d(16, 8, 1), nn.AvgPool2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y = self.second(x)
+        return y + self.last(torch.cat([30 * y, self.pool(x)], 1))
+
+
+class PooledTwice(nn.Module):
+    """The input, pooled and pooled again, beside convolutions; one of them stayed float."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(11, 8, 3, 2, 1)
+        self.last, self.pool = nn.Conv2d(11, 8, 1), nn.AvgPool2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        once = self.pool(x)
+        y = torch.cat([10 * self.first(x).relu(), once], 1)
+        return self.last(torch.cat([20 * self.second(y), self.pool(once)], 1))
+
+
+class Sequence1d(nn.Module):
+    """Convolutions of one dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv1d(3, 8, 3), nn.Conv1d(8, 8, 5, groups=8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x.flatten(2)).relu())
+
+
 @pytest.mark.parametrize(
     "network",
     [
         *(SplitGate, Attention, DroppedAndJoined, CastAndJoined),
         *(Silent, SameTwice, UnitLength, PaddedWithOne),
+        *(Upsampled, PooledAndJoined, PooledTwice, Sequence1d),
     ],
 )
 def test_grids_follow_values_through_shapes_and_joins(
@@ -286,7 +339,8 @@ def test_grids_follow_values_through_shapes_and_joins(
     made = zaq_litert.export(
         model, (images[:1],), tmp_path / "net.tflite", calibration=[images], method="pwlq"
     )
-    layers = sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules())
+    kinds = nn.Conv2d | nn.Linear | nn.ConvTranspose2d | nn.Conv1d
+    layers = sum(isinstance(m, kinds) for m in model.modules())
     assert zaq_litert.verify(made.path, made.model, images).require().weights == layers
     assert noise_of(made.path, model, images) < -20  # four MAC bits
 
