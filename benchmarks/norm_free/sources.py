@@ -144,12 +144,18 @@ class Source:
         aims: Each with its weight; functions without arguments that make them.
         smooth: Weight of the total variation.
         whole: The share of images that are moved; the others stay what they start from.
+        networks: Whose forward pass has what the aims watch; all, if empty.
     """
 
     start: str = "leaves"
     aims: tuple[tuple[float, Callable[[], Aim]], ...] = ()
     smooth: float = 0.0
     whole: float = 1.0
+    networks: tuple[str, ...] = ()
+
+    def suits(self, network: str) -> bool:
+        """Whether its aims see anything of a network."""
+        return not self.networks or network in self.networks
 
 
 def _patches() -> Aim:
@@ -160,15 +166,18 @@ def _tokens() -> Aim:
     return token_statistics
 
 
+ATTENTION, NORMS = ("vit",), ("vit", "convnext")
 SOURCES: dict[str, Source] = {
     "noise": Source("noise"),
     "leaves": Source(),
-    "patches": Source(aims=((1.0, _patches),)),
-    "patches, from noise": Source("noise", ((1.0, _patches), (0.5, Classes)), 0.05),
-    "attention": Source(aims=((1.0, AttentionPrior),)),
-    "attention, from noise": Source("noise", ((1.0, AttentionPrior), (0.5, Classes))),
-    "tokens": Source(aims=((1.0, _tokens),)),
-    "tokens and leaves": Source(aims=((1.0, _tokens),), whole=0.5),
+    "patches": Source(aims=((1.0, _patches),), networks=NORMS),
+    "patches, from noise": Source("noise", ((1.0, _patches), (0.5, Classes)), 0.05, networks=NORMS),
+    "attention": Source(aims=((1.0, AttentionPrior),), networks=ATTENTION),
+    "attention, from noise": Source(
+        "noise", ((1.0, AttentionPrior), (0.5, Classes)), networks=ATTENTION
+    ),
+    "tokens": Source(aims=((1.0, _tokens),), networks=NORMS),
+    "tokens and leaves": Source(aims=((1.0, _tokens),), whole=0.5, networks=NORMS),
 }
 """``leaves`` is what the package shows such networks. From noise, with classes (and smoothness,
 for patches) is as the papers do it."""

@@ -14,7 +14,7 @@ in its first lines how; rows in `norm_free.jsonl`. Widths are stored bits of wei
 activations; PWLQ weights multiply with one bit less. All layers quantized, the network's input at 8
 bits, what attention multiplies by itself in float. Figures are agreement with the float network in
 percent, means over seeds with their standard deviation: **held back** on training images that
-trained and calibrated nothing (400 of CIFAR-10, 240 digits), which may choose; **test** on 5,000
+trained and calibrated nothing (400 of CIFAR-10, 240 digits), which may choose; **test** on 2,000
 and 599 images that chose nothing. KL is the mean divergence of the classes' probabilities on
 images held back, in thousandths of a nat. Seconds are CPU seconds of one thread: making 32 images,
 and the method."""
