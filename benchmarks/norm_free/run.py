@@ -76,26 +76,27 @@ class Bench:
         self.held_back = logits_of(self.model, self.images.held_back)
         self.tested, self.labels = self.images.test[:MEASURED], self.images.labels[:MEASURED]
         self.test = None if args.held_back else logits_of(self.model, self.tested)
-        self.made: dict[tuple[str, int], tuple[Tensor, float]] = {}
+        self.made: dict[tuple[str, int, int], tuple[Tensor, float]] = {}
 
-    def calibration(self, source: str, seed: int) -> tuple[Tensor, float]:
+    def calibration(self, source: str, count: int, seed: int) -> tuple[Tensor, float]:
         """Images of a source, and the CPU seconds that making them took."""
-        if (source, seed) not in self.made:
+        if (source, count, seed) not in self.made:
             images, started = self.images, time.process_time()
             if source == REAL:
                 rng = torch.Generator().manual_seed(seed)
-                chosen = torch.randperm(len(images.train), generator=rng)[:CALIBRATION_IMAGES]
+                chosen = torch.randperm(len(images.train), generator=rng)[:count]
                 found = images.train[chosen]
             else:
                 shape = (images.train.shape[1], *images.train.shape[2:])
                 kind = ImageFormat(shape, images.mean, images.std)
-                found = make(SOURCES[source], self.model, CALIBRATION_IMAGES, kind, seed)
-            self.made[source, seed] = found, time.process_time() - started
-        return self.made[source, seed]
+                found = make(SOURCES[source], self.model, count, kind, seed)
+            self.made[source, count, seed] = found, time.process_time() - started
+        return self.made[source, count, seed]
 
     def run(self, job: dict[str, Any]) -> dict[str, Any]:
         """One row."""
-        images, made = self.images, self.calibration(job["source"], job["seed"])
+        images = self.images
+        made = self.calibration(job["source"], job["count"], job["seed"])
         weights, activations = (int(bits) for bits in job["bits"].split("/"))
         request = Request(
             weights,
@@ -144,7 +145,14 @@ def jobs_of(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                             "method": method,
                             "bits": bits,
                             "seed": seed,
+                            "count": args.images,
                         }
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """What a file holds; jobs that name no number of images had the default one."""
+    usual = {"count": CALIBRATION_IMAGES}
+    return [{**row, "job": {**usual, **row["job"]}} for row in read_rows(path)]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -157,6 +165,7 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--source", nargs="+", choices=sources, default=sources)
     command.add_argument("--method", nargs="+", default=["pwlq+gptq"])
     command.add_argument("--bits", nargs="+", default=list(BITS))
+    command.add_argument("--images", type=int, default=CALIBRATION_IMAGES, help="how many")
     command.add_argument("--seeds", nargs="+", type=int, default=[0])
     command.add_argument("--held-back", action="store_true", help="leave test images alone")
     command.add_argument("--cache", type=Path, default=Path(".field-cache"))
@@ -165,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     args = command.parse_args(argv)
     if args.data is None and not args.tables and any(CIFAR in name for name in args.network):
         command.error("--data must name the folder of models and images, for CIFAR-10")
-    done = [row["job"] for row in read_rows(args.out)]
+    done = [row["job"] for row in rows_of(args.out)]
     bench: Bench | None = None
     at = ""
     for job in [] if args.tables else jobs_of(args):
@@ -176,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
         row = bench.run(job)
         append_row(args.out, row)
         print(*job.values(), row["held_back"], flush=True)
-    rows = read_rows(args.out)
+    rows = rows_of(args.out)
     if rows:
         args.out.with_suffix(".md").write_text(page(rows).markdown())
     return 0

@@ -24,13 +24,14 @@ ORDER = ("8/8", "6/8", "6/6", "5/8", "4/8", "4/4", "3/4")
 def page(rows: Sequence[dict[str, Any]]) -> Page:
     """Two tables for each network, test images first."""
     document = Page("Images for networks without BatchNorm", [INTRODUCTION])
-    networks: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    networks: dict[tuple[str, str, int], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        networks[row["job"]["network"], row["job"]["method"]].append(row)
-    for (network, method), part in networks.items():
+        of = row["job"]
+        networks[of["network"], of["method"], of["count"]].append(row)
+    for (network, method, count), part in networks.items():
         top1 = [row["float"] for row in part if "float" in row]
         words = f", float {top1[0]:.1f} % top-1" if top1 else ""
-        document.parts.append((2, f"{network}, `{method}`{words}"))
+        document.parts.append((2, f"{network}, `{method}`, {count} images{words}"))
         if top1:
             document.parts += ["Test: agreement.", _grid(part, "test", "agreement")]
         document.parts += ["Held back: agreement.", _grid(part, "held_back", "agreement")]
