@@ -23,26 +23,31 @@ them, and of the state that the judge chose on synthetic images. One standard er
 steps: block-by-block reconstruction, and training for as long as the judge finds it better."""
 
 
-def _groups(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, int, str], list[dict[str, Any]]]:
-    groups: dict[tuple[str, int, str], list[dict[str, Any]]] = defaultdict(list)
+Group = tuple[str, float, int, str]
+
+
+def _groups(rows: Sequence[dict[str, Any]]) -> dict[Group, list[dict[str, Any]]]:
+    groups: dict[Group, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         job = row["job"]
-        groups[job["bits"], job["epochs"], job["source"]].append(row)
+        groups[job["bits"], job["lr"], job["epochs"], job["source"]].append(row)
     return dict(sorted(groups.items()))
 
 
 def page(rows: Sequence[dict[str, Any]]) -> Page:
     """A line for each width, length and kind of images."""
-    heads = ["widths", "images", "epochs", "student steps", "seeds", "first step", "last step"]
-    heads += ["handed back", "top-1 handed back", "restarts", "CPU seconds"]
+    heads = ["widths", "images", "rate", "epochs", "student steps", "seeds"]
+    heads += ["first step", "last step", "handed back", "top-1 handed back"]
+    heads += ["restarts", "CPU seconds"]
     table = []
-    for (bits, epochs, source), part in _groups(rows).items():
+    for (bits, rate, epochs, source), part in _groups(rows).items():
         seconds = statistics.fmean(row["seconds"] for row in part)
         table.append(
             [
                 bits,
                 source,
-                str(epochs),
+                f"{rate:g}" if rate else "–",
+                str(epochs) if epochs else "–",
                 str(max(row["curve"][-1][0] for row in part)),
                 str(len(part)),
                 mean_and_spread([row["curve"][0][1] for row in part], 1),
@@ -58,19 +63,19 @@ def page(rows: Sequence[dict[str, Any]]) -> Page:
 
 
 def curves(rows: Sequence[dict[str, Any]]) -> str:
-    """Agreement on the held-out digits over the epochs, a panel a width; SVG text.
+    """Agreement on the held-out digits over the epochs, a panel for widths and rate; SVG text.
 
     A line a kind of images, the mean over its seeds; of several lengths the longest.
     """
     groups = _groups([row for row in rows if row["job"]["source"] != "default"])
-    widths = list(dict.fromkeys(bits for bits, *_ in groups))
+    panels = list(dict.fromkeys((bits, rate) for bits, rate, *_ in groups))
     sources = list(dict.fromkeys(row["job"]["source"] for row in rows))
     room = width_of(sources) + 26
-    chart = Chart("Agreement with the float network over epochs", 250 * len(widths), 560 + room)
-    for index, bits in enumerate(widths):
+    chart = Chart("Agreement with the float network over epochs", 250 * len(panels), 560 + room)
+    for index, (bits, rate) in enumerate(panels):
         lines: dict[str, tuple[list[float], list[float]]] = {}
-        for (of, _, source), part in groups.items():  # longer ones come later
-            if of == bits:
+        for (*of, _, source), part in groups.items():  # longer ones come later
+            if of == [bits, rate]:
                 steps = [point[0] / EPOCH for point in part[0]["curve"]]
                 each = zip(*([p[1] for p in row["curve"]] for row in part), strict=True)
                 lines[source] = (steps, [statistics.fmean(values) for values in each])
@@ -79,12 +84,11 @@ def curves(rows: Sequence[dict[str, Any]]) -> str:
         top = 14 + 250 * index
         below = chart.height - 250 * (index + 1) + 44
         panel = chart.panel(Scale.over([0, *xs], 0.02), Scale.over(ys), top, below, right=room)
-        panel.axes(f"epochs of {EPOCH} student steps", f"agreement at {bits} (%)")
+        panel.axes(f"epochs of {EPOCH} steps, rate {rate:g}", f"agreement at {bits} (%)")
         ends = []
         for source, (x, y) in lines.items():
-            place = sources.index(source)
-            color = SERIES[place % len(SERIES)]
-            panel.line(x, y, color, dash=DASHES[0], name=f"{bits}-{source}")
+            color = SERIES[sources.index(source) % len(SERIES)]
+            panel.line(x, y, color, dash=DASHES[0], name=f"{bits}-{rate:g}-{source}")
             ends.append((source, color, x[-1], y[-1]))
         panel.name_ends(ends)
     return chart.svg()
