@@ -35,7 +35,7 @@ the images once."""
 
 OUT = RESULTS / "field_choice.jsonl"
 CLASSIFIERS = ("cifar10", "imagenet", *LITE)
-HELD_BACK = {"cifar10": 256, "imagenet": 128, "lite0": 32, "lite1": 32, "lite2": 32}
+HELD_BACK = {"cifar10": 256, "imagenet": 32, "lite0": 32, "lite1": 32, "lite2": 32}
 """So many synthetic images judge."""
 HELD_BACK_SEED = 1000
 INTRODUCTION = """Written by `python -m benchmarks.field.choice --data DIR`, which says in its first

@@ -1,0 +1,5 @@
+"""``python -m benchmarks.adversary``."""
+
+from benchmarks.adversary.run import main
+
+main()
