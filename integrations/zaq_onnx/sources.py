@@ -192,7 +192,9 @@ def program_of(model: nn.Module, inputs: tuple[Any, ...], dynamic_shapes: Any) -
     with warnings.catch_warnings(), torch.no_grad(), SpelledOut():
         warnings.simplefilter("ignore")
         try:
-            program = torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes)
+            program = torch.export.export(
+                _contiguous(model), _dense(inputs), dynamic_shapes=dynamic_shapes
+            )
         except Exception as error:
             _try_inputs(model, inputs)
             raise ValueError(
@@ -204,6 +206,25 @@ def program_of(model: nn.Module, inputs: tuple[Any, ...], dynamic_shapes: Any) -
             "from convert_fx, convert_pt2e, zaq_nncf.strip or zaq_plugin.ptq.simulate."
         )
     return program
+
+
+def _dense(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Inputs whose values lie in the order of their axes.
+
+    From a tensor of another order, such as channels last, torch writes strides into the graph,
+    which a file has to undo by gathering, position by position.
+    """
+    return tuple(x.contiguous() if isinstance(x, Tensor) else x for x in inputs)
+
+
+def _contiguous(model: nn.Module) -> nn.Module:
+    """The model, or a copy whose tensors all lie in the order of their axes; see `_dense`."""
+    if all(x.is_contiguous() for x in (*model.parameters(), *model.buffers())):
+        return model
+    copied = copy.deepcopy(model)
+    for x in (*copied.parameters(), *copied.buffers()):
+        x.data = x.data.contiguous()
+    return copied
 
 
 class SpelledOut(TorchFunctionMode):

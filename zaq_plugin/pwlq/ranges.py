@@ -78,6 +78,12 @@ def _median(values: Tensor) -> Tensor:
     return (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
 
 
+_MANY = 127
+"""Steps from which it costs next to nothing to make them wider by a half of one."""
+_HALFWAY = 1e-3
+"""How near the middle between two levels zero lies there, in steps."""
+
+
 def uniform_qparams(
     low: Tensor,
     high: Tensor,
@@ -89,7 +95,11 @@ def uniform_qparams(
 ) -> tuple[Tensor, Tensor]:
     """Scale and zero point of an affine integer grid for the range [low, high].
 
-    The range is widened to contain zero, so that zero is exact.
+    The range is widened to contain zero, so that zero is exact. Where zero would lie halfway
+    between two levels, as in [-1, 1] with 256 levels, grids of seven bits and more get steps a
+    little wider, so that both ends stay inside. Pixels of eight bits that are normalised to
+    [-1, 1] would all be halfway between two levels otherwise: no values lose more by rounding, and
+    runtimes round them to different sides.
 
     Args:
         low, high: range, any equal shape.
@@ -113,8 +123,16 @@ def uniform_qparams(
         middle = 0 if quant_min < 0 else (quant_min + quant_max + 1) // 2
         scale = (reach / (quant_max - middle)).clamp(min=eps)
         return scale, torch.full_like(scale, middle, dtype=torch.int32)
-    scale = ((high - low) / (quant_max - quant_min)).clamp(min=eps)
-    zero_point = (quant_min - torch.round(low / scale)).clamp(quant_min, quant_max)
+    steps = quant_max - quant_min
+    scale = ((high - low) / steps).clamp(min=eps)
+    place = -low / scale  # of zero, in steps from the lowest level
+    zero = place.round()
+    if steps >= _MANY:
+        halfway = (place - place.floor() - 0.5).abs() < _HALFWAY
+        zero = torch.where(halfway, place.floor().clamp(min=1), zero)
+        reach = torch.maximum(-low / zero, high / (steps - zero))
+        scale = torch.where(halfway, reach, scale)
+    zero_point = (quant_min + zero).clamp(quant_min, quant_max)
     return scale, zero_point.to(torch.int32)
 
 

@@ -1,5 +1,7 @@
 """Ranges of activations against numpy."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -66,3 +68,21 @@ def test_qparams_cover_the_range_and_zero(a, b, bits, symmetric):
     slack = 0.51 * float(scale)
     assert ends[0] <= min(float(low), 0) + slack
     assert ends[1] >= max(float(high), 0) - slack
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_no_pixel_of_a_range_of_equal_ends_is_halfway_between_levels(signed):
+    """8-bit pixels in [-1, 1]: rounding in exact fractions has no ties, and clips none."""
+    limits = (-128, 127) if signed else (0, 255)
+    scale, zero = uniform_qparams(
+        torch.tensor(-1.0), torch.tensor(1.0), quant_min=limits[0], quant_max=limits[1]
+    )
+    step = Fraction(float(scale))
+    places = [Fraction(2 * v - 255, 255) / step + int(zero) for v in range(256)]
+    assert limits[0] - Fraction(1, 1000) <= places[0]
+    assert places[-1] <= limits[1]
+    ties = [abs(p - int(np.floor(float(p))) - Fraction(1, 2)) < Fraction(1, 1000) for p in places]
+    assert sum(ties) == 0
+    assert float(scale) < 2 / 255 * 1.005
+    worst = max(abs(p - round(p)) for p in places)
+    assert worst < Fraction(1, 2)
