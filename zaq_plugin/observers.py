@@ -138,9 +138,9 @@ class TopKMedianObserver(RangeObserver):
             seen, state = (tuple(t.numpy() for t in group) for group in (seen, state))
         samples = x.shape[0] if x.dim() > 1 else 1
         with np.errstate(all="ignore"):
-            self._pool(*seen, x.numel(), samples, *state)
+            self.pool(*seen, x.numel(), samples, *state)
 
-    def _pool(
+    def pool(
         self,
         lowest: Numbers,
         highest: Numbers,

@@ -31,8 +31,9 @@ def solve_once(w: Tensor, spec: QuantSpec, axis: int | None) -> Tensor:
     Calibration, bias correction, audit and conversion all ask for the same weight's edges, on
     different copies of it; the search costs a hundred times what hashing does.
     """
-    # A fresh copy: strides of axes of length 1 may be anything, in channels-last weights and views.
-    data = w.detach().cpu().clone(memory_format=torch.contiguous_format).reshape(-1)
+    data = w.detach().cpu().reshape(-1)
+    if data.stride() != (1,):  # strides of axes of length 1 may be anything
+        data = data.clone(memory_format=torch.contiguous_format)
     digest = hashlib.blake2b(data.view(torch.uint8).numpy().data, digest_size=16).digest()
     key = (digest, tuple(w.shape), w.dtype, spec, axis)
     edges = _solved.get(key)

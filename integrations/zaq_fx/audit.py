@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from zaq_fx._compat import is_prepared
 from zaq_fx.followers import Follower
 from zaq_fx.kept import KeptFloat
-from zaq_fx.layers import WEIGHTED, Layer, engine, input_watcher, layers_of, root_of
+from zaq_fx.layers import WEIGHTED, Layer, engine, has_root, input_watcher, layers_of
 from zaq_fx.surgery import FUNCTIONAL
 from zaq_plugin.fake_quantize import PWLQActivationFakeQuantize
 from zaq_plugin.report import Audit, LayerRecord
@@ -105,11 +105,7 @@ def _strangers(model: fx.GraphModule) -> list[LayerRecord]:
     records = []
     called = {str(n.target) for n in model.graph.nodes if n.op == "call_module"}
     for name, module in model.named_modules():
-        if (
-            name not in called
-            or root_of(module) is not None
-            or isinstance(module, tuple(_QUANTIZED))
-        ):
+        if name not in called or has_root(module) or isinstance(module, tuple(_QUANTIZED)):
             continue
         if isinstance(module, KeptFloat):
             if module.listed:

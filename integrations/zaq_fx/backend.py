@@ -37,7 +37,7 @@ from zaq_plugin.observers import (
     TopKMedianObserver,
     weight_format,
 )
-from zaq_plugin.pwlq import quantize
+from zaq_plugin.pwlq import fake_quantize
 
 OBSERVERS = (MinMaxObserver, PercentileObserver, TopKMedianObserver, PWLQPerChannelObserver)
 FAKE_QUANTIZERS = (ActivationFakeQuantize, PWLQActivationFakeQuantize, PWLQPerChannelFakeQuantize)
@@ -75,8 +75,8 @@ class SnappedReference:
                     f"{type(module).__name__} has {weight.dtype} weights, but torch.ao's int8 "
                     "kernels work with float32 models. Call model.float() before preparing."
                 )
-            packed = quantize(weight.detach(), form.spec, form.ch_axis, edges=form.edges)
-            module = with_parameter(module, "weight", packed.dequantize())
+            levels = fake_quantize(weight.detach(), form.spec, form.ch_axis, edges=form.edges)
+            module = with_parameter(module, "weight", levels)
         layer: nn.Module = self.reference.from_float(module, weight_qparams)  # type: ignore[attr-defined]
         if self.reference in UNLOWERED and not kernel_is_right(layer):
             layer.__class__ = UNLOWERED[self.reference]

@@ -21,6 +21,7 @@ from zaq_fx.backend import pwlq_backend_config
 from zaq_fx.calls import share_weight_quantizers
 from zaq_fx.checking import require_conversion
 from zaq_fx.kept import lower_concatenations, unwrap
+from zaq_fx.layers import NothingDrawn
 from zaq_fx.qconfig import (
     Activations,
     pwlq_qat_qconfig_mapping,
@@ -149,9 +150,10 @@ def convert(
     planned = audit(prepared)
     ranges = narrow_ranges(prepared)
     host = convert_to_reference_fx if reference else convert_fx
-    converted: fx.GraphModule = host(
-        prepared, backend_config=backend_config or pwlq_backend_config()
-    )
+    with NothingDrawn():
+        converted: fx.GraphModule = host(
+            prepared, backend_config=backend_config or pwlq_backend_config()
+        )
     if not reference:
         lower_concatenations(converted)
     unwrap(converted)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.ao.nn.intrinsic as nni
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 
 from zaq_fx._compat import is_watcher, qconfigs_of
 from zaq_fx.kept import KeptFloat
@@ -123,12 +124,39 @@ class Layer:
         return quantize(weight, self.spec, watcher.ch_axis, edges=edges)
 
 
+class NothingDrawn(TorchFunctionMode):
+    """Inside ``with``, layers are built without drawing the weights that replace nothing.
+
+    What the host builds from a layer gets that layer's weight at once; drawing another before took
+    a sixth of a conversion, and numbers of torch's global stream.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Call everything but what fills a tensor with random numbers in a layer's constructor."""
+        kwargs = kwargs or {}
+        if func in (nn.init.kaiming_uniform_, nn.init.uniform_):
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
 def root_of(module: nn.Module) -> nn.Module | None:
     """The float convolution or linear layer in a module of a prepared model, or None."""
     if carried_quantizer(module) is not None:
         was_training = module.training
-        module = module.to_float()  # type: ignore[operator]
+        with NothingDrawn():
+            module = module.to_float()  # type: ignore[operator]
         module.train(was_training)
+    return _inside(module)
+
+
+def has_root(module: nn.Module) -> bool:
+    """Whether there is one; nothing is built."""
+    return carried_quantizer(module) is not None or _inside(module) is not None
+
+
+def _inside(module: nn.Module) -> nn.Module | None:
     if isinstance(module, nni._FusedModule) and len(module) and isinstance(module[0], WEIGHTED):
         return module[0]
     return module if isinstance(module, WEIGHTED) else None
@@ -183,4 +211,13 @@ def engine() -> str:
     return str(torch.backends.quantized.engine)
 
 
-__all__ = ["WEIGHTED", "Layer", "engine", "input_watcher", "layers_of", "root_of"]
+__all__ = [
+    "WEIGHTED",
+    "Layer",
+    "NothingDrawn",
+    "engine",
+    "has_root",
+    "input_watcher",
+    "layers_of",
+    "root_of",
+]

@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 
 from zaq_fx._compat import is_watcher
-from zaq_fx.layers import root_of
+from zaq_fx.layers import has_root
 
 _PRODUCTS = {
     torch.matmul,
@@ -78,7 +78,7 @@ def readers(nodes: Sequence[fx.Node], modules: dict[str, nn.Module]) -> Readers:
 
 def _is_product(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_module":
-        return root_of(modules[str(node.target)]) is not None
+        return has_root(modules[str(node.target)])
     return node.op == "call_function" and node.target in _PRODUCTS
 
 

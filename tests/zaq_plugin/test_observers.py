@@ -378,13 +378,13 @@ def test_numbers_of_numpy_and_of_torch_are_the_same(sizes, monkeypatch):
     generator = torch.Generator().manual_seed(7)
     ours, theirs = TopKMedianObserver(), TopKMedianObserver()
     taken = []
-    original = TopKMedianObserver._pool
+    original = TopKMedianObserver.pool
 
     def pool(self, *numbers):
         taken.append(isinstance(numbers[0], torch.Tensor))
         original(self, *numbers)
 
-    monkeypatch.setattr(TopKMedianObserver, "_pool", pool)
+    monkeypatch.setattr(TopKMedianObserver, "pool", pool)
     for place, size in enumerate(4 * sizes):
         x = torch.randn(size, 4, 9, 9, generator=generator) * (0.02 if place % 5 == 4 else 1.0)
         if place == 14:
@@ -393,7 +393,7 @@ def test_numbers_of_numpy_and_of_torch_are_the_same(sizes, monkeypatch):
         monkeypatch.setattr("zaq_plugin.observers.is_eager", lambda *_: False)
         theirs(x)
         monkeypatch.undo()
-        monkeypatch.setattr(TopKMedianObserver, "_pool", pool)
+        monkeypatch.setattr(TopKMedianObserver, "pool", pool)
         for (name, mine), yours in zip(ours.named_buffers(), theirs.buffers(), strict=True):
             assert torch.equal(mine, yours), name
     assert taken == [False, True] * len(taken[::2])

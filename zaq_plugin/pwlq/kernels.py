@@ -80,20 +80,6 @@ class Codebook(NamedTuple):
     rank: Tensor
 
 
-class HalfSteps(NamedTuple):
-    """How values find their decision interval on the int8 grid.
-
-    Attributes:
-        multiplier: (C, 1) half steps per weight unit.
-        radius: the largest half step in the table.
-        interval: (C, 2 radius + 1) int64 decision interval of each half step.
-    """
-
-    multiplier: Tensor
-    radius: int
-    interval: Tensor
-
-
 def codebook_of(grid: Grid) -> Codebook:
     """Sort the levels of each channel (they are sorted already but for overlapping grids)."""
     levels, order = torch.sort(grid.values, dim=-1, stable=True)
@@ -114,20 +100,6 @@ def codebook_from(edges: Tensor, spec: Format) -> tuple[Tensor, Tensor]:
     return book.levels.to(codebook_dtype(spec)), book.scale.clone()
 
 
-def half_steps(grid: Grid, spec: Format) -> HalfSteps:
-    """The look-up table of every channel."""
-    radius = 2 * spec.largest_level
-    # A value v (in half steps, truncated towards zero to a cell) lies above a threshold t > 0 iff
-    # cell >= t, and above t <= 0 iff cell > t.
-    first = grid.thresholds + (grid.thresholds <= 0) + radius
-    width = 2 * radius + 2
-    steps = torch.zeros(grid.values.shape[0], width, dtype=torch.float32, device=first.device)
-    position = first.clamp(0, width - 1).long()
-    steps = steps.scatter_add(1, position, torch.ones_like(first))
-    interval = torch.cumsum(steps[:, :-1], dim=1).long()
-    return HalfSteps((2 / grid.scale).unsqueeze(1), radius, interval)
-
-
 class Table(NamedTuple):
     """What values in each half step of each channel become.
 
@@ -144,8 +116,22 @@ class Table(NamedTuple):
 
 def table_of(grid: Grid, spec: Format, per_interval: Tensor) -> Table:
     """The table of (C, J) what each decision interval of an int8 grid stands for."""
-    steps = half_steps(grid, spec)
-    return Table(steps.multiplier, steps.radius, torch.gather(per_interval, 1, steps.interval))
+    radius = 2 * spec.largest_level
+    # A value v (in half steps, truncated towards zero to a cell) lies above a threshold t > 0 iff
+    # cell >= t, and above t <= 0 iff cell > t.
+    first = grid.thresholds + (grid.thresholds <= 0) + radius
+    width = 2 * radius + 2
+    position = first.clamp(0, width - 1).long()
+    steps = torch.zeros(len(first), width, dtype=torch.float32, device=first.device)
+    if per_interval.is_floating_point():
+        steps = steps.scatter_add_(1, position, torch.ones_like(first))
+        interval = torch.cumsum(steps[:, :-1], dim=1).long()
+        values = torch.gather(per_interval, 1, interval)
+    else:  # by how much they differ, which sums up exactly
+        whole = per_interval.float()
+        steps = steps.scatter_add_(1, position, whole.diff(dim=1))
+        values = (torch.cumsum(steps[:, :-1], dim=1) + whole[:, :1]).to(per_interval.dtype)
+    return Table((2 / grid.scale).unsqueeze(1), radius, values)
 
 
 def look_up(rows: Tensor, grid: Grid, edges: Tensor, spec: Format, per_interval: Tensor) -> Tensor:

@@ -14,12 +14,14 @@ from zaq_plugin.pwlq import ranges, statistics
 from zaq_plugin.pwlq.base import Format
 from zaq_plugin.pwlq.kernels import (
     Codebook,
+    cache_blocks,
     channels_of,
     codebook_dtype,
     codebook_of,
     from_rows,
     from_rows_shape,
     look_up,
+    select,
     to_rows,
 )
 from zaq_plugin.pwlq.levels import build_grid
@@ -78,9 +80,11 @@ def _guarded_codes(
     codes: Tensor, book: Codebook, edges: Tensor, spec: Format, axis: int | None
 ) -> Tensor:
     """Codes of levels that do not overflow."""
-    rows = to_rows(codes, axis).long()
-    levels = book.levels.to(torch.int8)
-    before = from_rows_shape(levels.gather(1, rows), tuple(codes.shape), axis)
+    rows, levels = to_rows(codes, axis), book.levels.to(torch.int8)
+    nearest = torch.empty(rows.shape, dtype=torch.int8, device=rows.device)
+    for channel, element in cache_blocks(rows):
+        select(levels[channel], rows[channel, element].int(), nearest[channel, element])
+    before = from_rows_shape(nearest, tuple(codes.shape), axis)
     lowered = guarded(before, edges, spec, axis)
     if lowered is before:
         return codes

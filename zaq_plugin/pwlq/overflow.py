@@ -208,7 +208,7 @@ def lowered(rows: Tensor, levels: Tensor, places: int) -> Tensor:
     """
     out = rows.to(levels).clone(memory_format=torch.contiguous_format)
     length, flat = out.shape[1], out.view(-1)
-    at = _in_wide_pairs(out, places)
+    at = torch.cat(wide_pairs(out, places))
     place = at % length
     last = length - places  # where the last input's weights begin
     # Kernels add all inputs at one place, then those at the next one.
@@ -232,19 +232,24 @@ def lowered(rows: Tensor, levels: Tensor, places: int) -> Tensor:
     return out
 
 
-def _in_wide_pairs(rows: Tensor, places: int) -> Tensor:
-    """Flat indices of both weights of each pair of neighbours that overflows; some come twice."""
+def wide_pairs(rows: Tensor, places: int, limit: float = LIMIT) -> tuple[Tensor, Tensor]:
+    """Flat indices of the first and the second weight of neighbours whose sum is above a limit.
+
+    Args:
+        rows: (C, K) integers, inputs outermost.
+        places: see `places_of`.
+        limit: of the sum's magnitude.
+    """
     length = rows.shape[1]
     last = length - places
-    found = []
+    firsts, seconds = [], []
     for first, second, count in ((0, places, last), (last, 1, places - 1)):
-        if not count:
-            continue
         sums = rows[:, first : first + count] + rows[:, second : second + count]
-        channel, place = _beyond(sums, LIMIT)
+        channel, place = _beyond(sums, limit)
         start = channel * length + place
-        found += [start + first, start + second]
-    return torch.cat(found) if found else torch.empty(0, dtype=torch.long, device=rows.device)
+        firsts.append(start + first)
+        seconds.append(start + second)
+    return torch.cat(firsts), torch.cat(seconds)
 
 
 def _beyond(sums: Tensor, limit: float) -> tuple[Tensor, Tensor]:
@@ -254,4 +259,5 @@ def _beyond(sums: Tensor, limit: float) -> tuple[Tensor, Tensor]:
         return channel, place
     # Ten times as fast as torch's comparison and nonzero.
     flat = torch.from_numpy(np.flatnonzero(sums.abs_().numpy() > limit))
-    return torch.div(flat, sums.shape[1], rounding_mode="floor"), flat % sums.shape[1]
+    width = max(1, sums.shape[1])
+    return torch.div(flat, width, rounding_mode="floor"), flat % width

@@ -90,6 +90,6 @@ def unpack_codes(packed: Tensor, width: int, count: int) -> Tensor:
 
 def entropy_bits(codes: Tensor, levels: int) -> float:
     """Shannon entropy of the codes, bits per code: what ideal entropy coding would take."""
-    counts = torch.bincount(codes.reshape(-1).to(torch.int64), minlength=levels).double()
+    counts = torch.bincount(codes.reshape(-1), minlength=levels).double()
     share = counts[counts > 0] / counts.sum()
     return float(-(share * torch.log2(share)).sum()) + 0.0

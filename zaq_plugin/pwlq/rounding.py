@@ -70,7 +70,7 @@ class Rounder:
         rows[wide] = lowered(integers, books, places) * scale
 
 
-_made: MutableMapping[Tensor, Rounder] = WeakIdKeyDictionary()
+REMEMBERED: MutableMapping[Tensor, Rounder] = WeakIdKeyDictionary()
 
 
 def rounder_of(edges: Tensor, spec: Format) -> Rounder:
@@ -79,10 +79,10 @@ def rounder_of(edges: Tensor, spec: Format) -> Rounder:
     Fake-quantizers keep their edges from one training step to the next, and grids and tables cost
     more than rounding a small layer does.
     """
-    made = _made.get(edges)
+    made = REMEMBERED.get(edges)
     if made is None or not made.fits(edges, spec):
         made = Rounder(edges, spec)
-        _made[edges] = made
+        REMEMBERED[edges] = made
     return made
 
 
@@ -90,7 +90,7 @@ def is_known(edges: object, spec: Format) -> bool:
     """Whether `rounder_of` has seen these very edges."""
     if not isinstance(edges, Tensor):
         return False
-    made = _made.get(edges)
+    made = REMEMBERED.get(edges)
     return made is not None and made.fits(edges, spec)
 
 

@@ -9,10 +9,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zaq_plugin.pwlq.base import SMALLEST_CLIP, Format
-from zaq_plugin.pwlq.kernels import codebook_of, from_rows, look_up, to_rows
+from zaq_plugin.pwlq.base import SMALLEST_CLIP, Format, Grid
+from zaq_plugin.pwlq.kernels import BLOCK, codebook_of, look_up, select, to_rows
 from zaq_plugin.pwlq.levels import INT8_MAX, build_grid, largest_magnitudes, with_tops
-from zaq_plugin.pwlq.overflow import HALF, LIMIT, integers_of, orders, worst_pairs
+from zaq_plugin.pwlq.overflow import (
+    HALF,
+    LIMIT,
+    integers_of,
+    orders,
+    places_of,
+    wide_pairs,
+    worst_pairs,
+)
 
 _LOWEST = 0.65
 """Grids coarser than this share of the finest that is allowed are not tried."""
@@ -100,53 +108,88 @@ def _least_change(
 
     Only pairs that are wide on the finest grid are looked at: `_until_allowed` finds the others.
     """
-    grid = build_grid(edges, spec)
-    book = codebook_of(grid)
-    rows = to_rows(w, axis)
-    codes = look_up(rows, grid, edges, spec, book.rank)
-    channels, count = book.levels.shape
-    flat = (codes + torch.arange(channels, device=codes.device).unsqueeze(1) * count).reshape(-1)
-    size = channels * count
-    number = torch.bincount(flat, minlength=size).view(channels, count).double()
-    total = torch.bincount(flat, rows.reshape(-1).double(), size).view(channels, count)
-    first, second = _wide_pairs(from_rows(flat.view_as(codes), w, axis), book.levels, axis)
+    grid, rows = build_grid(edges, spec), to_rows(w, axis)
+    book, clip = codebook_of(grid), largest_magnitudes(edges, spec)
+    rank = book.rank.to(torch.int16)
+    ideals = spec.signed_levels(edges).sort(dim=1).values.unsqueeze(1)
+    channels, count = rank.shape
     choice = torch.full_like(finest, float(HALF))
     tried = torch.arange(max(1, int((1 - _LOWEST) * float(finest.max()))), device=w.device)
-    ideal = spec.signed_levels(edges).sort(dim=1).values.unsqueeze(1)
-    clip = largest_magnitudes(edges, spec)
-    step = max(1, _CHUNK // (len(tried) * count))
+    # What a few channels need stays in cache.
+    step = max(1, min(_CHUNK // (len(tried) * count), BLOCK // rows.shape[1]))
     for start in range(0, channels, step):
-        part = slice(start, min(start + step, channels))
-        inside = (first >= start * count) & (first < part.stop * count)
-        pairs = first[inside] - start * count, second[inside] - start * count
+        part = slice(start, start + step)
+        some = Grid(grid.values[part], grid.thresholds[part], grid.scale[part], grid.integer)
+        codes = look_up(rows[part], some, edges[:, part], spec, rank[part])
+        pairs = _wide_pairs(codes, book.levels[part], w.shape, axis)
+        number, total = _sums_of_codes(codes, rows[part], count)
         tops = finest[part].unsqueeze(1) - tried
-        scale = (clip[part].unsqueeze(1) / tops.clamp(min=1)).unsqueeze(2)
-        levels = torch.round(ideal[part] / scale)
+        scale = clip[part].unsqueeze(1) / tops.clamp(min=1)
+        levels = torch.round(ideals[part] / scale.unsqueeze(2))
         worst = _pair_sums(levels, pairs)
         allowed = (worst <= LIMIT) & (tops >= _LOWEST * finest[part].unsqueeze(1))
-        values = levels.double() * scale
-        n, s = number[part].unsqueeze(1), total[part].unsqueeze(1)
-        change = (n * values.square() - 2 * s * values).sum(2)
-        change += ((n * values).sum(2) - s.sum(2)).square()
+        change = _change(levels.double(), scale.double(), number, total)
         best = change.masked_fill(~allowed, torch.inf).argmin(1, keepdim=True)
         chosen = torch.where(allowed.gather(1, best), tops.gather(1, best), float(HALF))
         choice[part] = chosen.squeeze(1)
     return choice
 
 
-def _wide_pairs(flat: Tensor, levels: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
-    """Pairs of codes, channel * L + code each, that are neighbours and nearly wide or wider."""
-    size = levels.reshape(-1)
-    firsts, seconds = [], []
-    for order in orders(flat, axis):
-        rows = flat.permute(order).reshape(levels.shape[0], -1)
-        values = size[rows]
-        wide = (values[:, 1:] + values[:, :-1]).abs_() >= LIMIT - 2
-        firsts.append(rows[:, 1:][wide])
-        seconds.append(rows[:, :-1][wide])
-    first, second = torch.cat(firsts), torch.cat(seconds)
-    keys = torch.unique(first * len(size) + second)
-    return torch.div(keys, len(size), rounding_mode="floor"), keys % len(size)
+def _sums_of_codes(codes: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(channels, L) float64 how many weights have each code, and their sum."""
+    starts = count * torch.arange(len(codes), dtype=torch.int32, device=codes.device)
+    flat, size = (codes + starts.unsqueeze(1)).reshape(-1), len(codes) * count
+    number = torch.bincount(flat, minlength=size).double()
+    total = torch.bincount(flat, rows.reshape(-1).double(), size)
+    return number.view(-1, count), total.view(-1, count)
+
+
+def _change(levels: Tensor, scale: Tensor, number: Tensor, total: Tensor) -> Tensor:
+    """(channels, tops) squared change of the weights, and of their sum, but for a constant.
+
+    Args:
+        levels: (channels, tops, L) in units of scale, float64 as all others are.
+        scale: (channels, tops).
+        number, total: (channels, L) of the weights at each level.
+    """
+    sums = torch.bmm(levels, torch.stack([number, total], 2))
+    of_levels, products = scale * sums[..., 0], scale * sums[..., 1]
+    squares = torch.bmm(levels.square_(), number.unsqueeze(2)).squeeze(2) * scale.square()
+    return squares - 2 * products + (of_levels - total.sum(1, keepdim=True)).square()
+
+
+def _wide_pairs(
+    codes: Tensor, levels: Tensor, shape: torch.Size, axis: int | None
+) -> tuple[Tensor, Tensor]:
+    """Pairs of codes, channel * L + code each, that are neighbours and nearly wide or wider.
+
+    Args:
+        codes: (channels, elements) positions in levels.
+        levels: (channels, L).
+        shape, axis: of the weight that these are some channels of.
+    """
+    channels, count = levels.shape
+    size = select(levels, codes.int())
+    ordered = (
+        [(codes, size, places_of(shape, axis))]
+        if axis is not None
+        else [
+            (
+                codes.view(shape).permute(order).reshape(1, -1),
+                size.view(shape).permute(order).reshape(1, -1),
+                1,
+            )
+            for order in orders(codes.view(shape), axis)
+        ]
+    )
+    found = []
+    for own, sizes, places in ordered:
+        first, second = wide_pairs(sizes, places, LIMIT - 2.5)
+        channel = torch.div(first, own.shape[1], rounding_mode="floor") * count
+        flat = own.reshape(-1)
+        found.append((channel + flat[first]) * (channels * count) + channel + flat[second])
+    keys = torch.unique(torch.cat(found))
+    return torch.div(keys, channels * count, rounding_mode="floor"), keys % (channels * count)
 
 
 def _pair_sums(levels: Tensor, pairs: tuple[Tensor, Tensor]) -> Tensor:

@@ -231,3 +231,14 @@ def test_stock_reference_conversion_has_the_levels(make_net, images):
     assert torch.equal(reference.fc.get_weight(), quantize(weight["fc"], FOUR).dequantize())
     audit = zaq_fx.audit(reference)
     assert audit["fc"].kernel == "float on int8 levels (reference)"
+
+
+def test_conversion_draws_no_random_numbers(make_net, images):
+    """The host builds layers with random weights, which it replaces; nobody's seed is used up."""
+    prepared = zaq_fx.prepare(make_net(), (images,), FOUR)
+    zaq_fx.calibrate(prepared, [images])
+    before = torch.get_rng_state()
+    converted = zaq_fx.convert(prepared)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert torch.equal(zaq_fx.convert(prepared)(images), converted(images))

@@ -8,7 +8,7 @@ import torch
 
 from zaq_plugin.pwlq import PWLQSpec, UniformSpec, fake_quantize, solve_edges, spec_from_name
 from zaq_plugin.pwlq.functional import complete_edges
-from zaq_plugin.pwlq.rounding import _made
+from zaq_plugin.pwlq.rounding import REMEMBERED
 
 SPECS = [
     PWLQSpec(4),
@@ -93,7 +93,7 @@ def test_nothing_is_remembered_of_edges_that_are_gone():
     edges = complete_edges(w, solve_edges(w, spec), spec, 0)
     fake_quantize(w, spec, edges=edges)
     gc.collect()
-    count = len(_made)
+    count = len(REMEMBERED)
     del edges
     gc.collect()
-    assert len(_made) == count - 1
+    assert len(REMEMBERED) == count - 1
