@@ -10,7 +10,8 @@ quiet the machine was.
     python -m benchmarks.devices --tool executorch --task cifar10 --data DATA --work FOLDER
 
 Each row is appended to ``benchmarks/results/devices.jsonl`` at once; one that is there is not made
-again. ``--tables`` writes the page of the rows.
+again. A network that a tool's own quantizer fails on gets a row that says so. ``--tables`` writes
+the page of the rows.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from benchmarks.devices.tables import tables
 from benchmarks.field.jobs import job
 from benchmarks.rows import RESULTS, append_row, command_line, read_rows
 from benchmarks.timing import alternating
+from zaq_plugin.errors import in_short
 
 NEEDS = """Needs executorch or litert-torch, and --data DIR. Takes one to ten minutes a network and
 tool."""
@@ -86,8 +88,16 @@ def measure(
         if kind in rows and path.exists():
             runs[kind] = tools.TOOLS[tool].run(path)
             continue
+        if rows.get(kind, {}).get("refused"):
+            continue
         begin = time.perf_counter()
-        runs[kind], checked = make(tool, kind, subject.model, calibration, path)
+        try:
+            runs[kind], checked = make(tool, kind, subject.model, calibration, path)
+        except ValueError as error:
+            if not kind.startswith("stock"):
+                raise
+            write({**common, "kind": kind, "refused": in_short(error)})
+            continue
         seconds = time.perf_counter() - begin
         answers = torch.cat([runs[kind](x[None].contiguous()) for x in images])
         blob = path.read_bytes()

@@ -32,7 +32,8 @@ def tables(rows: list[Row]) -> str:
     for tool, task in dict.fromkeys((row["tool"], row["task"]) for row in rows):
         own = [row for row in rows if (row["tool"], row["task"]) == (tool, task)]
         times: dict[str, float] = next((row["ms"] for row in own if row["kind"] == "latency"), {})
-        own = [row for row in own if row["kind"] != "latency"]
+        refused = [row for row in own if "refused" in row]
+        own = [row for row in own if row["kind"] != "latency" and row not in refused]
         own.sort(key=lambda row: ORDER.index(row["kind"]))
         first = own[0]
         parts.append(
@@ -44,6 +45,7 @@ def tables(rows: list[Row]) -> str:
         stock = next((row for row in own if row["kind"].startswith("stock")), None)
         lines = table(heads, [_cells(row, stock, times) for row in own], "l")
         parts.append("\n".join(lines) + "\n")
+        parts += [f"\n{row['kind']}: the tool refuses, {row['refused']}\n" for row in refused]
     return "".join(parts)
 
 

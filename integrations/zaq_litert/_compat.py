@@ -15,6 +15,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import litert_torch
+from litert_torch._convert.fx_passes import OptimizeLayoutTransposesPass
 from litert_torch.quantize.pt2e_quantizer import (
     PT2EQuantizer,
     get_symmetric_quantization_config,
@@ -40,7 +41,7 @@ def static() -> Any:
 
 def convert(model: Any, example: tuple[Any, ...], quantized: bool) -> bytes:
     """A `.tflite` file's bytes."""
-    with quiet():
+    with quiet(), layouts_stay_known():
         options = {"quant_config": static()} if quantized else {}
         program = litert_torch.convert(model, example, **options)
         return bytes(program.model_content())
@@ -49,6 +50,29 @@ def convert(model: Any, example: tuple[Any, ...], quantized: bool) -> bytes:
 def operators(interpreter: Any) -> list[dict[str, Any]]:
     """Name, inputs and outputs of every operator of an interpreter's graph."""
     return list(interpreter._get_ops_details())
+
+
+@contextlib.contextmanager
+def layouts_stay_known() -> Iterator[None]:
+    """Where the converter turns a value around for one reader, others still know how it lies.
+
+    It overwrites the mark that says so; of two paddings of one quantized value, the second one is
+    turned around twice then, and its layer gets rows for channels.
+    """
+    owner = OptimizeLayoutTransposesPass
+    before = owner.insert_t_q_dq
+
+    def insert(self: Any, graph: Any, values: Any, *rest: Any) -> Any:
+        meta = values.meta
+        made = before(self, graph, values, *rest)
+        values.meta = meta
+        return made
+
+    owner.insert_t_q_dq = insert
+    try:
+        yield
+    finally:
+        owner.insert_t_q_dq = before
 
 
 @contextlib.contextmanager

@@ -29,8 +29,8 @@ PRESCRIBED = {
 UNIT_LENGTH = (1 / 128, 0)
 """Those of vectors that are divided by their length, which is one operator in a file."""
 
-_BETWEEN = {_aten.clamp_min.default, _aten.clamp.default, _aten.expand.default}
-_BETWEEN |= {_aten.expand_as.default}
+_EXPANDS = {_aten.expand.default, _aten.expand_as.default}
+_BETWEEN = {_aten.clamp_min.default, _aten.clamp.default} | _EXPANDS
 _SHAPES = {_aten.flatten.using_ints, _aten.reshape.default, _aten.view.default}
 _PRODUCTS = {_aten.matmul.default, _aten.bmm.default}
 _POOLS = {_aten.avg_pool1d.default, _aten.avg_pool2d.default}
@@ -49,7 +49,10 @@ def with_kernel_grids(graph: GraphModule) -> GraphModule:
     model = copy.deepcopy(graph)
     raise_steps(model)
     for node in list(model.graph.nodes):
-        prescribed = UNIT_LENGTH if _divides_by_length(node) else PRESCRIBED.get(node.target)
+        prescribed = PRESCRIBED.get(node.target)
+        if _divides_by_length(node):
+            prescribed = UNIT_LENGTH
+            _divide_without_expanding(node)
         if prescribed is not None:
             for codes in _grids_behind(node):
                 put_on(codes, *prescribed)
@@ -64,7 +67,10 @@ def with_kernel_grids(graph: GraphModule) -> GraphModule:
 
 
 def _divides_by_length(node: Node) -> bool:
-    """Whether this is ``torch.nn.functional.normalize`` of the last dimension."""
+    """Whether this is ``torch.nn.functional.normalize`` of the last dimension, or of channels.
+
+    Channels of images are last in a file.
+    """
     if node.target is not _aten.div.Tensor:
         return False
     vectors: Any = node.args[0]
@@ -74,8 +80,17 @@ def _divides_by_length(node: Node) -> bool:
     if not isinstance(length, Node) or length.target is not _aten.linalg_vector_norm.default:
         return False
     value, order, axes = node.meta.get("val"), argument(length, 1), argument(length, 2)
-    last = ([-1], [value.dim() - 1]) if isinstance(value, Tensor) else ([-1],)
+    last: list[list[int]] = [[-1]]
+    if isinstance(value, Tensor):
+        last += [[value.dim() - 1]] + ([[1], [-3]] if value.dim() == 4 else [])
     return order == 2 and axes in last and _source(argument(length, 0)) is _source(vectors)
+
+
+def _divide_without_expanding(node: Node) -> None:
+    """The quotient is the same; the converter expands to torch's order of axes, not the file's."""
+    length: Any = node.args[1]
+    if length.target in _EXPANDS:
+        node.replace_input_with(length, length.args[0])
 
 
 def _source(node: Node) -> Any:
@@ -116,9 +131,10 @@ def _pool_on_its_inputs_grid(model: GraphModule, pool: Node) -> None:
         return
     own = source.args[1:]
     others = [u for u in pool.users if u.target in QUANTIZE and u.args[1:] != own]
-    if not others:
+    value = pool.meta.get("val")
+    if not others or not isinstance(value, Tensor):
         return
-    axes = pool.meta["val"].dim()
+    axes = value.dim()
     if len(argument(source, 0).users) > 1 and any(argument(pool, 3) or ()):
         pool.replace_input_with(source, round_behind(_times_one(model, source, axes), own))
     product = _times_one(model, round_behind(pool, own), axes)

@@ -4,6 +4,7 @@
 * Casts that change nothing are taken out.
 * What is computed from parameters alone becomes a parameter: the weights of weight-standardised
   convolutions (nfnet, BiT), of ``weight_norm``, ``spectral_norm``, pruning and parametrizations.
+  A weight that is a buffer (a cosine transform, a blur) becomes a parameter that does not train.
 * Padding with minus infinity before max pooling (SAME padding) repeats the border instead: the
   maximum is the same, and a range of activations exists.
 * BatchNorm without running statistics is written in elementary operators. Its statistics are the
@@ -71,6 +72,7 @@ def rewrite(model: GraphModule) -> list[str]:
     drop_casts(model)
     _take_export_form(model)
     computed = bake_constants(model)
+    adopt_buffers(model)
     if computed:
         notes.append(f"{len(computed)} weights are computed from parameters; their values are used")
     if repeat_borders(model):
@@ -148,6 +150,17 @@ def bake_constants(model: GraphModule) -> list[str]:
         _rename(model, fresh, name)
     model.recompile()
     return list(layers)
+
+
+def adopt_buffers(model: GraphModule) -> None:
+    """Makes weights of layers that are buffers parameters, which need no gradients."""
+    for node in model.graph.nodes:
+        source = argument(node, 1) if node.target in WEIGHTED else None
+        if isinstance(source, Node) and source.op == "get_attr":
+            value = tensor_at(model, str(source.target))
+            if not isinstance(value, nn.Parameter) and value.is_floating_point():
+                frozen = nn.Parameter(value.detach(), requires_grad=False)
+                put_tensor(model, str(source.target), frozen)
 
 
 def _parameters_of(node: Node) -> tuple[int, ...]:

@@ -40,3 +40,11 @@ def test_shares_of_the_tools_own_int8() -> None:
 def test_a_run_that_is_not_finished() -> None:
     text = tables([row("float"), row("stock 8/8")])
     assert text.count("| – | – | – |") == 2
+
+
+def test_what_a_tool_refuses_is_told_with_its_reason() -> None:
+    common = {key: row("float")[key] for key in ("tool", "task", "versions")}
+    refused = {**common, "kind": "stock 8/8", "refused": "ValueError: no kernel"}
+    text = tables([refused, row("float"), row("ours 5/8", verified=True)])
+    assert "| ours 5/8 | 300 | 250 | – | 89.0 | 98.0 | – | – | yes |" in text
+    assert text.rstrip().endswith("stock 8/8: the tool refuses, ValueError: no kernel")

@@ -268,6 +268,31 @@ class PaddedWithOne(nn.Module):
         return self.last(nn.functional.pad(self.inner(x), (0, 2, 1, 0), value=-2.0))
 
 
+class UnitPixels(nn.Module):
+    """Channels of every pixel, of length one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(nn.functional.normalize(self.first(x), dim=1))
+
+
+class PaddedTwice(nn.Module):
+    """One value in two ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+        self.last = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y = self.second(nn.functional.pad(x, (0, 0, 2, 0)))
+        return y + self.last(nn.functional.pad(x, (0, 0, 1, 1), value=1.0))
+
+
 class Upsampled(nn.Module):
     """As decoders of segmentation networks do it."""
 
@@ -325,7 +350,7 @@ class Sequence1d(nn.Module):
     [
         *(SplitGate, Attention, DroppedAndJoined, CastAndJoined),
         *(Silent, SameTwice, UnitLength, PaddedWithOne),
-        *(Upsampled, PooledAndJoined, PooledTwice, Sequence1d),
+        *(UnitPixels, PaddedTwice, Upsampled, PooledAndJoined, PooledTwice, Sequence1d),
     ],
 )
 def test_grids_follow_values_through_shapes_and_joins(

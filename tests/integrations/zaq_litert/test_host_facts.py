@@ -1,9 +1,10 @@
 """What zaq_litert leans on in LiteRT, fact by fact; if one fails, the tool has changed."""
 
+import contextlib
 from typing import Any
 
 import pytest
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 
@@ -41,3 +42,33 @@ def test_operators_have_names_and_tensors(exported: Any) -> None:
     assert with_delegate[-1]["op_name"] == "DELEGATE"
     assert all(node["op_name"] != "DELEGATE" for node in without)
     assert {"op_name", "inputs", "outputs"} <= set(without[0])
+
+
+class TwoPaddings(nn.Module):
+    """Of one value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y = self.second(nn.functional.pad(x, (0, 0, 2, 0)))
+        return y + self.second(nn.functional.pad(x, (0, 0, 1, 1)))
+
+
+def test_the_converter_forgets_how_a_value_lies(
+    images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Used by `zaq_litert._compat.layouts_stay_known`, which goes when this fails."""
+    import zaq_litert
+    from zaq_litert import _compat
+    from zaq_litert.lowering import unfolded
+
+    prepared = zaq_litert.prepare(TwoPaddings().eval(), (images[:1],))
+    prepared(images)
+    graph = unfolded(zaq_litert.convert(prepared))
+    assert _compat.convert(graph, (images[:1],), quantized=True)[4:8] == b"TFL3"
+    monkeypatch.setattr(_compat, "layouts_stay_known", contextlib.nullcontext)
+    with pytest.raises(RuntimeError, match="to have 8 channels"):
+        _compat.convert(graph, (images[:1],), quantized=True)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
 from zaq_plugin.pwlq import UniformSpec, quantize
+from zaq_plugin.strategies import Request, apply
+from zaq_plugin.student.host import find_host
 from zaq_pt2e import PWLQQuantizer, audit
 from zaq_pt2e.casts import drop_casts
 from zaq_pt2e.graph import constant_value, layers
@@ -359,3 +361,30 @@ def test_include_names_the_layer_of_a_computed_weight(
     quantizer = PWLQQuantizer(SPEC, include=["0"])
     records = audit(prepare(model.eval(), images, export, False, quantizer))
     assert {r.name for r in records.quantized} == {"0"}
+
+
+class Transform(nn.Module):
+    """A fixed linear map, as cosine transforms are, and its output on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix, self.last = nn.Buffer(torch.randn(17, 17)), nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(nn.functional.linear(x, self.matrix))
+
+
+@torch.no_grad()
+def test_a_weight_that_is_a_buffer_is_quantized_and_does_not_train() -> None:
+    """It was an AssertionError; the user's model keeps its buffer."""
+    model, images = Transform().eval(), torch.randn(8, 3, 17, 17)
+    before, expected = model.matrix.clone(), model(images)
+    request = Request(5, 8, example_inputs=(images[:2],), images=images, host="pt2e")
+    student = apply("pwlq+gptq", model, request).model
+    assert not student.get_parameter("matrix").requires_grad
+    assert dict(model.named_buffers()).keys() == {"matrix"}
+    assert torch.equal(model.matrix, before)
+    converted = find_host("pt2e").convert(student)
+    assert {record.name for record in audit(converted).quantized} >= {"last"}
+    assert len(audit(converted).quantized) == 2
+    assert sqnr(expected, converted(images)) > 20  # four MAC bits
