@@ -5,12 +5,13 @@
     python -m benchmarks.norm_free --tables
 
 A vision transformer, a ConvNeXt and a Fixup ResNet, each trained here on CIFAR-10's ``train``
-images and on scikit-learn's digits (`benchmarks.data.norm_free`). One method, ``pwlq+gptq`` with 32
-images, at several widths; only the images differ: real ones of the training images, or those of
-`benchmarks.norm_free.sources` that have an aim on the network. Agreement with the float network and
-mean KL divergence are measured on training images held back, which may choose a default, and on
-test images, which may not; with ``--held-back`` test images are left alone. What ``--out`` holds is
-not run again.
+images and on scikit-learn's digits (`benchmarks.data.norm_free`). 32 images calibrate a method at
+several widths: real ones of the training images, or those of `benchmarks.norm_free.sources` that
+have an aim on the network. ``--method`` says which; rows that compare all sources at more than
+4-bit activations are of ``pwlq+gptq+top-k``, whose ranges are medians of extremes. Agreement with
+the float network and mean KL divergence are measured on training images held back, which may choose
+a default, and on test images, which may not; with ``--held-back`` test images are left alone. What
+``--out`` holds is not run again.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from zaq_plugin.ptq.analytic import LeastCubesObserver, LeastSquaresObserver
 from zaq_plugin.pwlq import QuantSpec
 from zaq_plugin.pwlq.registry import format_named
 from zaq_plugin.strategies.stage import Stage, Work
+from zaq_plugin.zero_shot.statistics import has_batch_norm
 
 
 class MinMaxWeights(Stage):
@@ -125,10 +126,13 @@ class LeastCubesActivations(ObservedActivations):
 
 
 class ActivationsByWidth(ObservedActivations):
-    """Medians of extremes (PWLQ, section 4); at `FEW` bits and fewer the clip of least cubed error.
+    """Medians of extremes (PWLQ, section 4), or the clip of least cubed error.
 
-    Where a step is coarse a clip below the extremes pays. Least squares clip too much on some
-    networks and medians too little on others; benchmarks/results/field_choice.md has both.
+    Cubes are taken at `FEW` bits and fewer, where a step is coarse and a clip below the extremes
+    pays: least squares clip too much on some networks and medians too little on others. They are
+    taken at any width in networks without BatchNorm. Nothing keeps their activations in a range,
+    their rare extremes carry decisions, and a median of them cuts half off
+    (benchmarks/results/field_regrets.md).
     """
 
     name = "activations-by-width"
@@ -137,7 +141,8 @@ class ActivationsByWidth(ObservedActivations):
         """Choose the observer."""
         bits = work.request.activation_bits
         few = bits is not None and bits <= FEW
-        work.observer = LeastCubesObserver if few else TopKMedianObserver
+        cubes = few or not has_batch_norm(work.model)
+        work.observer = LeastCubesObserver if cubes else TopKMedianObserver
 
 
 class CorrectBias(Stage):

@@ -46,6 +46,21 @@ def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether there is any BatchNorm with running statistics, as a module or as a graph's operator.
+
+    The model is not changed.
+    """
+    if batch_norms(model):
+        return True
+    graphs = [part.graph for part in model.modules() if isinstance(part, fx.GraphModule)]
+    return any(
+        node.op == "call_function" and "batch_norm" in str(node.target)
+        for graph in graphs
+        for node in graph.nodes
+    )
+
+
 def insert_probes(model: nn.Module) -> int:
     """Put a probe before each batch-norm operator of a graph; returns how many.
 

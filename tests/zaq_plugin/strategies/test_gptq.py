@@ -35,6 +35,25 @@ def test_few_levels_are_clipped_by_least_cubes(
     assert not torch.equal(mine(real), apply(f"{name}+{other}", model, request).model(real))
 
 
+@pytest.mark.parametrize("bits", [4, 6, 8])
+@pytest.mark.parametrize("name", ["pwlq", "gptq"])
+def test_without_batch_norm_least_cubes_clip_at_any_width(
+    request_of: Make, real: Tensor, name: str, bits: int
+) -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5)
+    ).eval()
+    plain(real)
+    request = request_of(4, bits, images=real)
+    mine, wanted, other = (
+        apply(n, plain, request).model(real)
+        for n in (name, f"{name}+cube-activations", f"{name}+top-k")
+    )
+    assert torch.equal(mine, wanted)
+    assert not torch.equal(mine, other)
+
+
 @pytest.mark.parametrize("levels", ["uniform", "pwlq"])
 def test_gptq_rounds_the_float_weights_for_the_inputs_that_the_student_has(
     levels: str, model: nn.Module, request_of: Make, real: Tensor

@@ -15,6 +15,7 @@ from zaq_plugin.zero_shot.statistics import (
     BatchNormLoss,
     ChannelMoments,
     batch_norms,
+    has_batch_norm,
     insert_probes,
 )
 
@@ -127,3 +128,16 @@ def test_without_batch_norm_the_term_falls_away(caplog: pytest.LogCaptureFixture
 
 def test_probes_are_for_graphs_only(tiny: Callable[..., nn.Module]) -> None:
     assert insert_probes(tiny()) == 0
+
+
+def test_batch_norm_is_found_in_modules_and_in_graphs_which_stay_as_they_are() -> None:
+    eager, example = Functional().eval(), torch.zeros(2, 3, 8, 8)
+    traced = torch.fx.symbolic_trace(eager)  # its module is gone, the call is left
+    exported = torch.export.export(nn.Sequential(eager.conv, eager.norm), (example,)).module()
+    before = str(exported.graph)
+    assert all(has_batch_norm(model) for model in (eager, traced, exported))
+    assert str(exported.graph) == before
+    without = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.LayerNorm(6)).eval()
+    assert not has_batch_norm(without)
+    assert not has_batch_norm(torch.export.export(without, (example,)).module())
+    assert not has_batch_norm(nn.BatchNorm2d(3, track_running_stats=False))
