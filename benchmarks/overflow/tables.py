@@ -28,8 +28,9 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         "",
         "`pairs` is the default: on CIFAR-10 it costs less than 0.1 dB up to 4 MAC bits, 0.3 and",
         "0.7 dB at 5 and 6, and up to 0.6 points of agreement (one standard error: 0.2 to 0.6),",
-        "while `allowed` loses 3 to 4 points without VNNI (MobileNetV1 on PT2E: 20 to 23, and",
-        "`pairs` nothing). Uniform weights of 8 bits lose most,",
+        "while `allowed` loses 3 to 5 points without VNNI (MobileNetV1 on PT2E and OpenVINO: 20 to",
+        "25) and `pairs` nothing: on OpenVINO its figures are the same on both. Uniform weights of",
+        "8 bits lose most,",
         "2.4 dB, and still agree better than the host's own default, which leaves a bit of all",
         "activations unused (`stock`).",
     ]
