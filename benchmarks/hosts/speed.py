@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ import zaq_pt2e
 from benchmarks.processor import processor
 from benchmarks.rows import command_line
 from benchmarks.tables import table
-from benchmarks.timing import alternating
+from benchmarks.timing import Times, alternating
 from zaq_plugin.pwlq import PWLQSpec
 
 NEEDS = """Needs timm, torchao and a quiet machine. Takes some minutes."""
@@ -51,7 +51,7 @@ STEP_LIMIT, LATENCY_LIMIT = 1.25, 1.05
 
 @dataclass
 class Row:
-    """One line of the table; seconds."""
+    """One line of the table; seconds of processor."""
 
     what: str
     pwlq: float
@@ -66,6 +66,12 @@ class Row:
             ratio += f" (limit {self.limit:.2f})"
         floating = "" if self.floating is None else f"{1e3 * self.floating:.1f}"
         return [self.what, f"{1e3 * self.pwlq:.1f}", f"{1e3 * self.stock:.1f}", ratio, floating]
+
+
+def row_of(what: str, taken: Mapping[str, Times], limit: float) -> Row:
+    """The line of three calls that took turns."""
+    pwlq, stock, floating = (taken[kind].processor for kind in ("pwlq", "stock", "float"))
+    return Row(what, pwlq, stock, floating, limit)
 
 
 def training_step(model: nn.Module, images: Tensor) -> Callable[[], None]:
@@ -91,10 +97,10 @@ def inference(model: nn.Module, images: Tensor) -> Callable[[], None]:
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    """What a call returns, and its seconds."""
-    start = time.perf_counter()
+    """What a call returns, and its seconds of processor."""
+    start = time.process_time()
     result = call()
-    return result, time.perf_counter() - start
+    return result, time.process_time() - start
 
 
 class FX:
@@ -184,12 +190,12 @@ def measure(host: FX | PT2E, repeats: int) -> list[Row]:
     steps["float"] = training_step(floating, images)
     taken = alternating(steps, repeats)
     name = f"{host.name}: training step, observers on"
-    rows.append(Row(name, taken["pwlq"].wall, taken["stock"].wall, taken["float"].wall, STEP_LIMIT))
+    rows.append(row_of(name, taken, STEP_LIMIT))
     for model in trained.values():
         host.freeze(model)
     taken = alternating(steps, repeats)
     name = f"{host.name}: training step, ranges frozen"
-    rows.append(Row(name, taken["pwlq"].wall, taken["stock"].wall, taken["float"].wall, STEP_LIMIT))
+    rows.append(row_of(name, taken, STEP_LIMIT))
     spent = {
         kind: timed(partial(host.convert, model, kind == "pwlq"))[1]
         for kind, model in trained.items()
@@ -204,9 +210,7 @@ def measure(host: FX | PT2E, repeats: int) -> list[Row]:
     calls["float"] = inference(copy.deepcopy(host.model).eval(), images)
     taken = alternating(calls, 3 * repeats)
     name = f"{host.name}: latency of the converted model"
-    rows.append(
-        Row(name, taken["pwlq"].wall, taken["stock"].wall, taken["float"].wall, LATENCY_LIMIT)
-    )
+    rows.append(row_of(name, taken, LATENCY_LIMIT))
     rows.append(
         Row(f"{host.name}: conversion after calibration", seconds["pwlq"], seconds["stock"])
     )
@@ -219,9 +223,9 @@ def markdown(rows: list[Row], settings: str) -> str:
     lines = table(head, [[*row.cells(), processor()] for row in rows], "lrrrrl")
     notes = (
         f"{SPEC.label} against the host's default 8-bit quantizer. {settings} Medians of "
-        "alternating runs; conversions are single runs. Stock conversion after training in PT2E "
-        "compares the graph with patterns; ours follows the nodes. Solving for breakpoints is part "
-        "of our conversion after calibration."
+        "alternating runs, milliseconds of processor; conversions are single runs. Stock "
+        "conversion after training in PT2E compares the graph with patterns; ours follows the "
+        "nodes. Solving for breakpoints is part of our conversion after calibration."
     )
     return f"# Speed inside the hosts\n\n{notes}\n\n" + "\n".join(lines) + "\n"
 

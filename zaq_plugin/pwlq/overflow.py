@@ -129,14 +129,13 @@ def lower(integers: Tensor, edges: Tensor, spec: Format, axis: int | None) -> No
     """
     books = reachable(build_grid(edges, spec), edges, spec)
     if axis is not None:
-        rows = to_rows(integers, axis)
-        moved = lowered(rows, books, places_of(integers.shape, axis))
+        moved = _lowered(to_rows(integers, axis), books, places_of(integers.shape, axis))
         integers.copy_(from_rows_shape(moved, tuple(integers.shape), axis))
         return
     for order in orders(integers, axis):
         permuted = integers.permute(order)
         rows = permuted.reshape(1, -1)
-        permuted.copy_(lowered(rows, books, 1).reshape(permuted.shape))
+        permuted.copy_(_lowered(rows, books, 1).reshape(permuted.shape))
 
 
 def reachable(grid: Grid, edges: Tensor, spec: Format) -> Tensor:
@@ -196,20 +195,34 @@ def orders(integers: Tensor, axis: int | None) -> Iterator[list[int]]:
         yield [first, *others[1:], *others[:1]]
 
 
-def lowered(rows: Tensor, levels: Tensor, places: int) -> Tensor:
-    """Rows (C, K) in which no two neighbours of one sign are above `LIMIT` together; a new tensor.
+def _lowered(rows: Tensor, levels: Tensor, places: int) -> Tensor:
+    """Rows (C, K) of integers with what `smaller` says; a new tensor."""
+    out = rows.to(levels).clone(memory_format=torch.contiguous_format)
+    at, value = smaller(out, levels, places)
+    out.view(-1)[at] = value
+    return out
+
+
+def smaller(
+    rows: Tensor, levels: Tensor, places: int, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Weights that are too large beside a neighbour of their sign, and what they become.
 
     Training moves few weights at a step, so only pairs that overflow are looked at.
 
     Args:
-        rows: integers, inputs outermost.
-        levels: (C, L) ascending.
+        rows: (C, K) contiguous, inputs outermost: integers, or these times the scale.
+        levels: (C, L) ascending integers.
         places: see `places_of`.
+        scale: (C,), or None.
+
+    Returns:
+        Flat indices, some of which come twice, and integers.
     """
-    out = rows.to(levels).clone(memory_format=torch.contiguous_format)
-    length, flat = out.shape[1], out.view(-1)
-    at = torch.cat(wide_pairs(out, places))
-    place = at % length
+    limit = LIMIT + 0.5 if scale is None else (LIMIT + 0.5) * scale.unsqueeze(1)
+    length, flat = rows.shape[1], rows.view(-1)
+    at = torch.cat(wide_pairs(rows, places, limit))
+    channel, place = torch.div(at, length, rounding_mode="floor"), at % length
     last = length - places  # where the last input's weights begin
     # Kernels add all inputs at one place, then those at the next one.
     earlier = torch.where(place >= places, at - places, at + last - 1)
@@ -217,28 +230,30 @@ def lowered(rows: Tensor, levels: Tensor, places: int) -> Tensor:
     value = flat[at]
     before = torch.where(place > 0, flat[earlier.clamp(min=0)], 0)
     after = torch.where(place < length - 1, flat[later.clamp(max=len(flat) - 1)], 0)
+    if scale is not None:
+        step = scale[channel]
+        value, before, after = (torch.round(x / step) for x in (value, before, after))
     positive = value > 0
-    larger, smaller = torch.maximum(before, after), -torch.minimum(before, after)
-    beside = torch.where(positive, larger, smaller).clamp_(min=0)  # of the same sign
+    larger, least = torch.maximum(before, after), -torch.minimum(before, after)
+    beside = torch.where(positive, larger, least).clamp_(min=0)  # of the same sign
     room = (LIMIT - beside).clamp_(min=HALF)
     large = value.abs() > room
     at, positive, room = at[large], positive[large], room[large]
-    books = levels[torch.div(at, length, rounding_mode="floor")]
+    books = levels[channel[large]]
     # The first level above; of negative ones the first above the next smaller integer.
-    limit = torch.where(positive, room, -room - 1).unsqueeze(1)
-    index = torch.searchsorted(books, limit, right=True).squeeze(1) - positive.long()
+    bound = torch.where(positive, room, -room - 1).unsqueeze(1)
+    index = torch.searchsorted(books, bound, right=True).squeeze(1) - positive.long()
     index = index.clamp_(0, levels.shape[1] - 1).unsqueeze(1)
-    flat[at] = books.gather(1, index).squeeze(1)
-    return out
+    return at, books.gather(1, index).squeeze(1)
 
 
-def wide_pairs(rows: Tensor, places: int, limit: float = LIMIT) -> tuple[Tensor, Tensor]:
+def wide_pairs(rows: Tensor, places: int, limit: float | Tensor) -> tuple[Tensor, Tensor]:
     """Flat indices of the first and the second weight of neighbours whose sum is above a limit.
 
     Args:
-        rows: (C, K) integers, inputs outermost.
+        rows: (C, K), inputs outermost.
         places: see `places_of`.
-        limit: of the sum's magnitude.
+        limit: of the sum's magnitude, or (C, 1) of each channel's.
     """
     length = rows.shape[1]
     last = length - places
@@ -252,12 +267,13 @@ def wide_pairs(rows: Tensor, places: int, limit: float = LIMIT) -> tuple[Tensor,
     return torch.cat(firsts), torch.cat(seconds)
 
 
-def _beyond(sums: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+def _beyond(sums: Tensor, limit: float | Tensor) -> tuple[Tensor, Tensor]:
     """Rows and columns of magnitudes above a limit."""
     if sums.is_cuda:
         channel, place = (sums.abs_() > limit).nonzero(as_tuple=True)
         return channel, place
     # Ten times as fast as torch's comparison and nonzero.
-    flat = torch.from_numpy(np.flatnonzero(sums.abs_().numpy() > limit))
+    bound = limit.numpy() if isinstance(limit, Tensor) else limit
+    flat = torch.from_numpy(np.flatnonzero(sums.abs_().numpy() > bound))
     width = max(1, sums.shape[1])
     return torch.div(flat, width, rounding_mode="floor"), flat % width

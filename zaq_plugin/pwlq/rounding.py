@@ -11,7 +11,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from zaq_plugin.pwlq.base import INT8_MAX, Format, Grid
 from zaq_plugin.pwlq.kernels import from_rows, look_up, look_up_in, table_of, to_rows
 from zaq_plugin.pwlq.levels import build_grid
-from zaq_plugin.pwlq.overflow import lower, lowered, places_of, reachable, wide_channels
+from zaq_plugin.pwlq.overflow import lower, places_of, reachable, smaller, wide_channels
 
 
 class Rounder:
@@ -63,11 +63,12 @@ class Rounder:
         wide = wide_channels(rows, grid.scale, places)
         if not len(wide):
             return
-        scale = grid.scale[wide].unsqueeze(1)
         some = Grid(grid.values[wide], grid.thresholds[wide], grid.scale[wide], True)
         books = reachable(some, edges[:, wide], self.spec)
-        integers = torch.round(rows.index_select(0, wide) / scale)
-        rows[wide] = lowered(integers, books, places) * scale
+        at, levels = smaller(rows.index_select(0, wide), books, places, some.scale)
+        length = rows.shape[1]
+        channel = wide[torch.div(at, length, rounding_mode="floor")]
+        rows.view(-1)[channel * length + at % length] = levels * grid.scale[channel]
 
 
 REMEMBERED: MutableMapping[Tensor, Rounder] = WeakIdKeyDictionary()
