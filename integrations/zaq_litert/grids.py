@@ -44,7 +44,8 @@ def with_kernel_grids(graph: GraphModule) -> GraphModule:
     operators and of ``normalize`` are on their grids. Products of two activations are quantized
     before their shape changes, and not behind it (the same values): the converter merges the two
     otherwise, and refuses its own result. Padding is with zeros, which are on every grid. Pooling
-    is on the grid of what is pooled, and put on its own grid behind.
+    is on the grid of what is pooled, and put on its own grid behind. What was on a grid before its
+    shape or order changed, or parts were taken, stays on it.
     """
     model = copy.deepcopy(graph)
     raise_steps(model)
@@ -62,6 +63,8 @@ def with_kernel_grids(graph: GraphModule) -> GraphModule:
             _pad_with_zeros(model, node)
         elif node.target in _POOLS:
             _pool_on_its_inputs_grid(model, node)
+    for node in model.graph.nodes:
+        _stay_on_a_grid(node)
     model.recompile()
     return model
 
@@ -104,6 +107,24 @@ def _grids_behind(node: Node) -> Iterator[Node]:
             yield from _grids_behind(user)
         elif user.target in QUANTIZE and argument(user, 5) is torch.int8:
             yield user
+
+
+def _stay_on_a_grid(codes: Node) -> None:
+    """``quantize(move(dequantize(c)))`` on the grid of c, where no concatenation reads it.
+
+    The values are on that grid; another one cannot tell more of them. The converter would move the
+    other one in front of a change of shape, and refuse its own result.
+    """
+    if codes.target not in QUANTIZE or argument(codes, 5) is not torch.int8:
+        return
+    source: Any = codes.args[0]
+    while isinstance(source, Node) and source.target in MOVES:
+        source = source.args[0]
+    if not isinstance(source, Node) or source.target not in DEQUANTIZE:
+        return
+    readers = {user.target for values in codes.users for user in values.users}
+    if source.args[1:] != codes.args[1:] and _aten.cat.default not in readers:
+        put_on(codes, float(argument(source, 1)), int(argument(source, 2)))
 
 
 def _quantize_before_shape(product: Node) -> None:

@@ -268,6 +268,23 @@ class PaddedWithOne(nn.Module):
         return self.last(nn.functional.pad(self.inner(x), (0, 2, 1, 0), value=-2.0))
 
 
+class StateSpace(nn.Module):
+    """Parts of a flattened output, with ranges of their own, as in EfficientViM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv1d(8, 8, 1)
+        self.inner, self.rate = nn.Conv1d(8, 12, 1), nn.Parameter(16 * torch.rand(1, 4, 1))
+        self.mixed = nn.Conv2d(12, 12, 3, 1, 1, groups=12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).flatten(2)
+        mixed = self.mixed(self.inner(x).reshape(x.shape[0], -1, 10, 10)).flatten(2)
+        values, _, steps = mixed.split([4, 4, 4], 1)
+        states = x @ ((steps + self.rate).softmax(-1) * values).transpose(-2, -1)
+        return self.last(states)
+
+
 class UnitPixels(nn.Module):
     """Channels of every pixel, of length one."""
 
@@ -351,6 +368,7 @@ class Sequence1d(nn.Module):
         *(SplitGate, Attention, DroppedAndJoined, CastAndJoined),
         *(Silent, SameTwice, UnitLength, PaddedWithOne),
         *(UnitPixels, PaddedTwice, Upsampled, PooledAndJoined, PooledTwice, Sequence1d),
+        StateSpace,
     ],
 )
 def test_grids_follow_values_through_shapes_and_joins(
