@@ -82,7 +82,7 @@ class Question:
 
 def _clips(*others: str) -> tuple[Setting, ...]:
     rest = (Setting(name, f"{METHOD}+{part}", 0) for name, part in (o.split("=") for o in others))
-    return (Setting("default", METHOD, 0), *rest)
+    return (Setting("by network", METHOD, 0), *rest)
 
 
 CLIPS = _clips(

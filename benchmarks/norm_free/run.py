@@ -50,7 +50,7 @@ BITS = ("8/8", "6/8", "6/6", "4/8", "4/4")
 REAL = "real"
 CIFAR, DIGITS = "cifar", "digits"
 MEASURED = 2000
-"""So many test images at most."""
+"""So many test images at most, the first of the file; CIFAR-10's are sorted by class."""
 
 
 @torch.no_grad()
