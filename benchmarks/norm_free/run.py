@@ -42,8 +42,8 @@ from zaq_plugin.image_counts import CALIBRATION_IMAGES
 from zaq_plugin.strategies import Request, apply
 from zaq_plugin.zero_shot import ImageFormat
 
-NEEDS = """Needs --data DIR for CIFAR-10, timm and scikit-learn. Takes 5 CPU minutes to train the
-six networks, once, and a minute and a half for each network and seed."""
+NEEDS = """Needs --data DIR for CIFAR-10, timm and scikit-learn. Takes 6 CPU minutes to train the
+six networks, once, and one to three for each network and seed of the default widths."""
 
 OUT = RESULTS / "norm_free.jsonl"
 BITS = ("8/8", "6/8", "6/6", "4/8", "4/4")
