@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.norm_free.run import rows_of as norm_free_rows
 from benchmarks.rows import RESULTS, command_line, read_rows
 from benchmarks.tables import Grid, Page
 from zaq_plugin.image_counts import CALIBRATION_IMAGES
@@ -81,7 +82,7 @@ class Question:
 
 def _clips(*others: str) -> tuple[Setting, ...]:
     rest = (Setting(name, f"{METHOD}+{part}", 0) for name, part in (o.split("=") for o in others))
-    return (Setting("default", METHOD, 0), *rest)
+    return (Setting("by network", METHOD, 0), *rest)
 
 
 CLIPS = _clips(
@@ -123,10 +124,8 @@ def _rows(results: Path) -> list[dict[str, Any]]:
     for row in read_rows(results / "field_choice.jsonl"):
         of = row["job"]
         found.append({**of, "network": of["model"], "source": "leaves", "at": row["held_back"]})
-    for row in read_rows(results / "norm_free.jsonl"):
-        of = row["job"]
-        found.append({"count": CALIBRATION_IMAGES, **of, "at": row["held_back"]})
-    return found
+    others = norm_free_rows(results / "norm_free.jsonl")
+    return found + [{**row["job"], "at": row["held_back"]} for row in others]
 
 
 def by_seed(
