@@ -50,7 +50,7 @@ BITS = ("8/8", "6/8", "6/6", "4/8", "4/4")
 REAL = "real"
 CIFAR, DIGITS = "cifar", "digits"
 MEASURED = 2000
-"""So many test images at most, the first of the file; CIFAR-10's are sorted by class."""
+"""So many test images at most, evenly spread: CIFAR-10's file is sorted by class."""
 
 
 @torch.no_grad()
@@ -76,7 +76,9 @@ class Bench:
         self.images: Images = digits_images() if source == DIGITS else cifar_images(args.data)
         self.model = trained(kind, source, self.images, args.cache)
         self.held_back = logits_of(self.model, self.images.held_back)
-        self.tested, self.labels = self.images.test[:MEASURED], self.images.labels[:MEASURED]
+        count = len(self.images.test)
+        chosen = torch.linspace(0, count - 1, min(count, MEASURED)).long()
+        self.tested, self.labels = self.images.test[chosen], self.images.labels[chosen]
         self.test = None if args.held_back else logits_of(self.model, self.tested)
         self.made: dict[tuple[str, int, int], tuple[Tensor, float]] = {}
 
