@@ -2,6 +2,7 @@
 
 import copy
 import re
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from torch.fx import GraphModule
 from zaq_plugin import archive
 from zaq_plugin.ptq import fold_batch_norm
 from zaq_plugin.pwlq import PWLQSpec, quantize
+
+Runner = Callable[[tuple[Tensor, ...]], list[Tensor]]
+"""Runs a file: from inputs to outputs."""
 
 PAGES = Path(__file__).parents[2] / "docs"
 
@@ -103,3 +107,11 @@ def run_page(name: str) -> None:
     text = (PAGES / name).read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     exec(compile(code, name, "exec"), {})
+
+
+@torch.no_grad()
+def noise_of(run: Runner, model: nn.Module, images: Tensor) -> float:
+    """What a file of one sample adds to the float model's outputs, in dB of them."""
+    expected = model(images)
+    answers = torch.cat([run((image[None],))[0] for image in images])
+    return float(10 * torch.log10((answers - expected).square().sum() / expected.square().sum()))
