@@ -23,6 +23,7 @@ from zaq_executorch._compat import quiet
 from zaq_executorch.reading import is_layer
 from zaq_plugin.errors import in_short
 from zaq_plugin.graph import name_of_target
+from zaq_plugin.student.batches import dense
 from zaq_pt2e.device.making import observe
 
 
@@ -31,8 +32,7 @@ def lower(graph: GraphModule, example: tuple[Any, ...], shapes: Any) -> bytes:
 
     Args:
         graph: Its activations are int8.
-        example: Of the largest batch. It is made contiguous: a file takes its inputs for lying in
-            memory as the example did, and does not check.
+        example: Of the largest batch.
         shapes: ``dynamic_shapes`` of torch.export; None for this batch only.
 
     Raises:
@@ -40,7 +40,7 @@ def lower(graph: GraphModule, example: tuple[Any, ...], shapes: Any) -> bytes:
             the delegate. Such a layer reads what nobody has written: the file would load, and give
             the same answer to every input.
     """
-    example = tuple(x.contiguous() if isinstance(x, torch.Tensor) else x for x in example)
+    example = dense(example)
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -24,7 +24,7 @@ from zaq_plugin._host_module import HostModule
 from zaq_plugin.fake_quantize import ActivationFakeQuantize, PWLQActivationFakeQuantize
 from zaq_plugin.ptq import quantized_tensors
 from zaq_plugin.pwlq import PWLQTensor
-from zaq_plugin.student.batches import fresh, taking
+from zaq_plugin.student.batches import dense, fresh, taking
 from zaq_plugin.student.module_student import parametrized_layer
 
 # ---- Simulated models ----------------------------------------------------------------------------
@@ -193,7 +193,7 @@ def program_of(model: nn.Module, inputs: tuple[Any, ...], dynamic_shapes: Any) -
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(
-                _contiguous(model), _dense(inputs), dynamic_shapes=dynamic_shapes
+                _contiguous(model), dense(inputs), dynamic_shapes=dynamic_shapes
             )
         except Exception as error:
             _try_inputs(model, inputs)
@@ -208,17 +208,8 @@ def program_of(model: nn.Module, inputs: tuple[Any, ...], dynamic_shapes: Any) -
     return program
 
 
-def _dense(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Inputs whose values lie in the order of their axes.
-
-    From a tensor of another order, such as channels last, torch writes strides into the graph,
-    which a file has to undo by gathering, position by position.
-    """
-    return tuple(x.contiguous() if isinstance(x, Tensor) else x for x in inputs)
-
-
 def _contiguous(model: nn.Module) -> nn.Module:
-    """The model, or a copy whose tensors all lie in the order of their axes; see `_dense`."""
+    """The model, or a copy whose tensors all lie in the order of their axes; see `dense`."""
     if all(x.is_contiguous() for x in (*model.parameters(), *model.buffers())):
         return model
     copied = copy.deepcopy(model)

@@ -103,6 +103,15 @@ def _own(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
+def dense(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Inputs whose values lie in the order of their axes, for a model that becomes a file.
+
+    From another order, such as channels last, torch writes strides into the graph: one file gathers
+    by them, position by position, another takes its inputs for lying so and does not check.
+    """
+    return tuple(x.contiguous() if isinstance(x, Tensor) else x for x in inputs)
+
+
 def inputs_of(model: nn.Module) -> int:
     """How many positional inputs a model needs, at least one: the rest of a tuple are labels."""
     if isinstance(model, fx.GraphModule):
